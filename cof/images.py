@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import os
 import urllib.error
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cof.errors import CofError
 
@@ -26,6 +27,17 @@ MAX_ASPECT = 200
 
 _MAX_DOWNLOAD = 64 * 2**20  # bytes
 _DOWNLOAD_TIMEOUT = 20  # seconds
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts a picture with this EXIF orientation upright; all others are."""
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]"
 
@@ -63,17 +75,22 @@ def load_image(
             "other: crop it first."
         )
     try:
-        return _rgb(ImageOps.exif_transpose(picture))
+        loaded = _rgb(_upright(picture))
     except CofError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on damaged data
-        raise CofError(f"{name} cannot be decoded ({error}): the file is damaged.") from error
+        reason = str(error) or type(error).__name__
+        raise CofError(
+            f"{name} cannot be decoded ({reason}): the file is damaged, or was closed."
+        ) from error
+    loaded.info = {}  # the EXIF data among it have had their say
+    return loaded
 
 
 def _opened(source: ImageSource, allow_url: bool) -> tuple[Image.Image, str]:
     """The picture, not decoded yet, and what to call it in a message."""
     if isinstance(source, Image.Image):
-        return source.copy(), "The image"
+        return source, "The image"
     if isinstance(source, np.ndarray):
         return _from_array(source), "The array"
     if isinstance(source, (bytes, bytearray)):
@@ -107,11 +124,11 @@ def _download(address: str, allow_url: bool) -> bytes:
             f"{address} is an address, and nothing is fetched unless you ask for it: pass "
             "allow_url=True (command line: --allow-url), or save the image and name the file."
         )
-    request = urllib.request.Request(address, headers={"User-Agent": "cof"})
     try:
+        request = urllib.request.Request(address, headers={"User-Agent": "cof"})
         with urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT) as reply:
             data: bytes = reply.read(_MAX_DOWNLOAD + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise CofError(f"{address} cannot be fetched: {reason}.") from error
     if len(data) > _MAX_DOWNLOAD:
@@ -161,7 +178,19 @@ def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     raise CofError(f"An image array is uint8, uint16 or floats in 0..1, not {pixels.dtype}.")
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    """As its EXIF data say. `ImageOps.exif_transpose` also writes them anew, and so fails on many
+    that cameras and editors have written wrongly; data that cannot be read at all say nothing."""
+    picture.load()
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's readers raise as many kinds as its decoders
+        return picture
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
+    """A new image, never the same one."""
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray(_eight_bits(np.asarray(picture).astype(np.uint16)))
     elif picture.mode in ("I", "F"):

@@ -67,6 +67,25 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
     assert loaded.tobytes() == upright.tobytes()
 
 
+def test_a_turned_picture_is_not_turned_again() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    once = load_image(encoded(red((40, 20)), "PNG", exif=exif))
+    assert once.size == (20, 40)
+    assert load_image(once).size == (20, 40)
+
+
+def test_unreadable_exif_data_do_not_spoil_a_picture() -> None:
+    """Cameras and editors write all kinds; what cannot be read says nothing, the rest holds."""
+    header = b"Exif\0\0MM\0*\0\0\0\x08\0\x02"
+    turned = b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+    width_as_text = b"\x01\0\0\x02\0\0\0\x0240\0\0"
+    stored = encoded(red((40, 20)), "PNG", exif=header + width_as_text + turned + b"\0\0\0\0")
+    assert load_image(stored).size == (20, 40)
+    stored = encoded(red((40, 20)), "PNG", exif=b"Exif\0\0nonsense")
+    assert load_image(stored).size == (40, 20)
+
+
 def test_modes() -> None:
     grey = np.full((4, 5), 128, dtype=np.uint8)
     cases = [
@@ -160,9 +179,21 @@ def test_too_long_and_thin() -> None:
 def test_max_pixels_is_checked_before_decoding() -> None:
     with pytest.raises(CofError, match="more than the 1,000"):
         load_image(red((100, 100)), max_pixels=1000)
-    header_only = encoded(Image.new("1", (12_000, 12_000)), "PNG")[:200]
-    with pytest.raises(CofError, match="12000x12000"):
-        load_image(header_only, max_pixels=100_000_000)
+    header_only = encoded(Image.new("1", (9_000, 9_000)), "PNG")[:200]
+    for source in (header_only, Image.open(io.BytesIO(header_only))):
+        with pytest.raises(CofError, match="9000x9000"):
+            load_image(source, max_pixels=80_000_000)
+
+
+def test_pictures_that_pillow_cannot_load_any_more(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+    with pytest.raises(CofError, match="truncated"):
+        load_image(Image.open(io.BytesIO(encoded(noise, "PNG")[:800])))
+    noise.save(tmp_path / "noise.png")
+    with Image.open(tmp_path / "noise.png") as opened:
+        pass
+    with pytest.raises(CofError, match="was closed"):
+        load_image(opened)
 
 
 def test_decompression_bomb() -> None:
@@ -239,5 +270,6 @@ def test_addresses_only_on_request(server: str) -> None:
     with pytest.raises(CofError, match="allow_url"):
         load_image(f"{server}/red.png")
     assert load_image(f"{server}/red.png", allow_url=True).size == (8, 6)
-    with pytest.raises(CofError, match="cannot be fetched"):
-        load_image(f"{server}/blue.png", allow_url=True)
+    for address in (f"{server}/blue.png", f"{server}/a red.png", "http://a:b/c", "http://[::1/c"):
+        with pytest.raises(CofError, match="cannot be fetched"):
+            load_image(address, allow_url=True)
