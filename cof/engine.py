@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, StaticCache
 
 from cof.attention import Bias, gates
-from cof.batching import grouped, unpadded
+from cof.batching import grouped, threaded, unpadded
 from cof.boxes import Frame
 from cof.compiled import Compiled
 from cof.decoding import generation_config, generations, seeded
@@ -156,7 +156,8 @@ class TransformersEngine:
         """
         keep = prefill and self.family.prefill and self._keeps()
         distinct = {id(image): image for image in images}
-        pixels = {key: self.tokens.pixels(image) for key, image in distinct.items()}
+        processed = threaded(self.tokens.pixels, distinct.values())
+        pixels = dict(zip(distinct, processed, strict=True))
         with torch.inference_mode(), out_of_memory():
             encoded: dict[int, EncodedImage] = {}
             sizes = [_values(of) // VALUES_PER_TOKEN for of in pixels.values()]
@@ -462,13 +463,16 @@ class TransformersEngine:
         ]
         if not any(lights):
             return None
-        added = []
-        for light, image, of in zip(lights, encoded, features, strict=True):
-            row = torch.zeros(len(of))
+
+        def row(index: int) -> Tensor:
+            light, image = lights[index], encoded[index]
+            added = torch.zeros(len(features[index]))
             if light is not None:
                 first, last = self.family.lead(self.model.config), len(image.features)
-                row[first:last] = torch.from_numpy(self.tokens.added(image.size, light).ravel())
-            added.append(row)
+                added[first:last] = torch.from_numpy(self.tokens.added(image.size, light).ravel())
+            return added
+
+        added = threaded(row, range(len(requests)))
         values, image_ends = self.site.place(added, inputs)
         text_only = torch.tensor([light is not None and light.scope == "text" for light in lights])
         device = self.model.device

@@ -147,7 +147,7 @@ class Writing:
     def done(self) -> bool:
         return len(self.chosen) == 4
 
-    @property
+    @cached_property
     def choices(self) -> list[int]:
         """The tokens between which the model has to choose now; at least two, unless done."""
         return [token for token, node in self.node.follow.items() if self.open(node)]
