@@ -38,11 +38,10 @@ def load(
     device = device_map if device_map is not None else ("cuda" if gpu else "cpu")
     place = _as_device(device)
     on_gpu = place is None or place.type != "cpu"
-    kwargs: dict[str, Any] = {
-        "dtype": _as_dtype(dtype) if dtype is not None else ("auto" if on_gpu else torch.float32)
-    }
+    chosen = _as_dtype(dtype) if dtype is not None else None
+    kwargs: dict[str, Any] = {"dtype": chosen or ("auto" if on_gpu else torch.float32)}
     if quantization is not None:
-        kwargs["quantization_config"] = _as_quantization(quantization)
+        kwargs |= _quantized(quantization, chosen)
         place = None  # a quantised model is loaded where it stays
     if place is None:
         kwargs["device_map"] = device
@@ -130,15 +129,22 @@ def _llava_images(given: Any, pad: bool) -> Any:
     )
 
 
-def _as_quantization(wanted: Any) -> Any:
+def _quantized(wanted: Any, dtype: str | torch.dtype | None) -> dict[str, Any]:
+    """What `from_pretrained` is told of a quantisation, and of the dtype that it is best with."""
     if not isinstance(wanted, str):
-        return wanted
-    if wanted not in ("4bit", "8bit"):
-        raise CofError(
-            f"quantization must be 4bit, 8bit or a quantisation config of transformers, not "
-            f"{wanted!r}."
+        return {"quantization_config": wanted}
+    if wanted == "8bit":  # it multiplies in float16, and says so each time it has to convert
+        config = BitsAndBytesConfig(load_in_8bit=True)
+        return {"quantization_config": config, "dtype": dtype or torch.float16}
+    if wanted == "4bit":
+        dtype = torch.bfloat16 if dtype in (None, "auto") else dtype
+        config = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    return BitsAndBytesConfig(load_in_4bit=wanted == "4bit", load_in_8bit=wanted == "8bit")
+        return {"quantization_config": config, "dtype": dtype}
+    raise CofError(
+        f"quantization must be 4bit, 8bit or a quantisation config of transformers, not {wanted!r}."
+    )
 
 
 def _as_device(device: str | dict[str, Any]) -> torch.device | None:

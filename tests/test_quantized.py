@@ -1,0 +1,82 @@
+"""Weights of 4 and 8 bits, by transformers and bitsandbytes; on a processor too."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig
+from transformers.quantizers import quantizer_bnb_4bit, quantizer_bnb_8bit
+
+from cof.engine import TransformersEngine
+from cof.errors import CofError
+from cof.tiny import checkpoint_path
+from cof.tiny.benchmark import questions, scene_seed
+from cof.tiny.scenes import make_scene, render
+from cof.types import Decoding, Highlight, Region, Request
+
+pytest.importorskip("bitsandbytes")
+
+SCENE = make_scene(scene_seed("test", 8, 0), 8)
+ASKED = [Request(render(SCENE), question.text) for question in questions(SCENE)]
+LOOK = Highlight(Region(boxes=((0.1, 0.2, 0.6, 0.7),)), 4.0)
+
+
+@cache
+def engine(bits: str, dtype: str | None = None) -> TransformersEngine:
+    return TransformersEngine.from_pretrained(checkpoint_path(), quantization=bits, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("bits", "layer", "dtype"),
+    [("8bit", "Linear8bitLt", torch.float16), ("4bit", "Linear4bit", torch.bfloat16)],
+)
+def test_weights_are_small(bits: str, layer: str, dtype: torch.dtype) -> None:
+    model = engine(bits).model
+    whole = TransformersEngine.from_pretrained(checkpoint_path()).model
+    assert layer in {type(module).__name__ for module in model.modules()}
+    assert model.dtype == dtype
+    assert model.get_memory_footprint() < 0.3 * whole.get_memory_footprint()
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_answers_are_those_of_the_model(bits: str) -> None:
+    whole = TransformersEngine.from_pretrained(checkpoint_path())
+    expected = [of.text for of in whole.generate(ASKED, Decoding(max_new_tokens=8))]
+    found = [of.text for of in engine(bits).generate(ASKED, Decoding(max_new_tokens=8))]
+    same = sum(a == b for a, b in zip(found, expected, strict=True))
+    assert len(ASKED) >= 8
+    assert same >= len(ASKED) - 2  # rounded weights may turn a close call
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_they_are_reweighted_too(bits: str) -> None:
+    request = ASKED[0]
+    looking = Request(request.image, request.prompt, LOOK)
+    plain, looked = (engine(bits).image_attention(of).mean((0, 1)) for of in (request, looking))
+    inside = engine(bits).token_mask(request.image.size, LOOK)
+    assert looked[inside].sum() > 1.2 * plain[inside].sum()
+
+
+def test_a_dtype_of_ones_own_is_kept() -> None:
+    assert engine("4bit", "float32").model.dtype == torch.float32
+
+
+def test_a_config_of_transformers_is_taken_as_it_is() -> None:
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    made = TransformersEngine.from_pretrained(checkpoint_path(), quantization=config)
+    assert made.model.config.quantization_config.bnb_4bit_quant_type == "fp4"
+
+
+@pytest.mark.parametrize("missing", ["accelerate", "bitsandbytes"])
+@pytest.mark.parametrize(
+    ("bits", "module"), [("4bit", quantizer_bnb_4bit), ("8bit", quantizer_bnb_8bit)]
+)
+def test_a_missing_package_is_named(
+    bits: str, module: Any, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, f"is_{missing}_available", lambda: False)
+    with pytest.raises(CofError, match=rf"needs the package {missing}: pip install 'cof\[big\]'"):
+        TransformersEngine.from_pretrained(checkpoint_path(), quantization=bits)
