@@ -119,6 +119,21 @@ def parse_boxes(text: str, frame: Frame, *, units: Units = "unit", order: Order 
     )
 
 
+def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
+    """Width and height of what the model's coordinates measure, the padding included.
+
+    >>> native_wh(Frame.padded_square((640, 480)), "unit")
+    (1.0, 1.0)
+    >>> native_wh(Frame.pixels((112, 84)), "pixels")
+    (112.0, 84.0)
+    """
+    # of pixels no scale is known, but the padding is the same on both sides
+    return (
+        SCALE.get(units, frame.left + frame.right),
+        SCALE.get(units, frame.top + frame.bottom),
+    )
+
+
 def parse_released(text: str, frame: Frame) -> Parsed:
     """The first `[d.d, d.d, d.d, d.d]` of a reply, exactly as the paper's released code reads it.
 
@@ -217,8 +232,7 @@ def _to_image(numbers: _Four, frame: Frame, units: Units) -> XYXY | str:
         return f"The box {shown} is not made of finite numbers."
     if units != "pixels" and any(unit == "px" for _, unit in numbers):
         return f"The box {shown} is in pixels, but this model's boxes are read as {units}."
-    width = SCALE.get(units, frame.left + frame.right)  # the padding is the same on both sides
-    height = SCALE.get(units, frame.top + frame.bottom)
+    width, height = native_wh(frame, units)
     fractions = (
         units != "unit"
         and all(0 <= value <= 1 and not unit for value, unit in numbers)

@@ -13,6 +13,7 @@ import pytest
 from models import GRID, HEADS, LAYERS, checkpoint, picture
 from numpy.typing import NDArray
 from PIL import Image
+from zoo import zoo
 
 from cof.boxes import Frame
 from cof.engine import TransformersEngine
@@ -99,6 +100,24 @@ class TestGrid:
         expected = np.zeros((40, 80))
         expected[20:40, 20:40] = 1
         np.testing.assert_array_equal(shown, expected)
+
+    @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "paligemma", "kosmos2"])
+    def test_the_grid_lies_where_the_tokens_look(self, name: str) -> None:
+        """Whatever the numbers measure in which the model writes its boxes."""
+        made, wh = TransformersEngine.from_pretrained(zoo(name)), (120, 80)
+        answer = CoF(made, Settings(strength=8.0, expand=1.0))(
+            picture(wh), "which digit?", boxes=[BOX], decoding=SHORT
+        )
+        found = read(made, answer)
+        assert found is not None
+        assert found.highlighted is not None
+        shown = spread(found.highlighted.values, found.highlighted.frame, wh)
+        assert (shown[20:40, 30:90] == 1).all()
+        grid_hw = found.highlighted.values.shape
+        rows, columns = cells_of_pixels(found.highlighted.frame, grid_hw, wh)
+        for cell in np.ndindex(grid_hw):
+            x, y = made.token_centres(wh)[cell]
+            assert (rows[int(y * wh[1])], columns[int(x * wh[0])]) == cell
 
     def test_lines_lie_between_tokens(self) -> None:
         assert np.flatnonzero(lines(WHOLE, (1, 4), (16, 8))[0]).tolist() == [4, 8, 12]

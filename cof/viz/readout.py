@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cof.boxes import Frame
 from cof.errors import CofError, CofWarning
 from cof.focuses import FOCUSES
+from cof.parsing import native_wh
 from cof.types import AttentionReader, Engine, Highlight, Request
 from cof.viz.panels import Tokens
 
@@ -80,7 +82,11 @@ def read(
     chosen = np.ix_(
         _chosen("layers", layers, before.shape[0]), _chosen("heads", heads, before.shape[1])
     )
-    frame = engine.frame(answer.image.size)
+    native = engine.frame(answer.image.size)
+    width, height = native_wh(native, engine.dialect.units)
+    frame = Frame(
+        native.left / width, native.top / height, native.right / width, native.bottom / height
+    )
 
     def tokens(weights: NDArray[np.float32]) -> Tokens:
         return Tokens(weights[chosen].mean((0, 1)), frame)
