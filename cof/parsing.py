@@ -20,6 +20,7 @@ SCALE: dict[Units, float] = {
 }
 """Where each scale ends; `pixels` end where the frame does."""
 
+_OVER = 0.25  # by which fractions may leave the image and still be known as fractions
 _LONGEST = 20_000  # characters: a box comes early, and a looping model must not cost seconds
 
 # Number, then its unit. The text is lower case and its white space single blanks by then, so
@@ -82,9 +83,9 @@ def parse_boxes(text: str, frame: Frame, *, units: Units = "unit", order: Order 
     broken, and `<box>` tags need no rules of their own. Prose around them is skipped.
 
     The frame is never guessed from the size of the numbers, with two exceptions that cannot be
-    meant otherwise: a percent sign, and fractions below 1 on a scale of hundreds. Corners in
-    the wrong order are swapped, a box partly outside is clipped to the image, and a box that
-    is outside, without area, not finite, or beyond twice the scale is refused.
+    meant otherwise: a percent sign, and fractions around 0..1 on a scale of tens or more.
+    Corners in the wrong order are swapped, a box partly outside is clipped to the image, and a box
+    that is outside, without area, not finite, or beyond twice the scale is refused.
 
     Args:
         text: the model's reply.
@@ -235,7 +236,7 @@ def _to_image(numbers: _Four, frame: Frame, units: Units) -> XYXY | str:
     width, height = native_wh(frame, units)
     fractions = (
         units != "unit"
-        and all(0 <= value <= 1 and not unit for value, unit in numbers)
+        and all(-_OVER <= value <= 1 + _OVER and not unit for value, unit in numbers)
         and any(value != int(value) for value, _ in numbers)
     )
     scales = (width, height, width, height)

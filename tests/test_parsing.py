@@ -12,7 +12,7 @@ from transformers.models.kosmos2.processing_kosmos2 import patch_index_to_coordi
 from cof import parsing, prompts
 from cof.boxes import Frame, area
 from cof.parsing import parse_boxes, parse_released
-from cof.prompts import LLAVA, OPTION_LETTER, PAPER, TINY, Dialect, fill
+from cof.prompts import LLAVA, OPTION_LETTER, PAPER, TINY, Dialect, Units, fill
 
 UNIT = Frame.of_image()
 BOX = (0.1, 0.2, 0.5, 0.75)
@@ -85,6 +85,17 @@ def test_forms(text: str) -> None:
 def test_units_and_orders(text: str, dialect: Dialect, frame: int) -> None:
     parsed = parse_boxes(text, Frame.of_image(frame), units=dialect.units, order=dialect.order)
     assert parsed.boxes == (pytest.approx(BOX, abs=1e-3),)
+
+
+@pytest.mark.parametrize("units", ["percent", "thousand", "loc1024", "pixels"])
+def test_fractions_that_leave_the_image_are_fractions_all_the_same(units: Units) -> None:
+    frame = Frame.of_image(parsing.SCALE.get(units, 640.0))
+    for text, box in [
+        ("[0.1, 0.8, 0.5, 1.02]", (0.1, 0.8, 0.5, 1.0)),
+        ("[-0.01, 0.2, 0.5, 0.75]", (0.0, 0.2, 0.5, 0.75)),
+        ('{"x": 0.1, "y": 0.8, "w": 0.4, "h": 0.3}', (0.1, 0.8, 0.5, 1.0)),
+    ]:
+        assert parse_boxes(text, frame, units=units).boxes == (pytest.approx(box),)
 
 
 def test_pixels_of_a_resized_image() -> None:
