@@ -185,7 +185,7 @@ class PresetRow:
     """One model's settings in a preset.
 
     Attributes:
-        model: the model's name in the paper.
+        model: the model's name in the paper; `tiny`: the embedded ones.
         pattern: a regular expression found in the hub id or path of that model, lower case.
         settings: its settings.
     """
@@ -224,11 +224,7 @@ PRESETS: Mapping[str, tuple[PresetRow, ...]] = {
         PresetRow(*_LLAVA_13B, _PARITY.changed(expand=1.0, strength=4.5)),
     ),
     # what `cof eval tiny --model tiny-early` chose on its validation scenes
-    "tiny": (
-        PresetRow(
-            "the embedded models", r"tiny", Settings(expand=1.6, strength=16.0, scope="text")
-        ),
-    ),
+    "tiny": (PresetRow("tiny", r"tiny", Settings(expand=1.6, strength=16.0, scope="text")),),
 }
 
 

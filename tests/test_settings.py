@@ -13,7 +13,7 @@ from cof.errors import CofError
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.prompts import PAPER_PROMPT
-from cof.settings import FocusName, GrounderName, Settings, default_settings, preset
+from cof.settings import PRESETS, FocusName, GrounderName, Settings, default_settings, preset
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,10 @@ def test_presets_refuse(name: str, model: str, says: str) -> None:
         preset(name, model)
 
 
-def test_a_row_can_be_named() -> None:
-    assert preset("paper:InstructBLIP-13B", "mine").strength == 22.0
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_row_can_be_named_as_it_is_called(name: str) -> None:
+    for row in PRESETS[name]:
+        assert preset(f"{name}:{row.model}", "mine") == row.settings
 
 
 def test_defaults() -> None:
