@@ -278,7 +278,11 @@ def region_from_boxes(boxes: Sequence[Sequence[float]]) -> Region:
     Raises:
         CofError: no box, not four finite numbers, outside 0..1, or without area.
     """
-    if len(boxes) == 0:
+    try:
+        boxes = list(boxes)
+    except TypeError:
+        raise CofError(f"boxes is a list of (x1, y1, x2, y2), not {boxes!r}.") from None
+    if not boxes:
         raise CofError("boxes is empty: give at least one (x1, y1, x2, y2), or leave it out.")
     return Region(boxes=tuple(_checked_box(box) for box in boxes))
 
@@ -289,17 +293,21 @@ def region_from_polygon(points: Sequence[tuple[float, float]], image_wh: tuple[i
     Raises:
         CofError: fewer than three points, or a point outside 0..1 or not finite.
     """
-    if len(points) < 3:
-        raise CofError(f"A polygon needs at least three (x, y) points, not {len(points)}.")
-    for point in points:
-        if len(point) != 2 or not all(math.isfinite(v) and 0 <= v <= 1 for v in point):
+    try:
+        corners = [(float(x), float(y)) for x, y in points]
+    except (TypeError, ValueError):
+        raise CofError(f"A polygon is a list of (x, y) points, not {points!r}.") from None
+    if len(corners) < 3:
+        raise CofError(f"A polygon needs at least three (x, y) points, not {len(corners)}.")
+    for corner in corners:
+        if not all(0 <= value <= 1 for value in corner):
             raise CofError(
-                f"Polygon point {tuple(point)} is not (x, y) in 0..1: give fractions of the "
+                f"Polygon point {corner} is not (x, y) in 0..1: give fractions of the "
                 "image's width and height."
             )
     width, height = image_wh
     canvas = Image.new("L", image_wh)
-    pixels = [(x * (width - 1), y * (height - 1)) for x, y in points]
+    pixels = [(x * (width - 1), y * (height - 1)) for x, y in corners]
     ImageDraw.Draw(canvas).polygon(pixels, fill=255, outline=255)
     return region_from_mask(np.asarray(canvas))
 
@@ -317,7 +325,10 @@ def region_from_mask(array: ArrayLike) -> Region:
     Raises:
         CofError: not two-dimensional, values out of range, or nothing inside.
     """
-    given = np.asarray(array)
+    try:
+        given = np.asarray(array)
+    except ValueError:
+        raise CofError("A mask is an (H, W) array, so it has rows of one length.") from None
     if given.ndim != 2 or given.size == 0:
         raise CofError(f"A mask is an (H, W) array, not one of shape {given.shape}.")
     if given.dtype.kind not in "buif":

@@ -11,6 +11,7 @@ from cof.adaptive import Rule
 from cof.boxes import (
     area,
     at_least,
+    clip,
     expand_region,
     expand_snapped,
     region_from_boxes,
@@ -245,4 +246,18 @@ def _own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
         return region_from_polygon(query.polygon, image_wh)
     if query.mask is not None:
         return region_from_mask(query.mask)
-    return query.region
+    return query.region and _checked(query.region)
+
+
+def _checked(region: Region) -> Region:
+    """A region made by hand: its boxes are a mask's, or reach into the image."""
+    if region.whole:
+        return region
+    if region.mask is not None:
+        return replace(region_from_mask(region.mask), heat=region.heat)
+    if not region.boxes or any(area(box) * area(clip(box)) == 0 for box in region.boxes):
+        raise CofError(
+            "A region needs boxes (x1, y1, x2, y2) with an area inside the image, in 0..1 of its "
+            f"width and height, or a mask, or whole=True; this one has the boxes {region.boxes}."
+        )
+    return region

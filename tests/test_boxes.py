@@ -158,6 +158,7 @@ def test_small_measures() -> None:
     ("given", "says"),
     [
         ([], "empty"),
+        (5, "list of"),
         ([(0.1, 0.1, 0.2)], "x1, y1, x2, y2"),
         ([0.1, 0.1, 0.2, 0.3], "list of"),
         ([("a", "b", "c", "d")], "list of"),
@@ -192,6 +193,10 @@ def test_polygon_covers_what_it_encloses() -> None:
         ([(0, 0), (1, 1)], "three"),
         ([(0, 0), (1, 1), (2, 0)], "0..1"),
         ([(0, 0), (1, 1), (float("nan"), 0)], "0..1"),
+        ([0.1, 0.2, 0.3], "list of"),
+        ([(0, 0), (1, 1), (1, 0, 1)], "list of"),
+        ([("a", "b")] * 3, "list of"),
+        (3, "list of"),
     ],
 )
 def test_polygon_refuses(points: list[tuple[float, float]], says: str) -> None:
@@ -218,6 +223,7 @@ def test_masks_of_every_kind_agree() -> None:
         (np.full((4, 4), np.nan), "0..1"),
         (np.full((4, 4), -1), "0..255"),
         (np.full((4, 4), "x"), "bool"),
+        ([[1, 0], [1]], "rows of one length"),
     ],
 )
 def test_mask_refuses(mask: np.ndarray, says: str) -> None:

@@ -216,6 +216,34 @@ def test_bad_regions(given: dict[str, Any], says: str) -> None:
         CoF(engine())(SQUARE, QUESTION, **given)
 
 
+@pytest.mark.parametrize(
+    ("region", "says"),
+    [
+        (Region(), "inside the image"),
+        (Region(boxes=((10, 10, 40, 40),)), "inside the image"),
+        (Region(boxes=(BOX, (0.5, 0.5, 0.4, 0.4))), "inside the image"),
+        (Region(boxes=((float("nan"), 0.1, 0.2, 0.3),)), "inside the image"),
+        (Region(boxes=(BOX,), mask=np.zeros((4, 4), np.float32)), "mask is empty"),
+    ],
+)
+def test_bad_regions_made_beforehand(region: Region, says: str) -> None:
+    with pytest.raises(CofError, match=says):
+        CoF(engine()).batch([Query(SQUARE, QUESTION, region=region)])
+
+
+def test_regions_made_beforehand_are_those_of_their_parts() -> None:
+    mask = np.zeros((4, 8), bool)
+    mask[1:3, 2:4] = True
+    cof = CoF(engine(), Settings(focus="crop", expand=1.0))
+    one, other = cof.batch(
+        [
+            Query(SQUARE, QUESTION, region=Region(mask=mask)),  # type: ignore[arg-type]
+            Query(SQUARE, QUESTION, mask=mask),
+        ]
+    )
+    assert one.boxes == other.boxes == ((0.25, 0.25, 0.5, 0.75),)
+
+
 def test_given_without_a_region() -> None:
     with pytest.raises(CofError, match="--box"):
         ask(engine(), grounder="given")
