@@ -10,8 +10,9 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-THREADS = min(8, os.cpu_count() or 1)
-"""Images that are processed at a time; half of that work holds the interpreter's lock."""
+THREADS = min(4, os.cpu_count() or 1)
+"""Images that are processed at a time: half of that work holds the interpreter's lock, so that more
+would gain little, and each needs memory for itself."""
 
 
 def threaded(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
