@@ -28,7 +28,8 @@ def likelihoods(
 
     Returns:
         The replies as if the model had given them; unlike in `Engine.generate` the end token is
-        among `token_ids` and `logprobs`, so that a reply is likely if it also ends there.
+        among `token_ids` and `logprobs`, so that a reply is likely if it also ends there, with
+        whichever of the model's end tokens.
 
     Raises:
         CofError: another kind of engine, or out of memory.
@@ -45,12 +46,12 @@ def likelihoods(
     sizes = [n + len(of) for n, of in zip(seen, forced, strict=True)]
     groups = grouped(sizes, engine.max_batch_tokens)
     if len(groups) > 1:
-        found: dict[int, Generation] = {}
+        parts: dict[int, Generation] = {}
         for rows in groups:
             part = [replace(requests[row], image=encoded[row]) for row in rows]
             texts = [replies[row] for row in rows]
-            found |= zip(rows, likelihoods(engine, part, texts), strict=True)
-        return [found[row] for row in range(len(requests))]
+            parts |= zip(rows, likelihoods(engine, part, texts), strict=True)
+        return [parts[row] for row in range(len(requests))]
     settings = engine._generation_config(Decoding(max_new_tokens=max(map(len, forced))))
     with torch.inference_mode(), out_of_memory():
         prompts = engine.site.resume(prompts, engine._prefixes(encoded), beams=1)
@@ -60,14 +61,12 @@ def likelihoods(
             logits_processor=LogitsProcessorList([Forced(forced, settings.pad_token_id)]),
         )
     scores = [step.float().log_softmax(-1).cpu() for step in output.logits]  # those of the model
-    return [
-        Generation(
-            text,
-            tuple(of),
-            tuple(float(scores[at][row, token]) for at, token in enumerate(of)),
-        )
-        for row, (text, of) in enumerate(zip(replies, forced, strict=True))
-    ]
+    found = []
+    for row, (text, of) in enumerate(zip(replies, forced, strict=True)):
+        written = [float(scores[at][row, token]) for at, token in enumerate(of[:-1])]
+        end = scores[len(of) - 1][row, settings.eos_token_id].logsumexp(0)
+        found.append(Generation(text, tuple(of), (*written, float(end))))
+    return found
 
 
 class Forced(LogitsProcessor):

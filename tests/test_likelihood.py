@@ -47,13 +47,13 @@ def test_tokens_are_as_likely_as_decoding_says(
         Request(picture((90, 60)), prompt, light) for prompt in ("What?", "How many, then?")
     ]
     given = model.generate(requests, Decoding(max_new_tokens=6))
-    written = [[*reply.token_ids] for reply in given]
+    written = [[*reply.token_ids, 2] for reply in given]
     monkeypatch.setattr("cof.likelihood._tokens", lambda *_: written)
     found = likelihoods(model, requests, ["as decoded"] * 2)
     for reply, as_decoded in zip(found, given, strict=True):
         assert len(reply.token_ids) > 2
-        assert reply.token_ids == as_decoded.token_ids
-        assert reply.logprobs == pytest.approx(as_decoded.logprobs, abs=1e-5)
+        assert reply.token_ids == (*as_decoded.token_ids, 2)
+        assert reply.logprobs[:-1] == pytest.approx(as_decoded.logprobs, abs=1e-5)
 
 
 def test_equals_the_formula_written_out() -> None:
@@ -73,6 +73,18 @@ def test_equals_the_formula_written_out() -> None:
     assert list(found.token_ids) == ids[-n:].tolist()
     expected = [float(logprobs[i - 1, ids[i]]) for i in range(len(ids) - n, len(ids))]
     assert found.logprobs == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_reply_may_end_with_any_of_the_models_end_tokens() -> None:
+    """Chat models have several (Llama 3, Gemma 3), and the first is not the one they write."""
+    model = TransformersEngine.from_pretrained(checkpoint("llava"))
+    request = Request(picture((90, 60)), "What?")
+
+    def ending(*ids: int) -> float:
+        model.model.generation_config.eos_token_id = list(ids)
+        return math.exp(likelihoods(model, [request], ["red"])[0].logprobs[-1])
+
+    assert ending(2, 30) == pytest.approx(ending(2) + ending(30))
 
 
 @pytest.mark.parametrize("name", NAMES)
