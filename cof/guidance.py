@@ -54,4 +54,7 @@ class Guided(LogitsProcessor):
         """`(2 B, V)` -> `(2 B, V)`."""
         looking, other = scores.float().log_softmax(-1).chunk(2)
         scale = torch.tensor(self.scales, device=scores.device)[:, None]
-        return (other + scale * (looking - other)).repeat(2, 1).to(scores.dtype)
+        led = other + scale * (looking - other)
+        # what other processors have forbidden in both would be infinity minus infinity here
+        led = led.masked_fill(looking.isneginf(), -torch.inf)
+        return led.repeat(2, 1).to(scores.dtype)

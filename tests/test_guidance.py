@@ -74,6 +74,15 @@ def test_every_token_is_the_formulas(name: str, scope: str) -> None:
     assert reply.logprobs == pytest.approx(own, abs=1e-4)
 
 
+def test_what_a_checkpoint_forbids_stays_forbidden() -> None:
+    made = TransformersEngine.from_pretrained(checkpoint("llava"))
+    (free,) = made.generate([asked()], SHORT)
+    made.model.generation_config.suppress_tokens = [free.token_ids[0]]
+    (reply,) = made.generate([asked()], SHORT)
+    assert reply.token_ids
+    assert free.token_ids[0] not in reply.token_ids
+
+
 def test_it_leads_elsewhere_than_looking_alone() -> None:
     replies = engine("llava").generate([asked(scale) for scale in (1.001, 3.0, 30.0)], SHORT)
     assert len({reply.token_ids for reply in replies}) > 1
