@@ -76,10 +76,12 @@ def target(setup: Setup, way: str) -> float | None:
 
 
 def report(records: Records, folder: Path) -> str:
-    """Write `table.md` and `ratios.png`; return the table."""
+    """Write `table.md`, `summary.md` and `ratios.png`; return the table."""
     setups = basic(records)
     text = heading(records.machine) + _limits(records) + "\n" + table(records, setups)
     write_atomically(folder / "table.md", text + NOTES)
+    parts = [summary(records, shape) for shape in dict.fromkeys(of.shape for of in setups)]
+    write_atomically(folder / "summary.md", heading(records.machine) + "\n".join(parts))
     plot(records, setups, folder / "ratios.png")
     return text
 
@@ -133,6 +135,30 @@ def table(records: Records, setups: Sequence[Setup]) -> str:
             )
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def summary(records: Records, shape: str) -> str:
+    """Time relative to plain answers, a line for each way and a column for each setup."""
+    setups = [setup for setup in basic(records) if setup.shape == shape]
+    names = dict.fromkeys(way for setup in setups for way in of_setup(records, setup))
+    titles = [_title(setup).split(", ", 2)[2] for setup in setups]
+    lines = [f"| {shape} | passes | {' | '.join(titles)} |", "|---|" + "--:|" * (1 + len(setups))]
+    for way in names:
+        cells = [_relative(records, setup, way) for setup in setups]
+        passes = records.rows.get((setups[0], way), {}).get("forwards", "")
+        lines.append(f"| {way} | {passes} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _relative(records: Records, setup: Setup, way: str) -> str:
+    """One way in one setup, with what was promised of it; empty if it was not measured."""
+    row = of_setup(records, setup).get(way)
+    if row is None:
+        return ""
+    ratio, limit = ratios(row, records.rows[setup, "plain"])["time"], target(setup, way)
+    if limit is None:
+        return f"{ratio:.2f}"
+    return f"{ratio:.2f} (target {limit:g}: {'met' if ratio <= limit else 'missed'})"
 
 
 def basic(records: Records) -> list[Setup]:

@@ -281,6 +281,10 @@ def test_the_table_says_which_targets_are_met(tmp_path: Path) -> None:
     assert "| lambda = 1 | 1.100 | 1.10 | 1.10 to 1.10 | 1.02 | no |" in table
     assert "| 1b | 576 | 16 | 1 | CoF, text | 1.300 | 1.30 | 1.30 to 1.30 | 1.25 | no |" in table
     assert table.count("| plain |") == 2  # a step of the growth is not in this table
+    short = (tmp_path / "summary.md").read_text()
+    assert "| 1b | passes | 1 image, 1 question each | 16 images, 1 question each |" in short
+    assert "| CoF, text | 1 | 1.30 (target 1.35: met) | 1.30 (target 1.25: missed) |" in short
+    assert "| plain | 1 | 1.00 | 1.00 |" in short
 
 
 def test_ratios_pair_rounds() -> None:
