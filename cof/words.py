@@ -12,11 +12,13 @@ _LIST = """
     than as of in on at by for from to into onto with without within over under above below behind
     beside between near next against around across along through out off up down who whom how why
     when where whether many much more most less least number kind type sort please answer describe
-    tell say find give list name show written shown seen visible image picture photo photograph
+    tell say see find give list name show written shown seen visible image picture photo photograph
     scene object objects thing things item items please using single word phrase left right top
     bottom side middle center centre part front back so such same other another only also very
     just about"""
 _EMPTY = frozenset(_LIST.split())
+_WORD = r"\w+(?:['’-]\w+)*"
+_SHORTENED = re.compile(r"(?:(?<!ca)n['’]t|['’]\w+)$")  # isn't, can't, what's
 
 
 def object_words(question: str) -> tuple[str, ...]:
@@ -39,8 +41,8 @@ def object_words(question: str) -> tuple[str, ...]:
     phrases: list[str] = []
     wanted: list[str] = []
     end, follows = -1, False  # where the last phrase ends; whether it is asked for
-    for found in re.finditer(r"[\w'-]+", asked):
-        word = found[0].lower()
+    for found in re.finditer(_WORD, asked):
+        word = _SHORTENED.sub("", found[0].lower())
         if word in _EMPTY or word in _ASKING:
             end, follows = -1, word in _ASKING
             continue
@@ -50,4 +52,4 @@ def object_words(question: str) -> tuple[str, ...]:
         else:
             into.append(found[0])
         end = found.end()
-    return tuple(phrases or wanted or re.findall(r"[\w'-]+", asked) or (asked.strip(),))
+    return tuple(phrases or wanted or re.findall(_WORD, asked) or (question.strip(),))
