@@ -191,8 +191,8 @@ class TransformersEngine:
             return self._guided(requests, decoding)
         form = self._written(decoding.form) if decoding.form else None
         encoded = self._encoded(requests)
-        prompts = self._prompts(requests, encoded)
-        seen = prompts.inputs["attention_mask"].sum(1).tolist()
+        inputs, features = self._inputs(requests, encoded)
+        seen = inputs["attention_mask"].sum(1).tolist()
         new = Decoding().max_new_tokens if form else decoding.max_new_tokens
         groups = grouped([(n + new) * decoding.num_beams for n in seen], self.max_batch_tokens)
         if not self.site.pads:
@@ -203,6 +203,7 @@ class TransformersEngine:
                 part = [replace(requests[row], image=encoded[row]) for row in rows]
                 found |= zip(rows, self.generate(part, decoding), strict=True)
             return [found[row] for row in range(len(requests))]
+        prompts = self._biased(inputs, features, requests, encoded)
         with torch.inference_mode(), out_of_memory():
             alone = not any(request.beside for request in requests)
             first = alone and decoding.num_beams == 1 and self._yields(prompts, encoded)
@@ -222,7 +223,7 @@ class TransformersEngine:
         """Each row with its other branch beside it, in one batch."""
         check_decoding(decoding)
         encoded = self._encoded(requests)
-        seen = self._prompts(requests, encoded).inputs["attention_mask"].sum(1).tolist()
+        seen = self._inputs(requests, encoded)[0]["attention_mask"].sum(1).tolist()
         groups = grouped([2 * (n + decoding.max_new_tokens) for n in seen], self.max_batch_tokens)
         found: dict[int, Generation] = {}
         for rows in groups if self.site.pads else unpadded(groups, seen):
@@ -364,13 +365,15 @@ class TransformersEngine:
         if not requests:
             return []
         encoded = self._encoded(requests)
-        prompts = self._prompts(requests, encoded)
-        seen = prompts.inputs["attention_mask"].sum(1).tolist()
+        inputs, features = self._inputs(requests, encoded)
+        seen = inputs["attention_mask"].sum(1).tolist()
         found: dict[int, NDArray[np.float32]] = {}
         for rows in grouped([n + 1 for n in seen], self.max_batch_tokens):
             images = [encoded[row] for row in rows]
             if len(rows) < len(requests):
                 prompts = self._prompts([requests[row] for row in rows], images)
+            else:
+                prompts = self._biased(inputs, features, requests, encoded)
             with torch.inference_mode(), out_of_memory():
                 if reuse:
                     prompts = self.site.resume(prompts, self._prefixes(images), 1)
@@ -396,6 +399,12 @@ class TransformersEngine:
         return np.asarray(spatial.reshape(*spatial.shape[:-1], *layout), dtype=np.float32)
 
     def _prompts(self, requests: Sequence[Request], encoded: Sequence[EncodedImage]) -> Prompts:
+        return self._biased(*self._inputs(requests, encoded), requests, encoded)
+
+    def _inputs(
+        self, requests: Sequence[Request], encoded: Sequence[EncodedImage]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Padded text inputs, not yet where the model is, and the features of each row's images."""
         shown = [
             [of] if request.beside is None else [of, *self._encoded([Request(request.beside, "")])]
             for request, of in zip(requests, encoded, strict=True)
@@ -405,7 +414,15 @@ class TransformersEngine:
             for request, images in zip(requests, shown, strict=True)
         ]
         inputs = self.site.tokenize(texts, [[of.pixels for of in images] for images in shown])
-        features = [torch.cat([of.features for of in images]) for images in shown]
+        return inputs, [torch.cat([of.features for of in images]) for images in shown]
+
+    def _biased(
+        self,
+        inputs: Mapping[str, Tensor],
+        features: list[Tensor],
+        requests: Sequence[Request],
+        encoded: Sequence[EncodedImage],
+    ) -> Prompts:
         bias = self._bias(requests, encoded, features, inputs)
         device = self.model.device
         return Prompts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import functools
 import gc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,25 @@ def test_parts_equal_the_whole(budget: int, prefill: bool, monkeypatch: pytest.M
         assert a.logprobs == pytest.approx(b.logprobs, abs=2e-5)
     assert len(sizes) > 1
     assert all(rows == 1 or size <= budget for rows, size in sizes)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_masks_are_made_once_however_a_batch_is_cut(
+    guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, sizes = engine(250), []
+    whole = made.tokens.mask
+
+    def counted(image_wh: tuple[int, int], highlight: Highlight) -> Any:
+        sizes.append(image_wh)
+        return whole(image_wh, highlight)
+
+    monkeypatch.setattr(made.tokens, "mask", counted)
+    light = replace(LIGHT, guidance=guidance)
+    asked = [Request(picture((60 + n, 40), n), "hi", light) for n in range(3)]
+    made.generate(asked, SHORT)
+    branches = 1 if guidance == 1 else 2  # guided answers have a branch that looks away
+    assert sorted(sizes) == sorted([(60 + n, 40) for n in range(3)] * branches)
 
 
 def test_similar_sizes_run_together() -> None:
