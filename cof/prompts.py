@@ -60,13 +60,22 @@ class Dialect:
         return fill(self.template, question)
 
 
+def first_line(question: str) -> str:
+    """A question without its options and answer suffix.
+
+    >>> first_line("Which one?\\r\\nA. left\\r\\nB. right")
+    'Which one?'
+    """
+    return question.split("\n", 1)[0].removesuffix("\r")
+
+
 def fill(template: str, question: str) -> str:
     """Put a question into a template; other braces (JSON examples) are left as they are.
 
     >>> fill("{first_line} Reply as {\\"box\\": []}.", "Where?\\nA. left\\nB. right")
     'Where? Reply as {"box": []}.'
     """
-    values = {"question": question, "first_line": question.split("\n", 1)[0]}
+    values = {"question": question, "first_line": first_line(question)}
     return re.sub(r"\{(question|first_line)\}", lambda found: values[found[1]], template)
 
 

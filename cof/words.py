@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from cof.prompts import first_line
+
 _ASKING = {"what", "which", "whose"}
 _LIST = """
     a an the this that these those there here it its he she they them his her their we you your
@@ -37,7 +39,7 @@ def object_words(question: str) -> tuple[str, ...]:
         >>> object_words("What color is it?"), object_words("Why?")
         (('color',), ('Why',))
     """
-    asked = question.split("\n", 1)[0].split("?", 1)[0]
+    asked = first_line(question).split("?", 1)[0]
     phrases: list[str] = []
     wanted: list[str] = []
     end, follows = -1, False  # where the last phrase ends; whether it is asked for

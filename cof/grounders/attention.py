@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cof.grounders.maps import chosen_layers, first_line, grounding, picture_id, state_reader
+from cof.grounders.maps import chosen_layers, grounding, picture_id, state_reader
 from cof.heat import heat_map
-from cof.prompts import SHORT_ANSWER
+from cof.prompts import SHORT_ANSWER, first_line
 from cof.settings import Settings
 from cof.types import Engine, Grounding, Region, Request
 

@@ -26,15 +26,6 @@ def state_reader(engine: Engine, grounder: str) -> StateReader:
     return engine
 
 
-def first_line(prompt: str) -> str:
-    """A question without its options and answer suffix.
-
-    >>> first_line("Which one?\\nA. left\\nB. right")
-    'Which one?'
-    """
-    return prompt.split("\n", 1)[0]
-
-
 def picture_id(request: Request) -> int:
     """The same for requests about the same picture, encoded or not."""
     image = request.image
