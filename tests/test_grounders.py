@@ -215,6 +215,16 @@ class TestRelevance:
         expected = mask_of(np.maximum(*heats), request)
         np.testing.assert_allclose(found(grounding).heat, expected, atol=1e-4)
 
+    def test_layers_that_keep_no_keys(self) -> None:
+        """Qwen3.5's first layer attends linearly; by itself it leaves nothing to compare."""
+        made = TransformersEngine.from_pretrained(zoo("qwen3_5"))
+        request = Request(picture((60, 40)), "Where is the red bus?")
+        (mixed,) = RelevanceGrounder(layers=(0, 1)).locate(made, [request])
+        (alone,) = RelevanceGrounder(layers=(1,)).locate(made, [request])
+        assert mixed == alone
+        with pytest.raises(CofError, match="grounder_layers"):
+            RelevanceGrounder(layers=(0,)).locate(made, [request])
+
 
 class TestLogits:
     def test_by_hand(self) -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cof.errors import CofError
 from cof.grounders.maps import chosen_layers, grounding, scaled, state_reader
 from cof.heat import heat_map
 from cof.settings import Settings
@@ -85,5 +86,10 @@ class RelevanceGrounder:
         default = range(round(self.depth * layers), layers)
         chosen = similarity[chosen_layers(self.layers, default, layers)]
         kept = chosen[np.isfinite(chosen).all(axis=tuple(range(1, chosen.ndim)))]
+        if not len(kept):
+            raise CofError(
+                "None of these layers keeps keys and values of the image: name others in "
+                "grounder_layers, or leave it out."
+            )
         averaged = scaled(kept, seen).mean(0)
         return scaled(scaled(averaged, seen).prod(0), seen)
