@@ -142,6 +142,8 @@ class Settings:
         object.__setattr__(self, "heads", _indices("heads", self.heads))
         layers = _indices("grounder_layers", self.grounder_layers)
         object.__setattr__(self, "grounder_layers", layers)
+        if not isinstance(self.square, bool):  # "False" would be true
+            raise CofError(f"square must be True or False, not {self.square!r}.")
         tokens = self.grounding_max_new_tokens
         if not isinstance(tokens, int) or tokens < 1:
             raise CofError(
@@ -151,7 +153,7 @@ class Settings:
             self._check_template(self.grounding_prompt)
 
     def _check_template(self, template: str) -> None:
-        if template == "paper" or re.search(r"\{(question|first_line)\}", template):
+        if template == "paper" or re.search(r"\{(question|first_line)\}", str(template)):
             return
         raise CofError(
             f"grounding_prompt {template!r} does not say where the question goes: write "

@@ -40,7 +40,9 @@ from cof.settings import PRESETS, FocusName, GrounderName, Settings, default_set
         ({"heads": [-1]}, "heads"),
         ({"heads": [0.5]}, "heads"),
         ({"grounding_prompt": "Where?"}, "where the question goes"),
+        ({"grounding_prompt": 3}, "grounding_prompt"),
         ({"grounding_max_new_tokens": 0}, "grounding_max_new_tokens"),
+        ({"square": "False"}, "square must be True or False"),
         ({"lambda_": 3}, "no setting 'lambda_'"),
     ],
 )
