@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from cof.errors import CofError
 from cof.widening import pays, widened
@@ -260,6 +260,8 @@ def _biased_mask(
     bias float, the bias where a query may see a key and the dtype's lowest number where it may not.
     """
     bias, branches = _BIAS.get(), _BRANCHES.get()
+    if getattr(kwargs.get("config"), "sliding_window", None):
+        kwargs = _counting_tokens(branches, kv_offset + kv_length, **kwargs)
     if bias is None and branches is None:
         return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
     if bias is not None:
@@ -290,6 +292,37 @@ def _biased_mask(
         late = queries >= _spread(bias.q_from, batch_size).to(device)[:, None]  # (B, Q)
         added = added * late[:, None, :, None]
     return torch.where(visible, added, torch.finfo(dtype).min)
+
+
+def _counting_tokens(
+    branches: Tensor | None,
+    length: int,
+    *,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """A mask function's arguments, such that sliding windows count tokens, not places in the cache.
+
+    Padding may stand between what is reused and the rest, and branches stand one behind the other
+    though each follows its parent. A prompt padded on the left, if at all, keeps its places.
+    """
+    kwargs |= {"mask_function": mask_function, "attention_mask": attention_mask}
+    if attention_mask is None:
+        return kwargs
+    seen = attention_mask.bool()
+    if branches is None and not bool((seen[:, :-1] & ~seen[:, 1:]).any()):
+        return kwargs
+    padding = seen.int().argmax(1, keepdim=True)  # (B, 1)
+    at = padding + seen.cumsum(1) - 1
+    if branches is not None:
+        count = branches.shape[-1]
+        at[:, -count:] = at[:, -count - 1 : -count] + branches.sum(2)
+    at = nn.functional.pad(at, (0, max(length - at.shape[1], 0)))  # a fixed cache's free places
+    kwargs["mask_function"] = lambda row, head, query, key: mask_function(
+        row, head, at[row, query], at[row, key]
+    )
+    return kwargs
 
 
 def _decoder_attention(

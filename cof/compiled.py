@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformers import CompileConfig, StaticCache
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 STEP = 512
 """Tokens by which the cache grows: a longer one is another graph."""
@@ -44,6 +45,15 @@ class Compiled:
         with self._lock:
             if self._cache is None or self._shape[0] != rows or self._shape[1] < tokens:
                 self._shape = (rows, max(self._shape[1], -(-tokens // STEP) * STEP))
-                self._cache = StaticCache(config=self._text, max_cache_len=self._shape[1])
+                self._cache = self._made(self._shape[1])
             self._cache.reset()
             yield self._cache
+
+    def _made(self, tokens: int) -> StaticCache:
+        """A cache whose layers forget nothing: windows are left to the masks."""
+        cache = StaticCache(config=self._text, max_cache_len=tokens)
+        cache.layers = [
+            StaticLayer(tokens) if type(layer) is StaticSlidingWindowLayer else layer
+            for layer in cache.layers
+        ]
+        return cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from transformers import DynamicCache
 
 from cof.attention import attach_cross, attach_qformer, record_weights, reweight
 from cof.prefixes import Prefix, Prompts
+
+if TYPE_CHECKING:
+    from cof.families.family import Family
 
 
 def stacked(name: str, pixels: Sequence[Mapping[str, Any]], model: Any) -> Tensor:
@@ -60,7 +63,7 @@ class QFormerSite(CrossSite):
     looks: ClassVar[str] = "the Q-Former"
 
     @classmethod
-    def attach(cls, model: Any, processor: Any, image_type: int) -> QFormerSite:
+    def attach(cls, model: Any, processor: Any, family: Family) -> QFormerSite:
         layers = attach_qformer(model)
         return cls(model, processor, (layers, model.config.qformer_config.num_attention_heads))
 
@@ -152,7 +155,7 @@ class MllamaSite(CrossSite):
     looks: ClassVar[str] = "the answer's first token"
 
     @classmethod
-    def attach(cls, model: Any, processor: Any, image_type: int) -> MllamaSite:
+    def attach(cls, model: Any, processor: Any, family: Family) -> MllamaSite:
         text = model.config.text_config
         layers = text.cross_attention_layers
         site = cls(model, processor, (len(layers), text.num_attention_heads))
@@ -249,7 +252,7 @@ class Kosmos2Site(CrossSite):
     pads: ClassVar[bool] = False
 
     @classmethod
-    def attach(cls, model: Any, processor: Any, image_type: int) -> Kosmos2Site:
+    def attach(cls, model: Any, processor: Any, family: Family) -> Kosmos2Site:
         resampler = model.image_to_text_projection.x_attn
         # On SDPA transformers lets query i see the first i + 1 keys only; its eager attention,
         # and the model as it was trained, let every query see every patch.

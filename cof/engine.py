@@ -86,7 +86,7 @@ class TransformersEngine:
         self.processor = processor
         processor.tokenizer.padding_side = "left"
         self.family = probed(self.family, self.model, processor)
-        self.site = SITES[self.family.site].attach(model, processor, self.family.image_type)
+        self.site = SITES[self.family.site].attach(model, processor, self.family)
         self._compiled = self._compiler(compile) if compile else None
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
         self._written = cache(self._compile_form)
@@ -207,7 +207,9 @@ class TransformersEngine:
         with torch.inference_mode(), out_of_memory():
             alone = not any(request.beside for request in requests)
             first = alone and decoding.num_beams == 1 and self._yields(prompts, encoded)
-            if not first:
+            if first:
+                prompts = replace(prompts, kept=True)
+            else:
                 prompts = self.site.resume(prompts, self._prefixes(encoded), decoding.num_beams)
             if form is not None and isinstance(self.site, DecoderSite):
                 pad = self._generation_config(decoding).pad_token_id
@@ -281,7 +283,7 @@ class TransformersEngine:
 
         Returns:
             For each request the cosines with each of the phrase's T tokens, `(layers, T, *tokens)`;
-            NaN for layers that do not keep the image (sliding windows).
+            NaN for layers without keys and values (linear attention).
 
         Raises:
             CofError: the image is not among the decoder's tokens.
@@ -525,7 +527,7 @@ class TransformersEngine:
             ]
             return ids
 
-        continues = isinstance(self.site, DecoderSite)
+        continues = self._keeps()
         compiled = compile_form(form, encode, self._chat("")) if continues else None
         if compiled is None:
             warnings.warn(
@@ -551,7 +553,7 @@ class TransformersEngine:
         return generation_config(decoding, self.model, self.site.generator, words)
 
     def _compiler(self, wanted: bool | CompileConfig) -> Compiled:
-        if not isinstance(self.site, DecoderSite):
+        if not (isinstance(self.site, DecoderSite) and self.site.compiles):
             raise CofError(f"compile is not for {self.family.name} models; leave it out.")
         return Compiled(self.model, None if isinstance(wanted, bool) else wanted)
 

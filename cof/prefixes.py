@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from cof.attention import Bias, Branches
 
@@ -55,6 +55,7 @@ class Prompts:
         prefixes: of each row's image; empty if nothing is reused.
         reused: how many leading tokens of every row are not computed again.
         answer_type: what answers are in `token_type_ids`, where the model takes them.
+        kept: whether their states are read afterwards, so that no layer may forget any.
     """
 
     inputs: dict[str, Tensor]
@@ -63,10 +64,25 @@ class Prompts:
     prefixes: tuple[Prefix, ...] = ()
     reused: int = 0
     answer_type: int = 0
+    kept: bool = False
+
+
+def whole_cache(config: Any) -> DynamicCache:
+    """An empty cache for the decoder of a model with this config, whose layers forget nothing.
+
+    Layers with sliding windows keep all keys and values, so that they can be split and cropped;
+    that they do not look farther than their windows is left to the masks.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer
+        for layer in cache.layers
+    ]
+    return cache
 
 
 def keepable(cache: DynamicCache) -> bool:
-    """Whether no layer forgets the beginning (sliding windows)."""
+    """Whether every layer's state can be cut to length (linear attention's cannot)."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
@@ -91,9 +107,9 @@ def split(
     ]
 
 
-def start_cache(prompts: Prompts, beams: int) -> DynamicCache:
+def start_cache(prompts: Prompts, config: Any, beams: int = 1) -> DynamicCache:
     """A new cache that holds what is reused, each row as many times as there are beams."""
-    cache = DynamicCache()
+    cache = whole_cache(config)
     fill(cache, prompts)
     if beams > 1:
         cache.batch_repeat_interleave(beams)

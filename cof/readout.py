@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -59,10 +60,10 @@ def similarities(
         kwargs: `generate`'s for a single token.
 
     Returns:
-        For each row `(layers, T, K)`; NaN for layers that do not keep the image (sliding windows).
+        For each row `(layers, T, K)`; NaN for layers without keys and values (linear attention).
     """
     ids = prompts.inputs["input_ids"]
-    cache = site.generate(prompts, **kwargs).past_key_values
+    cache = site.generate(replace(prompts, kept=True), **kwargs).past_key_values
     is_image = torch.eq(ids, site.model.config.image_token_id)
     found = []
     for row, tokens in enumerate(places):

@@ -9,11 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention import (
@@ -34,7 +33,11 @@ from cof.prefixes import (
     split,
     start_cache,
     unbiased,
+    whole_cache,
 )
+
+if TYPE_CHECKING:
+    from cof.families.family import Family
 
 
 class Site(Protocol):
@@ -88,20 +91,25 @@ class DecoderSite:
         processor: its processor.
         shape: how many `(layers, heads)` can be chosen.
         image_type: what image tokens are in `token_type_ids`, where the model takes them.
+        bidirectional: whether image tokens see those of their image that follow: images are
+            reused whole then, or not at all.
     """
 
     model: Any
     processor: Any
     shape: tuple[int, int]
     image_type: int
+    bidirectional: bool = False
     looks: ClassVar[str] = "the answer's first token"
     pads: ClassVar[bool] = True
 
     @classmethod
-    def attach(cls, model: Any, processor: Any, image_type: int) -> DecoderSite:
+    def attach(cls, model: Any, processor: Any, family: Family) -> DecoderSite:
         attach_decoder(model)
         text = model.config.get_text_config()
-        return cls(model, processor, (text.num_hidden_layers, text.num_attention_heads), image_type)
+        shape = (text.num_hidden_layers, text.num_attention_heads)
+        bidirectional = family.bidirectional(model.config)
+        return cls(model, processor, shape, family.image_type, bidirectional)
 
     @property
     def generator(self) -> Any:
@@ -179,7 +187,16 @@ class DecoderSite:
     @property
     def keeps(self) -> bool:
         """Whether the state after an image can be reused."""
-        return keepable(DynamicCache(config=self.model.config.get_text_config()))
+        return keepable(whole_cache(self.model.config))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it can be decoded with a cache of fixed size.
+
+        For such a cache transformers makes the masks before the forward pass, and there it leaves
+        out which tokens are images where only `mm_token_type_ids` tell (Gemma 4)."""
+        takes = inspect.signature(self.model.forward).parameters
+        return not self.bidirectional or "token_type_ids" in takes
 
     def spans(self, prompts: Prompts) -> tuple[list[int], list[int]]:
         """Where each row's text begins, behind its padding, and where its image ends."""
@@ -197,9 +214,10 @@ class DecoderSite:
             for name, value in prompts.inputs.items()
         }
         inputs = shorter | self._positions(shorter)
-        cache = self.model(
-            **self._inputs(inputs, prompts.features), use_cache=True, logits_to_keep=1
-        ).past_key_values
+        cache = whole_cache(self.model.config)
+        self.model(
+            **self._inputs(inputs, prompts.features), past_key_values=cache, logits_to_keep=1
+        )
         return split(cache, inputs["input_ids"], starts, ends)
 
     def yields(self, prompts: Prompts) -> bool:
@@ -216,12 +234,14 @@ class DecoderSite:
             return prompts
         shorter = resumed(prompts, [prefix for prefix in prefixes if prefix], reused)
         cut = bool(self._is_image(shorter.inputs["input_ids"][:, reused:]).any())
-        # For beams `generate` counts image tokens against features: parts of images do not fit.
-        return prompts if cut and beams > 1 else shorter
+        # For beams `generate` counts image tokens against features, and it gives a model the types
+        # of new tokens only, by which the image tokens that see one another are told.
+        return prompts if cut and (beams > 1 or self.bidirectional) else shorter
 
     def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
-        if cache is None and prompts.reused:
-            cache = start_cache(prompts, kwargs["generation_config"].num_beams)
+        if cache is None and (prompts.reused or prompts.kept):
+            beams = kwargs["generation_config"].num_beams
+            cache = start_cache(prompts, self.model.config, beams)
         if cache is not None:
             kwargs["past_key_values"] = cache
         inputs = prompts.inputs | self._positions(prompts.inputs)
@@ -231,19 +251,22 @@ class DecoderSite:
     def read(self, prompts: Prompts, branches: Branches, cache: Any = None) -> tuple[Tensor, Any]:
         """See `cof.writing.Reader`."""
         if cache is None:
-            cache = start_cache(prompts, beams=1)
+            cache = start_cache(prompts, self.model.config)
         inputs = prompts.inputs | self._positions(prompts.inputs)
         features = self._left(prompts, cache)
-        length, more = inputs["input_ids"].shape[1], branches.tokens.shape[1]
+        more = branches.tokens.shape[1]
         inputs = branched(inputs, branches, prompts.answer_type)
+        new = inputs["input_ids"].shape[1] - cache.get_seq_length()
         ready = self.model.prepare_inputs_for_generation(
             **self._inputs(inputs, features),
-            next_sequence_length=length + more - cache.get_seq_length(),
+            next_sequence_length=new,
             past_key_values=cache,
             is_first_iteration=cache.get_seq_length() == prompts.reused,
             use_cache=True,
             logits_to_keep=1 + more,
         )
+        # EXAONE 4.5 leaves them out, and would count places in the cache
+        ready["position_ids"] = inputs["position_ids"][..., -new:]
         with reweight(prompts.bias), branching(branches):
             logits = self.model(**ready).logits
         if more:

@@ -10,6 +10,7 @@ import pytest
 from models import checkpoint, picture
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
+from zoo import zoo
 
 from cof.engine import TransformersEngine
 from cof.errors import CofError
@@ -96,3 +97,29 @@ def test_what_runs_as_usual(decoding: Decoding, chosen: dict[str, Any]) -> None:
 def test_is_refused_where_the_decoder_is_not_reweighted() -> None:
     with pytest.raises(CofError, match="compile is not for InstructBLIP models"):
         TransformersEngine.from_pretrained(checkpoint("instructblip"), compile=True)
+
+
+def test_is_refused_where_masks_would_forget_the_image() -> None:
+    with pytest.raises(CofError, match="compile is not for Gemma 4 models"):
+        TransformersEngine.from_pretrained(zoo("gemma4"), compile=True)
+
+
+@pytest.mark.parametrize("scope", ["text", "all"])
+@pytest.mark.parametrize("window", [24, 4096])
+@pytest.mark.parametrize("name", ["gemma3", "aya_vision"])
+def test_sliding_windows(name: str, window: int, scope: str) -> None:
+    """With a first question that leaves the prefixes, and others that use them."""
+    config = CompileConfig(backend="eager", mode=None)
+    made, other = (
+        TransformersEngine.from_pretrained(zoo(name), compile=of) for of in (config, False)
+    )
+    for of in (made, other):
+        of.model.config.get_text_config().sliding_window = window
+    images = made.encode(IMAGES, prefill=True)
+    for strengths in ((1.0, 1.0), (8.0, 0.3)):
+        ours = made.generate(requests(images, strengths, scope=scope), SHORT)
+        theirs = other.generate(requests(IMAGES, strengths, scope=scope), SHORT)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.token_ids == b.token_ids
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+    assert all(image.prefix.prefix is not None for image in images)

@@ -336,3 +336,11 @@ def test_falls_back_with_a_warning() -> None:
 def test_worked_examples() -> None:
     failed, tried = doctest.testmod(forms)
     assert (failed, tried > 0) == (0, True)
+
+
+def test_states_that_cannot_be_cut_to_length_have_no_branches() -> None:
+    """Qwen3.5's linear attention: its boxes are written freely."""
+    made = TransformersEngine.from_pretrained(zoo("qwen3_5"))
+    with pytest.warns(CofWarning, match="cannot write boxes in a given form"):
+        (box,) = made.generate(requests()[:1], Decoding(max_new_tokens=3, form=LLAVA.form))
+    assert box.likely is None

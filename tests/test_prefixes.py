@@ -168,16 +168,6 @@ def test_families_that_cannot_be_prefilled_are_encoded_all_the_same() -> None:
     assert made.generate([reused], SHORT) == made.generate([request], SHORT)
 
 
-def test_a_sliding_window_is_not_reused() -> None:
-    made = TransformersEngine.from_pretrained(checkpoint("llava"))
-    (known,) = made.encode([IMAGES[0]], prefill=True)
-    assert known.prefix is not None
-    made.model.config.text_config.sliding_window = 8
-    made.model.config.text_config.layer_types = ["sliding_attention"] * 3
-    (unknown,) = made.encode([IMAGES[0]], prefill=True)
-    assert unknown.prefix is None
-
-
 BOX = Decoding(form=LLAVA.form)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import checkpoint, picture
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, DynamicCache
 from zoo import BUILDERS, zoo
 
 from cof.boxes import coverage_image
@@ -44,9 +44,11 @@ def by_transformers(name: str, prompt: str) -> tuple[Any, Tensor, Tensor]:
     text = RAW.get(name, made._chat("{prompt}")).format(prompt=prompt)
     arrays = made.processor(images=picture((150, 60)), text=text, return_tensors="np")
     inputs = {key: torch.from_numpy(value) for key, value in arrays.items() if key != "labels"}
+    linear = "linear_attention" in (getattr(model.config.text_config, "layer_types", None) or ())
     with torch.inference_mode():
         output = model.generate(
             **inputs,
+            past_key_values=None if linear else DynamicCache(),  # which forgets nothing
             max_new_tokens=1,
             do_sample=False,
             pad_token_id=0,

@@ -34,6 +34,8 @@ class Family:
         image_type: what image tokens are in `token_type_ids`, where the model takes them.
         prefill: whether the decoder's state after the image depends on nothing that follows it
             (causal attention, positions without memory), so that it may be kept and reused.
+        bidirectional: config -> whether image tokens see those of their image that follow them, so
+            that a bias on one changes the states of all.
         second: whether a second image may follow the first.
     """
 
@@ -48,6 +50,7 @@ class Family:
     pads_to_square: bool | None = None
     image_type: int = 1
     prefill: bool = False
+    bidirectional: Callable[[Any], bool] = lambda config: False
     second: bool = True
 
     @property

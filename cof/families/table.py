@@ -146,6 +146,8 @@ FAMILIES: tuple[Family, ...] = (
         dialect=PAPER,
         brightness=tokens.gemma3,
         frame=frames.whole_image,
+        prefill=True,
+        bidirectional=lambda config: True,
     ),
     Family(
         name="Gemma 4",
@@ -154,11 +156,15 @@ FAMILIES: tuple[Family, ...] = (
         dialect=GEMMA4,
         brightness=tokens.gemma4,
         frame=frames.thousandths,
+        prefill=True,
+        # the larger ones, in the layers with sliding windows
+        bidirectional=lambda config: config.text_config.use_bidirectional_attention == "vision",
     ),
     replace(
         _QWEN3,
         name="EXAONE 4.5",
         model_types=("exaone4_5",),
+        prefill=False,  # its `generate` counts places in the cache, the padding between included
         dialect=LLAVA,
         frame=frames.whole_image,
     ),
@@ -195,7 +201,6 @@ FAMILIES: tuple[Family, ...] = (
         name="Aya Vision",
         model_types=("aya_vision",),
         brightness=tokens.aya_vision,
-        prefill=False,
     ),
     Family(
         name="PaliGemma",

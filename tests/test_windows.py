@@ -1,0 +1,164 @@
+"""Sliding windows: what is reused, and read in branches, equals what is computed from the start.
+
+Every test runs with a window that is shorter than the prompts, with one that the answers outgrow,
+and with one that nothing fills.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_prefixes import BOX, IMAGES, MIDDLE, SHORT, assert_same, counted, requests
+from zoo import zoo
+
+from cof.engine import TransformersEngine
+from cof.types import Decoding, EncodedImage, Highlight, Region, Request
+from cof.writing import write_boxes
+
+LONG = Decoding(max_new_tokens=12)
+WINDOWS = {"short": 24, "outgrown": 0, "ample": 4096}
+NAMES = ["gemma3", "gemma4", "aya_vision"]
+BOTH_WAYS = ["gemma3", "gemma4"]
+"""Whose image tokens see one another, those that follow too."""
+
+
+@functools.cache
+def engine(name: str, window: str = "short") -> TransformersEngine:
+    made = TransformersEngine.from_pretrained(zoo(name))
+    size = WINDOWS[window]
+    if not size:  # the longest prompt and three more tokens
+        rows = requests(IMAGES, "plain")
+        size = made._prompts(rows, made._encoded(rows)).inputs["input_ids"].shape[1] + 3
+    made.model.config.get_text_config().sliding_window = size
+    return made
+
+
+def known(made: TransformersEngine, images: Any = IMAGES) -> list[EncodedImage]:
+    """With their prefixes computed, from a pass of their own."""
+    encoded = made.encode(images, prefill=True)
+    assert all(image.prefix is not None for image in encoded)
+    with torch.inference_mode():
+        made._prefixes(encoded)
+    return encoded
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_windows_matter(name: str) -> None:
+    """The windows of these tests hide something."""
+    row = requests(IMAGES, "plain")[2]
+    short, ample = (engine(name, window).generate([row], SHORT)[0] for window in ("short", "ample"))
+    assert short.logprobs != pytest.approx(ample.logprobs, abs=1e-3)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("name", NAMES)
+class TestReuse:
+    @pytest.mark.parametrize("kind", ["plain", "text", "all", "whole"])
+    def test_a_batch_equals_itself_without_reuse(self, name: str, window: str, kind: str) -> None:
+        made = engine(name, window)
+        rows, reused = requests(IMAGES, kind), requests(known(made), kind)
+        for some in ([0], [0, 3], [0, 1, 2, 3]):
+            expected = made.generate([rows[i] for i in some], LONG)
+            assert_same(made.generate([reused[i] for i in some], LONG), expected)
+
+    @pytest.mark.parametrize("kind", ["text", "all"])
+    def test_beams(self, name: str, window: str, kind: str) -> None:
+        made, decoding = engine(name, window), Decoding(max_new_tokens=8, num_beams=3)
+        expected = made.generate(requests(IMAGES, kind), decoding)
+        assert_same(made.generate(requests(known(made), kind), decoding), expected)
+
+    @pytest.mark.parametrize("kind", ["plain", "text", "all"])
+    @pytest.mark.parametrize("decoding", [LONG, BOX], ids=["answer", "box"])
+    def test_the_first_question_leaves_the_prefixes(
+        self, name: str, window: str, kind: str, decoding: Decoding
+    ) -> None:
+        made = engine(name, window)
+        expected = made.generate(requests(IMAGES, kind)[:3], decoding)
+        images = made.encode(IMAGES, prefill=True)
+        assert_same(made.generate(requests(images, kind)[:3], decoding), expected)
+        for image, other in zip(images, known(made), strict=True):
+            assert image.prefix.prefix.token_ids == other.prefix.prefix.token_ids
+            pairs = zip(image.prefix.prefix.states, other.prefix.prefix.states, strict=True)
+            for ours, theirs in pairs:
+                torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
+
+    @pytest.mark.parametrize("kind", ["plain", "text", "all"])
+    def test_boxes(self, name: str, window: str, kind: str) -> None:
+        made = engine(name, window)
+        expected = made.generate(requests(IMAGES, kind), BOX)
+        assert_same(made.generate(requests(known(made), kind), BOX), expected)
+
+    def test_states_are_read_alike(self, name: str, window: str) -> None:
+        made, images = engine(name, window), IMAGES[:2]
+        rows = [Request(image, "is the red bus here?") for image in images]
+        rows[1] = Request(images[1], "and a bus that is farther away?")
+        reused = [
+            Request(image, row.prompt) for image, row in zip(known(made, images), rows, strict=True)
+        ]
+        alone = [made.phrase_similarities([row], ["bus"])[0] for row in rows]
+        for asked in (rows, reused):
+            for one, other in zip(made.phrase_similarities(asked, ["bus"] * 2), alone, strict=True):
+                assert np.isfinite(one).all()
+                np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("name", [*NAMES, "exaone4_5"])
+class TestBranches:
+    @pytest.mark.parametrize("kind", ["plain", "text", "all"])
+    def test_a_batch_of_boxes_is_single(self, name: str, window: str, kind: str) -> None:
+        made, rows = engine(name, window), requests(IMAGES, kind)
+        assert_same(made.generate(rows, BOX), [made.generate([row], BOX)[0] for row in rows])
+
+    def test_see_what_they_would_see_alone(self, name: str, window: str) -> None:
+        made = engine(name, window)
+        form, rows = made._written(BOX.form), requests(IMAGES, "text")[:1]
+        assert form is not None
+        with torch.inference_mode():
+            prompts = made._prompts(rows, made._encoded(rows))
+            expected, _ = write_boxes(made.site, prompts, form, 0, row_branches=0)
+            for budget in (16, 200):
+                boxes, _ = write_boxes(made.site, prompts, form, 0, row_branches=budget)
+                assert_same(boxes, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestWhatIsComputed:
+    def test_nothing_of_the_image_in_scope_text(self, name: str) -> None:
+        made = engine(name)
+        (image,) = known(made, IMAGES[:1])
+        light = Highlight(MIDDLE, 8.0, "text")
+        with counted(made) as lengths:
+            made.generate([Request(IMAGES[0], "hi", light)], SHORT)
+            made.generate([Request(image, "hi", light)], SHORT)
+        assert lengths[5] == lengths[0] - len(image.prefix.prefix.token_ids)
+        assert lengths[6:] == [1] * 4
+
+    def test_nothing_for_the_prefix_after_a_first_question(self, name: str) -> None:
+        made = engine(name)
+        images = made.encode(IMAGES, prefill=True)
+        with counted(made) as lengths:
+            made.generate(requests(images, "text")[:3], SHORT)
+        assert len(lengths) == 5
+
+    def test_images_that_see_themselves_are_not_entered(self, name: str) -> None:
+        made = engine(name)
+        (image,) = known(made, IMAGES[:1])
+        light = Highlight(Region(boxes=((0.5, 0.5, 1.0, 1.0),)), 8.0)
+        assert not made.token_mask(IMAGES[0].size, light).ravel()[0]
+        with counted(made) as lengths:
+            made.generate([Request(IMAGES[0], "hi", light)], SHORT)
+            made.generate([Request(image, "hi", light)], SHORT)
+        assert (lengths[5] == lengths[0]) == (name in BOTH_WAYS)
+
+
+def test_a_small_gemma_4_does_not_see_both_ways() -> None:
+    """Its larger kin do: the checkpoint says so."""
+    made = TransformersEngine.from_pretrained(zoo("gemma4"))
+    assert made.family.bidirectional(made.model.config)
+    made.model.config.text_config.use_bidirectional_attention = None
+    assert not made.family.bidirectional(made.model.config)
