@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -277,6 +278,30 @@ def test_hrbench(tmp_path: Path) -> None:
         "circular": 50,
         "unparsed": 0,
     }
+
+
+def test_hrbench_questions_with_the_same_words_keep_their_own_pictures(tmp_path: Path) -> None:
+    rows = formats.hrbench_rows()
+    for row in rows:
+        row["question"] = "What colour is the cup?"
+    for order in (rows, [row for cycle in range(4) for row in (rows[cycle], rows[4 + cycle])]):
+        task = HRBench(formats.tsv(tmp_path / "hr_bench_4k.tsv", order))
+        assert sorted(Counter(example.group for example in task.examples).values()) == [4, 4]
+        for example in task.examples:
+            seed = int(example.id) // 4
+            assert np.array_equal(
+                np.asarray(picture(example.image)), np.asarray(noise((40, 30), seed))
+            )
+
+
+def test_hrbench_without_a_letter(tmp_path: Path) -> None:
+    rows = formats.hrbench_rows()
+    rows[1]["answer"], rows[2]["answer"] = "", "AB"
+    task = HRBench(formats.tsv(tmp_path / "hr_bench_4k.tsv", rows))
+    assert [problem.split(":")[0] for problem in task.check()] == [
+        "hr_bench_4k.tsv, line 3",
+        "hr_bench_4k.tsv, line 4",
+    ]
 
 
 def test_vstar(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ options in four orders.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,16 +29,21 @@ class HRBench(CycleBenchmark):
         files = split_files(self.path, choices, "HR-Bench file")
         need = ("index", "question", *LETTERS, "answer", "category", "image")
         known: dict[str, Embedded] = {}
+        seen: Counter[str] = Counter()
         examples = []
         for row in (row for file in files for row in rows(file, need, problems)):
             options = tuple(row.text(letter) for letter in LETTERS)
-            if row.image is None or not all(options) or row.text("answer") not in LETTERS:
+            if row.image is None or not all(options) or row.text("answer") not in [*LETTERS]:
                 problems.append(f"{row.where}: lacks a picture, four options or their letter")
                 continue
             question = row.text("question")
             true = options[LETTERS.index(row.text("answer"))]
-            # the cycles of a question have no mark of their own
+            # the cycles of a question have no mark of their own; an order of the options that
+            # comes again is another question in the same words, about another picture
             group = f"{question} {true} {sorted(options)}"
+            times = seen[f"{group} {options}"]
+            seen[f"{group} {options}"] += 1
+            group += f" {times}" * (times > 0)
             examples.append(
                 Example(
                     id=row.text("index"),
