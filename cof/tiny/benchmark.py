@@ -43,6 +43,7 @@ from cof.tiny.questions import (
     verify_count,
 )
 from cof.tiny.scenes import SIDE, Scene, make_scene, render
+from cof.types import XYXY
 
 SPLITS = {"validation": 1_000_000, "test": 2_000_000}
 CLUTTER = (4, 8, 12, 16)
@@ -157,7 +158,7 @@ def check_scenes(
 
 
 def _records(scene: Scene, split: str, name: str) -> Iterable[dict[str, Any]]:
-    boxes = [_rounded(scene.xyxy(thing)) for thing in scene.things]
+    boxes = [rounded(scene.xyxy(thing)) for thing in scene.things]
     numbers = dict.fromkeys(KINDS, 0)
     for question in questions(scene):
         numbers[question.kind] += 1
@@ -167,7 +168,7 @@ def _records(scene: Scene, split: str, name: str) -> Iterable[dict[str, Any]]:
             "question": question.text + question.suffix,
             "answer": question.answer,
             "kind": question.kind,
-            "region": _rounded(question.region(scene)) if question.things else None,
+            "region": rounded(question.region(scene)) if question.things else None,
             "targets": list(question.things),
             "boxes": boxes,
             "clutter": len(scene.things),
@@ -176,5 +177,6 @@ def _records(scene: Scene, split: str, name: str) -> Iterable[dict[str, Any]]:
         }
 
 
-def _rounded(xyxy: tuple[float, float, float, float]) -> list[float]:
+def rounded(xyxy: XYXY) -> list[float]:
+    """A box as it is written to files."""
     return [round(value, 6) for value in xyxy]

@@ -37,7 +37,8 @@ from typing import Any
 
 from PIL import Image
 
-from cof.tiny.benchmark import CLUTTER, MOST_SCENES, check_scenes
+from cof.boxes import union
+from cof.tiny.benchmark import CLUTTER, MOST_SCENES, check_scenes, rounded
 from cof.tiny.questions import (
     YES_NO,
     Question,
@@ -232,11 +233,8 @@ def _choices(scene: Scene, rng: random.Random, wanted: int = 3) -> list[Question
 
 
 def _annotation(id: str, scene: Scene, things: Sequence[int]) -> dict[str, Any]:
-    boxes = [[round(v, 6) for v in scene.xyxy(thing)] for thing in scene.things]
-    region = None
-    if things:
-        x1, y1, x2, y2 = zip(*(boxes[i] for i in things), strict=True)
-        region = [min(x1), min(y1), max(x2), max(y2)]
+    boxes = [rounded(scene.xyxy(thing)) for thing in scene.things]
+    region = rounded(union(scene.xyxy(scene.things[i]) for i in things)) if things else None
     sides = [scene.things[i].xyxy[2] - scene.things[i].xyxy[0] for i in things]
     smallest = min(sides, default=None)
     return {

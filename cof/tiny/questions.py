@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cof.boxes import FULL, union
 from cof.prompts import OPTION_LETTER, SHORT_ANSWER
 from cof.tiny.scenes import COLORS, DIGITS, LETTERS, SHAPES, Scene, Thing
 from cof.types import XYXY
@@ -39,10 +40,8 @@ class Question:
     def region(self, scene: Scene) -> XYXY:
         """The box around all of `things`, 0..1 of the scene; the whole scene without any."""
         if not self.things:
-            return (0.0, 0.0, 1.0, 1.0)
-        boxes = [scene.xyxy(scene.things[i]) for i in self.things]
-        x1, y1, x2, y2 = zip(*boxes, strict=True)
-        return min(x1), min(y1), max(x2), max(y2)
+            return FULL
+        return union(scene.xyxy(scene.things[i]) for i in self.things)
 
 
 def a(noun: str) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from cof.boxes import union
 from cof.tiny.data import offset
 from cof.tiny.model import GRID, PATCH
 from cof.tiny.questions import KINDS, phrase
@@ -157,8 +158,8 @@ def around(scene: Scene, things: tuple[int, ...]) -> Pixels:
     dx, dy = offset(scene.wh)
     if not things:
         return dx, dy, dx + scene.wh[0], dy + scene.wh[1]
-    x1, y1, x2, y2 = zip(*(scene.things[i].xyxy for i in things), strict=True)
-    return min(x1) + dx, min(y1) + dy, max(x2) + dx, max(y2) + dy
+    x1, y1, x2, y2 = union(scene.things[i].xyxy for i in things)
+    return x1 + dx, y1 + dy, x2 + dx, y2 + dy
 
 
 def pack(
