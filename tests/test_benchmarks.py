@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import COGNITION, MME, PERCEPTION
 from cof.eval.data.pope import POPE, counted
 from cof.eval.data.refcoco import RefCOCO
-from cof.eval.data.textvqa import TextVQA
+from cof.eval.data.textvqa import NEEDED, TextVQA
 from cof.eval.data.vstar import VStar
 from cof.eval.pictures import picture
 from cof.eval.rules import RULES
@@ -437,6 +438,53 @@ def test_check_reports_every_problem(
     assert len(problems) == len(expected)
     with pytest.raises(CofError, match="--check"):
         task.num_examples()
+
+
+def test_annotations_that_are_no_regions_are_problems(tmp_path: Path) -> None:
+    task = MME(formats.mme(tmp_path))
+    good = {"id": "color/1", "region": [0.1, 0.2, 0.5, 0.6], "clutter": None, "single": True}
+    bad: list[dict[str, Any]] = [
+        {"region": [10, 20, 50, 60]},  # pixels
+        {"region": [0.1, 0.2]},
+        {"region": "middle"},
+        {"clutter": "many"},
+        {"single": "yes"},
+    ]
+    lines = [good, *({**good, "id": "color/2", **wrong} for wrong in bad)]
+    formats.json_lines(tmp_path / "annotations.jsonl", lines)
+    problems = task.check()
+    assert [problem.split(":")[0] for problem in problems] == [
+        f"annotations.jsonl, line {number}" for number in range(2, 7)
+    ]
+    assert "divide pixels" in problems[0]
+    formats.json_lines(tmp_path / "annotations.jsonl", lines[:1])
+    examples = MME(tmp_path).examples
+    assert [e.region for e in examples[:3]] == [(0.1, 0.2, 0.5, 0.6)] * 2 + [None]
+
+
+def test_records_of_the_wrong_kind_are_problems(tmp_path: Path) -> None:
+    path = formats.textvqa(tmp_path) / "TextVQA_0.5.1_val.json"
+    path.write_text('{"data": [1, {"question_id": 7}]}', "utf-8")
+    assert [problem.split(": ")[1] for problem in TextVQA(path).check()] == [
+        f"lacks {', '.join(NEEDED)}",
+        f"lacks {', '.join(NEEDED[1:])}",
+    ]
+    lines = formats.refcoco(tmp_path / "refcoco")
+    whole = json.loads(lines.read_text("utf-8").splitlines()[0])
+    wrong: list[dict[str, Any]] = [{"bbox": ["nan", 0, 9, 9]}, {"width": "wide", "height": 30}]
+    formats.json_lines(lines, [{**whole, **other} for other in wrong])
+    assert RefCOCO(lines).check() == [
+        "refcoco_val.jsonl, line 1: bbox is empty",
+        "refcoco_val.jsonl, line 2: width and height are no numbers",
+    ]
+
+
+def test_blank_lines_of_a_table_are_left_out(tmp_path: Path) -> None:
+    path = formats.tsv(tmp_path / "dev.tsv", formats.mmbench_rows())
+    whole = MMBench(path).examples
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert MMBench(path).check() == []
+    assert MMBench(path).examples == whole
 
 
 def test_empty_and_missing_data(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+from cof.boxes import region_from_boxes
 from cof.errors import CofError
 from cof.eval.chosen import Chosen
 from cof.eval.data.files import rows, shards
@@ -188,18 +189,25 @@ class Benchmark(ABC):
         if not path.is_file():
             return examples
         need = ("id", "region", "clutter", "single")
-        known = {row.text("id"): row.fields for row in rows(path, need, problems)}
+        known: dict[str, dict[str, Any]] = {}
+        for row in rows(path, need, problems):
+            try:
+                known[row.text("id")] = _annotation(row.fields)
+            except CofError as error:
+                problems.append(f"{row.where}: {str(error).rstrip('.')}")
         return [
-            replace(
-                example,
-                region=tuple(fields["region"]) if fields["region"] else None,
-                clutter=fields["clutter"],
-                single=fields["single"],
-            )
-            if (fields := known.get(example.id) or known.get(example.group))
-            else example
+            replace(example, **(known.get(example.id) or known.get(example.group) or {}))
             for example in examples
         ]
+
+
+def _annotation(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line of `annotations.jsonl` says of a question."""
+    region, clutter, single = fields["region"], fields["clutter"], fields["single"]
+    if not isinstance(single, bool) or not (clutter is None or isinstance(clutter, int)):
+        raise CofError("single is true or false, and clutter a number of objects or null.")
+    box = None if region is None else region_from_boxes([region]).boxes[0]
+    return {"region": box, "clutter": clutter, "single": single}
 
 
 def selected(

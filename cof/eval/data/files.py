@@ -139,11 +139,16 @@ def _json_lines(path: Path, need: Sequence[str], problems: list[str], _: str) ->
             except ValueError:
                 problems.append(f"{where}: no JSON (truncated?)")
                 continue
-            missing = need if not isinstance(fields, dict) else [k for k in need if k not in fields]
+            missing = lacking(fields, need)
             if missing:
                 problems.append(f"{where}: lacks {', '.join(missing)}")
                 continue
             yield Row(where, fields)
+
+
+def lacking(record: Any, need: Sequence[str]) -> list[str]:
+    """The fields that a JSON record lacks: all of them if it is no object."""
+    return [name for name in need if not isinstance(record, dict) or name not in record]
 
 
 def _tsv(path: Path, need: Sequence[str], problems: list[str], image: str) -> Iterator[Row]:
@@ -159,6 +164,8 @@ def _tsv(path: Path, need: Sequence[str], problems: list[str], image: str) -> It
             cells = next(table, None)
             if cells is None:
                 return
+            if not cells:  # a blank line
+                continue
             where = f"{path.name}, line {number}"
             if len(cells) != len(head):
                 problems.append(

@@ -105,10 +105,14 @@ class RefCOCO(Benchmark):
             return None
         if not corners:
             x2, y2 = x1 + x2, y1 + y2
-        if x2 <= x1 or y2 <= y1:
+        if not (x2 > x1 and y2 > y1):  # nor are they then if one is no number
             problems.append(f"{row.where}: bbox is empty")
             return None
-        size = _size(row.fields, image)
+        try:
+            size = _size(row.fields, image)
+        except (TypeError, ValueError):
+            problems.append(f"{row.where}: width and height are no numbers")
+            return None
         if size is None:
             problems.append(f"{row.where}: the picture's size is not known, for want of it")
             return None

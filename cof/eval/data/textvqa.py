@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cof.eval.data.base import Benchmark, image_path, mean, shared
-from cof.eval.data.files import Row, data_files, read_json, rows
+from cof.eval.data.files import Row, data_files, lacking, read_json, rows
 from cof.eval.rules import Rules, vqa_accuracy, vqa_normalized
 from cof.eval.scoring import Score
 from cof.eval.tasks import Embedded, Example
@@ -114,7 +114,7 @@ def _records(file: Path, problems: list[str], need: Sequence[str] = NEEDED) -> I
         return
     for number, fields in enumerate(data, start=1):
         where = f"{file.name}, record {number}"
-        missing = [name for name in need if name not in fields]
+        missing = lacking(fields, need)
         if missing:
             problems.append(f"{where}: lacks {', '.join(missing)}")
         else:
