@@ -27,7 +27,7 @@ from cof.eval.results import by_group, grounded, grounding_table, two_by_two
 from cof.eval.run import Runner
 from cof.eval.scoring import Score, exact_match
 from cof.eval.stats import mcnemar, paired_difference, wilson
-from cof.eval.store import ENCODING, GROUNDING, Record, Store, read_times
+from cof.eval.store import ENCODING, GROUNDING, Record, Store, read_times, times_path
 from cof.eval.study import Plan
 from cof.eval.tasks import Example, SceneTask
 from cof.eval.tiny import run_study
@@ -363,6 +363,25 @@ def test_every_picture_and_every_box_once(folder: Path, tmp_path: Path) -> None:
         *(m.key for m in METHODS),
         Method("cof", 8.0, 1.0).key,
     }
+
+
+def test_a_torn_line_of_times_is_dropped(folder: Path, tmp_path: Path) -> None:
+    run = runner(folder, tmp_path / "a.jsonl", Seer(folder, dies_after=5))
+    with pytest.raises(KeyboardInterrupt):
+        run.run(METHODS)
+    times = times_path(run.path)
+    whole = times.read_bytes()
+    times.write_bytes(whole + b'["plain", ["4-')
+    assert read_times(run.path)
+    times.write_bytes(whole + b'["plain", ["4-')
+    run = runner(folder, run.path)
+    run.run(METHODS)
+    assert times.read_bytes().startswith(whole + b'["')
+    known = {example.id for example in run.examples()}
+    assert all(set(spent) == known for spent in read_times(run.path).values())
+    times.write_bytes(whole[1:])
+    with pytest.raises(CofError, match="line 1 is no record"):
+        read_times(run.path)
 
 
 def test_the_boxes_of_each_method_reach_the_engine(folder: Path, tmp_path: Path) -> None:

@@ -161,6 +161,20 @@ def test_each_place_is_looked_for_once(folder: Path, tmp_path: Path) -> None:
     assert len(asked) == len(run.examples())
 
 
+def test_a_torn_line_of_costs_is_dropped(folder: Path, tmp_path: Path) -> None:
+    engine = Still()
+    engine.left = 3
+    run = crossing(folder, tmp_path / "a.jsonl", engine)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(cells(), lambda _: None)
+    with run.costs_path.open("ab") as file:
+        file.write(b'["plain", "4-')
+    run = crossing(folder, run.path)
+    run.run(cells(), lambda _: None)
+    batches = set(run.costs()[PLAIN])
+    assert all(set(run.costs()[cell.key]) == batches for cell in cells())
+
+
 def test_killed_at_any_moment_and_resumed(folder: Path, tmp_path: Path) -> None:
     whole = crossing(folder, tmp_path / "whole.jsonl")
     told: list[int] = []

@@ -16,7 +16,7 @@ from typing import Any
 from cof.boxes import FULL
 from cof.eval.methods import elsewhere
 from cof.eval.pictures import encoded
-from cof.eval.store import Record, Store
+from cof.eval.store import Record, Store, logged
 from cof.eval.tasks import Example, Task
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS, confidence
@@ -116,6 +116,7 @@ class Crossing:
             progress: told of answers, those that were there before included.
         """
         store = Store(self.path)
+        logged(self.costs_path, tuple)  # nothing is added behind a torn line
         by_source: dict[str, list[Cell]] = {}
         for cell in cells:
             by_source.setdefault(cell.source, []).append(cell)
@@ -142,9 +143,7 @@ class Crossing:
         """By step (a cell's key, `grounding SOURCE`, `plain`, `encoding`) and by the first
         question of each batch; of a batch that was repeated the last time counts."""
         found: dict[str, dict[str, Cost]] = {}
-        lines = self.costs_path.read_text("utf-8").splitlines() if self.costs_path.exists() else []
-        for line in lines:
-            key, first, seconds, passes, whole = json.loads(line)
+        for key, first, seconds, passes, whole in logged(self.costs_path, tuple):
             found.setdefault(key, {})[first] = Cost(seconds, passes, whole)
         return found
 

@@ -13,7 +13,7 @@ from cof.errors import CofError
 from cof.eval.buckets import buckets, image_tokens
 from cof.eval.methods import Method
 from cof.eval.pictures import encoded
-from cof.eval.store import ENCODING, GROUNDING, Record, Store, found_region, times_path
+from cof.eval.store import ENCODING, GROUNDING, Record, Store, found_region, logged, times_path
 from cof.eval.tasks import Example, Task
 from cof.focuses import AttentionFocus
 from cof.grounders import PromptGrounder, confidence
@@ -90,6 +90,7 @@ class Runner:
             CofError: the store belongs to other questions, or is damaged.
         """
         store = Store(self.path)
+        logged(times_path(self.path), tuple)  # nothing is added behind a torn line
         examples = self.examples()
         known = {example.id for example in examples}
         if not store.ids <= known:

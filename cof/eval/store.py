@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cof.errors import CofError
 from cof.types import Region
@@ -16,6 +16,8 @@ from cof.types import Region
 GROUNDING = "grounding"
 ENCODING = "encoding"
 """In the times: the vision encoder and the decoder's prefix, once for all methods."""
+
+T = TypeVar("T")
 
 Times = dict[str, dict[str, float]]
 """Wall-clock seconds by method (its key; `grounding`; `encoding`) and question."""
@@ -61,19 +63,7 @@ class Store:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._records: dict[tuple[str, str], Record] = {}
-        whole = path.read_bytes() if path.exists() else b""
-        kept = whole[: whole.rfind(b"\n") + 1]
-        if kept != whole:
-            with path.open("r+b") as file:
-                file.truncate(len(kept))
-        for number, line in enumerate(kept.splitlines(), start=1):
-            try:
-                record = _record(json.loads(line))
-            except (TypeError, ValueError) as error:
-                raise CofError(
-                    f"{path}, line {number} is no record: delete the file to begin anew."
-                ) from error
-            self._records[record.method, record.id] = record
+        self._records |= {(r.method, r.id): r for r in logged(path, _record)}
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         """Whether `(method, question id)` is there."""
@@ -114,6 +104,29 @@ class Store:
         write_atomically(self.path, "".join(_line(record) for record in ordered))
 
 
+def logged(path: Path, read: Callable[[Any], T]) -> list[T]:
+    """What stands in a file of JSON lines that runs append to; a torn last one, as a run leaves it
+    that is killed, is cut off. Empty without a file.
+
+    Raises:
+        CofError: another line cannot be read.
+    """
+    whole = path.read_bytes() if path.exists() else b""
+    kept = whole[: whole.rfind(b"\n") + 1]
+    if kept != whole:
+        with path.open("r+b") as file:
+            file.truncate(len(kept))
+    found = []
+    for number, line in enumerate(kept.splitlines(), start=1):
+        try:
+            found.append(read(json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise CofError(
+                f"{path}, line {number} is no record: delete the file to begin anew."
+            ) from error
+    return found
+
+
 def times_path(answers: Path) -> Path:
     """The file beside a store that says how long its batches took."""
     return answers.with_suffix(".times.jsonl")
@@ -122,10 +135,8 @@ def times_path(answers: Path) -> Path:
 def read_times(answers: Path) -> Times:
     """What the replies of a store took: a question gets an equal share of its batch, and of a
     batch that was repeated the last time counts. Empty where none were kept."""
-    path = times_path(answers)
     spent: Times = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        key, ids, seconds = json.loads(line)
+    for key, ids, seconds in logged(times_path(answers), tuple):
         spent.setdefault(key, {}).update(dict.fromkeys(ids, seconds / len(ids)))
     return spent
 
