@@ -19,6 +19,7 @@ from cof.sites import DecoderSite
 
 States = Literal["values", "keys"]
 
+_CAPPED = ("gemma4",)  # PaliGemma 2's decoder has a cap in its config that transformers leaves out
 _ROWS = 256  # image tokens whose probabilities of all words are held at once
 
 
@@ -96,12 +97,15 @@ def probabilities(
     """
     hidden = site.generate(prompts, **kwargs).hidden_states[0][-1]  # the last layer's, normed
     is_image = torch.eq(prompts.inputs["input_ids"], site.model.config.image_token_id)
-    head = site.model.get_output_embeddings()
+    head, config = site.model.get_output_embeddings(), site.model.config
+    cap = config.get_text_config().final_logit_softcapping if config.model_type in _CAPPED else None
     found = []
     for row, tokens in enumerate(token_ids):
         parts = []
         for states in hidden[row, is_image[row]].split(_ROWS):
             logits = head(states).float()
+            if cap is not None:
+                logits = cap * torch.tanh(logits / cap)
             parts.append((logits[:, list(tokens)] - logits.logsumexp(-1, keepdim=True)).exp())
         found.append(torch.cat(parts).T.cpu())
     return found
