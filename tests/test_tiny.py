@@ -192,9 +192,11 @@ def test_an_exported_checkpoint_loads_whole_and_runs(tmp_path):
         if "layers.6." not in name and "post_layernorm" not in name:
             torch.testing.assert_close(theirs[name], value.float(), rtol=0, atol=0)
     image = render(make_scene(1, 4))
-    reply = engine.generate([Request(image, "Where?")], Decoding(max_new_tokens=3))[0]
-    assert len(reply.token_ids) <= 3
-    assert PromptGrounder().locate(engine, [Request(image, "Where?")])[0].text is not None
+    asked = Request(image, TINY.grounding_prompt("the red star"))
+    (reply,) = engine.generate([asked], Decoding(max_new_tokens=3))
+    assert 1 <= len(reply.token_ids) <= 3
+    (found,) = PromptGrounder(max_new_tokens=3).locate(engine, [Request(image, "the red star")])
+    assert found.text == reply.text
 
 
 def test_a_batch_trains(words):
