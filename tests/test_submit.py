@@ -58,6 +58,32 @@ def test_columns_and_predictions(tmp_path: Path) -> None:
     assert "There is no method 'mine'" in wrong.stderr
 
 
+def test_cells_are_text_whatever_they_begin_with(tmp_path: Path) -> None:
+    task = answered(tmp_path)
+    answers, out = tmp_path / "out" / "answers.jsonl", tmp_path / "a.xlsx"
+    text = answers.read_text("utf-8").replace('"text": "A"', '"text": "=A1"')
+    answers.write_text(text, "utf-8")
+    data = task.path.read_text("utf-8").replace("Is it so?", "Is it\x08 so?")
+    task.path.write_text(data, "utf-8")
+    submit_mmbench(task, answers, "plain", out)
+    _, *rows = list(load_workbook(out).active.rows)
+    assert {(row[6].value, row[6].data_type) for row in rows} == {("=A1", "s")}
+    assert rows[-1][1].value == "Is it so?"
+    assert rows[-1][0].value == 1 + 10**6
+
+
+def test_data_of_another_kind_is_refused(tmp_path: Path) -> None:
+    task = answered(tmp_path)
+    arguments = (tmp_path / "out" / "answers.jsonl", "plain", tmp_path / "a.xlsx")
+    head = task.path.read_text("utf-8").partition("\n")[0]
+    task.path.write_text(f"{head}\n", "utf-8")
+    with pytest.raises(CofError, match="holds no questions"):
+        submit_mmbench(task, *arguments)
+    task.path.write_text("index\tA\n0\tred\n", "utf-8")
+    with pytest.raises(CofError, match="lacks the columns question, B"):
+        submit_mmbench(task, *arguments)
+
+
 def test_refusals(tmp_path: Path) -> None:
     task = answered(tmp_path)
     out, answers = tmp_path / "a.xlsx", tmp_path / "out" / "answers.jsonl"

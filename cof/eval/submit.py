@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cof.errors import CofError
 from cof.eval.data.files import rows
@@ -30,10 +31,12 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
         How many rows it has.
 
     Raises:
-        CofError: no such answers, some of the questions lack one, or openpyxl is not installed.
+        CofError: no such answers, some of the questions lack one, the data has problems, or
+            openpyxl is not installed.
     """
     try:
         from openpyxl import Workbook
+        from openpyxl.cell import WriteOnlyCell
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ModuleNotFoundError as error:
         raise CofError("Writing xlsx files takes openpyxl: pip install 'cof[eval]'.") from error
@@ -44,6 +47,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
     if not said:
         known = ", ".join(sorted({record.method for record in store.records()}))
         raise CofError(f"{answers} holds no method {method!r}, but {known}.")
+    task.num_examples()  # refuses data with problems
     need = ("index", "question", *LETTERS[:2])
     table = [row for file in task.files for row in rows(file, need, [])]
     missing = [row.text("index") for row in table if row.text("index") not in said]
@@ -57,10 +61,17 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     sheet.append(columns)
+
+    def cell(value: object) -> Any:
+        if not isinstance(value, str):
+            return value
+        text = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", value))
+        text.data_type = "s"  # also where it begins as a formula does
+        return text
+
     for row in table:
         index = row.text("index")
-        reply = ILLEGAL_CHARACTERS_RE.sub("", said[index].text)
-        shown = {**row.fields, "index": int(index), "prediction": reply}
-        sheet.append([shown[name] for name in columns])
+        shown = {**row.fields, "index": int(index), "prediction": said[index].text}
+        sheet.append([cell(shown[name]) for name in columns])
     book.save(out)
     return len(table)
