@@ -78,10 +78,10 @@ def test_data_of_another_kind_is_refused(tmp_path: Path) -> None:
     head = task.path.read_text("utf-8").partition("\n")[0]
     task.path.write_text(f"{head}\n", "utf-8")
     with pytest.raises(CofError, match="holds no questions"):
-        submit_mmbench(task, *arguments)
+        submit_mmbench(MMBench(task.path), *arguments)
     task.path.write_text("index\tA\n0\tred\n", "utf-8")
     with pytest.raises(CofError, match="lacks the columns question, B"):
-        submit_mmbench(task, *arguments)
+        submit_mmbench(MMBench(task.path), *arguments)
 
 
 def test_refusals(tmp_path: Path) -> None:
