@@ -62,6 +62,7 @@ def check_same_run(path: Path, about: dict[str, Any]) -> None:
     Raises:
         CofError: it has; the message names what differs.
     """
+    about = json.loads(json.dumps(about))  # tuples are lists there
     if path.exists():
         before = json.loads(path.read_text("utf-8"))
         other = [name for name in about if about[name] != before.get(name)]
