@@ -161,6 +161,28 @@ def test_each_place_is_looked_for_once(folder: Path, tmp_path: Path) -> None:
     assert len(asked) == len(run.examples())
 
 
+def test_goes_on_under_settings_that_json_writes_otherwise(tmp_path: Path) -> None:
+    settings = SETTINGS.changed(layers=(0, 1))
+    plan = replace(PLAN, foci=("attention",), sources=("prompt",), strengths=(4.0,), clutter=(4,))
+    quiet = Console(quiet=True)
+    first = run_matrix(Still(), settings, plan, tmp_path, console=quiet)
+    again = Still()
+    assert run_matrix(again, settings, plan, tmp_path, console=quiet) == first
+    assert again.calls == []
+
+
+def test_a_detector_is_named_before_anything_is_asked(tmp_path: Path) -> None:
+    engine = Still()
+    with pytest.raises(CofError, match="--detector"):
+        study(tmp_path, engine, replace(PLAN, sources=("prompt", "detector")))
+    assert engine.calls == []
+    arguments = ["eval", "matrix", "--out", str(tmp_path), "--scenes", "1", "--limit", "1"]
+    arguments += ["--grounders", "detector", "--focuses", "attention", "--detector", "nowhere/x"]
+    result = CliRunner().invoke(app, [*arguments, "--model", str(checkpoint("llava"))])
+    assert result.exit_code == 2
+    assert "nowhere/x" in result.stderr
+
+
 def test_a_torn_line_of_costs_is_dropped(folder: Path, tmp_path: Path) -> None:
     engine = Still()
     engine.left = 3

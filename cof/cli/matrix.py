@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cof.cli.common import (
     BatchSizeOption,
+    DetectorOption,
     DeviceOption,
     DtypeOption,
     LimitOption,
@@ -40,6 +41,7 @@ def eval_matrix(
     focuses: Annotated[
         str | None, typer.Option("--focuses", help="Such as attention,crop. \\[default: all]")
     ] = None,
+    detector: DetectorOption = None,
     scenes: Annotated[
         int | None,
         typer.Option("--scenes", min=1, help="Test scenes of each clutter level. \\[default: 16]"),
@@ -62,7 +64,7 @@ def eval_matrix(
         Plan(side=side, limit=limit, batch_size=batch_size, seed=seed),
         **{name: value for name, value in chosen.items() if value is not None},
     )
-    cof = load(model, preset, dtype, device, False)
+    cof = load(model, preset, dtype, device, False, detector=detector)
     results = run_matrix(cof.engine, cof.settings, plan, out, console=Console(stderr=True))
     write_matrix(results, out)
     _print(accuracies(results))

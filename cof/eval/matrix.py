@@ -128,8 +128,11 @@ def run_matrix(
         What `results.json` holds.
 
     Raises:
-        CofError: `out` holds answers of another model or other questions.
+        CofError: `out` holds answers of another model or other questions, or the settings name no
+            detector where one is to look.
     """
+    if "detector" in plan.sources:
+        GROUNDERS["detector"].build(settings, [])  # refused without one before anything is asked
     if engine.dialect.form is not None:
         settings = settings.changed(boxes="template")
     work = out / "work"
