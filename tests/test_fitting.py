@@ -46,12 +46,13 @@ def chance(*parts: object) -> float:
 
 
 def said(id: str, method: str, right: bool, sure: float | None, *boxes: Any) -> Record:
-    return Record(id, method, "", "", right, boxes, sure)
+    text = "7" if right else "3"
+    return Record(id, method, text, text, right, boxes, sure)
 
 
 def asked(n: int = 400, unknown: bool = False) -> Asked:
     """Questions that looking changes at random, for the better where the box is sure."""
-    examples = [Example(f"q{i}", Path(f"p{i // 4}"), "?", "!", kind="digit") for i in range(n)]
+    examples = [Example(f"q{i}", Path(f"p{i // 4}"), "?", "7", kind="digit") for i in range(n)]
     plain, found = {}, {}
     looked: dict[float, dict[str, Record]] = {strength: {} for strength in STRENGTHS}
     for example in examples:
@@ -289,7 +290,9 @@ def finished(folder: Path, data: Asked, key: str = "cof lambda=4 alpha=1 scope=a
     store.append(replace(record, method=key) for record in data.looked[4.0].values())
     (folder / "questions.jsonl").write_text(questions_asked(data.examples), "utf-8")
     about = {"model": "any", "weights": "0", "dtype": "float32", "versions": {}}
+    about |= {"benchmark": "scenes", "wording": "llava", "limit": None}
     results = {"about": about, "methods": {"plain": PLAIN, "cof": key}}
+    results |= {"metrics": {}, "rules": "official", "shard": [1, 1]}
     (folder / "results.json").write_text(json.dumps(results), "utf-8")
     return folder
 
@@ -310,6 +313,18 @@ def test_a_finished_run_is_adapted_without_a_model(tmp_path: Path) -> None:
     halves = [numbers["fitted"]["always"], numbers["test"]["all"]["always"]]
     assert sum(half["fixed"] for half in halves) == whole["fixed"]
     assert sum(half["broken"] for half in halves) == whole["broken"]
+
+
+def test_a_run_is_adapted_as_it_was_scored_last(tmp_path: Path) -> None:
+    """`cof rescore` reads the replies by other rules and leaves them as they are."""
+    folder = finished(tmp_path / "run", asked())
+    store = folder / "answers.jsonl"
+    wanted = adapt_run(folder, tmp_path / "out")
+    store.write_text(store.read_text("utf-8").replace('"right": true', '"right": false'), "utf-8")
+    assert adapt_run(folder, tmp_path / "out") == wanted
+    (folder / "run.json").write_text('{"model": "another"}', "utf-8")
+    with pytest.raises(CofError, match="of another run than the results"):
+        adapt_run(folder, tmp_path / "out")
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ can be adapted likewise, its pictures cut in halves.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from cof.eval.adaptive.fitting import FOLDS, fit
 from cof.eval.adaptive.harm import MOST_BROKEN, PLAIN, Asked, fitted, gathered
 from cof.eval.methods import Method
 from cof.eval.run import Runner
-from cof.eval.runs import read
-from cof.eval.saved import Replies, questions
+from cof.eval.runs import Run, comparison, read
+from cof.eval.saved import Replies
 from cof.eval.splits import drawn
 from cof.eval.tasks import SceneTask
-from cof.grounders import PromptGrounder
 from cof.settings import Settings
 from cof.tiny.benchmark import CLUTTER
 from cof.tiny.scenes import SIDE
@@ -96,7 +95,15 @@ def run_adaptation(
     splits = {}
     with progress_bar(console) as bar:
         for split in sizes:
-            runner = _runner(engine, settings, work, split, plan)
+            runner = Runner.of(
+                engine,
+                SceneTask(work / split, limit=plan.limit),
+                work / f"{split}.jsonl",
+                settings,
+                batch_size=plan.batch_size,
+                max_new_tokens=16,
+                seed=plan.seed,
+            )
             methods = [PLAIN, *looking.values()]
             counter = bar.add_task(split, total=runner.replies(methods))
             runner.run(methods, lambda done, at=counter: bar.advance(at, done))  # type: ignore[misc]
@@ -127,13 +134,14 @@ def adapt_run(folder: Path, out: Path, *, seed: int = 0) -> dict[str, Any]:
     results = read(folder / "results.json")
     methods = results.get("methods", {})
     strength = re.match(r"cof lambda=(\S+)", methods.get("cof", ""))
-    if strength is None or PLAIN.key not in methods:
+    if strength is None or PLAIN.key not in methods or "metrics" not in results:
         raise CofError(
             f"{folder} holds no finished run of CoF beside the plain model: name the folder that "
             "`cof eval` wrote for a benchmark (--out)."
         )
-    asked = [example for example in questions(folder / "questions.jsonl") if example.answer]
-    replies = Replies.read(asked, [folder / "answers.jsonl"])
+    task, replies = comparison(Run(folder, folder.name, "comparison", results))
+    asked = [example for example in replies.examples if example.answer]
+    replies = replace(replies.scored(task), examples=asked)
     whole = Asked.of(replies, {float(strength[1]): methods["cof"]})
     names = sorted({str(example.image) for example in asked})
     if len(names) < 2 * FOLDS:
@@ -161,18 +169,3 @@ def adapt_run(folder: Path, out: Path, *, seed: int = 0) -> dict[str, Any]:
 
 def _settings(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in ("expand", "scope", "grounder", "focus")}
-
-
-def _runner(engine: Engine, settings: Settings, work: Path, split: str, plan: Plan) -> Runner:
-    return Runner(
-        engine,
-        SceneTask(work / split, limit=plan.limit),
-        work / f"{split}.jsonl",
-        batch_size=plan.batch_size,
-        grounder=PromptGrounder(
-            template=settings.grounding_template,
-            max_new_tokens=settings.grounding_max_new_tokens,
-            boxes=settings.boxes,
-        ),
-        seed=plan.seed,
-    )
