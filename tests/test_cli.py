@@ -305,6 +305,18 @@ def test_overlays(loaded: Loaded, image: str) -> None:
     assert "frame, blur, dim" in refused(run("ask", image, QUESTION, "--overlay", "glow"))
 
 
+def test_no_bars_for_the_embedded_models(
+    loaded: Loaded, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import logging
+
+    monkeypatch.setattr(logging, "_tqdm_active", True)  # as where it was imported before
+    assert run("ask", image, QUESTION, "--model", "large/model").exit_code == 0
+    assert logging.is_progress_bar_enabled()
+    assert run("ask", image, QUESTION).exit_code == 0
+    assert not logging.is_progress_bar_enabled()
+
+
 def test_contrast(loaded: Loaded, image: str) -> None:
     options = ("--focus", "contrast", "--guidance", "1.5", "--json")
     shown = json.loads(run("ask", image, QUESTION, *options).stdout)

@@ -53,6 +53,9 @@ def test_stage_one_alone(tmp_path: Path) -> None:
     result = invoke("refcoco", path, *llava(), "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "IoU >= 0.5: 0.000" in result.output
+    shown = CliRunner().invoke(cli.app, ["report", str(tmp_path / "out")])
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.endswith(f": {tmp_path / 'out' / 'report'}\n")  # there is no table in it
 
 
 def test_shards(tmp_path: Path) -> None:

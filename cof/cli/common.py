@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -201,7 +202,7 @@ def load(
     from cof.tiny import EMBEDDED
 
     if model is None or model in EMBEDDED:  # loads in a blink
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        _without_bars()
     gc.disable()  # a fifth of the imports' time would go into looking for garbage where none is
     try:
         return CoF.from_pretrained(
@@ -214,6 +215,14 @@ def load(
         )
     finally:
         gc.enable()
+
+
+def _without_bars() -> None:
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read as transformers is imported
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
 
 
 def indices(option: str, text: str | None) -> tuple[int, ...] | None:

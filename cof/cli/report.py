@@ -27,18 +27,18 @@ def report(
     ] = 12,
 ) -> None:
     """Write DIR/report.html (one page, opens offline), report.md, and all tables and charts."""
-    from cof.eval.report.publish import publish
+    from cof.eval.report.publish import PARTS, publish
 
     written = publish(_there(directory), most=most)
     page, text = written.files[:2]
-    folder = written.files[-1].parent
     typer.echo(f"{page}: {written.runs} run{'s' * (written.runs != 1)}, {_size(page)}")
     if written.without_picture:
         typer.echo(
             f"{written.without_picture} of {written.shown} pictures are no longer where the run "
             "found them."
         )
-    typer.echo(f"The same as Markdown: {text}; tables as CSV and LaTeX, charts as SVG: {folder}")
+    parts = directory / PARTS
+    typer.echo(f"The same as Markdown: {text}; tables as CSV and LaTeX, charts as SVG: {parts}")
 
 
 @sentences
