@@ -75,7 +75,7 @@ def gemma4() -> Made:
         text_config=text("gemma4_text", of, head_dim=8, global_head_dim=16)
         | {"sliding_window": 24, "layer_types": SLIDING, "use_bidirectional_attention": "vision"}
         | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(of)}
-        | {"final_logit_softcapping": 0.5},
+        | {"final_logit_softcapping": 5.0},
         video_token_id=None,
         audio_token_id=None,
         **ids(of, boi_token_id="<|image>", eoi_token_id="<image|>", image_token_id="<|image|>"),
