@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -53,7 +54,7 @@ class Prompts:
         features: the vision features of each row's image.
         bias: what is added to attention; None: nothing.
         prefixes: of each row's image; empty if nothing is reused.
-        reused: how many leading tokens of every row are not computed again.
+        reused: how many leading tokens of each row are not computed again.
         answer_type: what answers are in `token_type_ids`, where the model takes them.
         kept: whether their states are read afterwards, so that no layer may forget any.
     """
@@ -62,9 +63,14 @@ class Prompts:
     features: list[Tensor]
     bias: Bias | None = None
     prefixes: tuple[Prefix, ...] = ()
-    reused: int = 0
+    reused: tuple[int, ...] = ()
     answer_type: int = 0
     kept: bool = False
+
+    @property
+    def cached(self) -> int:
+        """How many places of a cache are filled before the first pass."""
+        return max(self.reused, default=0)
 
 
 def whole_cache(config: Any) -> DynamicCache:
@@ -117,24 +123,41 @@ def start_cache(prompts: Prompts, config: Any, beams: int = 1) -> DynamicCache:
 
 
 def fill(cache: Cache, prompts: Prompts) -> None:
-    """Put what is reused into an empty cache."""
-    rows = [prefix.states for prefix in prompts.prefixes]
-    for number in range(len(rows[0]) if rows else 0):
+    """Put what is reused into an empty cache, padded on the left."""
+    rows = list(zip(prompts.prefixes, prompts.reused, strict=True))
+    for number in range(len(rows[0][0].states) if rows else 0):
         keys, values = (
-            torch.cat([states[number][part][:, :, : prompts.reused] for states in rows])
+            torch.cat(
+                [
+                    pad(
+                        prefix.states[number][part][:, :, :count], (0, 0, prompts.cached - count, 0)
+                    )
+                    for prefix, count in rows
+                ]
+            )
             for part in (0, 1)
         )
         cache.update(keys, values, number)
 
 
-def reusable(prompts: Prompts, prefixes: Sequence[Prefix | None]) -> int:
-    """How many leading tokens every row has in its prefix, before anything biased."""
+def reusable(prompts: Prompts, prefixes: Sequence[Prefix | None]) -> list[int]:
+    """How many leading tokens each row has in its prefix, before anything biased."""
     ids = prompts.inputs["input_ids"].cpu()
     padding = prompts.inputs["attention_mask"].argmax(1).tolist()
-    return min(
+    return [
         0 if prefix is None else _common(ids[row, start:], prefix, _first(prompts.bias, row, start))
         for row, (start, prefix) in enumerate(zip(padding, prefixes, strict=True))
-    )
+    ]
+
+
+def level(prompts: Prompts, most: Sequence[int]) -> list[int]:
+    """At most so many leading tokens of each row, such that all rows have equally many left.
+
+    The longest rest is computed in any case: the others would be padded to it, and so rows stay
+    as they are."""
+    lengths = prompts.inputs["attention_mask"].sum(1).tolist()
+    left = max(length - count for length, count in zip(lengths, most, strict=True))
+    return [max(length - left, 0) for length in lengths]
 
 
 def unbiased(prompts: Prompts, ends: Sequence[int]) -> bool:
@@ -146,24 +169,42 @@ def unbiased(prompts: Prompts, ends: Sequence[int]) -> bool:
     )
 
 
-def resumed(prompts: Prompts, prefixes: Sequence[Prefix], reused: int) -> Prompts:
-    """The same left-padded prompts as [reused | padding | rest].
+def resumed(prompts: Prompts, prefixes: Sequence[Prefix | None], reused: Sequence[int]) -> Prompts:
+    """The same left-padded prompts as [padding | reused | padding | rest].
 
-    What is left to compute is one rectangle then: the padding moves behind what is reused.
+    What is left to compute is one rectangle then.
+
+    Args:
+        reused: how many tokens of each row's prefix; 0 where it has none, but not everywhere.
     """
-    ids = prompts.inputs["input_ids"]
-    padding = prompts.inputs["attention_mask"].argmax(1, keepdim=True)  # (B, 1)
-    at = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    between = torch.where(at < reused + padding, at - reused, at)
-    source = torch.where(at < reused, at + padding, between)
+    ids, seen = prompts.inputs["input_ids"], prompts.inputs["attention_mask"]
+    length, counts = ids.shape[1], torch.tensor(reused, device=ids.device)[:, None]
+    left = seen.sum(1, keepdim=True) - counts  # (B, 1)
+    cached = max(reused)
+    total = cached + int(left.max())
+    at = torch.arange(total, device=ids.device).expand(len(ids), -1)
+    begins = at < cached
+    real = torch.where(begins, at >= cached - counts, at >= total - left)
+    source = at + length - torch.where(begins, cached + left, total)
+    source = torch.where(real, source, length - 1)  # any token that is no image
     inputs = {
         name: value.gather(1, source) if value.shape == ids.shape else value
         for name, value in prompts.inputs.items()
     }
+    inputs["attention_mask"] = inputs["attention_mask"] * real
     bias = prompts.bias
-    if bias is not None:  # the image's end stays where it is: it comes after both
+    if (
+        bias is not None
+    ):  # no token that is left moves forward, so what is behind the image stays so
         bias = replace(bias, values=bias.values.gather(1, source.to(bias.values.device)))
-    return replace(prompts, inputs=inputs, bias=bias, prefixes=tuple(prefixes), reused=reused)
+    known = next(prefix for prefix in prefixes if prefix is not None)
+    return replace(
+        prompts,
+        inputs=inputs,
+        bias=bias,
+        prefixes=tuple(prefix or known for prefix in prefixes),  # of which nothing is taken
+        reused=tuple(reused),
+    )
 
 
 def extended(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: int) -> Prompts:

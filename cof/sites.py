@@ -28,6 +28,7 @@ from cof.prefixes import (
     Prompts,
     branched,
     keepable,
+    level,
     resumed,
     reusable,
     split,
@@ -230,16 +231,19 @@ class DecoderSite:
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix | None], beams: int) -> Prompts:
         reused = reusable(prompts, prefixes)
-        if reused <= 0:
-            return prompts
-        shorter = resumed(prompts, [prefix for prefix in prefixes if prefix], reused)
-        cut = bool(self._is_image(shorter.inputs["input_ids"][:, reused:]).any())
         # For beams `generate` counts image tokens against features, and it gives a model the types
-        # of new tokens only, by which the image tokens that see one another are told.
-        return prompts if cut and (beams > 1 or self.bidirectional) else shorter
+        # of new tokens only, by which image tokens that see one another are told.
+        whole = beams > 1 or self.bidirectional
+        if not whole:
+            reused = level(prompts, reused)
+        if not any(reused):
+            return prompts
+        shorter = resumed(prompts, prefixes, reused)
+        cut = self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()
+        return prompts if whole and bool(cut) else shorter
 
     def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
-        if cache is None and (prompts.reused or prompts.kept):
+        if cache is None and (prompts.cached or prompts.kept):
             beams = kwargs["generation_config"].num_beams
             cache = start_cache(prompts, self.model.config, beams)
         if cache is not None:
@@ -261,7 +265,7 @@ class DecoderSite:
             **self._inputs(inputs, features),
             next_sequence_length=new,
             past_key_values=cache,
-            is_first_iteration=cache.get_seq_length() == prompts.reused,
+            is_first_iteration=cache.get_seq_length() == prompts.cached,
             use_cache=True,
             logits_to_keep=1 + more,
         )

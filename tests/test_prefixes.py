@@ -13,6 +13,7 @@ from models import GRID, checkpoint, picture
 from torch import nn
 from zoo import zoo
 
+from cof.composer import Composer
 from cof.engine import TransformersEngine
 from cof.prompts import LLAVA
 from cof.types import EVERYTHING, Decoding, EncodedImage, Highlight, Region, Request
@@ -149,7 +150,8 @@ class TestReuse:
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made = engine(name)
-        monkeypatch.setattr(made, "_chat", lambda of, _: f"SYSTEM: x <image>\n{of} ASSISTANT:")
+        another = "SYSTEM: x <image>\n{} ASSISTANT:"
+        monkeypatch.setattr(Composer, "chat", lambda self, of, images: another.format(of))
         expected = made.generate(requests(IMAGES, "text"), SHORT)
         assert_same(made.generate(requests(encoded(name), "text"), SHORT), expected)
 
@@ -312,3 +314,49 @@ def test_the_state_after_two_images_is_not_that_after_the_first() -> None:
         (expected,) = made.generate([Request(IMAGES[0], "which digit?", beside=beside)], SHORT)
         reused = Request(image, "which digit?", beside=beside)
         assert_same(made.generate([reused], SHORT), [expected])
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma4"])
+def test_of_images_of_several_sizes_nothing_is_computed_again(name: str, beams: int) -> None:
+    made, decoding = TransformersEngine.from_pretrained(zoo(name)), Decoding(5, num_beams=beams)
+    pictures = [picture((150, 60)), picture((60, 40), 1), picture((70, 190), 2)]
+    known = made.encode(pictures, prefill=True)
+    with torch.inference_mode():
+        made._prefixes(known)
+    sizes = {len(image.prefix.prefix.token_ids) for image in known}
+    assert len(sizes) > 1
+    questions = ["which digit?", "hi", "a longer question"]
+    lights = [Highlight(MIDDLE, 8.0, "text"), None, Highlight(LOWER, 0.2, "text")]
+    rows = list(zip(questions, lights, strict=True))
+    fresh = [Request(image, *row) for image, row in zip(pictures, rows, strict=True)]
+    reused = [Request(image, *row) for image, row in zip(known, rows, strict=True)]
+    left = max(
+        made._prompts([row], made._encoded([row])).inputs["input_ids"].shape[1] - size
+        for row, size in zip(fresh, [len(of.prefix.prefix.token_ids) for of in known], strict=True)
+    )
+    expected = made.generate(fresh, decoding)
+    with counted(made) as lengths:
+        found = made.generate(reused, decoding)
+    assert_same(found, expected)
+    assert lengths[0] == left
+
+
+def test_rows_that_begin_early_leave_the_others_as_they_are() -> None:
+    """What rows have in common is how much of them is left, not where they begin."""
+    made = engine("llava")
+    corner = Highlight(Region(boxes=((0.0, 0.0, 0.2, 0.2),)), 8.0)
+    lights = [corner, Highlight(LOWER, 30.0), None]
+    rows, reused = (
+        [
+            Request(images[i], question, light)
+            for i, question, light in zip(
+                (0, 1, 2),
+                ("hi", "a much longer question, about the digit", "which?"),
+                lights,
+                strict=True,
+            )
+        ]
+        for images in (IMAGES, encoded("llava"))
+    )
+    assert_same(made.generate(reused, SHORT), made.generate(rows, SHORT))
