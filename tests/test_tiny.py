@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from cof.boxes import Frame
+from cof.errors import CofError
 from cof.grounders import PromptGrounder
 from cof.parsing import parse_boxes, parse_released
 from cof.prompts import LLAVA, PAPER, TINY
@@ -197,6 +198,19 @@ def test_an_exported_checkpoint_loads_whole_and_runs(tmp_path):
     assert 1 <= len(reply.token_ids) <= 3
     (found,) = PromptGrounder(max_new_tokens=3).locate(engine, [Request(image, "the red star")])
     assert found.text == reply.text
+
+
+def test_export_replaces_checkpoints_and_nothing_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CofError, match="no checkpoint"):
+        export(untrained(), tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("config.json", "adaptive.json"):
+        (old / name).touch()
+    export(untrained(), old)
+    assert not (old / "adaptive.json").exists()
 
 
 def test_a_batch_trains(words):

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
+from cof.errors import CofError
 from cof.tiny import checkpoint_path
 from cof.tiny.model import PATCH, make_config, make_model
 from cof.tiny.tokenizer import BOS, EOS, IMAGE, PAD, make_processor, make_tokenizer
@@ -49,8 +50,16 @@ def hub_weights(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
 
 
 def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write config, weights, tokenizer, processor and chat template to a new `folder`."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write config, weights, tokenizer, processor and chat template to `folder`, in place of the
+    checkpoint that is there.
+
+    Raises:
+        CofError: something else is there.
+    """
+    if folder.exists():
+        if any(folder.iterdir()) and not (folder / "config.json").is_file():
+            raise CofError(f"{folder} holds no checkpoint that could be replaced: name a new one.")
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     tokenizer = make_tokenizer()
     config = model.config
