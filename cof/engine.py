@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, StaticCache
 
-from cof.attention import Bias, gates
 from cof.batching import grouped, threaded, unpadded
 from cof.boxes import Frame
 from cof.compiled import Compiled
+from cof.composer import Composer
 from cof.decoding import generation_config, generations, seeded
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of, probed
@@ -52,6 +52,7 @@ class TransformersEngine:
         family: what is known of its kind of model.
         model, processor: transformers' own.
         tokens: which of its tokens show what of an image.
+        composer: writes its prompts.
 
     Threads may share an engine. Sampling with a seed holds a lock, so that threads that sample
     with seeds wait for one another.
@@ -89,6 +90,7 @@ class TransformersEngine:
         self.site = SITES[self.family.site].attach(model, processor, self.family)
         self._compiled = self._compiler(compile) if compile else None
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
+        self.composer = Composer(self.family, self.model, processor, self.site, self.tokens)
         self._written = cache(self._compile_form)
 
     @property
@@ -191,8 +193,8 @@ class TransformersEngine:
             return self._guided(requests, decoding)
         form = self._written(decoding.form) if decoding.form else None
         encoded = self._encoded(requests)
-        inputs, features = self._inputs(requests, encoded)
-        seen = inputs["attention_mask"].sum(1).tolist()
+        draft = self.composer.draft(requests, encoded)
+        seen = draft.lengths
         new = Decoding().max_new_tokens if form else decoding.max_new_tokens
         groups = grouped([(n + new) * decoding.num_beams for n in seen], self.max_batch_tokens)
         if not self.site.pads:
@@ -203,7 +205,7 @@ class TransformersEngine:
                 part = [replace(requests[row], image=encoded[row]) for row in rows]
                 found |= zip(rows, self.generate(part, decoding), strict=True)
             return [found[row] for row in range(len(requests))]
-        prompts = self._biased(inputs, features, requests, encoded)
+        prompts = self.composer.prompts(draft)
         with torch.inference_mode(), out_of_memory():
             alone = not any(request.beside for request in requests)
             first = alone and decoding.num_beams == 1 and self._yields(prompts, encoded)
@@ -225,7 +227,7 @@ class TransformersEngine:
         """Each row with its other branch beside it, in one batch."""
         check_decoding(decoding)
         encoded = self._encoded(requests)
-        seen = self._inputs(requests, encoded)[0]["attention_mask"].sum(1).tolist()
+        seen = self.composer.draft(requests, encoded).lengths
         groups = grouped([2 * (n + decoding.max_new_tokens) for n in seen], self.max_batch_tokens)
         found: dict[int, Generation] = {}
         for rows in groups if self.site.pads else unpadded(groups, seen):
@@ -290,7 +292,7 @@ class TransformersEngine:
         """
         site = self._decoder()
         places = [
-            phrase_tokens(self.processor.tokenizer, self._chat(request.prompt), phrase)
+            phrase_tokens(self.processor.tokenizer, self.composer.chat(request.prompt), phrase)
             for request, phrase in zip(requests, phrases, strict=True)
         ]
         config = self._generation_config(Decoding(max_new_tokens=1))
@@ -366,16 +368,16 @@ class TransformersEngine:
         """
         if not requests:
             return []
+        requests = self.showing(requests)
         encoded = self._encoded(requests)
-        inputs, features = self._inputs(requests, encoded)
-        seen = inputs["attention_mask"].sum(1).tolist()
+        draft = self.composer.draft(requests, encoded)
         found: dict[int, NDArray[np.float32]] = {}
-        for rows in grouped([n + 1 for n in seen], self.max_batch_tokens):
+        for rows in grouped([n + 1 for n in draft.lengths], self.max_batch_tokens):
             images = [encoded[row] for row in rows]
             if len(rows) < len(requests):
                 prompts = self._prompts([requests[row] for row in rows], images)
             else:
-                prompts = self._biased(inputs, features, requests, encoded)
+                prompts = self.composer.prompts(draft)
             with torch.inference_mode(), out_of_memory():
                 if reuse:
                     prompts = self.site.resume(prompts, self._prefixes(images), 1)
@@ -401,38 +403,7 @@ class TransformersEngine:
         return np.asarray(spatial.reshape(*spatial.shape[:-1], *layout), dtype=np.float32)
 
     def _prompts(self, requests: Sequence[Request], encoded: Sequence[EncodedImage]) -> Prompts:
-        return self._biased(*self._inputs(requests, encoded), requests, encoded)
-
-    def _inputs(
-        self, requests: Sequence[Request], encoded: Sequence[EncodedImage]
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Padded text inputs, not yet where the model is, and the features of each row's images."""
-        shown = [
-            [of] if request.beside is None else [of, *self._encoded([Request(request.beside, "")])]
-            for request, of in zip(requests, encoded, strict=True)
-        ]
-        texts = [
-            self._chat(request.prompt, len(images))
-            for request, images in zip(requests, shown, strict=True)
-        ]
-        inputs = self.site.tokenize(texts, [[of.pixels for of in images] for images in shown])
-        return inputs, [torch.cat([of.features for of in images]) for images in shown]
-
-    def _biased(
-        self,
-        inputs: Mapping[str, Tensor],
-        features: list[Tensor],
-        requests: Sequence[Request],
-        encoded: Sequence[EncodedImage],
-    ) -> Prompts:
-        bias = self._bias(requests, encoded, features, inputs)
-        device = self.model.device
-        return Prompts(
-            {name: value.to(device) for name, value in inputs.items()},
-            features,
-            bias,
-            answer_type=self.family.answer_type,
-        )
+        return self.composer.prompts(self.composer.draft(requests, encoded))
 
     def _encoded(self, requests: Sequence[Request]) -> list[EncodedImage]:
         images = [request.image for request in requests]
@@ -469,57 +440,6 @@ class TransformersEngine:
             for request in requests
         ]
 
-    def _bias(
-        self,
-        requests: Sequence[Request],
-        encoded: Sequence[EncodedImage],
-        features: Sequence[Tensor],
-        inputs: Mapping[str, Tensor],
-    ) -> Bias | None:
-        lights = [
-            request.highlight if request.highlight and request.highlight.strength != 1 else None
-            for request in requests
-        ]
-        if not any(lights):
-            return None
-
-        def row(index: int) -> Tensor:
-            light, image = lights[index], encoded[index]
-            added = torch.zeros(len(features[index]))
-            if light is not None:
-                first, last = self.family.lead(self.model.config), len(image.features)
-                added[first:last] = torch.from_numpy(self.tokens.added(image.size, light).ravel())
-            return added
-
-        added = threaded(row, range(len(requests)))
-        values, image_ends = self.site.place(added, inputs)
-        text_only = torch.tensor([light is not None and light.scope == "text" for light in lights])
-        device = self.model.device
-        q_from = None
-        if image_ends is not None and bool(text_only.any()):
-            q_from = torch.where(text_only, image_ends, 0).to(device)
-        gate = gates(
-            [light.layers if light else None for light in lights],
-            [light.heads if light else None for light in lights],
-            self.site.shape,
-        )
-        return Bias(values.to(device), q_from, gate if gate is None else gate.to(device))
-
-    def _chat(self, prompt: str, images: int = 1) -> str:
-        if getattr(self.processor, "chat_template", None) is None:
-            bos = self.processor.tokenizer.bos_token
-            text = self.family.prompt.format(prompt=prompt, bos=bos)
-            if images > 1:
-                token = str(self.processor.image_token)
-                text = text.replace(token, token * images, 1)
-            return text
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-        return str(
-            self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-        )
-
     def _compile_form(self, form: BoxForm) -> CompiledForm | None:
         def encode(texts: list[str]) -> list[list[int]]:
             ids: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False)[
@@ -528,7 +448,7 @@ class TransformersEngine:
             return ids
 
         continues = self._keeps()
-        compiled = compile_form(form, encode, self._chat("")) if continues else None
+        compiled = compile_form(form, encode, self.composer.chat("")) if continues else None
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot write boxes in a given form (its tokens do not follow the "

@@ -40,10 +40,9 @@ def likelihoods(
         raise CofError(f"{engine.name} cannot say how likely a reply is: use a transformers model.")
     requests = engine.showing(requests)
     encoded = engine._encoded(requests)
-    prompts = engine._prompts(requests, encoded)
+    draft = engine.composer.draft(requests, encoded)
     forced = _tokens(engine, replies)
-    seen = prompts.inputs["attention_mask"].sum(1).tolist()
-    sizes = [n + len(of) for n, of in zip(seen, forced, strict=True)]
+    sizes = [n + len(of) for n, of in zip(draft.lengths, forced, strict=True)]
     groups = grouped(sizes, engine.max_batch_tokens)
     if len(groups) > 1:
         parts: dict[int, Generation] = {}
@@ -54,6 +53,7 @@ def likelihoods(
         return [parts[row] for row in range(len(requests))]
     settings = engine._generation_config(Decoding(max_new_tokens=max(map(len, forced))))
     with torch.inference_mode(), out_of_memory():
+        prompts = engine.composer.prompts(draft)
         prompts = engine.site.resume(prompts, engine._prefixes(encoded), beams=1)
         output = engine.site.generate(
             prompts,
@@ -93,7 +93,7 @@ def _tokens(engine: TransformersEngine, replies: Sequence[str]) -> list[list[int
     if engine.site.generator.config.is_encoder_decoder:
         before, lead = "", ""
     else:
-        before = engine._chat("")
+        before = engine.composer.chat("")
         lead = "" if before[-1:].isspace() else " "
 
     def encode(text: str) -> list[int]:

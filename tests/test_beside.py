@@ -59,7 +59,7 @@ class TestEveryFamilyThatTakesTwo:
 
     def test_is_transformers_own_prompt_with_two_images(self, name: str) -> None:
         made, request = engine(name), asked()
-        text = made._chat(request.prompt, 2)
+        text = made.composer.chat(request.prompt, 2)
         arrays = made.processor(
             images=[request.image, request.beside], text=text, return_tensors="np"
         )
@@ -128,6 +128,7 @@ class TestEveryFamilyThatTakesTwo:
     def test_the_highlight_falls_on_the_first_image_alone(self, name: str) -> None:
         made = engine(name)
         request = asked(highlight=Highlight(EVERYTHING, 4.0))
+        [request] = made.showing([request])
         prompts = made._prompts([request], made._encoded([request]))
         assert prompts.bias is not None
         (marked,) = prompts.bias.values.nonzero()[:, 1][None].tolist()

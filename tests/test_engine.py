@@ -351,7 +351,7 @@ class TestLlavaLoading:
         assert inputs.tolist() == expected.tolist()
 
     def test_braces_in_a_question(self) -> None:
-        assert engine("llava")._chat("{x}") == "USER: <image>\n{x} ASSISTANT:"
+        assert engine("llava").composer.chat("{x}") == "USER: <image>\n{x} ASSISTANT:"
 
 
 def _edited(folder: Path, dialect: str) -> Path:

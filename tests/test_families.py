@@ -110,7 +110,7 @@ def by_transformers(
 ) -> tuple[list[Tensor], Tensor]:
     """Logits of transformers' own way from picture and text, and where the image tokens are."""
     made, model = engine(name), stock(name)
-    text = RAW.get(name, made._chat("{prompt}")).format(prompt=asked.prompt)
+    text = RAW.get(name, made.composer.chat("{prompt}")).format(prompt=asked.prompt)
     arrays = made.processor(images=asked.image, text=text, return_tensors="np")
     inputs = {key: torch.from_numpy(value) for key, value in arrays.items() if key != "labels"}
     is_image = inputs["input_ids"][0] == model.config.image_token_id

@@ -62,7 +62,7 @@ def test_equals_the_formula_written_out() -> None:
     stock = type(model.model).from_pretrained(checkpoint("llava")).eval()
     image = picture((112, 112))
     found = likelihoods(model, [Request(image, "What?")], ["red"])[0]
-    text = model._chat("What?") + " red"
+    text = model.composer.chat("What?") + " red"
     inputs = model.processor(images=image, text=text, return_tensors="pt")
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[2]])], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

@@ -41,7 +41,7 @@ def by_transformers(name: str, prompt: str) -> tuple[Any, Tensor, Tensor]:
     model = AutoModelForImageTextToText.from_pretrained(
         folder(name), attn_implementation="eager"
     ).eval()
-    text = RAW.get(name, made._chat("{prompt}")).format(prompt=prompt)
+    text = RAW.get(name, made.composer.chat("{prompt}")).format(prompt=prompt)
     arrays = made.processor(images=picture((150, 60)), text=text, return_tensors="np")
     inputs = {key: torch.from_numpy(value) for key, value in arrays.items() if key != "labels"}
     linear = "linear_attention" in (getattr(model.config.text_config, "layer_types", None) or ())
