@@ -34,9 +34,19 @@ class Detector:
             CofError: the detector's image processor needs a package that is missing.
         """
         width, height = image.size
-        text = _PROMPTS.get(self.model.config.model_type, "{}").format(phrase.lower())
+        config = self.model.config
+        longest = (
+            getattr(config, "max_text_len", None) or config.text_config.max_position_embeddings
+        )
+        text = _PROMPTS.get(config.model_type, "{}").format(phrase.lower())
         try:
-            inputs = self.processor(images=image, text=[[text]], return_tensors="pt")
+            inputs = self.processor(
+                images=image,
+                text=[[text]],
+                truncation=True,
+                max_length=longest,
+                return_tensors="pt",
+            )
         except ImportError as error:
             raise CofError(
                 "This detector's image processor needs scipy: pip install 'cof[detector]'."

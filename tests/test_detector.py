@@ -167,6 +167,14 @@ def test_a_box_for_every_object(name: str) -> None:
     assert grounding.confidence == min(of[1] for of in expected if of)
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_phrases_longer_than_it_reads_are_cut(name: str) -> None:
+    """A question in a language without blanks is one phrase; OWLv2 reads 16 tokens."""
+    detector = load_detector(str(folder(name)))
+    long, longer = ("red bus " * times for times in (100, 110))
+    assert detector.find(picture((64, 64)), long) == detector.find(picture((64, 64)), longer)
+
+
 def test_low_scores_do_not_count() -> None:
     grounder = DetectorGrounder(str(folder("owlvit")), threshold=1.01)
     (grounding,) = grounder.locate(ENGINE, [Request(picture((64, 64)), "Any bus or dog?")])
