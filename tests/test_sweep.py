@@ -24,10 +24,10 @@ from cof.eval.data.mmbench import MMBench
 from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.halving import best_of, cumulative, cut, halve, ranked
-from cof.eval.methods import Method
+from cof.eval.methods import PLAIN, Method
 from cof.eval.report.sweep import markdown, write_report
 from cof.eval.store import Record, Store
-from cof.eval.sweep import CHOSEN, PLAIN, Grid, Sweep, halves, shuffled
+from cof.eval.sweep import CHOSEN, Grid, Sweep, halves, shuffled
 from cof.eval.tasks import Example
 from cof.scripted import ScriptedEngine
 from cof.settings import Settings, preset
@@ -402,6 +402,17 @@ def test_refusals(tmp_path: Path, arguments: tuple[str, ...], message: str) -> N
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--strengths x", "--expands x", "--layers x", "--heads 3-1", "--keep 2", "--strengths 0"],
+)
+def test_options_are_refused_before_a_model_is_loaded(tmp_path: Path, option: str) -> None:
+    arguments = ("pope", data(tmp_path / "data", 4), *option.split(), "--model", tmp_path / "none")
+    result = invoke("sweep", *arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "none" not in result.stderr
 
 
 def test_plain_is_no_candidate() -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cof.eval.chosen import Chosen
     from cof.eval.data.base import Benchmark
     from cof.eval.sweep import Indices, Sweep
+    from cof.settings import Settings
     from cof.types import Engine
 
 EMBEDDED = "tiny"
@@ -120,6 +121,7 @@ def sweep(
     """
     from cof.eval.report.sweep import write_report
     from cof.eval.sweep import Grid, Sweep
+    from cof.settings import Settings
 
     folder = out or Path("results") / f"sweep-{benchmark}"
     options: dict[str, Any] = {"images": images, "rules": rules, "limit": limit}
@@ -130,26 +132,31 @@ def sweep(
     else:
         task, test = _parts(benchmark, path, share, then_test, options)
     task.num_examples()  # so that data with problems is refused before a model is loaded
+
+    def planned(settings: Settings, layer_count: int) -> Sweep:
+        return Sweep(
+            settings,
+            Grid(
+                _listed("--strengths", strengths, float),
+                _listed("--expands", expands, float),
+                _listed("--scopes", scopes, str),  # type: ignore[arg-type]
+                _chosen_indices("--layers", layers or ["all", "lower", "upper"], layer_count),
+                _chosen_indices("--heads", heads or ["all"], None),
+            ),
+            rungs,
+            keep,
+            batch_size,
+            max_new_tokens,
+            seed,
+            _kinds(benchmark, kinds),
+        )
+
+    # refused before minutes are spent on loading a model
+    planned(Settings(), 2).grid.methods(Settings())
     cof = load(model, preset, dtype, device, False)
     usual = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
     task = replace(task, wording=wording or usual)  # type: ignore[arg-type]
-    layer_count, _ = _shape(cof.engine)
-    plan = Sweep(
-        cof.settings,
-        Grid(
-            _listed("--strengths", strengths, float),
-            _listed("--expands", expands, float),
-            _listed("--scopes", scopes, str),  # type: ignore[arg-type]
-            _chosen_indices("--layers", layers or ["all", "lower", "upper"], layer_count),
-            _chosen_indices("--heads", heads or ["all"], None),
-        ),
-        rungs,
-        keep,
-        batch_size,
-        max_new_tokens,
-        seed,
-        _kinds(benchmark, kinds),
-    )
+    plan = planned(cof.settings, _layer_count(cof.engine))
     console = Console(stderr=True)
     chosen = plan.run(cof.engine, task, folder, console=console)
     write_report(folder)
@@ -229,10 +236,9 @@ def _kinds(benchmark: str, text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def _shape(engine: Any) -> tuple[int, int]:
-    """How many layers and heads can be chosen."""
-    layers, heads = engine.site.shape
-    return layers, heads
+def _layer_count(engine: Any) -> int:
+    layers, _ = engine.site.shape
+    return int(layers)
 
 
 def _listed(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
