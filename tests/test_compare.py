@@ -13,14 +13,14 @@ import pytest
 from rich.console import Console
 
 from cof.errors import CofError
-from cof.eval.compare import PLAIN, Comparison
+from cof.eval.compare import Comparison
 from cof.eval.data.base import Benchmark
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
 from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.vstar import VStar
-from cof.eval.methods import Method
+from cof.eval.methods import PLAIN, Method
 from cof.eval.report.summary import write_summary
 from cof.eval.rules import RULES
 from cof.eval.store import ENCODING, GROUNDING, Store

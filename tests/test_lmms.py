@@ -16,9 +16,9 @@ from PIL import Image
 from rich.console import Console
 
 from cof.errors import CofError
-from cof.eval.compare import PLAIN, Comparison
+from cof.eval.compare import Comparison
 from cof.eval.data.pope import POPE
-from cof.eval.methods import Method
+from cof.eval.methods import PLAIN, Method
 from cof.eval.store import Store
 from cof.images import load_image
 from cof.lmms.adapter import Asked, answers, pipeline

@@ -16,11 +16,11 @@ import pytest
 from models import checkpoint
 from rich.console import Console
 
-from cof.eval.compare import PLAIN, Comparison
+from cof.eval.compare import Comparison
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE, counted
-from cof.eval.methods import Method
+from cof.eval.methods import PLAIN, Method
 from cof.eval.rules import MME as MME_READERS
 from cof.eval.rules import OPTIONS, vqa_accuracy
 from cof.eval.rules import POPE as POPE_READERS

@@ -13,15 +13,13 @@ from rich.console import Console
 from cof.eval.about import about_engine, asked_digest, check_same_run, progress_bar
 from cof.eval.compared import answers_path, gathered, shard_answers, where
 from cof.eval.data.base import Benchmark
-from cof.eval.methods import Method
+from cof.eval.methods import PLAIN, Method
 from cof.eval.run import Runner
 from cof.eval.saved import Replies, asked, portable
 from cof.eval.store import Store, write_atomically
 from cof.eval.tasks import Example
 from cof.settings import Settings
 from cof.types import Engine
-
-PLAIN = Method("plain")
 
 
 @dataclass(frozen=True)

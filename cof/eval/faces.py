@@ -16,12 +16,12 @@ from rich.console import Console
 
 from cof.eval import facets
 from cof.eval.clusters import changed, compared
-from cof.eval.compare import PLAIN, Comparison
+from cof.eval.compare import Comparison
 from cof.eval.data.base import Benchmark, Wording
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
-from cof.eval.methods import Method, Where
+from cof.eval.methods import PLAIN, Method, Where
 from cof.eval.store import Store
 from cof.settings import Settings
 from cof.tiny.benchmark import CLUTTER

@@ -96,6 +96,9 @@ class Method:
         return processed(region, self.settings, image_wh)
 
 
+PLAIN = Method("plain")
+
+
 def elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
     """A box of the same size at random: the first of `tries` that does not touch the given one,
     else the one that overlaps it least.

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from cof.errors import CofError
-from cof.eval.compare import PLAIN, Comparison
+from cof.eval.compare import Comparison
 from cof.eval.data.base import Benchmark, Wording
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
-from cof.eval.methods import Method
+from cof.eval.methods import PLAIN, Method
 from cof.eval.report.paper import FIGURES, gathered, with_sum, write_paper
 from cof.eval.report.summary import write_summary
 from cof.eval.rules import Rules

@@ -11,7 +11,7 @@ from cof.adaptive import Rule
 from cof.eval.adaptive.fitting import fit
 from cof.eval.adaptive.signs import Signs, adapted
 from cof.eval.halving import best_of
-from cof.eval.methods import Method, Where
+from cof.eval.methods import PLAIN, Method, Where
 from cof.eval.results import (
     Groups,
     by_group,
@@ -28,7 +28,6 @@ from cof.tiny.benchmark import CLUTTER, FINE, KINDS
 from cof.tiny.scenes import SIDE
 from cof.types import Scope
 
-PLAIN = Method("plain")
 EXACT = "exact match"
 """How answers are read: the one possible answer that the reply names."""
 

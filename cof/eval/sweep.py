@@ -22,14 +22,14 @@ from cof.eval.about import about_engine, asked_digest, check_same_run, digest, p
 from cof.eval.chosen import Chosen
 from cof.eval.data.base import Benchmark
 from cof.eval.halving import Rung, Said, cumulative, cut, halve
-from cof.eval.methods import Method
+from cof.eval.methods import PLAIN, Method
 from cof.eval.run import Runner
 from cof.eval.scoring import Score
+from cof.eval.store import write_atomically
 from cof.eval.tasks import Example, Task
 from cof.settings import Settings
 from cof.types import Engine, Scope
 
-PLAIN = Method("plain")
 CHOSEN = "chosen.json"
 
 Indices = tuple[int, ...] | None
@@ -166,7 +166,7 @@ class Sweep:
             "rungs": _rungs(rungs, list(itertools.accumulate(plain))),
             "chosen": best.key,
         }
-        (out / "sweep.json").write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")
+        write_atomically(out / "sweep.json", json.dumps(numbers, indent=1) + "\n")
         if not (out / CHOSEN).exists():
             share = task.share if task.part == "validation" else 1.0
             shown = {**about, "rule": RULE, "questions": len(examples), **_accuracies(numbers)}

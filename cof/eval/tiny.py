@@ -17,9 +17,9 @@ from rich.progress import Progress
 
 from cof.eval.about import about_engine, check_same_run, digest, progress_bar
 from cof.eval.halving import best_of
-from cof.eval.methods import Method
+from cof.eval.methods import PLAIN, Method
 from cof.eval.run import Runner
-from cof.eval.study import PLAIN, Plan, choice_of, gathered, others, replies_of
+from cof.eval.study import Plan, choice_of, gathered, others, replies_of
 from cof.eval.tasks import SceneTask
 from cof.grounders import PromptGrounder
 from cof.tiny.benchmark import write_benchmark

@@ -13,14 +13,13 @@ from cof.adaptive import Rule
 from cof.eval.about import digest
 from cof.eval.adaptive.fitting import LIMITS, Fit, Validated
 from cof.eval.adaptive.signs import Decision, Signs, changes, decision
-from cof.eval.methods import Method
+from cof.eval.methods import PLAIN
 from cof.eval.saved import Replies
 from cof.eval.stats import Interval, mcnemar, paired_difference
 from cof.eval.store import GROUNDING, Record
 from cof.eval.tasks import Example
 from cof.tiny.benchmark import FINE
 
-PLAIN = Method("plain")
 MOST_BROKEN, LEAST_KEPT = 0.5, 0.8
 """A rule does no harm where it breaks at most half of what looking always breaks, and keeps at
 least four fifths of what that fixes."""

@@ -18,8 +18,8 @@ from cof.adaptive import save_rule
 from cof.errors import CofError
 from cof.eval.about import progress_bar
 from cof.eval.adaptive.fitting import FOLDS, fit
-from cof.eval.adaptive.harm import MOST_BROKEN, PLAIN, Asked, fitted, gathered
-from cof.eval.methods import Method
+from cof.eval.adaptive.harm import MOST_BROKEN, Asked, fitted, gathered
+from cof.eval.methods import PLAIN, Method
 from cof.eval.run import Runner
 from cof.eval.runs import Run, comparison, read
 from cof.eval.saved import Replies

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cof.errors import CofWarning
 from cof.eval.report.cells import Numbers, accuracy_cell, centre_cell, difference_cells
 from cof.eval.report.document import Block, Cell, Heading, Items, Number, Table, Text, markdown
+from cof.eval.report.plots import draw
 from cof.eval.store import write_atomically
 from cof.tiny.scenes import SIDE
 
@@ -35,14 +34,7 @@ def write_report(results: Numbers, out: Path) -> None:
     """`results.json`, `table.md` and `effect.png` in a folder; no plot without matplotlib."""
     write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
     write_atomically(out / "table.md", markdown(blocks(results)))
-    try:
-        plot(results, out / "effect.png")
-    except ModuleNotFoundError as error:
-        warnings.warn(
-            f"No effect.png was drawn: it needs {error.name} (pip install 'cof[viz]').",
-            CofWarning,
-            stacklevel=2,
-        )
+    draw(lambda: plot(results, out / "effect.png"), "effect.png")
 
 
 def blocks(results: Numbers) -> list[Block]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cof.errors import CofWarning
+from cof.eval.report.plots import draw
 from cof.eval.report.tables import table
 from cof.eval.store import write_atomically
 
@@ -23,14 +22,7 @@ def write_report(out: Path) -> None:
     """`sweep.md` and `sweep.png` from the `sweep.json` in a folder; no plot without matplotlib."""
     numbers = json.loads((out / "sweep.json").read_text("utf-8"))
     write_atomically(out / "sweep.md", markdown(numbers))
-    try:
-        plot(numbers, out / "sweep.png")
-    except ModuleNotFoundError as error:
-        warnings.warn(
-            f"No sweep.png was drawn: it needs {error.name} (pip install 'cof[viz]').",
-            CofWarning,
-            stacklevel=2,
-        )
+    draw(lambda: plot(numbers, out / "sweep.png"), "sweep.png")
 
 
 def markdown(numbers: Numbers) -> str:
