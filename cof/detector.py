@@ -44,7 +44,7 @@ class Detector:
                 images=image,
                 text=[[text]],
                 truncation=True,
-                max_length=longest,
+                max_length=most,
                 return_tensors="pt",
             )
         except ImportError as error:
