@@ -44,7 +44,7 @@ class Detector:
                 images=image,
                 text=[[text]],
                 truncation=True,
-                max_length=most,
+                max_length=longest,
                 return_tensors="pt",
             )
         except ImportError as error:
