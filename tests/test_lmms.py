@@ -15,6 +15,7 @@ from models import checkpoint
 from PIL import Image
 from rich.console import Console
 
+from cof.adaptive import RULE_FILE, Rule, load_rule, save_rule
 from cof.errors import CofError
 from cof.eval.compare import Comparison
 from cof.eval.data.pope import POPE
@@ -25,6 +26,7 @@ from cof.lmms.adapter import Asked, answers, pipeline
 from cof.pipeline import CoF
 from cof.scripted import ScriptedEngine
 from cof.settings import Settings
+from cof.tiny import checkpoint_path
 from cof.tiny.faces import write_faces
 from cof.types import Decoding
 
@@ -184,11 +186,20 @@ def test_one_picture_each(images: int) -> None:
         _ = asked("x", images=images).query
 
 
-def test_options() -> None:
+def test_options(tmp_path: Path) -> None:
     model = str(checkpoint("llava"))
     cof = pipeline(pretrained=model, layers="0-1", grounder="whole", strength=4)
     assert cof.settings == cof.settings.changed(layers=(0, 1), grounder="whole", strength=4)
     assert pipeline(pretrained=model, layers=1).settings.layers == (1,)
+    own = pipeline(pretrained=model, grounder="attention", grounder_layers="0-1").settings
+    assert own.grounder_layers == (0, 1)
+    save_rule(tmp_path / "rule.json", Rule(plain_at_most=0.5), {})
+    ruled = pipeline(pretrained=model, adaptive=str(tmp_path / "rule.json"))
+    assert ruled.settings.adaptive == Rule(plain_at_most=0.5)
+    assert pipeline(pretrained=model, adaptive="off").settings.adaptive is None
+    assert pipeline(adaptive="on").settings.adaptive == load_rule(checkpoint_path() / RULE_FILE)
+    with pytest.raises(CofError, match="No rule comes with"):
+        pipeline(pretrained=model, adaptive="on")
     with pytest.raises(CofError, match=r"knows no 'lambda', but pretrained, .*strength"):
         pipeline(**{"pretrained": model, "lambda": 2})
     with pytest.raises(CofError, match="grounder must be one of"):

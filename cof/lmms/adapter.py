@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from cof.adaptive import chosen_rule
 from cof.cli.common import indices
 from cof.errors import CofError
 from cof.pipeline import CoF, Query
 from cof.settings import Settings
+from cof.tiny import resolved
 from cof.types import Decoding
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ class Asked:
 
 
 def pipeline(**options: Any) -> CoF:
-    """The pipeline of `--model_args`: `OPTIONS` as of `CoF.from_pretrained`, and any setting.
+    """The pipeline of `--model_args`: `OPTIONS` as of `CoF.from_pretrained`, and any setting;
+    layers and heads as `0-15`, `adaptive` as `off`, `on` or a rule's file.
 
     Raises:
         CofError: no such option, or a value is refused.
@@ -86,10 +89,12 @@ def pipeline(**options: Any) -> CoF:
     for name in options:
         if name not in (*OPTIONS, *known):
             raise CofError(f"--model_args knows no {name!r}, but {', '.join((*OPTIONS, *known))}.")
-    for name in ("layers", "heads"):
+    for name in ("layers", "heads", "grounder_layers"):
         if name in options:
             options[name] = indices(name, str(options[name]))
     model = options.pop("pretrained", None)
+    if "adaptive" in options:
+        options["adaptive"] = chosen_rule(str(options["adaptive"]), str(resolved(model)))
     return CoF.from_pretrained(model, **options)
 
 
