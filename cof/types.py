@@ -131,7 +131,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen. Greedy by default, as in the paper's benchmarks."""
+    """How tokens are chosen. Greedy by default, as in the paper's benchmarks.
+
+    Raises:
+        CofError: a value is out of range.
+    """
 
     max_new_tokens: int = 64
     num_beams: int = 1
@@ -139,6 +143,18 @@ class Decoding:
     top_p: float = 1.0
     seed: int | None = None  # only read when temperature > 0
     form: BoxForm | None = None  # write one box in this form, greedily, and nothing else
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise CofError(f"{name} must be a whole number above 0, not {value!r}.")
+        if not 0 <= self.temperature < math.inf:
+            raise CofError(f"temperature must be a number from 0 on, not {self.temperature!r}.")
+        if not 0 < self.top_p <= 1:
+            raise CofError(f"top_p must be above 0 and at most 1, not {self.top_p!r}.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise CofError(f"seed must be a whole number from 0 to 2**63 - 1, not {self.seed!r}.")
 
 
 @dataclass(frozen=True)

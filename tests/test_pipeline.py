@@ -244,6 +244,24 @@ def test_regions_made_beforehand_are_those_of_their_parts() -> None:
     assert one.boxes == other.boxes == ((0.25, 0.25, 0.5, 0.75),)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens"),
+        ({"num_beams": 0}, "num_beams"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
+        ({"top_p": 2.0}, "top_p"),
+        ({"temperature": 1.0, "seed": 2**64}, "seed"),
+    ],
+)
+def test_bad_decodings(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(CofError, match=says):
+        Decoding(**given)
+
+
 def test_given_without_a_region() -> None:
     with pytest.raises(CofError, match="--box"):
         ask(engine(), grounder="given")
