@@ -239,6 +239,8 @@ def test_embedded_models_by_name(tmp_path, monkeypatch):
     assert resolved(None) == resolved("tiny") == checkpoint_path()
     assert resolved("tiny-early") == checkpoint_path("tiny-early") != checkpoint_path()
     assert resolved("some/model") == "some/model"
-    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny").mkdir()  # such as results/tiny, seen from results
+    assert resolved("tiny") == checkpoint_path()
+    (tmp_path / "tiny" / "config.json").touch()
     assert resolved("tiny") == "tiny"
     assert resolved(None) == checkpoint_path()

@@ -24,8 +24,8 @@ def checkpoint_path(name: str = "tiny") -> Path:
 
 def resolved(model: str | PathLike[str] | None) -> str | PathLike[str]:
     """The folder of an embedded model for its name (None: `tiny`); anything else as it is, a
-    folder of the same name included."""
+    model's folder of the same name included."""
     if model is None:
         return checkpoint_path()
-    known = str(model) in EMBEDDED and not Path(model).exists()
+    known = str(model) in EMBEDDED and not (Path(model) / "config.json").exists()
     return checkpoint_path(str(model)) if known else model
