@@ -12,6 +12,7 @@ from typing import Protocol
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from cof.boxes import clip, coverage_image, union
+from cof.images import MAX_ASPECT
 from cof.settings import Overlay, Settings
 from cof.types import XYXY, CellRule, EncodedImage, Highlight, Region, Request, Scope
 
@@ -142,6 +143,8 @@ class NoFocus:
 class CropFocus:
     """Only the region, which the model's processor then enlarges: all that the model sees.
 
+    A region that is longer and thinner than pictures may be (`cof.images.MAX_ASPECT`) is widened.
+
     >>> request = Request(Image.new("RGB", (100, 50)), "Which digit?")
     >>> CropFocus().apply(request, Region(boxes=((0.5, 0.2, 0.75, 0.6),))).image.size
     (25, 20)
@@ -155,7 +158,11 @@ class CropFocus:
         if region.whole:
             return request
         picture = _picture(request)
-        return replace(request, image=picture.crop(_pixels(union(region.boxes), picture.size)))
+        left, top, right, bottom = _pixels(union(region.boxes), picture.size)
+        thinnest = math.ceil(max(right - left, bottom - top) / MAX_ASPECT)
+        left, right = _widened(left, right, thinnest, picture.width)
+        top, bottom = _widened(top, bottom, thinnest, picture.height)
+        return replace(request, image=picture.crop((left, top, right, bottom)))
 
 
 @dataclass(frozen=True)
@@ -248,6 +255,13 @@ def _pixels(box: XYXY, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
     right = max(left + 1, math.ceil(round(x2 * width, 6)))
     bottom = max(top + 1, math.ceil(round(y2 * height, 6)))
     return left, top, right, bottom
+
+
+def _widened(start: int, end: int, least: int, size: int) -> tuple[int, int]:
+    """At least so many pixels, about the same middle, moved inside 0..size."""
+    pixels = max(end - start, least)
+    start = min(max(0, start - (pixels - (end - start)) // 2), size - pixels)
+    return start, start + pixels
 
 
 FOCUSES: dict[str, type[Focus]] = {

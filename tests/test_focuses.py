@@ -12,6 +12,7 @@ from PIL import Image
 import cof.focuses
 from cof.errors import CofError
 from cof.focuses import FOCUSES, CropFocus, OverlayFocus
+from cof.images import load_image
 from cof.pipeline import CoF
 from cof.scripted import ScriptedEngine
 from cof.settings import Settings
@@ -44,6 +45,20 @@ def test_crop_is_never_empty_nor_outside(box: tuple[float, float, float, float])
     height, width, _ = shown(CropFocus().apply(request, Region(boxes=(box,)))).shape
     assert 1 <= width <= 4
     assert 1 <= height <= 3
+
+
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
+def test_crops_are_no_longer_and_thinner_than_pictures_may_be(where: float) -> None:
+    """Qwen's processors refuse what is."""
+    whole = picture((1000, 30))
+    region = Region(boxes=((0.0, where - 0.01, 1.0, where + 0.01),))
+    crop = CropFocus().apply(Request(whole, "x"), region).image
+    assert crop.size == (1000, 5)
+    load_image(crop)
+    top = {0.0: 0, 0.5: 13, 1.0: 25}[where]
+    np.testing.assert_array_equal(np.asarray(crop), np.asarray(whole)[top : top + 5])
+    tall = Region(boxes=((0.5, 0.0, 0.5, 1.0),))
+    assert CropFocus().apply(Request(picture((30, 1000)), "x"), tall).image.size == (5, 1000)
 
 
 def test_overlay_frames_each_box_and_leaves_the_rest() -> None:
