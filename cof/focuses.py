@@ -1,6 +1,7 @@
 """How to make the model look there: a focus edits a request (stage 2 of the paper).
 
-To add one: a frozen dataclass with `build` and `apply`, and a line in `FOCUSES`.
+To add one: a frozen dataclass with `build` and `apply`, a line in `FOCUSES`, and its name in
+`cof.settings.FocusName`.
 """
 
 from __future__ import annotations
