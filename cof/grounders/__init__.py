@@ -1,7 +1,7 @@
 """Where to look: a grounder turns questions about images into regions (stage 1 of the paper).
 
-To add one: a frozen dataclass with `asks`, `build` and `locate`, a line in `GROUNDERS`, and its name
-in `cof.settings.GrounderName`.
+To add one: a frozen dataclass with `asks`, `build` and `locate`, a line in `GROUNDERS`, and its
+name in `cof.settings.GrounderName`.
 """
 
 from __future__ import annotations
