@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cof.attention import Bias, gates
 from cof.batching import threaded
 from cof.families import Family
+from cof.masks import Bias, gates
 from cof.prefixes import Prompts
 from cof.tokens import ImageTokens
 from cof.types import EncodedImage, Request

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from cof.attention import Bias, Branches
+from cof.masks import Bias, Branches
 
 
 @dataclass(frozen=True, eq=False)

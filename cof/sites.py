@@ -15,14 +15,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cof.attention import (
-    Branches,
-    attach_decoder,
-    branching,
-    record_weights,
-    reweight,
-)
+from cof.attention import attach_decoder, branching, record_weights, reweight
 from cof.crossing import Kosmos2Site, MllamaSite, QFormerSite, moved
+from cof.masks import Branches
 from cof.prefixes import (
     Prefix,
     Prompts,

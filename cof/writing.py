@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cof.attention import Branches
 from cof.forms import CompiledForm, Node, Writing, marginals
+from cof.masks import Branches
 from cof.prefixes import Prompts, extended
 from cof.types import Generation
 

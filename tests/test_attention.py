@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from cof import attention, widening
-from cof.attention import Bias, attach_decoder, attach_qformer, gates, record_weights, reweight
+from cof.attention import attach_decoder, attach_qformer, record_weights, reweight
 from cof.errors import CofError
+from cof.masks import Bias, gates
 
 STRENGTH = 8.0
 CELLS = [row * GRID + column for row in (2, 3, 4) for column in (1, 2)]

@@ -32,6 +32,7 @@ ORDER = (
     "batching",
     "compiled",
     "widening",
+    "masks",
     "attention",
     "placement",
     "prefixes",
@@ -63,6 +64,7 @@ ORDER = (
 HEAVY = {
     "compiled",
     "widening",
+    "masks",
     "attention",
     "placement",
     "prefixes",
