@@ -86,8 +86,16 @@ class QFormerSite(CrossSite):
         )
         reader = getattr(self.processor, "qformer_tokenizer", None)
         if reader is not None:
-            # The processor would pad this one on the left too, and shift its absolute positions.
-            read = reader(texts, padding=True, padding_side="right", return_tensors="pt")
+            # The processor would pad this one on the left too, and shift its absolute positions,
+            # of which there are no more than 512 (InstructBLIP's authors cut the text as well).
+            read = reader(
+                texts,
+                padding=True,
+                padding_side="right",
+                truncation=True,
+                max_length=self.model.config.qformer_config.max_position_embeddings,
+                return_tensors="pt",
+            )
             inputs["qformer_input_ids"] = read["input_ids"]
             inputs["qformer_attention_mask"] = read["attention_mask"]
         # As the processor does: the queries' places come before the start token, padding or not.

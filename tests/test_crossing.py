@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import checkpoint, picture
 from test_families import STEPS, engine, gap, request
 from torch import Tensor
 from transformers import (
@@ -20,7 +21,8 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import eager_mask
 from zoo import CROSSED, zoo
 
-from cof.types import Request
+from cof.engine import TransformersEngine
+from cof.types import Decoding, Request
 
 _hand: dict[str, Any] = {}
 
@@ -123,3 +125,15 @@ def test_kosmos2_reads_every_patch() -> None:
     project = made.model.image_to_text_projection
     with torch.inference_mode():
         assert float((project(features)[0] - project(changed)[0])[:, 0].abs().max()) > 1e-6
+
+
+def test_a_q_former_reads_the_beginning_of_a_long_question() -> None:
+    """It has 256 places for text (512 in InstructBLIP); the decoder reads it whole."""
+    made = TransformersEngine.from_pretrained(checkpoint("instructblip"))
+    start = "x" * 300
+    asked = [Request(picture((60, 40)), prompt) for prompt in (start, start + "y", "short")]
+    inputs = made.site.tokenize([request.prompt for request in asked], [[{}]] * 3)
+    assert inputs["qformer_input_ids"].shape == (3, 256)
+    first, second, _ = inputs["attention_mask"].sum(1).tolist()
+    assert second == first + 1
+    assert len(made.generate(asked, Decoding(max_new_tokens=2))) == 3
