@@ -251,6 +251,11 @@ def _own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
 
 def _checked(region: Region) -> Region:
     """A region made by hand: its boxes are a mask's, or reach into the image."""
+    if not isinstance(region, Region):
+        raise CofError(
+            f"region takes a cof.Region, not {type(region).__name__}; boxes, polygon and mask take "
+            "what one is made of."
+        )
     if region.whole:
         return region
     if region.mask is not None:

@@ -256,7 +256,7 @@ def preset(name: str, model_name: str = "") -> Settings:
             return row.settings
     known = ", ".join(row.model for row in rows)
     raise CofError(
-        f"Preset {name!r} has no settings for {wanted or 'this model'!r}, only for {known}: "
+        f"Preset {name!r} has no settings for {wanted or 'this model'}, only for {known}: "
         f"name one ({name}:{rows[0].model}), or set expand and strength yourself."
     )
 

@@ -224,9 +224,10 @@ def test_bad_regions(given: dict[str, Any], says: str) -> None:
         (Region(boxes=(BOX, (0.5, 0.5, 0.4, 0.4))), "inside the image"),
         (Region(boxes=((float("nan"), 0.1, 0.2, 0.3),)), "inside the image"),
         (Region(boxes=(BOX,), mask=np.zeros((4, 4), np.float32)), "mask is empty"),
+        ((BOX,), "a cof.Region, not tuple"),
     ],
 )
-def test_bad_regions_made_beforehand(region: Region, says: str) -> None:
+def test_bad_regions_made_beforehand(region: Any, says: str) -> None:
     with pytest.raises(CofError, match=says):
         CoF(engine()).batch([Query(SQUARE, QUESTION, region=region)])
 
