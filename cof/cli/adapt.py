@@ -15,6 +15,7 @@ from cof.cli.common import (
     DtypeOption,
     LimitOption,
     ModelOption,
+    OutOption,
     PresetOption,
     SideOption,
     load,
@@ -34,9 +35,7 @@ def adapt(
     ] = None,
     model: ModelOption = None,
     preset: PresetOption = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for results; an interrupted run goes on in it.")
-    ] = Path("results/adaptive"),
+    out: OutOption = Path("results/adaptive"),
     scenes: Annotated[
         int | None,
         typer.Option("--scenes", min=1, help="Scenes of each clutter level and split."),

@@ -186,6 +186,12 @@ BatchSizeOption = Annotated[
 LongestAnswerOption = Annotated[
     int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")
 ]
+OutOption = Annotated[
+    Path, typer.Option("--out", help="Folder for results; an interrupted run goes on in it.")
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", help="Of the random boxes and of the intervals.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

@@ -24,9 +24,11 @@ from cof.cli.common import (
     LongestAnswerOption,
     MaxBatchTokensOption,
     ModelOption,
+    OutOption,
     PresetOption,
     QuantizationOption,
     RulesOption,
+    SeedOption,
     SideOption,
     StrengthOption,
     WordingOption,
@@ -39,9 +41,7 @@ from cof.errors import CofError
 @sentences
 def eval_tiny(
     model: ModelOption = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for results; an interrupted run goes on in it.")
-    ] = Path("results/tiny"),
+    out: OutOption = Path("results/tiny"),
     scenes: Annotated[
         int | None,
         typer.Option("--scenes", min=1, help="Test scenes of each clutter level. \\[default: 32]"),
@@ -53,10 +53,8 @@ def eval_tiny(
     quick: Annotated[
         bool, typer.Option("--quick", help="A few scenes and settings, to see that all runs.")
     ] = False,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Questions in one forward pass.")
-    ] = 48,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random boxes and intervals.")] = 0,
+    batch_size: BatchSizeOption = 48,
+    seed: SeedOption = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
@@ -111,10 +109,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
                 "--part", help="test: what `cof sweep` has not seen, with --settings. [all]"
             ),
         ] = "all",
-        out: Annotated[
-            Path | None,
-            typer.Option("--out", help="Folder for results; an interrupted run goes on in it."),
-        ] = None,
+        out: OutOption = Path("results") / name,
         images: ImagesOption = None,
         rules: RulesOption = "official",
         wording: WordingOption = None,
@@ -127,7 +122,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         ] = "1/1",
         batch_size: BatchSizeOption = 8,
         max_new_tokens: LongestAnswerOption = 32,
-        seed: Annotated[int, typer.Option("--seed", help="Of random boxes and intervals.")] = 0,
+        seed: SeedOption = 0,
         dtype: DtypeOption = None,
         device: DeviceOption = None,
         boxes: BoxesOption = None,
@@ -172,7 +167,6 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             chosen.warn_of_another(cof.engine.name)
         if wording is None and cof.engine.dialect.name == "tiny":
             task = replace(task, wording="tiny")
-        folder = out or Path("results") / name
         comparison = Comparison.usual(
             chosen.settings if chosen else cof.settings,
             task,
@@ -180,12 +174,12 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             max_new_tokens=max_new_tokens,
             seed=seed,
         )
-        results = comparison.run(cof.engine, task, folder, console=Console(stderr=True))
+        results = comparison.run(cof.engine, task, out, console=Console(stderr=True))
         if chosen is not None and settings is not None:  # beside what it led to
-            write_atomically(folder / settings.name, settings.read_text("utf-8"))
-        write_summary(results, folder)
+            write_atomically(out / settings.name, settings.read_text("utf-8"))
+        write_summary(results, out)
         print_headline(results)
-        typer.echo(f"All numbers: {folder / 'table.md'}, {folder / 'results.json'}")
+        typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
 
 
 def _print_effect(results: dict[str, Any]) -> None:

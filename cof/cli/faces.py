@@ -14,7 +14,9 @@ from cof.cli.common import (
     DeviceOption,
     LimitOption,
     ModelOption,
+    OutOption,
     PresetOption,
+    SeedOption,
     SideOption,
     load,
     sentences,
@@ -25,9 +27,7 @@ from cof.cli.common import (
 def eval_faces(
     model: ModelOption = None,
     preset: PresetOption = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for results; an interrupted run goes on in it.")
-    ] = Path("results/faces"),
+    out: OutOption = Path("results/faces"),
     scenes: Annotated[
         int | None,
         typer.Option("--scenes", min=1, help="Test scenes of each clutter level. \\[default: 16]"),
@@ -38,7 +38,7 @@ def eval_faces(
         bool, typer.Option("--quick", help="A few scenes, to see that all runs.")
     ] = False,
     batch_size: BatchSizeOption = 32,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random boxes and intervals.")] = 0,
+    seed: SeedOption = 0,
     dtype: Annotated[
         str | None,
         typer.Option(

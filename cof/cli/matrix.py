@@ -17,7 +17,9 @@ from cof.cli.common import (
     DtypeOption,
     LimitOption,
     ModelOption,
+    OutOption,
     PresetOption,
+    SeedOption,
     SideOption,
     load,
     sentences,
@@ -31,9 +33,7 @@ if TYPE_CHECKING:
 def eval_matrix(
     model: ModelOption = None,
     preset: PresetOption = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for results; an interrupted run goes on in it.")
-    ] = Path("results/matrix"),
+    out: OutOption = Path("results/matrix"),
     grounders: Annotated[
         str | None,
         typer.Option("--grounders", help="Such as prompt,attention,oracle. \\[default: all]"),
@@ -49,7 +49,7 @@ def eval_matrix(
     side: SideOption = 160,
     limit: LimitOption = None,
     batch_size: BatchSizeOption = 48,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random boxes and intervals.")] = 0,
+    seed: SeedOption = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:

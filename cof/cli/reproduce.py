@@ -16,6 +16,7 @@ from cof.cli.common import (
     DtypeOption,
     LongestAnswerOption,
     ModelOption,
+    OutOption,
     PresetOption,
     load,
     sentences,
@@ -34,9 +35,7 @@ def reproduce_paper(
     ],
     model: ModelOption = None,
     preset: PresetOption = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for results; an interrupted run goes on in it.")
-    ] = Path("results/paper"),
+    out: OutOption = Path("results/paper"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is there, what is missing, how long.")
     ] = False,

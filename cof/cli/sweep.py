@@ -54,7 +54,11 @@ def sweep(
     preset: PresetOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for results; an interrupted run goes on in it."),
+        typer.Option(
+            "--out",
+            help="Folder for results; an interrupted run goes on in it. "
+            "\\[default: results/sweep-BENCHMARK]",
+        ),
     ] = None,
     share: Annotated[
         float,
