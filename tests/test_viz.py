@@ -291,6 +291,19 @@ class TestPage:
         assert (page[-28:] == 255).all()
         assert page.shape[0] < 1600
 
+    @pytest.mark.parametrize(
+        ("focus", "says"),
+        [
+            ("attention", "After: log(8) added to the scores of the bright tokens."),
+            ("soft", "After: up to log(8) added to the scores, by degrees."),
+        ],
+    )
+    def test_the_footnote_says_what_was_added(self, focus: str, says: str) -> None:
+        answer = asked(focus=focus)
+        found = read(engine(), answer)
+        assert found is not None
+        assert page.footnote(answer, found).endswith(f"3 layers and 4 heads. {says}")
+
     def test_same_answer(self) -> None:
         assert same_answer("Yes.", " yes")
         assert not same_answer("no", "yes")

@@ -80,7 +80,7 @@ def draw(
     body = _stacked([_side_by_side(row) for row in rows], GAP)
     parts = [_caption(answer, plain, truth, max(body.width, 2 * NARROWEST)), body]
     if readout is not None:
-        parts.append(_footnote(answer, readout, parts[0].width))
+        parts.append(_text(footnote(answer, readout), SMALL, FAINT, parts[0].width))
     content = _stacked(parts, GAP)
     page = Image.new("RGB", (content.width + 2 * MARGIN, content.height + 2 * MARGIN), PAPER)
     page.paste(content, (MARGIN, MARGIN))
@@ -227,17 +227,19 @@ def same_answer(text: str, truth: str) -> bool:
     return first == second
 
 
-def _footnote(answer: Answer, readout: Readout, width: int) -> Image.Image:
+def footnote(answer: Answer, readout: Readout) -> str:
+    """Whose attention is shown, and what was added to it."""
     layers, heads = readout.averaged
     text = (
         f"Attention that {readout.looks} pays to each image token, on average over {layers} "
         f"{'layer' if layers == 1 else 'layers'} and {heads} {'head' if heads == 1 else 'heads'}."
     )
     if readout.after is not None:
-        text += (
-            f" After: log({answer.settings.strength:g}) added to the scores of the bright tokens."
-        )
-    return _text(text, SMALL, FAINT, width)
+        how = f"log({answer.settings.strength:g}) added to the scores"
+        graded = answer.settings.focus == "soft"
+        how = f"up to {how}, by degrees" if graded else f"{how} of the bright tokens"
+        text += f" After: {how}."
+    return text
 
 
 def _text(text: str, size: int, ink: tuple[int, int, int], width: int) -> Image.Image:
