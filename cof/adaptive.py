@@ -144,10 +144,10 @@ def load_rule(path: Path) -> Rule:
     """
     try:
         values = json.loads(path.read_text("utf-8"))["rule"]
-        unknown = set(values) - {field.name for field in fields(Rule)}
+        unknown = values.keys() - {field.name for field in fields(Rule)}
     except FileNotFoundError:
         raise CofError(f"There is no rule {path}: `cof adapt` writes one.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CofError(f"{path} holds no rule ({error!r}): `cof adapt` writes one.") from error
     if unknown:
         raise CofError(f"The rule in {path} has {', '.join(sorted(unknown))}, which is unknown.")

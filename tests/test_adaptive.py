@@ -177,6 +177,7 @@ def test_the_rule_beside_the_weights(tmp_path: Path) -> None:
         ("", "holds no rule"),
         ("[]", "holds no rule"),
         ('{"rule": 3}', "holds no rule"),
+        ('{"rule": []}', "holds no rule"),
         ('{"rule": {"size": 3}}', "size"),
         ('{"rule": {"plain_at_most": "high"}}', "plain_at_most must be a number"),
         ('{"rule": {"strengths": [[0.5, 2]]}}', "rising from 0"),

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from cof.cli import app
 from cof.errors import CofError
+from cof.eval.data.mme import MME
 from cof.eval.paper import PARITY, PUBLISHED, parts, published, rows, run_paper
 from cof.eval.report.paper import FIGURES
 from cof.scripted import ScriptedEngine
@@ -110,6 +111,15 @@ def test_the_english_split_wherever_it_lies(tmp_path: Path) -> None:
         formats.tsv(tmp_path / name, formats.mmbench_rows())
     found = {part.name: part.task and part.task.path.name for part in parts(tmp_path)}
     assert (found["mmbench-dev"], found["mmbench-test"]) == ("MMBench_DEV_EN.tsv", None)
+
+
+def test_archives_beside_the_data_are_passed_over(tmp_path: Path) -> None:
+    formats.mme(tmp_path / "mme_release")
+    for archive in ("mme.zip", "MME.tar.gz"):
+        (tmp_path / archive).touch()
+    assert parts(tmp_path)[0].task == MME(tmp_path / "mme_release")
+    formats.mme_parquet(tmp_path / "mme-00000-of-00001.parquet")
+    assert parts(tmp_path)[0].task == MME(tmp_path / "mme-00000-of-00001.parquet")
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:

@@ -44,7 +44,11 @@ PUBLISHED: Mapping[str, Mapping[str, tuple[float, ...]]] = {
 """Model -> row -> the figures of `FIGURES`, in order (paper, tables I and II)."""
 
 LAYOUT: Mapping[str, tuple[type[Benchmark], str, str]] = {
-    "mme": (MME, r"mme.*", "mme/: the release's task folders, or the hub's parquet files"),
+    "mme": (
+        MME,
+        r"mme[^./]*|mme[^/]*\.parquet",
+        "mme/: the release's task folders, or the hub's parquet files",
+    ),
     "mmbench-dev": (MMBench, r"(?!.*_cn)mmbench.*dev.*\.tsv", "mmbench/*dev*.tsv (English)"),
     "mmbench-test": (MMBench, r"(?!.*_cn)mmbench.*test.*\.tsv", "mmbench/*test*.tsv (English)"),
     "pope": (POPE, r"pope", "pope/: coco_pope_*.json and val2014/, or the hub's parquet files"),
