@@ -58,6 +58,16 @@ def test_columns_and_predictions(tmp_path: Path) -> None:
     assert "There is no method 'mine'" in wrong.stderr
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"methods": {}}', None])
+def test_no_finished_run(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "results.json").write_text(text, "utf-8")
+    arguments = ["submit", "mmbench", str(tmp_path), "--data", "any.tsv"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "run the evaluation again" in result.stderr or "cof eval mmbench" in result.stderr
+
+
 def test_cells_are_text_whatever_they_begin_with(tmp_path: Path) -> None:
     task = answered(tmp_path)
     answers, out = tmp_path / "out" / "answers.jsonl", tmp_path / "a.xlsx"

@@ -11,13 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cof.cli.common import (
-    PresetOption,
-    SideOption,
-    indices,
-    load,
-    sentences,
-)
+from cof.cli.common import PresetOption, SideOption, indices, load, sentences
 from cof.errors import CofError
 
 DEMO = Path(__file__).parents[1] / "demo"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cof.cli.common import (
-    sentences,
-)
+from cof.cli.common import sentences
 from cof.errors import CofError
 
 
@@ -26,14 +23,17 @@ def submit_mmbench(
 ) -> None:
     """Write DIR/submission-METHOD.xlsx: the split's columns with the replies as predictions."""
     from cof.eval.data.mmbench import MMBench
+    from cof.eval.runs import read
     from cof.eval.submit import submit_mmbench
 
-    results = directory / "results.json"
-    if not results.is_file():
-        raise CofError(f"There is no {results}: run `cof eval mmbench` with --out {directory}.")
-    methods = json.loads(results.read_text("utf-8"))["methods"]
+    methods = read(directory / "results.json").get("methods")
+    if not methods:
+        raise CofError(
+            f"There is no finished run in {directory}: run `cof eval mmbench` with --out "
+            f"{directory}."
+        )
     if method is not None and method not in methods:
-        raise CofError(f"There is no method {method!r} in {results}, but {', '.join(methods)}.")
+        raise CofError(f"There is no method {method!r} in {directory}, but {', '.join(methods)}.")
     for name in [method] if method else methods:
         path = directory / f"submission-{name}.xlsx"
         n = submit_mmbench(MMBench(data), directory / "answers.jsonl", methods[name], path)
