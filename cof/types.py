@@ -133,6 +133,10 @@ class Request:
 class Decoding:
     """How tokens are chosen. Greedy by default, as in the paper's benchmarks.
 
+    What a checkpoint's own generation_config.json asks for beyond that (a repetition penalty,
+    suppressed tokens) holds for answers too, as with transformers' `generate`, but not for boxes
+    written in a form.
+
     Raises:
         CofError: a value is out of range.
     """
