@@ -292,7 +292,12 @@ class TransformersEngine:
         """
         site = self._decoder()
         places = [
-            phrase_tokens(self.processor.tokenizer, self.composer.chat(request.prompt), phrase)
+            phrase_tokens(
+                self.processor.tokenizer,
+                self.composer.chat(request.prompt),
+                phrase,
+                within=request.prompt.strip(),  # some chats strip it
+            )
             for request, phrase in zip(requests, phrases, strict=True)
         ]
         config = self._generation_config(Decoding(max_new_tokens=1))

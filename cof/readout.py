@@ -23,12 +23,17 @@ _CAPPED = ("gemma4",)  # PaliGemma 2's decoder has a cap in its config that tran
 _ROWS = 256  # image tokens whose probabilities of all words are held at once
 
 
-def phrase_tokens(tokenizer: Any, text: str, phrase: str) -> list[int]:
+def phrase_tokens(tokenizer: Any, text: str, phrase: str, within: str = "") -> list[int]:
     """Where the tokens of a phrase are in a text, from the end: -1 is the last one.
 
-    Of several occurrences the last counts; a phrase that is not there has no tokens.
+    Of several occurrences the last counts, where the text holds `within` the last one in that: a
+    chat has words of its own behind the prompt. A phrase that is not there has no tokens.
     """
-    found = list(re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text))
+    first, last = 0, len(text)
+    if within and within in text:
+        first = text.rindex(within)
+        last = first + len(within)
+    found = list(re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)").finditer(text, first, last))
     if not found:
         return []
     start, end = found[-1].span()

@@ -17,6 +17,7 @@ from cof.boxes import coverage_image
 from cof.engine import TransformersEngine
 from cof.errors import CofError
 from cof.placement import token_coverage
+from cof.readout import phrase_tokens
 from cof.types import Region, Request, StateReader
 
 NAMES = ["llava", *BUILDERS]
@@ -167,6 +168,17 @@ def test_a_small_budget_changes_nothing(budget: int) -> None:
     ):
         np.testing.assert_allclose(a, b, atol=2e-5)
     assert small.image_attentions([]) == []
+
+
+def test_a_phrase_is_looked_for_in_the_prompt_not_in_the_chat_around_it() -> None:
+    tokenizer = engine("llava").processor.tokenizer
+    text = "USER: Is the USER here? ASSISTANT:"
+    asked = "Is the USER here?"
+    inside = phrase_tokens(tokenizer, text, "USER", within=asked)
+    assert inside == phrase_tokens(tokenizer, text, "USER")  # the last one is the prompt's
+    assert phrase_tokens(tokenizer, text, "ASSISTANT")
+    assert not phrase_tokens(tokenizer, text, "ASSISTANT", within=asked)
+    assert phrase_tokens(tokenizer, text, "ASSISTANT", within="not there")
 
 
 def test_a_phrase_that_is_not_in_the_prompt_has_no_tokens() -> None:
