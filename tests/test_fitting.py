@@ -362,3 +362,11 @@ def test_a_study_of_other_questions_is_refused(tmp_path: Path) -> None:
     other = replace(PLAN, scenes=1)
     with pytest.raises(CofError, match="another run"):
         run_adaptation(Moody(), Settings(), other, tmp_path, console=Console(quiet=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_a_damaged_run_is_refused(tmp_path: Path, text: str) -> None:
+    study(tmp_path)
+    (tmp_path / "work" / "run.json").write_text(text, "utf-8")
+    with pytest.raises(CofError, match="is damaged"):
+        study(tmp_path)

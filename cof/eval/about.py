@@ -60,11 +60,17 @@ def check_same_run(path: Path, about: dict[str, Any]) -> None:
     """Keep `about` in a file; refuse where the file has another.
 
     Raises:
-        CofError: it has; the message names what differs.
+        CofError: it has, and the message names what differs; or the file is damaged.
     """
     about = json.loads(json.dumps(about))  # tuples are lists there
     if path.exists():
-        before = json.loads(path.read_text("utf-8"))
+        try:
+            before = dict(json.loads(path.read_text("utf-8")))
+        except (TypeError, ValueError) as error:
+            raise CofError(
+                f"{path} is damaged ({error}): write to another folder with --out, or delete "
+                f"{path.parent}."
+            ) from error
         other = [name for name in about if about[name] != before.get(name)]
         if other:
             raise CofError(
