@@ -219,10 +219,15 @@ def test_reader_refuses(tmp_path: Path) -> None:
     with pytest.raises(CofError, match="cof scenes"):
         SceneTask(tmp_path).num_examples()
     path = tmp_path / "questions.jsonl"
-    for text, sentence in (("{}\n", "line 1"), ("", "empty"), ("no json\n", "line 1")):
+    odd = {"id": "1", "image": "1.png", "question": "?", "answer": "7", "region": None}
+    odd |= {"kind": "taste", "clutter": 4, "targets": []}
+    cases = [("{}\n", "line 1"), ("", "empty"), ("no json\n", "line 1")]
+    for text, sentence in (*cases, (json.dumps(odd), "line 1 .* 'taste'")):
         path.write_text(text, "utf-8")
         with pytest.raises(CofError, match=sentence):
             SceneTask(tmp_path).num_examples()
+    with pytest.raises(CofError, match="is a file: give the folder"):
+        SceneTask(path).num_examples()
 
 
 # Methods

@@ -129,6 +129,8 @@ class SceneTask:
         """All questions within the limit."""
         path = self.folder / "questions.jsonl"
         if not path.is_file():
+            if self.folder.is_file():
+                raise CofError(f"{self.folder} is a file: give the folder that `cof scenes` made.")
             raise CofError(f"There is no {path}: make it with `cof scenes {self.folder}`.")
         examples: list[Example] = []
         for number, line in enumerate(path.read_text("utf-8").splitlines()[: self.limit], start=1):
@@ -146,6 +148,8 @@ class SceneTask:
 
     def _example(self, record: dict[str, Any]) -> Example:
         region = record["region"]
+        if record["kind"] not in _CHOICES and record["answer"] not in YES_NO:
+            raise ValueError(f"it is of no known kind: {record['kind']!r}")
         return Example(
             id=record["id"],
             image=self.folder / record["image"],
