@@ -162,9 +162,14 @@ def _relative(records: Records, setup: Setup, way: str) -> str:
 
 
 def basic(records: Records) -> list[Setup]:
-    """The setups of the table: those that are more than a step of the growth."""
+    """The setups of the table: those with a target, or that are more than a step of the growth."""
     setups = dict.fromkeys(setup for setup, _ in records.rows)
-    more = [setup for setup in setups if set(of_setup(records, setup)) - set(GROWING)]
+    more = [
+        setup
+        for setup in setups
+        if set(of_setup(records, setup)) - set(GROWING)
+        or any(target(setup, way) is not None for way in of_setup(records, setup))
+    ]
     return more or list(setups)
 
 
