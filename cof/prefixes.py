@@ -125,16 +125,15 @@ def start_cache(prompts: Prompts, config: Any, beams: int = 1) -> DynamicCache:
 def fill(cache: Cache, prompts: Prompts) -> None:
     """Put what is reused into an empty cache, padded on the left."""
     rows = list(zip(prompts.prefixes, prompts.reused, strict=True))
+
+    def aligned(states: Tensor, count: int) -> Tensor:
+        missing = prompts.cached - count
+        shown = states[:, :, :count]
+        return pad(shown, (0, 0, missing, 0)) if missing else shown  # padding by nothing copies
+
     for number in range(len(rows[0][0].states) if rows else 0):
         keys, values = (
-            torch.cat(
-                [
-                    pad(
-                        prefix.states[number][part][:, :, :count], (0, 0, prompts.cached - count, 0)
-                    )
-                    for prefix, count in rows
-                ]
-            )
+            torch.cat([aligned(prefix.states[number][part], count) for prefix, count in rows])
             for part in (0, 1)
         )
         cache.update(keys, values, number)
