@@ -121,8 +121,9 @@ class TransformersEngine:
                 does, so that the ends of long images are never seen; None: True.
             max_batch_tokens: the most tokens, padding and answers included, that are run at a
                 time; larger batches are run in several parts. Memory grows with it. None: 16384.
-            quantization: `4bit` or `8bit` (with the packages bitsandbytes and accelerate), or any
-                quantisation config of transformers; None: as the checkpoint is.
+            quantization: `4bit` (NF4, in bfloat16 without a dtype) or `8bit` (LLM.int8(), in
+                float16), with the packages bitsandbytes and accelerate; or any quantisation config
+                of transformers; None: as the checkpoint is.
             compile: whether answers are decoded by torch.compile on a cache of fixed size, or how
                 (transformers' own config). Worth it for many answers: compiling takes a minute or
                 more for each number of rows. Beams, and highlights of chosen layers or heads, run

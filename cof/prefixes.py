@@ -192,9 +192,8 @@ def resumed(prompts: Prompts, prefixes: Sequence[Prefix | None], reused: Sequenc
     }
     inputs["attention_mask"] = inputs["attention_mask"] * real
     bias = prompts.bias
-    if (
-        bias is not None
-    ):  # no token that is left moves forward, so what is behind the image stays so
+    if bias is not None:
+        # No token that is left moves forward: what is behind the image stays so.
         bias = replace(bias, values=bias.values.gather(1, source.to(bias.values.device)))
     known = next(prefix for prefix in prefixes if prefix is not None)
     return replace(
