@@ -41,7 +41,6 @@ eval: $(READY)
 # and whether memory does. Hours on two CPU cores; resumes where it was stopped.
 bench: $(READY)
 	$(BIN)/python -m bench --growth
-	$(BIN)/python -m bench.compiled
 	$(BIN)/python -m bench.endurance
 
 $(READY): pyproject.toml constraints.txt

@@ -31,7 +31,7 @@ from bench.report import report
 from bench.setups import IMAGE_TOKENS, Setup, planned, ways_of
 from bench.shapes import SHAPES, engine_of
 from bench.ways import WAYS, Ways
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
 
 Built = tuple[TransformersEngine, Meter, Sizes]
 

@@ -25,7 +25,7 @@ from cof import CoF, Decoding
 from cof.eval.store import write_atomically
 from cof.pipeline import Query
 from cof.tiny import checkpoint_path
-from cof.tiny.benchmark import CLUTTER, questions, scene_seed
+from cof.tiny.benchmark import NUM_OBJECTS, questions, scene_seed
 from cof.tiny.scenes import make_scene, render
 
 BATCH = 16
@@ -33,10 +33,12 @@ QUARTERS = 4
 
 
 def asked() -> Iterator[Query]:
-    """Questions about one scene after another, of all levels of clutter, without end."""
+    """Questions about one scene after another, of all levels of num_objects, without end."""
     for index in count():
-        for clutter in CLUTTER:
-            scene = make_scene(scene_seed("test", clutter, index), clutter, square=index % 4 != 3)
+        for num_objects in NUM_OBJECTS:
+            scene = make_scene(
+                scene_seed("test", num_objects, index), num_objects, square=index % 4 != 3
+            )
             picture = render(scene)
             yield from (Query(picture, question.text) for question in questions(scene))
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from bench.shapes import TINY_TOKENS, question
 from bench.ways import GROWING, SEVERAL, SINGLE, Ways
-from cof.engine import TransformersEngine
-from cof.prompts import SHORT_ANSWER
+from cof.engines.transformers.engine import TransformersEngine
+from cof.prompting.dialects import SHORT_ANSWER
 from cof.tiny.benchmark import questions as asked_of
 from cof.tiny.benchmark import scene_seed
 from cof.tiny.scenes import make_scene, render

@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from cof.engine import TransformersEngine
-from cof.prompts import LLAVA_PROMPT, SHORT_ANSWER
+from cof.engines.transformers.engine import TransformersEngine
+from cof.prompting.dialects import LLAVA_PROMPT, SHORT_ANSWER
 from cof.tiny import checkpoint_path
 
 COLORS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple", "brown", "grey")

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from cof.attention import DECODER
-from cof.engine import TransformersEngine
+from cof.attention.registry import DECODER
+from cof.engines.transformers.engine import TransformersEngine
 from cof.pipeline import CoF, Query
 from cof.settings import Settings
 from cof.types import Decoding, EncodedImage, Generation, Request

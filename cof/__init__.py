@@ -21,7 +21,7 @@ _HOME = {
     "CofWarning": "cof.errors",
     "Decoding": "cof.types",
     "Query": "cof.pipeline",
-    "Region": "cof.types",
+    "Region": "cof.geometry.regions",
     "Settings": "cof.settings",
     "preset": "cof.settings",
 }
@@ -41,9 +41,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from cof.errors import CofError, CofWarning
+    from cof.geometry.regions import Region
     from cof.pipeline import Answer, CoF, Query
     from cof.settings import Settings, preset
-    from cof.types import Decoding, Region
+    from cof.types import Decoding
 
 
 def __getattr__(name: str) -> object:

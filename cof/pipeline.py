@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import PIL.Image
+
+from cof.engines.base import Engine
 from cof.errors import CofError
-from cof.grounders import GROUNDERS
+from cof.geometry.boxes import XYXY
+from cof.geometry.regions import Region
 from cof.images import load_image
-from cof.rows import Aim, Query, QueryLike, Row, aim_of, as_query, checked_question, processed
+from cof.query import Query, QueryLike, Sample, as_query
 from cof.settings import Settings, default_settings
 from cof.settings import preset as named_preset
-from cof.types import (
-    XYXY,
-    Decoding,
-    EncodedImage,
-    Engine,
-    Generation,
-    Grounding,
-    Region,
-    Request,
-    Timings,
-)
+from cof.stages import Outcome, answer, locate, stage_one_request
+from cof.types import Decoding, EncodedImage, Generation, Grounding, Request, Timings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -33,7 +28,9 @@ if TYPE_CHECKING:
 
     from cof.images import ImageSource
 
-__all__ = ["Answer", "CoF", "Query", "QueryLike", "checked_question", "processed"]
+__all__ = ["Answer", "CoF", "Query", "QueryLike"]
+
+OnError = Literal["raise", "return"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +43,23 @@ class Answer:
             the plain model's.
         raw_boxes: the same before post-processing, as the grounder found them.
         found: whether the grounder found a region.
+        grounder: the grounder whose look was kept.
         grounding_text: what the model said when it was asked where to look, verbatim.
-        confidence: geometric mean probability of that reply's tokens, 0..1; None if unknown.
-        reason: why nothing was found, why nothing was looked for, or why the plain answer was
-            kept; empty otherwise.
+        confidence: of the box, 0..1 (`cof.types.Grounding.confidence`); None if unknown.
+        reason: why nothing was found or looked for; empty otherwise.
         region: the region looked at, after expansion; None: the plain model answered.
         settings: those of this row.
         timings: seconds of the two stages, of the whole batch that the row was run in.
-        image: the picture, upright RGB.
+        image: the image, upright RGB.
         question: the question.
+        error: why there is no answer (`batch` with `on_error="return"`); empty otherwise.
     """
 
     text: str
     boxes: tuple[XYXY, ...]
     raw_boxes: tuple[XYXY, ...]
     found: bool
+    grounder: str
     grounding_text: str
     confidence: float | None
     reason: str
@@ -70,6 +69,7 @@ class Answer:
     image: Image = field(repr=False)
     question: str = field(repr=False)
     _plain: Callable[[], str] = field(repr=False)
+    error: str = ""
 
     def plain(self) -> str:
         """The same model's answer without CoF, computed when first asked for."""
@@ -81,9 +81,9 @@ class CoF:
 
     Example:
         >>> from PIL import Image
-        >>> from cof.scripted import ScriptedEngine
+        >>> from cof.engines.fake import FakeEngine
         >>> box = "[0.2, 0.2, 0.4, 0.4]"
-        >>> engine = ScriptedEngine(lambda request: "7" if request.highlight else box)
+        >>> engine = FakeEngine(lambda request: "7" if request.highlight else box)
         >>> cof = CoF(engine, Settings(expand=2.0))
         >>> answer = cof(Image.new("RGB", (64, 64)), "What digit is on the star?")
         >>> answer.text, answer.raw_boxes, [round(v, 2) for v in answer.boxes[0]]
@@ -114,7 +114,6 @@ class CoF:
         pad_to_square: bool | None = None,
         max_batch_tokens: int | None = None,
         quantization: Any = None,
-        compile: bool = False,
         allow_url: bool = False,
         **settings: Any,
     ) -> CoF:
@@ -130,7 +129,6 @@ class CoF:
             max_batch_tokens: the most tokens, padding and answers included, that are run at a
                 time; larger batches are run in parts. None: the engine's choice, 16384.
             quantization: `4bit`, `8bit`, or a quantisation config of transformers.
-            compile: decode answers with torch.compile; worth it for many.
             allow_url: whether images may be given as http(s) addresses.
             settings: any field of `cof.settings.Settings`, over the preset's.
 
@@ -144,7 +142,7 @@ class CoF:
         # checked before minutes are spent on loading a model
         (named or Settings()).changed(**settings)
 
-        from cof.engine import TransformersEngine
+        from cof.engines.transformers.engine import TransformersEngine
 
         engine = TransformersEngine.from_pretrained(
             model,
@@ -153,7 +151,6 @@ class CoF:
             pad_to_square=pad_to_square,
             max_batch_tokens=max_batch_tokens,
             quantization=quantization,
-            compile=compile,
         )
         chosen = named or default_settings(engine.name, engine.dialect.name)
         return cls(engine, chosen.changed(**settings), allow_url=allow_url)
@@ -164,8 +161,8 @@ class CoF:
         Worth it for several calls about one image (`batch` does so by itself for its own); the
         answers are the same. It holds on to the memory that the decoder needs for the image.
         """
-        picture = load_image(image, allow_url=self.allow_url)
-        return self.engine.encode([picture], prefill=True)[0]
+        loaded = load_image(image, allow_url=self.allow_url)
+        return self.engine.encode([loaded], prefill=True)[0]
 
     def __call__(
         self,
@@ -191,142 +188,169 @@ class CoF:
         *,
         decoding: Decoding | None = None,
         batch_size: int = 16,
+        on_error: OnError = "raise",
     ) -> list[Answer]:
         """Answer many questions, `batch_size` at a time, each with its own region and lambda.
 
         Args:
             queries: `Query`s, dicts with its fields, or `(image, question)` pairs.
             decoding: how answers are decoded (stage 1 is always greedy).
-            batch_size: rows in one forward pass.
+            batch_size: questions in one forward pass.
+            on_error: `raise`: the first query that is refused ends the call; `return`: it gets an
+                answer with its `error`, and the others are answered.
 
         Returns:
             The answers in order, as one by one.
+
+        Raises:
+            CofError: a query is refused, and errors are not returned.
         """
+        if on_error not in get_args(OnError):
+            raise CofError(f"on_error must be raise or return, not {on_error!r}.")
         if batch_size < 1:
             raise CofError(f"batch_size must be at least 1, not {batch_size}.")
-        rows = [as_query(item) for item in queries]
+        asked = [as_query(item) for item in queries]
         answers: list[Answer] = []
-        for start in range(0, len(rows), batch_size):
-            answers += self._answers(rows[start : start + batch_size], decoding or Decoding())
+        for start in range(0, len(asked), batch_size):
+            part = asked[start : start + batch_size]
+            answers += self._batch(part, decoding or Decoding(), on_error)
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
-        """Stage 1 alone: where the settings' grounder looks, before post-processing."""
-        row = Row.of(Query(image, question), self.settings, self.allow_url, {})
-        request = Request(row.encoded or row.image, row.question)
-        return (
-            GROUNDERS[self.settings.grounder]
-            .build(self.settings, [None])
-            .locate(self.engine, [request])[0]
-        )
+        """Stage 1 alone: where the settings' grounder looks, before post-processing; of several
+        grounders the first that finds something."""
+        sample = Sample.from_query(Query(image, question), self.settings, self.allow_url, {})
+        request = Request(sample.encoded or sample.image, sample.question)
+        asked = [stage_one_request(sample, request)]
+        found = [
+            self.settings.make_grounder(name).locate(self.engine, asked)[0]
+            for name in self.settings.grounders
+        ]
+        return next((grounding for grounding in found if grounding.region), found[0])
 
-    def _answers(self, queries: list[Query], decoding: Decoding) -> list[Answer]:
-        pictures: dict[object, Image] = {}
-        rows = [Row.of(query, self.settings, self.allow_url, pictures) for query in queries]
-        start = time.perf_counter()
-        encoded = self._encoded(rows)
-        requests = [Request(encoded[id(row.image)], row.question) for row in rows]
-        before = time.perf_counter()
-        drafts = self._drafts(rows, requests, decoding)
-        drafted = time.perf_counter()
-        groundings = self._groundings(rows, requests, drafts)
-        aims = [aim_of(row, found) for row, found in zip(rows, groundings, strict=True)]
-        grounded = time.perf_counter()
-        aims, replies = self._replies(rows, requests, aims, drafts, decoding)
-        answering = time.perf_counter() - grounded + drafted - before
-        timings = Timings(ground=grounded - drafted + before - start, answer=answering)
-
+    def _batch(self, queries: list[Query], decoding: Decoding, on_error: OnError) -> list[Answer]:
+        """One batch; where a query is refused and errors are returned, the others are answered."""
+        try:
+            return self._answers(queries, decoding)
+        except CofError as error:
+            if on_error == "raise":
+                raise
+            if len(queries) == 1:
+                return [_failed(queries[0], self.settings, str(error))]
+        middle = len(queries) // 2
         return [
-            Answer(
-                text=reply.text,
-                boxes=aim.region.boxes if aim.region else (),
-                raw_boxes=grounding.region.boxes if grounding.region else (),
-                found=grounding.region is not None,
-                grounding_text=grounding.text,
-                confidence=grounding.confidence,
-                reason=grounding.reason or aim.reason,
-                region=aim.region,
-                settings=aim.settings,
-                timings=timings,
-                image=row.image,
-                question=row.question,
-                _plain=self._plain(row, decoding, draft or (None if aim.region else reply)),
-            )
-            for row, draft, grounding, aim, reply in zip(
-                rows, drafts, groundings, aims, replies, strict=True
-            )
+            *self._batch(queries[:middle], decoding, on_error),
+            *self._batch(queries[middle:], decoding, on_error),
         ]
 
-    def _encoded(self, rows: list[Row]) -> dict[int, EncodedImage]:
-        """Each distinct picture encoded once, by `id`.
+    def _answers(self, queries: list[Query], decoding: Decoding) -> list[Answer]:
+        images: dict[object, Image] = {}
+        samples = [
+            Sample.from_query(query, self.settings, self.allow_url, images) for query in queries
+        ]
+        start = time.perf_counter()
+        encoded = self._encoded(samples)
+        requests = [Request(encoded[id(sample.image)], sample.question) for sample in samples]
+        before = time.perf_counter()
+        drafts = self._drafts(samples, requests, decoding)
+        drafted = time.perf_counter()
+        looks = locate(self.engine, samples, requests, drafts)
+        grounded = time.perf_counter()
+        outcomes = answer(
+            lambda requests, _: self.engine.generate(requests, decoding),
+            samples,
+            requests,
+            looks,
+            drafts,
+        )
+        answering = time.perf_counter() - grounded + drafted - before
+        timings = Timings(ground=grounded - drafted + before - start, answer=answering)
+        return [
+            self._answer(sample, decoding, draft, outcome, timings)
+            for sample, draft, outcome in zip(samples, drafts, outcomes, strict=True)
+        ]
 
-        All of them are prefilled or none: rows that run together begin at the same token.
+    def _answer(
+        self,
+        sample: Sample,
+        decoding: Decoding,
+        draft: Generation | None,
+        outcome: Outcome,
+        timings: Timings,
+    ) -> Answer:
+        look, grounding = outcome.look, outcome.look.grounding
+        plain = draft or (outcome.reply if look.region is None else None)
+        return Answer(
+            text=outcome.reply.text,
+            boxes=look.region.boxes if look.region else (),
+            raw_boxes=grounding.region.boxes if grounding.region else (),
+            found=grounding.region is not None,
+            grounder=look.grounder,
+            grounding_text=grounding.text,
+            confidence=grounding.confidence,
+            reason=grounding.reason,
+            region=look.region,
+            settings=sample.settings,
+            timings=timings,
+            image=sample.image,
+            question=sample.question,
+            _plain=self._plain(sample, decoding, plain),
+        )
+
+    def _encoded(self, samples: list[Sample]) -> dict[int, EncodedImage]:
+        """Each distinct image encoded once, by `id`.
+
+        All of them are prefilled or none: a batch needs equal prefix lengths.
         """
-        known = {id(row.image): row.encoded for row in rows if row.encoded}
-        distinct = {id(row.image): row.image for row in rows if id(row.image) not in known}
-        calls = sum(row.calls for row in rows if id(row.image) in distinct)
+        known = {id(sample.image): sample.encoded for sample in samples if sample.encoded}
+        distinct = {id(s.image): s.image for s in samples if id(s.image) not in known}
+        calls = sum(s.engine_calls for s in samples if id(s.image) in distinct)
         several = any(of.prefix is not None for of in known.values()) or calls > len(distinct)
         fresh = self.engine.encode(list(distinct.values()), prefill=several) if distinct else []
         return known | dict(zip(distinct, fresh, strict=True))
 
     def _drafts(
-        self, rows: list[Row], requests: list[Request], decoding: Decoding
+        self, samples: list[Sample], requests: list[Request], decoding: Decoding
     ) -> list[Generation | None]:
-        """The plain answers that an adaptive rule weighs; None where there is no rule."""
-        ruled = [index for index, row in enumerate(rows) if row.rule and not row.idle]
-        drafts: list[Generation | None] = [None] * len(rows)
-        if ruled:
-            replies = self.engine.generate([requests[i] for i in ruled], decoding)
-            for index, reply in zip(ruled, replies, strict=True):
-                drafts[index] = reply
+        """The plain answers of those samples that are looked at only where they are unsure."""
+        numbers = [number for number, sample in enumerate(samples) if sample.drafts]
+        drafts: list[Generation | None] = [None] * len(samples)
+        replies = self.engine.generate([requests[n] for n in numbers], decoding) if numbers else []
+        for number, reply in zip(numbers, replies, strict=True):
+            drafts[number] = reply
         return drafts
 
-    def _groundings(
-        self, rows: list[Row], requests: list[Request], drafts: list[Generation | None]
-    ) -> list[Grounding]:
-        """Stage 1, one call for each grounder in use; rows that need no region are spared."""
-        idle = [row.idle or row.spared(draft) for row, draft in zip(rows, drafts, strict=True)]
-        groundings = [Grounding(None, reason=reason) for reason in idle]
-        active = [index for index, reason in enumerate(idle) if not reason]
-        for name in dict.fromkeys(rows[index].settings.grounder for index in active):
-            chosen = [index for index in active if rows[index].settings.grounder == name]
-            grounder = GROUNDERS[name].build(self.settings, [rows[i].region for i in chosen])
-            found = grounder.locate(self.engine, [requests[i] for i in chosen])
-            for index, grounding in zip(chosen, found, strict=True):
-                groundings[index] = grounding
-        return groundings
-
-    def _replies(
-        self,
-        rows: list[Row],
-        requests: list[Request],
-        aims: list[Aim],
-        drafts: list[Generation | None],
-        decoding: Decoding,
-    ) -> tuple[list[Aim], list[Generation]]:
-        """Stage 2; where the rule prefers the draft, the aim is taken back."""
-        asked = [i for i, aim in enumerate(aims) if aim.region is not None or drafts[i] is None]
-        focused = [aims[i].focused(requests[i]) for i in asked]
-        answers = self.engine.generate(focused, decoding) if asked else []
-        looked = dict(zip(asked, answers, strict=True))
-        final, replies = [], []
-        for i, (row, aim, draft) in enumerate(zip(rows, aims, drafts, strict=True)):
-            reply = looked.get(i)
-            if draft is None or (reply is not None and row.takes(draft, reply)):
-                final.append(aim)
-                replies.append(looked[i])
-            else:
-                reason = "Looking made the model no surer, so the plain answer was kept."
-                final.append(aim if reply is None else replace(aim, region=None, reason=reason))
-                replies.append(draft)
-        return final, replies
-
-    def _plain(self, row: Row, decoding: Decoding, known: Generation | None) -> Callable[[], str]:
+    def _plain(
+        self, sample: Sample, decoding: Decoding, known: Generation | None
+    ) -> Callable[[], str]:
         @cache
         def plain() -> str:
             if known is not None:
                 return known.text
-            request = Request(row.encoded or row.image, row.question)
+            request = Request(sample.encoded or sample.image, sample.question)
             return self.engine.generate([request], decoding)[0].text
 
         return plain
+
+
+def _failed(query: Query, settings: Settings, error: str) -> Answer:
+    """The place of an answer to a query that was refused."""
+    source = query.image
+    image = source.image if isinstance(source, EncodedImage) else source
+    return Answer(
+        text="",
+        boxes=(),
+        raw_boxes=(),
+        found=False,
+        grounder="",
+        grounding_text="",
+        confidence=None,
+        reason="",
+        region=None,
+        settings=settings,
+        timings=Timings(),
+        image=image if isinstance(image, PIL.Image.Image) else PIL.Image.new("RGB", (1, 1)),
+        question=str(query.question),
+        error=error,
+        _plain=lambda: "",
+    )

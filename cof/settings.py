@@ -1,49 +1,59 @@
-"""Everything the paper has as one validated value, and the presets."""
+"""All options of the method as one validated value, and the presets."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, get_args
 
-from cof.adaptive import Rule
 from cof.errors import CofError
-from cof.prompts import PAPER_PROMPT
+from cof.focuses import FOCUSES, Focus
+from cof.focuses.overlay import Overlay
+from cof.grounders import GROUNDERS, Grounder
+from cof.grounders.prompt import Boxes, Parser
 from cof.types import CellRule, Scope
 
-GrounderName = Literal[
-    "prompt", "attention", "relevance", "logits", "detector", "given", "whole", "none"
-]
-FocusName = Literal["attention", "soft", "contrast", "crop", "beside", "overlay", "none"]
-Overlay = Literal["frame", "blur", "dim"]
 OnMissing = Literal["plain", "whole"]
 Edge = Literal["move", "snap"]
-Parser = Literal["tolerant", "released"]
-Boxes = Literal["free", "template"]
 
-
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise CofError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-
-
-def _above_zero(name: str, value: float) -> None:
-    if not (_is_number(value) and math.isfinite(value) and value > 0):
-        raise CofError(f"{name} must be a finite number above 0, not {value!r}.")
-
-
-def _fraction(name: str, value: float) -> None:
-    if not (_is_number(value) and 0 <= value <= 1):
-        raise CofError(f"{name} must be a number in 0..1, not {value!r}.")
+T = TypeVar("T")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _indices(name: str, value: object) -> tuple[int, ...] | None:
+def _positive(name: str, value: Any) -> float:
+    if not (_is_number(value) and math.isfinite(value) and value > 0):
+        raise CofError(f"{name} must be a finite number above 0, not {value!r}.")
+    return float(value)
+
+
+def _fraction(name: str, value: Any) -> float:
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise CofError(f"{name} must be a number in 0..1, not {value!r}.")
+    return float(value)
+
+
+def _count(name: str, value: Any) -> int:
+    if not (isinstance(value, int) and value >= 1):
+        raise CofError(f"{name} must be a whole number above 0, not {value!r}.")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):  # "False" would be true
+        raise CofError(f"{name} must be True or False, not {value!r}.")
+    return value
+
+
+def _text(name: str, value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _indices(name: str, value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
     indices = tuple(value) if isinstance(value, (tuple, list, range)) else ()
@@ -52,118 +62,193 @@ def _indices(name: str, value: object) -> tuple[int, ...] | None:
     return indices
 
 
+def _template(name: str, value: Any) -> str | None:
+    if value in (None, "paper") or re.search(r"\{(question|first_line)\}", str(value)):
+        return _text(name, value)
+    raise CofError(
+        f"{name} {value!r} does not say where the question goes: write {{question}} or "
+        "{first_line} in it, or 'paper' for the paper's wording."
+    )
+
+
+def _grounders(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        names = value.split("+")
+        known = all(of in GROUNDERS for of in names) and len(set(names)) == len(names)
+        if known and (len(names) == 1 or not {"given", "none"} & set(names)):
+            return value
+    raise CofError(
+        f"{name} must be one of {', '.join(GROUNDERS)}, or several joined by + such as "
+        f"prompt+attention, not {value!r}."
+    )
+
+
+def _one_of(*choices: str) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        if value not in choices:
+            raise CofError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        return str(value)
+
+    return check
+
+
+def _setting(default: T, check: Callable[[str, Any], object], help: str, symbol: str = "") -> T:
+    """A field of `Settings`.
+
+    Args:
+        default: its default.
+        check: returns its value, or refuses it.
+        help: for the command line and the documentation.
+        symbol: the paper's, for messages.
+    """
+    value: T = field(default=default, metadata={"check": check, "help": help, "symbol": symbol})
+    return value
+
+
 @dataclass(frozen=True)
 class Settings:
     """How the two stages are run. The defaults are the paper's, with its 7B model's numbers.
 
-    Attributes:
-        grounder: where to look. `prompt`: ask the model (the paper's stage 1); `attention`: where
-            its attention goes; `relevance`: where its states resemble those of the question's
-            objects; `logits`: where image tokens say them; `detector`: where a detector finds
-            them; `given`: the caller's region; `whole`: every image token (Table II, "reweight"
-            alone); `none`. See `cof.grounders`.
-        focus: how to make the model look there. `attention`: equation 3; `soft`: the same by
-            degrees; `contrast`: the same against not looking; `crop`: show it the region alone;
-            `beside`: the region after the image; `overlay`: draw the region into the image;
-            `none`. See `cof.focuses`.
-        guidance: how far `contrast` leads away from not looking; 1: not at all.
-        overlay: how `overlay` draws it: a `frame` around it, or all else `blur`red or `dim`med.
-        expand: alpha, by which a region is scaled about its centre (section II-B).
-        strength: lambda of equation 3; 1 leaves the model as it is.
-        scope: `all` queries attend with the bias (the paper), or only `text` after the image.
-        layers: decoder layers with the bias; None: all (the paper).
-        heads: attention heads with it; None: all (the paper).
-        grounding_prompt: None: the model family's own; `paper`: the paper's; or a template with
-            `{question}` or `{first_line}` in it.
-        on_missing: what happens when stage 1 finds nothing: the `plain` model answers, or
-            `whole` (the released code: every image token is highlighted).
-        min_box: a box is widened to this side at least, 0..1 of the image, before expansion.
-        min_confidence: stage 1's boxes below this confidence count as not found.
-        square: boxes get their longer side both ways (the released code does so).
-        edge: a box over the border is moved inside (`move`, the paper), or set to the border
-            (`snap`, the released code's defect: `cof.boxes.expand_snapped`).
-        cells: `coverage` or `corners`: see `cof.types.Highlight`.
-        parser: `tolerant`, or `released` (the released code's one form).
-        grounding_max_new_tokens: the longest reply of stage 1.
-        grounder_layers: decoder layers that a grounder reads which reads states; None: its own.
-        detector: folder or hub id of the open-vocabulary detector of that grounder.
-        boxes: how stage 1's reply is decoded. `free`: as the model likes (the paper);
-            `template`: in the form its family writes boxes in, of which the model chooses the
-            numbers alone, in a few forward passes.
-        adaptive: a rule that keeps the plain answer where looking would not pay, and chooses
-            lambda (`cof.adaptive`); None: always look, with `strength`. A region that the caller
-            gives is always looked at; where none is found, the plain answer stays.
+    `fields(Settings)` tell each setting's meaning in `metadata["help"]`; `cof settings` prints
+    them.
 
     Raises:
         CofError: a value is out of range or not among the choices.
     """
 
-    grounder: GrounderName = "prompt"
-    focus: FocusName = "attention"
-    guidance: float = 1.3
-    overlay: Overlay = "frame"
-    expand: float = 1.3
-    strength: float = 2.0
-    scope: Scope = "all"
-    layers: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
-    grounding_prompt: str | None = None
-    on_missing: OnMissing = "plain"
-    min_box: float = 0.0
-    min_confidence: float = 0.0
-    square: bool = False
-    edge: Edge = "move"
-    cells: CellRule = "coverage"
-    parser: Parser = "tolerant"
-    grounding_max_new_tokens: int = 128
-    grounder_layers: tuple[int, ...] | None = None
-    detector: str | None = None
-    boxes: Boxes = "free"
-    adaptive: Rule | None = None
+    grounder: str = _setting(
+        "prompt",
+        _grounders,
+        "where to look; several joined by +: look at each, keep the answer that is surer by the "
+        "probability of its first token",
+    )
+    focus: str = _setting("attention", _one_of(*FOCUSES), "how to make the model look there")
+    expand: float = _setting(
+        1.3,
+        _positive,
+        "alpha, by which a region is scaled about its centre (section II-B)",
+        "alpha",
+    )
+    strength: float = _setting(
+        2.0, _positive, "lambda of equation 3; 1 leaves the model as it is", "lambda"
+    )
+    scope: Scope = _setting(
+        "all",
+        _one_of(*get_args(Scope)),
+        "which queries attend with the bias: all (the paper), or only the text after the image",
+    )
+    layers: tuple[int, ...] | None = _setting(
+        None, _indices, "decoder layers with the bias, such as 0-15,20; default: all (the paper)"
+    )
+    heads: tuple[int, ...] | None = _setting(
+        None, _indices, "attention heads with the bias, such as 0-7; default: all (the paper)"
+    )
+    guidance: float = _setting(
+        1.3, _positive, "focus contrast: how far to guide away from not looking; 1: not at all"
+    )
+    overlay: Overlay = _setting(
+        "frame", _one_of(*get_args(Overlay)), "focus overlay: what is drawn around the region"
+    )
+    grounding_prompt: str | None = _setting(
+        None,
+        _template,
+        "stage 1's prompt: 'paper', or a template with {question} or {first_line} in it; default: "
+        "the model family's own",
+    )
+    boxes: Boxes = _setting(
+        "free",
+        _one_of(*get_args(Boxes)),
+        "how the model's box is decoded: free (as the model likes, the paper), or template (in its "
+        "family's format, of which the model chooses the numbers alone: always readable, and "
+        "faster)",
+    )
+    grounding_max_new_tokens: int = _setting(128, _count, "the longest reply of stage 1")
+    parser: Parser = _setting(
+        "tolerant",
+        _one_of(*get_args(Parser)),
+        "how boxes are read: tolerant, or released (the released code's regular expression)",
+    )
+    on_missing: OnMissing = _setting(
+        "plain",
+        _one_of(*get_args(OnMissing)),
+        "when no box is found: the plain model answers, or the whole image is highlighted (the "
+        "released code)",
+    )
+    min_confidence: float = _setting(
+        0.0, _fraction, "boxes less sure than this (0..1) count as not found"
+    )
+    max_plain_confidence: float = _setting(
+        1.0,
+        _fraction,
+        "look only where the plain answer is at most this sure (0..1), which costs one more "
+        "answer; 1: always look",
+    )
+    min_box: float = _setting(
+        0.0,
+        _fraction,
+        "a box is widened to this side at least, 0..1 of the image, before expansion",
+    )
+    square: bool = _setting(
+        False, _flag, "give a box its longer side both ways (the released code)"
+    )
+    edge: Edge = _setting(
+        "move",
+        _one_of(*get_args(Edge)),
+        "a box that leaves the image is moved back inside (the paper), or snaps to the border "
+        "(the released code)",
+    )
+    cells: CellRule = _setting(
+        "coverage",
+        _one_of(*get_args(CellRule)),
+        "how a box becomes image tokens: by what they show of it, or by its corners' grid cells "
+        "(the released code)",
+    )
+    grounder_layers: tuple[int, ...] | None = _setting(
+        None,
+        _indices,
+        "grounders attention and relevance: the decoder layers to read, such as 12-16; default: "
+        "the method's own",
+    )
+    detector: str | None = _setting(
+        None, _text, "grounder detector: hub id or path of the open-vocabulary detector"
+    )
 
     def __post_init__(self) -> None:
-        _one_of("grounder", self.grounder, get_args(GrounderName))
-        _one_of("focus", self.focus, get_args(FocusName))
-        _one_of("overlay", self.overlay, get_args(Overlay))
-        _one_of("scope", self.scope, get_args(Scope))
-        _one_of("on_missing", self.on_missing, get_args(OnMissing))
-        _one_of("edge", self.edge, get_args(Edge))
-        _one_of("cells", self.cells, get_args(CellRule))
-        _one_of("parser", self.parser, get_args(Parser))
-        _one_of("boxes", self.boxes, get_args(Boxes))
-        if self.adaptive is not None and not isinstance(self.adaptive, Rule):
-            raise CofError(f"adaptive must be a cof.adaptive.Rule, not {self.adaptive!r}.")
-        _above_zero("expand (alpha)", self.expand)
-        _above_zero("strength (lambda)", self.strength)
-        _above_zero("guidance", self.guidance)
-        _fraction("min_box", self.min_box)
-        _fraction("min_confidence", self.min_confidence)
-        object.__setattr__(self, "layers", _indices("layers", self.layers))
-        object.__setattr__(self, "heads", _indices("heads", self.heads))
-        layers = _indices("grounder_layers", self.grounder_layers)
-        object.__setattr__(self, "grounder_layers", layers)
-        if not isinstance(self.square, bool):  # "False" would be true
-            raise CofError(f"square must be True or False, not {self.square!r}.")
-        tokens = self.grounding_max_new_tokens
-        if not isinstance(tokens, int) or tokens < 1:
-            raise CofError(
-                f"grounding_max_new_tokens must be a whole number above 0, not {tokens}."
-            )
-        if self.grounding_prompt is not None:
-            self._check_template(self.grounding_prompt)
-
-    def _check_template(self, template: str) -> None:
-        if template == "paper" or re.search(r"\{(question|first_line)\}", str(template)):
-            return
-        raise CofError(
-            f"grounding_prompt {template!r} does not say where the question goes: write "
-            "{question} or {first_line} in it, or 'paper' for the paper's wording."
-        )
+        for of in fields(self):
+            symbol = of.metadata["symbol"]
+            name = f"{of.name} ({symbol})" if symbol else of.name
+            object.__setattr__(self, of.name, of.metadata["check"](name, getattr(self, of.name)))
 
     @property
-    def grounding_template(self) -> str | None:
-        """The template of stage 1's prompt; None: the model family's own."""
-        return PAPER_PROMPT if self.grounding_prompt == "paper" else self.grounding_prompt
+    def grounders(self) -> tuple[str, ...]:
+        """The names in `grounder`."""
+        return tuple(self.grounder.split("+"))
+
+    @property
+    def changes_nothing(self) -> str:
+        """Why no region is needed, so that stage 1 is skipped; empty if one is."""
+        if self.focus == "none":
+            return "Nothing was looked for: focus is 'none'."
+        if FOCUSES[self.focus].uses_strength and self.strength == 1:
+            return "Nothing was looked for: strength (lambda) is 1, which changes nothing."
+        return ""
+
+    def make_grounder(self, name: str) -> Grounder:
+        """The grounder of that name with these settings.
+
+        Raises:
+            CofError: a setting that it needs is missing.
+        """
+        return GROUNDERS[name](**self.values_of(GROUNDERS[name]))
+
+    def make_focus(self) -> Focus:
+        """The focus with these settings."""
+        return FOCUSES[self.focus](**self.values_of(FOCUSES[self.focus]))
+
+    def values_of(self, method: type[Any]) -> dict[str, Any]:
+        """The settings that a grounder or focus takes, by name."""
+        known = {of.name for of in fields(self)}
+        return {of.name: getattr(self, of.name) for of in fields(method) if of.name in known}
 
     def changed(self, **changes: Any) -> Settings:
         """A copy with some values changed.
@@ -171,7 +256,7 @@ class Settings:
         Raises:
             CofError: there is no such setting, or the value is refused.
         """
-        known = [field.name for field in fields(self)]
+        known = [of.name for of in fields(self)]
         for name in changes:
             if name not in known:
                 raise CofError(f"There is no setting {name!r}; there are {', '.join(known)}.")

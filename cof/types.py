@@ -7,47 +7,22 @@ the right and y down, unless a name says otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 from cof.errors import CofError
+from cof.geometry.regions import Region
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from cof.boxes import Frame
-    from cof.forms import BoxForm
-    from cof.prompts import Dialect
+    from cof.prompting.box_template import BoxTemplate
 
-XYXY = tuple[float, float, float, float]
 Scope = Literal["all", "text"]
 CellRule = Literal["coverage", "corners"]
-
-
-@dataclass(frozen=True)
-class Region:
-    """A part of an image: boxes, a mask, or every image token.
-
-    Attributes:
-        boxes: `(x1, y1, x2, y2)` each, in 0..1 of the original image.
-        mask: `(H, W)` float32 in 0..1 laid over the whole image at any resolution, for regions
-            that are no rectangles; `boxes` then holds its bounding box.
-        whole: every image token, those of the padding included (the paper's Table II,
-            "reweight" without "ground").
-        heat: `(H, W)` float32 in 0..1 over the whole image: how much each place is meant, for
-            focuses that take degrees (`soft`); the others look at `boxes` or `mask`.
-    """
-
-    boxes: tuple[XYXY, ...] = ()
-    mask: NDArray[np.float32] | None = field(default=None, compare=False)
-    whole: bool = False
-    heat: NDArray[np.float32] | None = field(default=None, compare=False)
-
-
-EVERYTHING = Region(boxes=((0.0, 0.0, 1.0, 1.0),), whole=True)
 
 
 @dataclass(frozen=True)
@@ -121,12 +96,19 @@ class Request:
         highlight: what to look at in `image` while answering; None: the plain model.
         beside: a second image, shown after the first; where a model takes only one it is shown in
             its place, with a `CofWarning`. None: there is none.
+        region: the caller's own region, for the grounder `given`; engines do not read it.
     """
 
     image: Image | EncodedImage
     prompt: str
     highlight: Highlight | None = None
     beside: Image | EncodedImage | None = None
+    region: Region | None = None
+
+    @property
+    def pil_image(self) -> Image:
+        """The image itself, encoded or not."""
+        return self.image.image if isinstance(self.image, EncodedImage) else self.image
 
 
 @dataclass(frozen=True)
@@ -146,7 +128,7 @@ class Decoding:
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0
     seed: int | None = None  # only read when temperature > 0
-    form: BoxForm | None = None  # write one box in this form, greedily, and nothing else
+    form: BoxTemplate | None = None  # write one box in this form, greedily, and nothing else
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_beams"):
@@ -181,6 +163,17 @@ class Generation:
     likely: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
+def confidence(reply: Generation) -> float | None:
+    """Geometric mean probability of a reply's tokens, 0..1; None if the engine tells none.
+
+    >>> confidence(Generation("[0.1]", (1, 2), (math.log(0.5), math.log(0.125))))
+    0.25
+    """
+    if not reply.logprobs:
+        return None
+    return math.exp(sum(reply.logprobs) / len(reply.logprobs))
+
+
 @dataclass(frozen=True)
 class Grounding:
     """The outcome of stage 1.
@@ -197,84 +190,6 @@ class Grounding:
     text: str = ""
     confidence: float | None = None
     reason: str = ""
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """A backend: answers requests and realises their highlights."""
-
-    name: str
-    dialect: Dialect
-
-    def encode(self, images: Sequence[Image], *, prefill: bool = False) -> list[EncodedImage]:
-        """Run the vision encoder once for each image, for reuse in later requests.
-
-        With `prefill` also the decoder over the image, if it can: worth it from two requests about
-        the image on, at the price of the memory that a decoder needs for that many tokens.
-        """
-        ...
-
-    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
-        """Answer every request, in order; requests in one call may differ in everything."""
-        ...
-
-    def frame(self, image_wh: tuple[int, int]) -> Frame:
-        """The coordinate frame in which the model's native boxes for such an image are written."""
-        ...
-
-
-@runtime_checkable
-class AttentionReader(Protocol):
-    """What an engine offers besides if it can show where it looks; pictures have it drawn.
-
-    Attributes:
-        looks: whose attention `image_attention` is, such as "the answer's first token".
-    """
-
-    looks: str
-
-    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
-        """Which image tokens a highlight falls on: `(grid_h, grid_w)`, or `(tokens,)` where they
-        are no single raster."""
-        ...
-
-    def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """The share of all attention that each image token gets, `(layers, heads, *tokens)` with
-        the tokens in the layout of `token_mask`."""
-        ...
-
-
-@runtime_checkable
-class StateReader(Protocol):
-    """What an engine offers besides if grounders can read from its states where it looks."""
-
-    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """Where each image token looks, `(*tokens, 2)`: `(x, y)` in 0..1 of an image of this
-        size; NaN for padding."""
-        ...
-
-    def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
-        """For each request the share of all attention that each image token gets from the
-        answer's first token, `(layers, heads, *tokens)`, in one pass."""
-        ...
-
-    def phrase_similarities(
-        self,
-        requests: Sequence[Request],
-        phrases: Sequence[str],
-        states: Literal["values", "keys"],
-    ) -> list[NDArray[np.float32]]:
-        """For each request the cosine similarity of the cached states of a phrase of its prompt,
-        T tokens, with those of the image tokens, `(layers, T, *tokens)`, in one pass; NaN for
-        layers that do not keep the image."""
-        ...
-
-    def word_probabilities(
-        self, images: Sequence[Image | EncodedImage], words: Sequence[Sequence[str]]
-    ) -> list[NDArray[np.float32]]:
-        """For each image the probability of each of some words as what the decoder would say
-        after an image token, `(words, *tokens)`, in one pass."""
-        ...
 
 
 @dataclass(frozen=True)

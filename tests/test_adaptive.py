@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cof.adaptive import Rule, chosen_rule, load_rule, save_rule, unlike
 from models import checkpoint
 from PIL import Image
 from typer.testing import CliRunner
 
 from cof import adaptive
-from cof.adaptive import Rule, chosen_rule, load_rule, save_rule, unlike
 from cof.cli import app
-from cof.engine import TransformersEngine
+from cof.engines.fake import FakeEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.eval.about import weights_digest
 from cof.pipeline import CoF, Query
-from cof.prompts import TINY
-from cof.scripted import ScriptedEngine
+from cof.prompting.dialects import TINY
 from cof.settings import Settings, default_settings
 from cof.tiny import EMBEDDED, checkpoint_path
 from cof.types import Generation, Request
@@ -33,7 +33,7 @@ SQUARE = Image.new("RGB", (64, 64))
 SURE = {"plain": 0.8, "box": 0.5, "looked": 0.4}
 
 
-class Unsure(ScriptedEngine):
+class Unsure(FakeEngine):
     """Says `plain`, `looked` or a box, each with a probability of its own."""
 
     def __init__(self, sure: dict[str, float | None], box: str = str(list(BOX))) -> None:

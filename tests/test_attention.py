@@ -20,10 +20,16 @@ from transformers import (
     StaticCache,
 )
 
-from cof import attention, widening
-from cof.attention import attach_decoder, attach_qformer, record_weights, reweight
+from cof.attention import registry as attention
+from cof.attention import widening
+from cof.attention.bias_mask import Bias, gates
+from cof.attention.registry import (
+    attach_decoder,
+    attach_qformer,
+    record_weights,
+    reweight,
+)
 from cof.errors import CofError
-from cof.masks import Bias, gates
 
 STRENGTH = 8.0
 CELLS = [row * GRID + column for row in (2, 3, 4) for column in (1, 2)]

@@ -12,13 +12,15 @@ import pytest
 import torch
 from models import checkpoint, picture
 
-from cof import batching, tokens
-from cof.batching import grouped
-from cof.engine import TransformersEngine
+from cof.engines.transformers import batching
+from cof.engines.transformers.batching import grouped
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
+from cof.families import image_tokens as tokens
+from cof.geometry.regions import Region
 from cof.pipeline import CoF
 from cof.settings import Settings
-from cof.types import Decoding, Highlight, Region, Request
+from cof.types import Decoding, Highlight, Request
 
 SHORT = Decoding(max_new_tokens=4)
 LIGHT = Highlight(Region(boxes=((0.4, 0.6, 0.6, 0.9),)), 8.0)
@@ -41,15 +43,15 @@ def requests() -> list[Request]:
 def test_parts_equal_the_whole(budget: int, prefill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = engine().generate(requests(), SHORT)
     made, sizes = engine(budget), []
-    site = type(made.site)
-    whole = site.generate
+    adapter = type(made.adapter)
+    whole = adapter.generate
 
     def watched(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         rows, length = prompts.inputs["input_ids"].shape
         sizes.append((rows, rows * (length + SHORT.max_new_tokens)))
         return whole(self, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(site, "generate", watched)
+    monkeypatch.setattr(adapter, "generate", watched)
     asked = requests()
     if prefill:
         images = made.encode([request.image for request in asked], prefill=True)

@@ -22,7 +22,7 @@ from bench.setups import Setup, planned, ways_of
 from bench.shapes import engine_of
 from bench.ways import WAYS
 from cof import CoF
-from cof.scripted import ScriptedEngine
+from cof.engines.fake import FakeEngine
 
 MACHINE = {
     "device": "d",
@@ -331,7 +331,7 @@ def test_growing_memory_is_seen() -> None:
         kept[-1].write(bytes(1 << 21))
         return "[0.1, 0.1, 0.5, 0.5]"
 
-    made = endured(CoF(ScriptedEngine(reply)), 64)
+    made = endured(CoF(FakeEngine(reply)), 64)
     assert made["questions"] == made["found"] == 64
     assert len(kept) == 2 * 64
     assert len(made["resident_gib"]) == 4

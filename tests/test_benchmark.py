@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cof.boxes import union
 from cof.cli import app
 from cof.errors import CofError
-from cof.tiny.benchmark import CLUTTER, KINDS, PER_SCENE, SPLITS, questions, scene_seed
+from cof.geometry.boxes import union
+from cof.tiny.benchmark import KINDS, NUM_OBJECTS, PER_SCENE, SPLITS, questions, scene_seed
 from cof.tiny.benchmark import write_benchmark as write
 from cof.tiny.data import TRAIN_SEEDS
 from cof.tiny.scenes import COLORS, make_scene
@@ -38,18 +38,18 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("benchmark")
-    write(folder, "test", clutter=(4, 8, 16), scenes=4)
+    write(folder, "test", num_objects=(4, 8, 16), scenes=4)
     return folder
 
 
 def test_the_same_bytes(benchmark: Path, tmp_path: Path) -> None:
-    write(tmp_path, "test", clutter=(16, 8, 4, 8), scenes=4)
+    write(tmp_path, "test", num_objects=(16, 8, 4, 8), scenes=4)
     assert digests(tmp_path) == digests(benchmark)
     assert len(digests(benchmark)) == 1 + 3 * 4
 
 
 def test_more_scenes_and_other_levels_change_none(benchmark: Path, tmp_path: Path) -> None:
-    write(tmp_path, "test", clutter=(8, 12), scenes=2)
+    write(tmp_path, "test", num_objects=(8, 12), scenes=2)
     before = {record["id"]: record for record in records(benchmark)}
     now = {record["id"]: record for record in records(tmp_path)}
     shared = before.keys() & now.keys()
@@ -62,7 +62,7 @@ def test_more_scenes_and_other_levels_change_none(benchmark: Path, tmp_path: Pat
 
 
 def test_splits_share_no_scene(tmp_path: Path, benchmark: Path) -> None:
-    write(tmp_path, "validation", clutter=(4,), scenes=2)
+    write(tmp_path, "validation", num_objects=(4,), scenes=2)
     assert {r["seed"] for r in records(tmp_path)}.isdisjoint(r["seed"] for r in records(benchmark))
     seeds = [scene_seed(s, n, i) for s in SPLITS for n in range(1, 17) for i in (0, 9_999)]
     assert len(set(seeds)) == len(seeds)
@@ -73,10 +73,10 @@ def test_records_are_whole(benchmark: Path) -> None:
     rows = records(benchmark)
     assert len({row["id"] for row in rows}) == len(rows)
     assert len({(row["image"], row["question"]) for row in rows}) == len(rows)
-    assert {row["clutter"] for row in rows[: 3 * PER_SCENE]} == {4, 8, 16}  # levels alternate
+    assert {row["num_objects"] for row in rows[: 3 * PER_SCENE]} == {4, 8, 16}  # levels alternate
     shapes = set()
     for row in rows:
-        assert len(row["boxes"]) == row["clutter"]
+        assert len(row["boxes"]) == row["num_objects"]
         targets = [tuple(row["boxes"][i]) for i in row["targets"]]
         if targets:
             assert row["region"] == pytest.approx(union(targets))
@@ -121,7 +121,7 @@ def test_regions_show_what_is_asked(benchmark: Path) -> None:
             round(y1 * height) : round(y2 * height), round(x1 * width) : round(x2 * width)
         ]
         assert inside.mean() > 0.15
-        assert inside.mean() > 3 * near.mean() or row["clutter"] == 16
+        assert inside.mean() > 3 * near.mean() or row["num_objects"] == 16
         checked += 1
     assert checked >= 20
 
@@ -130,14 +130,14 @@ def test_regions_show_what_is_asked(benchmark: Path) -> None:
     ("wrong", "sentence"),
     [
         ({"split": "train"}, "no split 'train'"),
-        ({"clutter": (0,)}, r"1\.\.16"),
-        ({"clutter": ()}, r"1\.\.16"),
-        ({"clutter": (17,)}, r"1\.\.16"),
+        ({"num_objects": (0,)}, r"1\.\.16"),
+        ({"num_objects": ()}, r"1\.\.16"),
+        ({"num_objects": (17,)}, r"1\.\.16"),
         ({"scenes": 0}, "scenes must be in"),
     ],
 )
 def test_refusals(tmp_path: Path, wrong: dict[str, Any], sentence: str) -> None:
-    arguments = {"split": "test", "clutter": CLUTTER, "scenes": 1} | wrong
+    arguments = {"split": "test", "num_objects": NUM_OBJECTS, "scenes": 1} | wrong
     with pytest.raises(CofError, match=sentence):
         write(tmp_path, arguments.pop("split"), **arguments)
     assert not list(tmp_path.iterdir())
@@ -145,14 +145,23 @@ def test_refusals(tmp_path: Path, wrong: dict[str, Any], sentence: str) -> None:
 
 def test_command(tmp_path: Path) -> None:
     out = tmp_path / "scenes"
-    arguments = ["scenes", str(out), "--split", "validation", "--clutter", "4,8", "--scenes", "1"]
+    arguments = [
+        "scenes",
+        str(out),
+        "--split",
+        "validation",
+        "--num-objects",
+        "4,8",
+        "--scenes",
+        "1",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert f"{len(records(out))} questions" in result.stdout
-    assert {(row["split"], row["clutter"]) for row in records(out)} == {
+    assert {(row["split"], row["num_objects"]) for row in records(out)} == {
         ("validation", 4),
         ("validation", 8),
     }
-    refused = CliRunner().invoke(app, ["scenes", str(out), "--clutter", "99"])
+    refused = CliRunner().invoke(app, ["scenes", str(out), "--num-objects", "99"])
     assert refused.exit_code == 2
     assert "1..16" in refused.stderr

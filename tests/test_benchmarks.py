@@ -67,8 +67,8 @@ def test_mme_release_a_folder_further_down(tmp_path: Path) -> None:
 def test_mme_wordings(tmp_path: Path) -> None:
     task = MME(formats.mme(tmp_path))
 
-    def first(wording: Any) -> str:
-        return replace(task, wording=wording).examples[0].prompt
+    def first(prompt_style: Any) -> str:
+        return replace(task, prompt_style=prompt_style).examples[0].prompt
 
     short = "Is it red?\nAnswer the question using a single word or phrase."
     assert first("llava") == first("lmms-eval") == short
@@ -137,8 +137,10 @@ def test_pope(tmp_path: Path) -> None:
         "Is there a dog in the image?\nAnswer the question using a single word or phrase."
     )
     bare = "Is there a dog in the image?"
-    assert replace(task, wording="official").examples[0].prompt == first.question == bare
-    assert replace(task, wording="tiny").examples[0].prompt == f"{bare} Please answer yes or no."
+    assert replace(task, prompt_style="official").examples[0].prompt == first.question == bare
+    assert (
+        replace(task, prompt_style="tiny").examples[0].prompt == f"{bare} Please answer yes or no."
+    )
 
 
 def test_pope_pictures_elsewhere(tmp_path: Path) -> None:
@@ -197,8 +199,8 @@ def test_mmbench_makes_rotations(tmp_path: Path) -> None:
 def test_mmbench_wordings(tmp_path: Path) -> None:
     task = MMBench(formats.tsv(tmp_path / "dev.tsv", formats.mmbench_rows()))
 
-    def prompts(wording: Any) -> tuple[str, str]:
-        examples = replace(task, wording=wording).examples
+    def prompts(prompt_style: Any) -> tuple[str, str]:
+        examples = replace(task, prompt_style=prompt_style).examples
         return examples[0].prompt, examples[4].prompt
 
     letter = "Answer with the option's letter from the given choices directly."
@@ -442,12 +444,12 @@ def test_check_reports_every_problem(
 
 def test_annotations_that_are_no_regions_are_problems(tmp_path: Path) -> None:
     task = MME(formats.mme(tmp_path))
-    good = {"id": "color/1", "region": [0.1, 0.2, 0.5, 0.6], "clutter": None, "single": True}
+    good = {"id": "color/1", "region": [0.1, 0.2, 0.5, 0.6], "num_objects": None, "single": True}
     bad: list[dict[str, Any]] = [
         {"region": [10, 20, 50, 60]},  # pixels
         {"region": [0.1, 0.2]},
         {"region": "middle"},
-        {"clutter": "many"},
+        {"num_objects": "many"},
         {"single": "yes"},
     ]
     lines = [good, *({**good, "id": "color/2", **wrong} for wrong in bad)]
@@ -512,7 +514,7 @@ def test_options_of_benchmarks(tmp_path: Path) -> None:
     formats.mme(tmp_path)
     for wrong, message in (
         ({"rules": "mine"}, "There are no rules"),
-        ({"wording": "mine"}, "There is no wording"),
+        ({"prompt_style": "mine"}, "There is no prompt_style"),
         ({"shard": (3, 2)}, "A shard is i/n"),
         ({"images": tmp_path / "nowhere"}, "There is no"),
     ):

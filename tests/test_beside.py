@@ -13,13 +13,14 @@ from models import checkpoint, picture
 from transformers import AutoModelForImageTextToText
 from zoo import BUILDERS, zoo
 
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofWarning
 from cof.families import family_of
 from cof.focuses import BesideFocus, CropFocus
+from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import CoF
 from cof.settings import Settings
-from cof.types import EVERYTHING, Decoding, Generation, Highlight, Region, Request
+from cof.types import Decoding, Generation, Highlight, Request
 
 SHORT = Decoding(max_new_tokens=4)
 REGION = Region(boxes=((0.1, 0.2, 0.5, 0.6),))
@@ -59,7 +60,7 @@ class TestEveryFamilyThatTakesTwo:
 
     def test_is_transformers_own_prompt_with_two_images(self, name: str) -> None:
         made, request = engine(name), asked()
-        text = made.composer.chat(request.prompt, 2)
+        text = made.prompt_builder.chat(request.prompt, 2)
         arrays = made.processor(
             images=[request.image, request.beside], text=text, return_tensors="np"
         )

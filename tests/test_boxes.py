@@ -8,26 +8,30 @@ import random
 import numpy as np
 import pytest
 
-from cof import boxes
-from cof.boxes import (
+from cof.errors import CofError
+from cof.geometry import boxes
+from cof.geometry.boxes import (
+    XYXY,
     Frame,
     area,
     at_least,
     centre,
     contains_point,
-    coverage_image,
     expand,
-    expand_region,
     expand_snapped,
     iou,
-    region_from_boxes,
-    region_from_mask,
-    region_from_polygon,
     squared,
     union,
 )
-from cof.errors import CofError
-from cof.types import EVERYTHING, XYXY, Region
+from cof.geometry.regions import (
+    EVERYTHING,
+    Region,
+    coverage_image,
+    expand_region,
+    region_from_boxes,
+    region_from_mask,
+    region_from_polygon,
+)
 
 
 def random_box(rng: random.Random) -> XYXY:

@@ -12,7 +12,8 @@ import pytest
 from models import checkpoint, picture
 from PIL import Image
 
-from cof.engine import TransformersEngine
+from cof.engines.fake import FakeEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.eval.buckets import buckets, image_tokens
 from cof.eval.methods import Method
@@ -21,7 +22,6 @@ from cof.eval.run import Runner
 from cof.eval.store import write_atomically
 from cof.eval.tasks import Embedded, Example, SceneTask
 from cof.grounders import PromptGrounder
-from cof.scripted import ScriptedEngine
 from cof.tiny.benchmark import write_benchmark
 from cof.types import Decoding
 
@@ -60,7 +60,7 @@ def test_pictures_are_measured_in_tokens(tmp_path: Path) -> None:
     engine = TransformersEngine.from_pretrained(checkpoint("llava"))
     of_model = [image_tokens(engine)(example(0, str(path), "?")) for path in (small, large)]
     assert of_model == [64, 64]
-    scripted = image_tokens(ScriptedEngine({}))
+    scripted = image_tokens(FakeEngine({}))
     assert [scripted(example(0, str(path), "?")) for path in (small, large)] == [1200, 2400]
     assert scripted(example(0, str(tmp_path / "none.png"), "?")) == 0
 
@@ -80,7 +80,7 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
 
 
 def test_replies_are_those_of_the_unsorted_run(tmp_path: Path) -> None:
-    write_benchmark(tmp_path / "scenes", "test", clutter=(4, 6), scenes=4)  # one is not square
+    write_benchmark(tmp_path / "scenes", "test", num_objects=(4, 6), scenes=4)  # one is not square
     engine = TransformersEngine.from_pretrained(checkpoint("llava"))
     methods = [Method("plain"), Method("cof", 4.0, 1.3), Method("oracle", 8.0, scope="text")]
     sorted_run = Runner(
@@ -102,8 +102,8 @@ def test_replies_are_those_of_the_unsorted_run(tmp_path: Path) -> None:
 
 
 def test_files_are_those_of_the_unsorted_run(tmp_path: Path) -> None:
-    write_benchmark(tmp_path / "scenes", "test", clutter=(4, 6), scenes=4)
-    engine = ScriptedEngine(lambda request: f"[0.1, 0.1, 0.{len(request.prompt) % 7 + 2}, 0.9] 7")
+    write_benchmark(tmp_path / "scenes", "test", num_objects=(4, 6), scenes=4)
+    engine = FakeEngine(lambda request: f"[0.1, 0.1, 0.{len(request.prompt) % 7 + 2}, 0.9] 7")
     run = Runner(engine, SceneTask(tmp_path / "scenes"), tmp_path / "sorted.jsonl", batch_size=7)
     methods = [Method("plain"), Method("cof", 4.0, 1.3)]
     run.run(methods)

@@ -13,10 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cof import cli
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError, CofWarning
 from cof.pipeline import CoF
-from cof.prompts import TINY
-from cof.scripted import ScriptedEngine
+from cof.prompting.dialects import TINY
 from cof.settings import Settings
 from cof.types import Request
 
@@ -33,7 +33,7 @@ class Loaded:
     """Stands in for loading a model, and remembers with what it was asked for."""
 
     def __init__(self) -> None:
-        self.engine = ScriptedEngine(reply, dialect=TINY)
+        self.engine = FakeEngine(reply, dialect=TINY)
         self.model: str | None = None
         self.options: dict[str, Any] = {}
 
@@ -54,7 +54,7 @@ class Loaded:
             "device_map": device_map,
             "pad_to_square": pad_to_square,
         }
-        for name in ("quantization", "max_batch_tokens", "compile"):
+        for name in ("quantization", "max_batch_tokens"):
             if name in settings:
                 self.options[name] = settings.pop(name)
         return CoF(self.engine, Settings(expand=1.0).changed(**settings))
@@ -211,11 +211,11 @@ def test_usage_errors(arguments: list[str]) -> None:
     assert "Traceback" not in result.output
 
 
-def failing(error: BaseException) -> ScriptedEngine:
+def failing(error: BaseException) -> FakeEngine:
     def fail(request: Request) -> str:
         raise error
 
-    return ScriptedEngine(fail)
+    return FakeEngine(fail)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -248,7 +248,7 @@ def test_warnings_are_notes_and_leave_json_alone(loaded: Loaded, image: str) -> 
         warnings.warn("a third party's chatter", FutureWarning, stacklevel=1)
         return "7"
 
-    loaded.engine = ScriptedEngine(warned)
+    loaded.engine = FakeEngine(warned)
     result = run("ask", image, QUESTION, "--json", "--grounder", "whole")
     assert json.loads(result.stdout)["answer"] == "7"
     assert result.stderr == "Note: It is cropped away.\n"
@@ -265,7 +265,7 @@ def test_ground(loaded: Loaded, image: str) -> None:
 
 
 def test_ground_that_finds_nothing(loaded: Loaded, image: str) -> None:
-    loaded.engine = ScriptedEngine(lambda request: "[bold]no idea")
+    loaded.engine = FakeEngine(lambda request: "[bold]no idea")
     shown = json.loads(run("ground", image, QUESTION, "--json").stdout)
     assert (shown["boxes"], shown["found"]) == ([], False)
     text = run("ground", image, QUESTION).stdout
@@ -288,13 +288,12 @@ def test_other_grounders(loaded: Loaded, image: str, command: str) -> None:
 
 @pytest.mark.parametrize("command", ["ask", "ground"])
 def test_how_a_model_is_loaded_and_writes_boxes(loaded: Loaded, image: str, command: str) -> None:
-    options = ["--quantization", "4bit", "--max-batch-tokens", "4096", "--compile"]
+    options = ["--quantization", "4bit", "--max-batch-tokens", "4096"]
     result = run(command, image, QUESTION, *options, "--boxes", "template", "--json")
     assert json.loads(result.stdout)["settings"]["boxes"] == "template"
-    given = {name: loaded.options[name] for name in ("quantization", "max_batch_tokens", "compile")}
-    assert given == {"quantization": "4bit", "max_batch_tokens": 4096, "compile": True}
+    given = {name: loaded.options[name] for name in ("quantization", "max_batch_tokens")}
+    assert given == {"quantization": "4bit", "max_batch_tokens": 4096}
     run(command, image, QUESTION)
-    assert "compile" not in loaded.options
     assert "free, template" in refused(run(command, image, QUESTION, "--boxes", "odd"))
 
 
@@ -382,7 +381,7 @@ def test_demo_without_truth(
     items = [{"image": "scene.png", "question": QUESTION}]
     (tmp_path / "questions.json").write_text(json.dumps(items))
     monkeypatch.setattr("cof.cli.look.DEMO", tmp_path)
-    loaded.engine = ScriptedEngine(lambda request: "no idea", dialect=TINY)
+    loaded.engine = FakeEngine(lambda request: "no idea", dialect=TINY)
     result = run("demo", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     assert "none" in result.stdout  # no box

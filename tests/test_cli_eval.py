@@ -29,7 +29,7 @@ def test_every_benchmark_has_a_command() -> None:
 
 @pytest.mark.parametrize("name", ["mme", "pope", "mmbench"])
 def test_faces_of_the_scenes(tmp_path: Path, name: str) -> None:
-    drawn = ["scenes", str(tmp_path / "faces"), "--faces", "--clutter", "4", "--scenes", "1"]
+    drawn = ["scenes", str(tmp_path / "faces"), "--faces", "--num-objects", "4", "--scenes", "1"]
     assert CliRunner().invoke(cli.app, drawn).exit_code == 0
     out = tmp_path / "out"
     arguments = (name, tmp_path / "faces" / name, *llava(), "--out", out, "--limit", "4")
@@ -37,7 +37,7 @@ def test_faces_of_the_scenes(tmp_path: Path, name: str) -> None:
     assert result.exit_code == 0, result.output
     results = json.loads((out / "results.json").read_text("utf-8"))
     assert list(results["methods"]) == ["plain", "whole", "cof", "oracle", "random"]
-    assert results["about"]["wording"] == "llava"
+    assert results["about"]["prompt_style"] == "llava"
     assert results["questions"] == 4
     for metric in results["headline"]:
         shown = results["metrics"]["official"]["plain"].get(metric)
@@ -92,7 +92,7 @@ def test_refusals(tmp_path: Path) -> None:
     path = formats.mme(tmp_path)
     for arguments, message in (
         ((path, "--rules", "mine"), "There are no rules 'mine'"),
-        ((path, "--wording", "mine"), "There is no wording 'mine'"),
+        ((path, "--prompt_style", "mine"), "There is no prompt_style 'mine'"),
         ((tmp_path / "nowhere",), "There is no"),
     ):
         result = invoke("mme", *arguments)

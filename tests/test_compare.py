@@ -12,6 +12,7 @@ import formats
 import pytest
 from rich.console import Console
 
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.compare import Comparison
 from cof.eval.data.base import Benchmark
@@ -25,9 +26,9 @@ from cof.eval.report.summary import write_summary
 from cof.eval.rules import RULES
 from cof.eval.store import ENCODING, GROUNDING, Store
 from cof.eval.tasks import Example
-from cof.scripted import ScriptedEngine
+from cof.geometry.regions import EVERYTHING, Region
 from cof.settings import Settings, preset
-from cof.types import EVERYTHING, Region, Request
+from cof.types import Request
 
 QUIET = Console(quiet=True)
 SETTINGS = Settings(expand=1.0, strength=4.0)
@@ -40,7 +41,7 @@ def says(request: Request) -> str:
     return "Yes." if request.highlight else "no"
 
 
-class Dying(ScriptedEngine):
+class Dying(FakeEngine):
     """Killed after so many calls."""
 
     left = 10**9
@@ -54,7 +55,7 @@ class Dying(ScriptedEngine):
 
 def run(task: Benchmark, out: Path, engine: Any = None, **options: Any) -> dict[str, Any]:
     comparison = Comparison.usual(SETTINGS, task, batch_size=2, **options)
-    return comparison.run(engine or ScriptedEngine(says), task, out, console=QUIET)
+    return comparison.run(engine or FakeEngine(says), task, out, console=QUIET)
 
 
 def test_figures_under_every_rule_set(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_figures_under_every_rule_set(tmp_path: Path) -> None:
 
 
 def test_stage_one_is_asked_about_the_question_alone(tmp_path: Path) -> None:
-    engine = ScriptedEngine(says)
+    engine = FakeEngine(says)
     task = MME(formats.mme(tmp_path / "data"))
     results = run(task, tmp_path / "out", engine)
     asked = [r.prompt for call, _ in engine.calls for r in call if "bounding box" in r.prompt]
@@ -94,7 +95,7 @@ def test_stage_one_is_asked_about_the_question_alone(tmp_path: Path) -> None:
 
 def test_true_regions_add_oracle_and_control(tmp_path: Path) -> None:
     task = VStar(formats.vstar(tmp_path / "data"))
-    results = run(task, tmp_path / "out", ScriptedEngine(lambda _: "B"))
+    results = run(task, tmp_path / "out", FakeEngine(lambda _: "B"))
     assert list(results["methods"]) == ["plain", "whole", "cof", "oracle", "random"]
     assert results["grounding"]["all"]["n_single"] == 4
     assert set(results["groups"]) == {"all", "direct_attributes", "relative_position"}
@@ -102,7 +103,7 @@ def test_true_regions_add_oracle_and_control(tmp_path: Path) -> None:
 
 def test_only_boxes_are_measured_on_referring_expressions(tmp_path: Path) -> None:
     task = RefCOCO(formats.refcoco(tmp_path / "data"))
-    engine = ScriptedEngine(lambda _: "[0.25, 0.5, 0.75, 1.0]")  # of the padded square
+    engine = FakeEngine(lambda _: "[0.25, 0.5, 0.75, 1.0]")  # of the padded square
     results = run(task, tmp_path / "out", engine)
     assert results["methods"] == {}
     assert "groups" not in results
@@ -123,7 +124,7 @@ def test_interrupted_and_sharded_runs_end_with_the_same_file(tmp_path: Path) -> 
     for part in (1, 2):
         shown = run(replace(task, shard=(part, 2)), tmp_path / "sharded")
         assert shown["questions"] == (4, 2)[part - 1]
-    silent = ScriptedEngine({})
+    silent = FakeEngine({})
     merged = run(task, tmp_path / "sharded", silent)
     assert silent.calls == []
     answers = [tmp_path / name / "answers.jsonl" for name in ("whole", "killed", "sharded")]
@@ -135,7 +136,7 @@ def test_interrupted_and_sharded_runs_end_with_the_same_file(tmp_path: Path) -> 
 
 def test_questions_and_replies_are_enough_to_score_again(tmp_path: Path) -> None:
     task = MMBench(formats.tsv(tmp_path / "dev.tsv", formats.mmbench_rows()))
-    results = run(task, tmp_path / "out", ScriptedEngine(lambda _: "A"))
+    results = run(task, tmp_path / "out", FakeEngine(lambda _: "A"))
     text = (tmp_path / "out" / "questions.jsonl").read_text("utf-8")
     assert str(tmp_path) not in text
     store = Store(tmp_path / "out" / "answers.jsonl")
@@ -154,7 +155,7 @@ def test_other_questions_or_settings_are_refused(tmp_path: Path) -> None:
     run(MME(data), tmp_path / "out")
     run(MME(data, rules="vlmevalkit"), tmp_path / "out")  # replies are scored again, not asked for
     for task, options, what in (
-        (MME(data, wording="official"), {}, "wording, data differ"),
+        (MME(data, prompt_style="official"), {}, "prompt_style, data differ"),
         (MME(data), {"max_new_tokens": 5}, "max_new_tokens differ"),
         (MME(data, limit=2), {}, "limit, data differ"),
     ):
@@ -220,7 +221,7 @@ def test_one_reply_is_read_as_each_method_reads_it(
     tmp_path: Path, base: Settings, reply: str, box: bool
 ) -> None:
     task = MME(formats.mme(tmp_path / "data"))
-    engine = ScriptedEngine(lambda r: reply if "bounding box" in r.prompt else "no")
+    engine = FakeEngine(lambda r: reply if "bounding box" in r.prompt else "no")
     methods = {"plain": PLAIN, "cof": Method("cof", 2.0, 1.0, base=base)}
     Comparison(SETTINGS, methods).run(engine, task, tmp_path / "out", console=QUIET)
     lights = [r.highlight for call, _ in engine.calls[2:] for r in call]

@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import eager_mask
 from zoo import CROSSED, zoo
 
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.types import Decoding, Request
 
 _hand: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def ours(name: str, asked: Request) -> list[Tensor]:
     made = engine(name)
     with torch.inference_mode():
         prompts = made._prompts([asked], made._encoded([asked]))
-        return made.site.generate(prompts, generation_config=GenerationConfig(**DECODING)).logits
+        return made.adapter.generate(prompts, generation_config=GenerationConfig(**DECODING)).logits
 
 
 @pytest.mark.parametrize("name", CROSSED)
@@ -132,7 +132,7 @@ def test_a_q_former_reads_the_beginning_of_a_long_question() -> None:
     made = TransformersEngine.from_pretrained(checkpoint("instructblip"))
     start = "x" * 300
     asked = [Request(picture((60, 40)), prompt) for prompt in (start, start + "y", "short")]
-    inputs = made.site.tokenize([request.prompt for request in asked], [[{}]] * 3)
+    inputs = made.adapter.tokenize([request.prompt for request in asked], [[{}]] * 3)
     assert inputs["qformer_input_ids"].shape == (3, 256)
     first, second, _ = inputs["attention_mask"].sum(1).tolist()
     assert second == first + 1

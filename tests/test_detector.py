@@ -31,17 +31,17 @@ from transformers.models.owlv2.processing_owlv2 import Owlv2Processor
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 from transformers.models.owlvit.processing_owlvit import OwlViTProcessor
 
-from cof.boxes import clip
-from cof.detector import load_detector
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
+from cof.geometry.boxes import clip
 from cof.grounders import DetectorGrounder
+from cof.grounders.detector_model import load_detector
 from cof.pipeline import CoF
-from cof.scripted import ScriptedEngine
 from cof.settings import Settings
 from cof.types import EncodedImage, Request
 
 SIDE = 64
-ENGINE = ScriptedEngine({})
+ENGINE = FakeEngine({})
 
 
 def _owl(config_class: Any, model_class: Any, processor_class: Any, images: Any) -> tuple[Any, Any]:
@@ -184,7 +184,7 @@ def test_low_scores_do_not_count() -> None:
 
 def test_in_the_pipeline() -> None:
     settings = Settings(grounder="detector", detector=str(folder("owlv2")), expand=1.0)
-    answer = CoF(ScriptedEngine(lambda request: "yes"), settings)(picture((64, 64)), "Any bus?")
+    answer = CoF(FakeEngine(lambda request: "yes"), settings)(picture((64, 64)), "Any bus?")
     found = load_detector(str(folder("owlv2"))).find(picture((64, 64)), "bus")
     assert found is not None
     assert answer.raw_boxes == (found[0],)

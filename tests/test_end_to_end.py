@@ -12,10 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cof.cli import app
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
+from cof.geometry.regions import Region
 from cof.pipeline import CoF, Query
 from cof.settings import Settings
-from cof.types import Decoding, Highlight, Region, Request
+from cof.types import Decoding, Highlight, Request
 
 BOX = (0.1, 0.2, 0.6, 0.9)
 SHORT = Decoding(max_new_tokens=6)

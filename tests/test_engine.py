@@ -18,11 +18,13 @@ from models import BUILDERS, GRID, HEADS, LAYERS, checkpoint, picture, tokenizer
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
-from cof.boxes import Frame
-from cof.engine import TransformersEngine
+from cof.engines.base import Engine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
-from cof.prompts import LLAVA, PAPER, TINY
-from cof.types import EVERYTHING, Decoding, EncodedImage, Engine, Highlight, Region, Request
+from cof.geometry.boxes import Frame
+from cof.geometry.regions import EVERYTHING, Region
+from cof.prompting.dialects import LLAVA, PAPER, TINY
+from cof.types import Decoding, EncodedImage, Highlight, Request
 
 FAMILIES = list(BUILDERS)
 SHORT = Decoding(max_new_tokens=5)
@@ -124,9 +126,9 @@ class TestEveryFamily:
     ) -> None:
         made, image, sizes = engine(name), picture((60, 40)), []
         monkeypatch.setattr(
-            type(made.site),
+            type(made.adapter),
             "encode",
-            _counted(type(made.site).encode, sizes),
+            _counted(type(made.adapter).encode, sizes),
         )
         fresh = [Request(image, "hi"), Request(image, "x", Highlight(REGION, 8.0))]
         expected = made.generate(fresh, SHORT)
@@ -158,7 +160,7 @@ class TestEveryFamily:
         (sampled,) = made.generate([request], hot)
         prompts = made._prompts([request], made._encoded([request]))
         with torch.inference_mode():
-            logits = made.site.generate(
+            logits = made.adapter.generate(
                 prompts,
                 max_new_tokens=1,
                 do_sample=False,
@@ -217,7 +219,7 @@ class TestEveryFamily:
         def full(*_: Any, **__: Any) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-        monkeypatch.setattr(type(made.site), "generate", full)
+        monkeypatch.setattr(type(made.adapter), "generate", full)
         with pytest.raises(CofError, match="Out of memory: use fewer images"):
             made.generate([mixed()[0]], SHORT)
 
@@ -227,7 +229,7 @@ class TestEveryFamily:
         def broken(*_: Any, **__: Any) -> None:
             raise RuntimeError("shapes do not match")
 
-        monkeypatch.setattr(type(made.site), "generate", broken)
+        monkeypatch.setattr(type(made.adapter), "generate", broken)
         with pytest.raises(RuntimeError, match="shapes do not match"):
             made.generate([mixed()[0]], SHORT)
 
@@ -276,8 +278,8 @@ def test_qformer_equals_attention_by_hand(
         "output_logits": True,
     }
     with torch.inference_mode():
-        ours = made.site.generate(prompts, **kwargs).logits
-        plain = made.site.generate(replace(prompts, bias=None), **kwargs).logits
+        ours = made.adapter.generate(prompts, **kwargs).logits
+        plain = made.adapter.generate(replace(prompts, bias=None), **kwargs).logits
 
     other = AutoModelForImageTextToText.from_pretrained(checkpoint(name)).eval()
     other.set_attn_implementation({"qformer_config": "test_qformer_by_hand"})
@@ -351,7 +353,7 @@ class TestLlavaLoading:
         assert inputs.tolist() == expected.tolist()
 
     def test_braces_in_a_question(self) -> None:
-        assert engine("llava").composer.chat("{x}") == "USER: <image>\n{x} ASSISTANT:"
+        assert engine("llava").prompt_builder.chat("{x}") == "USER: <image>\n{x} ASSISTANT:"
 
 
 def _edited(folder: Path, dialect: str) -> Path:

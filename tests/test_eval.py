@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cof.adaptive import Rule
 from models import checkpoint
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cof.adaptive import Rule
-from cof.boxes import FULL, intersection
 from cof.cli import app
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.adaptive.signs import adapted
 from cof.eval.methods import Method, elsewhere
@@ -31,13 +31,14 @@ from cof.eval.store import ENCODING, GROUNDING, Record, Store, read_times, times
 from cof.eval.study import Plan
 from cof.eval.tasks import Example, SceneTask
 from cof.eval.tiny import run_study
+from cof.geometry.boxes import FULL, intersection
+from cof.geometry.regions import EVERYTHING, Region
 from cof.images import load_image
 from cof.pipeline import CoF
-from cof.prompts import TINY
-from cof.scripted import ScriptedEngine
+from cof.prompting.dialects import TINY
 from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
-from cof.types import EVERYTHING, Decoding, EncodedImage, Generation, Region, Request
+from cof.types import Decoding, EncodedImage, Generation, Request
 
 BOX = (0.25, 0.25, 0.5, 0.5)
 
@@ -189,7 +190,7 @@ def test_the_task_knows_what_its_answers_can_be(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_benchmark(folder, "test", clutter=(4, 8), scenes=2)
+    write_benchmark(folder, "test", num_objects=(4, 8), scenes=2)
     return folder
 
 
@@ -206,7 +207,7 @@ def test_reader(folder: Path) -> None:
         answer=record["answer"],
         region=tuple(record["region"]),
         kind="digit",
-        clutter=4,
+        num_objects=4,
         single=True,
     )
     assert not any(e.single for e in examples if e.kind == "position")
@@ -220,7 +221,7 @@ def test_reader_refuses(tmp_path: Path) -> None:
         SceneTask(tmp_path).num_examples()
     path = tmp_path / "questions.jsonl"
     odd = {"id": "1", "image": "1.png", "question": "?", "answer": "7", "region": None}
-    odd |= {"kind": "taste", "clutter": 4, "targets": []}
+    odd |= {"kind": "taste", "num_objects": 4, "targets": []}
     cases = [("{}\n", "line 1"), ("", "empty"), ("no json\n", "line 1")]
     for text, sentence in (*cases, (json.dumps(odd), "line 1 .* 'taste'")):
         path.write_text(text, "utf-8")
@@ -285,7 +286,7 @@ class Seer:
 
     def __post_init__(self) -> None:
         self.dialect = TINY
-        self.script = ScriptedEngine(self._reply, dialect=TINY)
+        self.script = FakeEngine(self._reply, dialect=TINY)
         task = SceneTask(self.folder)
         self.known: dict[tuple[str, str], tuple[int, Example]] = {}
         for number in range(task.num_examples()):
@@ -579,7 +580,7 @@ def test_numbers_of_a_small_case() -> None:
 SMALL = Plan(
     scenes=2,
     validation_scenes=2,
-    clutter=(4, 8),
+    num_objects=(4, 8),
     strengths=(2.0, 8.0),
     expands=(1.0, 1.3),
     batch_size=20,
@@ -598,7 +599,7 @@ class Both:
 
     def __init__(self, out: Path) -> None:
         for split in ("validation", "test"):
-            write_benchmark(out / "work" / split, split, clutter=SMALL.clutter, scenes=2)
+            write_benchmark(out / "work" / split, split, num_objects=SMALL.num_objects, scenes=2)
         self.seer = Seer(out / "work" / "validation")
         self.seer.known |= Seer(out / "work" / "test").known
         self.encode, self.frame = self.seer.encode, self.seer.frame

@@ -16,6 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cof.cli import app
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval import facets
 from cof.eval.data.base import Benchmark
@@ -23,8 +24,7 @@ from cof.eval.faces import FACES, Plan, run_faces
 from cof.eval.pictures import picture
 from cof.eval.report.faces import markdown
 from cof.eval.store import Record
-from cof.prompts import TINY
-from cof.scripted import ScriptedEngine
+from cof.prompting.dialects import TINY
 from cof.settings import Settings
 from cof.tiny.faces import VALIDATION, write_faces
 from cof.types import EncodedImage, Request
@@ -32,7 +32,7 @@ from cof.types import EncodedImage, Request
 PLAN = Plan(
     scenes=2,
     validation_scenes=1,
-    clutter=(3, 12),
+    num_objects=(3, 12),
     strengths=(2.0, 8.0),
     expands=(1.0, 1.3),
     batch_size=7,
@@ -51,8 +51,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Benchmark]:
     found: list[Benchmark] = []
     for first, scenes in ((VALIDATION, 1), (0, 2)):
         folder = tmp_path_factory.mktemp("faces")
-        write_faces(folder, clutter=PLAN.clutter, scenes=scenes, first=first)
-        found += [reader(folder / name, wording="tiny") for name, reader in FACES.items()]
+        write_faces(folder, num_objects=PLAN.num_objects, scenes=scenes, first=first)
+        found += [reader(folder / name, prompt_style="tiny") for name, reader in FACES.items()]
     return found
 
 
@@ -65,7 +65,7 @@ def truth(tasks: list[Benchmark]) -> Mapping[tuple[int, str], str]:
     }
 
 
-def engine(truth: Mapping[tuple[int, str], str]) -> ScriptedEngine:
+def engine(truth: Mapping[tuple[int, str], str]) -> FakeEngine:
     """Right where it looks with lambda 8 and an unexpanded box, else it always says the same."""
 
     def reply(request: Request) -> str:
@@ -77,7 +77,7 @@ def engine(truth: Mapping[tuple[int, str], str]) -> ScriptedEngine:
             return asked
         return "A" if asked in "ABCD" else "yes"
 
-    return ScriptedEngine(reply, dialect=replace(TINY, name="tiny"))
+    return FakeEngine(reply, dialect=replace(TINY, name="tiny"))
 
 
 def without_seconds(results: Any) -> Any:
@@ -197,7 +197,7 @@ def test_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     results = json.loads((out / "results.json").read_text("utf-8"))
     assert results["about"]["dtype"] == "bfloat16"
-    assert results["about"]["wording"] == "tiny"
+    assert results["about"]["prompt_style"] == "tiny"
     assert set(results["faces"]) == {"mme", "pope", "mmbench"}
     table = (out / "table.md").read_text("utf-8")
     assert "| true regions + reweight |" in table

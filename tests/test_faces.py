@@ -21,7 +21,7 @@ from cof.tiny.scenes import Scene, make_scene
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
-    write_faces(folder, clutter=(3, 12), scenes=2)
+    write_faces(folder, num_objects=(3, 12), scenes=2)
     return folder
 
 
@@ -41,7 +41,7 @@ def test_all_three_are_read_without_a_problem(folder: Path) -> None:
     assert [task.num_examples() for task in tasks[:2]] == [5 * 4 * 2, 3 * 4 * 6]
     for task in tasks:
         for example in task.examples:
-            assert example.clutter in (3, 12)
+            assert example.num_objects in (3, 12)
             assert task.score(example, example.answer).right
             if example.region is not None:
                 x1, y1, x2, y2 = example.region
@@ -50,7 +50,7 @@ def test_all_three_are_read_without_a_problem(folder: Path) -> None:
 
 
 def test_mme_pairs(folder: Path) -> None:
-    task = MME(folder / "mme", wording="tiny")
+    task = MME(folder / "mme", prompt_style="tiny")
     assert {example.kind for example in task.examples} == {
         "existence",
         "count",
@@ -103,16 +103,16 @@ def test_mmbench_answers_are_true(folder: Path) -> None:
 
 
 def test_the_same_again_and_held_out(folder: Path, tmp_path: Path) -> None:
-    write_faces(tmp_path, clutter=(12, 3), scenes=2)
+    write_faces(tmp_path, num_objects=(12, 3), scenes=2)
     for path in (p for p in folder.rglob("*") if p.is_file()):
         assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes()
     assert max(SEEDS.values()) + 17 * 10_000 < TRAIN_SEEDS
     line = json.loads((folder / "mme" / "annotations.jsonl").read_text("utf-8").splitlines()[0])
-    assert line["clutter"] == len(line["boxes"]) == 3
+    assert line["num_objects"] == len(line["boxes"]) == 3
     assert line["smallest_px"] > 0
 
 
-@pytest.mark.parametrize("options", [{"clutter": ()}, {"clutter": (1,)}, {"scenes": 0}])
+@pytest.mark.parametrize("options", [{"num_objects": ()}, {"num_objects": (1,)}, {"scenes": 0}])
 def test_refusals(tmp_path: Path, options: dict[str, object]) -> None:
-    with pytest.raises(CofError, match=r"clutter is|scenes must"):
+    with pytest.raises(CofError, match=r"num_objects is|scenes must"):
         write_faces(tmp_path, **options)  # type: ignore[arg-type]

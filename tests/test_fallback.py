@@ -17,9 +17,10 @@ from test_families import BOXES, SIZES, engine, request
 from transformers import AutoConfig, AutoModelForImageTextToText
 from zoo import zoo
 
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError, CofWarning
-from cof.types import Decoding, Highlight, Region
+from cof.geometry.regions import Region
+from cof.types import Decoding, Highlight
 
 SHORT = Decoding(max_new_tokens=4)
 

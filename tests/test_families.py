@@ -23,14 +23,15 @@ from transformers.masking_utils import eager_mask
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 from zoo import BUILDERS, CROSSED, zoo
 
-from cof.boxes import Frame, coverage_image
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.families import FAMILIES
-from cof.parsing import parse_boxes
+from cof.families.token_coverage import INSIDE, token_coverage
+from cof.geometry.boxes import XYXY, Frame
+from cof.geometry.regions import Region, coverage_image
 from cof.pipeline import CoF
-from cof.placement import INSIDE, token_coverage
+from cof.prompting.box_parsing import parse_boxes
 from cof.settings import Settings
-from cof.types import XYXY, Decoding, Generation, Highlight, Region, Request
+from cof.types import Decoding, Generation, Highlight, Request
 
 SIZES = {"wide": (150, 60), "tall": (70, 190), "tiny": (9, 7)}
 BOXES: dict[str, XYXY] = {
@@ -110,7 +111,7 @@ def by_transformers(
 ) -> tuple[list[Tensor], Tensor]:
     """Logits of transformers' own way from picture and text, and where the image tokens are."""
     made, model = engine(name), stock(name)
-    text = RAW.get(name, made.composer.chat("{prompt}")).format(prompt=asked.prompt)
+    text = RAW.get(name, made.prompt_builder.chat("{prompt}")).format(prompt=asked.prompt)
     arrays = made.processor(images=asked.image, text=text, return_tensors="np")
     inputs = {key: torch.from_numpy(value) for key, value in arrays.items() if key != "labels"}
     is_image = inputs["input_ids"][0] == model.config.image_token_id
@@ -141,7 +142,7 @@ def ours(name: str, asked: Request) -> list[Tensor]:
     made = engine(name)
     with torch.inference_mode():
         prompts = made._prompts([asked], made._encoded([asked]))
-        return made.site.generate(prompts, **_plain_decoding()).logits
+        return made.adapter.generate(prompts, **_plain_decoding()).logits
 
 
 def gap(one: list[Tensor], other: list[Tensor]) -> float:
@@ -210,7 +211,7 @@ class TestReweighting:
 @pytest.mark.parametrize("name", EVERY)
 class TestBatches:
     def test_batch_is_single(self, name: str) -> None:
-        last = (engine(name).site.shape[0] - 1,)
+        last = (engine(name).adapter.shape[0] - 1,)
         rows = [
             request("wide", 9.0),
             request("tall", 0.2, "left edge", scope="text"),

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cof.adaptive import Rule, load_rule
 from models import checkpoint
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cof.adaptive import Rule, load_rule
 from cof.cli import app
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.adaptive.fitting import FAMILIES, PRICE, Family, best_rule, fit
 from cof.eval.adaptive.harm import Asked, measured
@@ -30,8 +31,7 @@ from cof.eval.saved import asked as questions_asked
 from cof.eval.store import Record, Store
 from cof.eval.tasks import Example, SceneTask
 from cof.pipeline import CoF
-from cof.prompts import TINY
-from cof.scripted import ScriptedEngine
+from cof.prompting.dialects import TINY
 from cof.settings import Settings
 from cof.types import Generation, Request
 
@@ -195,7 +195,7 @@ def test_measured_by_hand() -> None:
     assert (harmless["kept"]["value"], harmless["grounded"], harmless["looked"]) == (0.0, 0.0, 0.0)
 
 
-class Moody(ScriptedEngine):
+class Moody(FakeEngine):
     """Answers, boxes and confidences at random, but the same whenever it is asked the same."""
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class Moody(ScriptedEngine):
         return Generation(text, (1,), (math.log(sure),))
 
 
-PLAN = Plan(scenes=2, validation_scenes=2, clutter=(4,), strengths=STRENGTHS, batch_size=7)
+PLAN = Plan(scenes=2, validation_scenes=2, num_objects=(4,), strengths=STRENGTHS, batch_size=7)
 
 
 def study(out: Path) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def finished(folder: Path, data: Asked, key: str = "cof lambda=4 alpha=1 scope=a
     store.append(replace(record, method=key) for record in data.looked[4.0].values())
     (folder / "questions.jsonl").write_text(questions_asked(data.examples), "utf-8")
     about = {"model": "any", "weights": "0", "dtype": "float32", "versions": {}}
-    about |= {"benchmark": "scenes", "wording": "llava", "limit": None}
+    about |= {"benchmark": "scenes", "prompt_style": "llava", "limit": None}
     results = {"about": about, "methods": {"plain": PLAIN, "cof": key}}
     results |= {"metrics": {}, "rules": "official", "shard": [1, 1]}
     (folder / "results.json").write_text(json.dumps(results), "utf-8")

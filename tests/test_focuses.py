@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 from models import picture
 from PIL import Image
 
-import cof.focuses
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.focuses import FOCUSES, CropFocus, OverlayFocus
+from cof.geometry.regions import EVERYTHING, Region
 from cof.images import load_image
 from cof.pipeline import CoF
-from cof.scripted import ScriptedEngine
 from cof.settings import Settings
-from cof.types import EVERYTHING, EncodedImage, Region, Request
+from cof.types import EncodedImage, Request
 
 BOXES = Region(boxes=((0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.7, 0.9)))
 
@@ -24,10 +22,6 @@ BOXES = Region(boxes=((0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.7, 0.9)))
 def shown(request: Request) -> np.ndarray:
     assert isinstance(request.image, Image.Image)
     return np.asarray(request.image)
-
-
-def test_examples() -> None:
-    assert doctest.testmod(cof.focuses).failed == 0
 
 
 @pytest.mark.parametrize("encoded", [False, True])
@@ -106,7 +100,7 @@ def test_overlays_follow_a_mask() -> None:
 
 
 def test_the_overlay_is_a_setting() -> None:
-    assert OverlayFocus.build(Settings(overlay="blur")).style == "blur"
+    assert Settings(focus="overlay", overlay="blur").make_focus() == OverlayFocus("blur")
     with pytest.raises(CofError, match="overlay must be one of frame, blur, dim"):
         Settings(overlay="glow")  # type: ignore[arg-type]
 
@@ -114,13 +108,13 @@ def test_the_overlay_is_a_setting() -> None:
 @pytest.mark.parametrize("name", FOCUSES)
 def test_the_whole_image_is_shown_as_it_is(name: str) -> None:
     request = Request(picture((20, 10)), "x")
-    focused = FOCUSES[name].build(Settings()).apply(request, EVERYTHING)
+    focused = Settings(focus=name).make_focus().apply(request, EVERYTHING)
     assert focused.image is request.image
 
 
 @pytest.mark.parametrize("focus", ["crop", "overlay"])
 def test_in_the_pipeline_whatever_the_strength(focus: str) -> None:
-    engine = ScriptedEngine(lambda request: "[0.2, 0.2, 0.4, 0.4]")
+    engine = FakeEngine(lambda request: "[0.2, 0.2, 0.4, 0.4]")
     cof = CoF(engine, Settings(expand=1.0, strength=1.0, focus=focus))
     answer = cof(Image.new("RGB", (50, 50)), "Which digit?")
     (last,), _ = engine.calls[-1]

@@ -15,22 +15,23 @@ import torch
 from models import checkpoint, picture, tokenizer
 from zoo import BUILDERS, zoo
 
-from cof import forms
-from cof.boxes import Frame
-from cof.engine import TransformersEngine
+from cof.engines.transformers.box_decoding import decode_boxes
+from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.transformers.prefix_cache import extended
 from cof.errors import CofWarning
-from cof.forms import BoxForm, compile_form
+from cof.geometry.boxes import Frame
+from cof.geometry.regions import Region
 from cof.grounders import PromptGrounder, confidence
-from cof.parsing import parse_boxes
 from cof.pipeline import CoF
-from cof.prefixes import extended
-from cof.prompts import LLAVA, TINY
+from cof.prompting import box_template as forms
+from cof.prompting.box_parsing import parse_boxes
+from cof.prompting.box_template import BoxTemplate, compile_box_template
+from cof.prompting.dialects import LLAVA, TINY
 from cof.settings import Settings
 from cof.tiny.tokenizer import coordinate_tokens, make_tokenizer
-from cof.types import Decoding, Generation, Highlight, Region, Request
-from cof.writing import write_boxes
+from cof.types import Decoding, Generation, Highlight, Request
 
-INTEGERS = BoxForm('{{"box": [{}, {}, {}, {}]}}', tuple(map(str, range(200))))
+INTEGERS = BoxTemplate('{{"box": [{}, {}, {}, {}]}}', tuple(map(str, range(200))))
 """As JSON, numbers of one to three digits: rows of a batch fall out of step."""
 
 IMAGES = [picture((60, 40)), picture((40, 90), 1), picture((64, 64), 2)]
@@ -57,7 +58,7 @@ def requests(images: Any = IMAGES) -> list[Request]:
     return [*rows, Request(images[0], QUESTIONS[1], light)]
 
 
-def characters(form: BoxForm, written: str) -> set[str]:
+def characters(form: BoxTemplate, written: str) -> set[str]:
     """Which characters may follow, spelled out from all the boxes that there are."""
     literals = [part.format() for part in form.pattern.split("{}")]
     text, values = "", []
@@ -75,7 +76,7 @@ def characters(form: BoxForm, written: str) -> set[str]:
 
 
 @functools.cache
-def by_characters(form: BoxForm, row: int) -> tuple[str, float]:
+def by_characters(form: BoxTemplate, row: int) -> tuple[str, float]:
     """The box and its chosen characters' log-probability; a whole pass for every character."""
     made, request = engine(), requests()[row]
     prompts = made._prompts([request], made._encoded([request]))
@@ -87,7 +88,7 @@ def by_characters(form: BoxForm, row: int) -> tuple[str, float]:
         prompts.inputs.update(input_ids=ids, attention_mask=torch.ones_like(ids))
         with torch.inference_mode():
             logits = (
-                made.site.generate(
+                made.adapter.generate(
                     prompts,
                     max_new_tokens=1,
                     return_dict_in_generate=True,
@@ -110,7 +111,7 @@ def by_characters(form: BoxForm, row: int) -> tuple[str, float]:
 
 
 def written(
-    form: BoxForm, row_branches: int, branches: int, rows: list[Request] | None = None
+    form: BoxTemplate, row_branches: int, branches: int, rows: list[Request] | None = None
 ) -> list[Generation]:
     """Boxes with trees of a given size."""
     made, asked = engine(), rows or requests()
@@ -118,8 +119,8 @@ def written(
     assert compiled is not None
     with torch.inference_mode():
         prompts = made._prompts(asked, made._encoded(asked))
-        boxes, _ = write_boxes(
-            made.site, prompts, compiled, 0, row_branches=row_branches, branches=branches
+        boxes, _ = decode_boxes(
+            made.adapter, prompts, compiled, 0, row_branches=row_branches, branches=branches
         )
     return boxes
 
@@ -140,7 +141,7 @@ def counted(made: TransformersEngine) -> Iterator[list[int]]:
 class TestCompiling:
     def test_a_token_for_each_character(self) -> None:
         words = tokenizer("left")
-        compiled = compile_form(
+        compiled = compile_box_template(
             LLAVA.form, lambda t: words(t, add_special_tokens=False).input_ids, "ASSISTANT:"
         )
         assert compiled is not None
@@ -148,7 +149,7 @@ class TestCompiling:
 
     def test_the_embedded_model_has_a_token_for_each_number(self) -> None:
         words = make_tokenizer()
-        compiled = compile_form(
+        compiled = compile_box_template(
             TINY.form, lambda t: words(t, add_special_tokens=False).input_ids, " ASSISTANT:"
         )
         assert compiled is not None
@@ -168,11 +169,13 @@ class TestCompiling:
         def encode_all(texts: list[str]) -> list[list[int]]:
             return [encode(text) for text in texts]
 
-        assert compile_form(INTEGERS, encode_all, "ASSISTANT:") is None
+        assert compile_box_template(INTEGERS, encode_all, "ASSISTANT:") is None
 
     def test_every_box_can_be_written_and_nothing_else(self) -> None:
-        form = BoxForm("[{}, {}, {}, {}]", ("0", "1", "12", "2"))
-        compiled = compile_form(form, lambda texts: [[ord(c) for c in t] for t in texts], "Where?")
+        form = BoxTemplate("[{}, {}, {}, {}]", ("0", "1", "12", "2"))
+        compiled = compile_box_template(
+            form, lambda texts: [[ord(c) for c in t] for t in texts], "Where?"
+        )
         assert compiled is not None
         texts, waiting = [], [compiled.start()]
         while waiting:
@@ -195,7 +198,7 @@ class TestCompiling:
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 class TestWriting:
-    def test_equals_constrained_decoding(self, form: BoxForm) -> None:
+    def test_equals_constrained_decoding(self, form: BoxTemplate) -> None:
         written = engine().generate(requests(), Decoding(form=form))
         for row, box in enumerate(written):
             text, mean = by_characters(form, row)
@@ -203,7 +206,7 @@ class TestWriting:
             assert confidence(box) == pytest.approx(math.exp(mean), rel=1e-4)
         assert len({box.text for box in written}) > 1
 
-    def test_one_by_one_and_from_a_prefix(self, form: BoxForm) -> None:
+    def test_one_by_one_and_from_a_prefix(self, form: BoxTemplate) -> None:
         made, decoding = engine(), Decoding(form=form)
         together = made.generate(requests(), decoding)
         prefilled = made.encode(IMAGES, prefill=True)
@@ -215,7 +218,7 @@ class TestWriting:
                 assert (a.text, a.token_ids) == (b.text, b.token_ids)
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
-    def test_is_always_parsed(self, form: BoxForm) -> None:
+    def test_is_always_parsed(self, form: BoxTemplate) -> None:
         frame = Frame.of_image(1.0 if form is LLAVA.form else 200.0)
         units = "unit" if form is LLAVA.form else "pixels"
         for box in engine().generate(requests(), Decoding(form=form)):
@@ -224,7 +227,7 @@ class TestWriting:
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("sizes", [(0, 0), (16, 64), (16, 30), (60, 1000), (300, 9999)])
-def test_trees_of_any_size_choose_the_same(form: BoxForm, sizes: tuple[int, int]) -> None:
+def test_trees_of_any_size_choose_the_same(form: BoxTemplate, sizes: tuple[int, int]) -> None:
     """None, of one level in every row or in none, of several."""
     alone = [written(form, *sizes, [request])[0] for request in requests()]
     for boxes in (written(form, *sizes), alone):
@@ -267,7 +270,7 @@ def among(text: str, digits: list[int]) -> dict[int, float]:
     words = made.processor.tokenizer
     tokens = words(" " + text, add_special_tokens=False, return_tensors="pt").input_ids
     ids = torch.cat([prompts.inputs["input_ids"], tokens], dim=1)
-    inputs = made.site._inputs({"input_ids": ids}, prompts.features)
+    inputs = made.adapter._inputs({"input_ids": ids}, prompts.features)
     with torch.inference_mode():
         logits = made.model(**inputs).logits[0, -1]
     wanted = torch.tensor(words.convert_tokens_to_ids([str(digit) for digit in digits]))
@@ -290,7 +293,7 @@ def test_other_families(name: str) -> None:
         while not box.done:
             longer = extended(prompts, [box.tokens], 0)
             with torch.inference_mode():
-                (logits,) = made.site.generate(
+                (logits,) = made.adapter.generate(
                     longer, generation_config=made._generation_config(ONE), use_cache=False
                 ).logits
             ranked = {token: float(logits[0].log_softmax(-1)[token]) for token in box.choices}

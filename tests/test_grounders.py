@@ -12,25 +12,25 @@ from models import GRID, LAYERS, checkpoint, picture
 from zoo import zoo
 
 import cof.grounders.maps
-from cof.boxes import centre, contains_point
-from cof.engine import TransformersEngine
+from cof.engines.fake import FakeEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
+from cof.geometry.boxes import centre, contains_point
+from cof.geometry.heatmap import HeatMap, heat_map
+from cof.geometry.regions import Region
 from cof.grounders import (
-    GROUNDERS,
     AttentionGrounder,
     LogitsGrounder,
     RelevanceGrounder,
 )
 from cof.grounders.attention import GENERIC
-from cof.heat import HeatMap, heat_map
 from cof.pipeline import CoF
-from cof.prompts import SHORT_ANSWER
-from cof.scripted import ScriptedEngine
+from cof.prompting.dialects import SHORT_ANSWER
 from cof.settings import Settings
 from cof.tiny import checkpoint_path
 from cof.tiny.benchmark import questions, scene_seed
 from cof.tiny.scenes import make_scene, render
-from cof.types import Grounding, Region, Request
+from cof.types import Grounding, Request
 
 READING = ["attention", "relevance", "logits"]
 QUESTION = "What color is the red bus?\nAnswer the question using a single word or phrase."
@@ -42,8 +42,7 @@ def engine(name: str = "llava") -> TransformersEngine:
 
 
 def locate(name: str, requests: list[Request], **settings: object) -> list[Grounding]:
-    built = GROUNDERS[name].build(Settings(grounder=name, **settings), [None])  # type: ignore[arg-type]
-    return built.locate(engine(), requests)
+    return Settings(**settings).make_grounder(name).locate(engine(), requests)  # type: ignore[arg-type]
 
 
 def rows() -> list[Request]:
@@ -130,7 +129,7 @@ class TestEveryReader:
         assert unsure.confidence == sure.confidence
 
     def test_needs_an_engine_that_tells_its_states(self, name: str) -> None:
-        cof = CoF(ScriptedEngine({}), Settings(grounder=name))  # type: ignore[arg-type]
+        cof = CoF(FakeEngine({}), Settings(grounder=name))  # type: ignore[arg-type]
         with pytest.raises(CofError, match="use grounder 'prompt'"):
             cof(picture((20, 20)), "Where?")
 
@@ -219,11 +218,11 @@ class TestRelevance:
         """Qwen3.5's first layer attends linearly; by itself it leaves nothing to compare."""
         made = TransformersEngine.from_pretrained(zoo("qwen3_5"))
         request = Request(picture((60, 40)), "Where is the red bus?")
-        (mixed,) = RelevanceGrounder(layers=(0, 1)).locate(made, [request])
-        (alone,) = RelevanceGrounder(layers=(1,)).locate(made, [request])
+        (mixed,) = RelevanceGrounder(grounder_layers=(0, 1)).locate(made, [request])
+        (alone,) = RelevanceGrounder(grounder_layers=(1,)).locate(made, [request])
         assert mixed == alone
         with pytest.raises(CofError, match="grounder_layers"):
-            RelevanceGrounder(layers=(0,)).locate(made, [request])
+            RelevanceGrounder(grounder_layers=(0,)).locate(made, [request])
 
 
 class TestLogits:
@@ -265,7 +264,7 @@ def test_padding_has_no_heat_and_no_say() -> None:
 
     loud = Loud(engine().model, engine().processor)
     for name in READING:
-        grounder = GROUNDERS[name].build(Settings(), [None])
+        grounder = Settings().make_grounder(name)
         (a,), (b,) = grounder.locate(loud, [request]), grounder.locate(engine(), [request])
         assert found(a).boxes == found(b).boxes
         np.testing.assert_array_equal(found(a).heat, found(b).heat)
@@ -276,9 +275,9 @@ def test_attention_finds_the_object_on_the_embedded_model() -> None:
     made = TransformersEngine.from_pretrained(checkpoint_path())
     rng = random.Random(0)
     hits, chance = [], []
-    for clutter in (4, 8, 12, 16):
+    for num_objects in (4, 8, 12, 16):
         for number in range(3):
-            scene = make_scene(scene_seed("validation", clutter, number), clutter)
+            scene = make_scene(scene_seed("validation", num_objects, number), num_objects)
             image = render(scene)
             asked = [q for q in questions(scene) if q.kind in ("digit", "letter", "color")]
             requests = [Request(image, question.text + question.suffix) for question in asked]

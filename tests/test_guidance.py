@@ -12,13 +12,14 @@ from models import checkpoint, picture
 from transformers import LogitsProcessorList
 from zoo import zoo
 
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.transformers.option_scoring import Forced
 from cof.errors import CofError
 from cof.focuses import AttentionFocus, ContrastFocus
-from cof.likelihood import Forced
+from cof.geometry.regions import Region
 from cof.pipeline import CoF
 from cof.settings import Settings
-from cof.types import Decoding, Generation, Region, Request
+from cof.types import Decoding, Generation, Request
 
 NAMES = ["llava", "instructblip", "qwen2_5_vl", "gemma3", "mllama"]
 REGION = Region(boxes=((0.1, 0.2, 0.6, 0.7),))
@@ -47,7 +48,7 @@ def along(made: TransformersEngine, request: Request, tokens: tuple[int, ...]) -
     forced = LogitsProcessorList([Forced([tokens], 0)])
     with torch.inference_mode():
         prompts = made._prompts([request], made._encoded([request]))
-        output = made.site.generate(prompts, generation_config=config, logits_processor=forced)
+        output = made.adapter.generate(prompts, generation_config=config, logits_processor=forced)
     return torch.cat([step.float().log_softmax(-1) for step in output.logits])
 
 

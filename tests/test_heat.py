@@ -7,13 +7,13 @@ import doctest
 import numpy as np
 import pytest
 
-import cof.heat
-import cof.words
-from cof.heat import HeatMap, heat_map, sliding_window
+import cof.geometry.heatmap
+import cof.prompting.noun_phrases
+from cof.geometry.heatmap import HeatMap, heat_map, sliding_window
 
 
 def test_examples() -> None:
-    for module in (cof.heat, cof.words):
+    for module in (cof.geometry.heatmap, cof.prompting.noun_phrases):
         result = doctest.testmod(module)
         assert result.attempted
         assert not result.failed

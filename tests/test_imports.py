@@ -15,82 +15,38 @@ import cof
 
 PACKAGE = Path(cof.__file__).parent
 
-# Lower layers first; a module may import from its own layer's left neighbours and from below.
-ORDER = (
-    "errors",
-    "types",
-    "boxes",
-    "forms",
-    "prompts",
-    "softmask",
-    "parsing",
-    "images",
-    "heat",
-    "words",
-    "adaptive",
-    "settings",
-    "batching",
-    "compiled",
-    "widening",
-    "masks",
-    "attention",
-    "placement",
-    "prefixes",
-    "processors",
-    "crossing",
-    "sites",
-    "families",
-    "tokens",
-    "composer",
-    "decoding",
-    "loading",
-    "writing",
-    "guidance",
-    "readout",
-    "engine",
-    "likelihood",
-    "detector",
-    "grounders",
-    "focuses",
-    "rows",
-    "pipeline",
-    "scripted",
-    "viz",
-    "tiny",
-    "eval",
-    "cli",
-    "lmms",
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("geometry", "prompting"),
+    ("types", "images"),
+    ("engines.base", "attention", "families"),
+    ("grounders", "focuses"),
+    ("settings", "engines"),
+    ("query", "stages", "pipeline"),
+    ("viz", "tiny"),
+    ("eval",),
+    ("cli",),
+    ("lmms",),
 )
-HEAVY = {
-    "compiled",
-    "widening",
-    "masks",
-    "attention",
-    "placement",
-    "prefixes",
-    "processors",
-    "crossing",
-    "sites",
-    "families",
-    "tokens",
-    "composer",
-    "decoding",
-    "loading",
-    "writing",
-    "guidance",
-    "readout",
-    "engine",
-    "likelihood",
-    "detector",
-    "tiny",
-    "eval",
-}
-SEEING = {"grounders", "focuses.py", "rows.py", "pipeline.py"}
-LIGHT = [name for name in ORDER if name not in HEAVY]
+"""Lower layers first. A module imports from its own layer and from those below it; no two modules
+import each other, whatever their layer."""
+
+LIGHT = [
+    "errors geometry.boxes geometry.regions geometry.heatmap geometry.box_distribution",
+    "prompting.dialects prompting.box_parsing prompting.box_template prompting.noun_phrases",
+    "types images engines.base engines.fake grounders focuses settings query pipeline",
+    "viz cli lmms",
+]
+"""Modules that load neither torch nor transformers."""
+
+SEEING = {"grounders", "focuses.py", "query.py", "stages.py", "pipeline.py"}
+"""They see the protocols of `cof.engines.base` and no engine."""
 
 
-def imported(path: Path) -> set[tuple[str, bool]]:
-    """Names of the `cof` modules a file imports, and whether it does so inside a function."""
+def imported(path: Path, *, typing: bool = False) -> set[tuple[str, bool]]:
+    """Names of the `cof` modules a file imports, and whether it does so inside a function.
+
+    With `typing` also those that it imports for annotations only."""
     tree = ast.parse(path.read_text("utf-8"))
     typing_only = {
         id(node)
@@ -98,44 +54,70 @@ def imported(path: Path) -> set[tuple[str, bool]]:
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
         for node in ast.walk(block)
     }
-    found = set()
     lazy = {
         id(node)
         for function in ast.walk(tree)
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
         for node in ast.walk(function)
     }
+    found = set()
     for node in ast.walk(tree):
-        if id(node) in typing_only:
+        if id(node) in typing_only and not typing:
             continue
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "cof":
-                names = [f"cof.{alias.name}" for alias in node.names]
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if known(name) else node.module for name in whole]
         for name in names:
             if name.startswith("cof."):
-                found.add((name.split(".")[1], id(node) in lazy))
+                found.add((name.removeprefix("cof."), id(node) in lazy))
     return found
+
+
+def known(module: str) -> bool:
+    path = PACKAGE.parent / module.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def layer(module: str) -> int:
+    """The layer of a module, by its longest name in `LAYERS`."""
+    places = {name: number for number, names in enumerate(LAYERS) for name in names}
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:length])) in places:
+            return places[name]
+    raise AssertionError(f"say in LAYERS where {module} belongs")
 
 
 def modules() -> list[Path]:
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_imports_run_downward(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert own in ORDER, f"say in ORDER where {own} belongs"
+    own = name_of(path)
     for name, lazy in imported(path):
-        if name == own:
-            continue
         # the pipeline builds the engine and finds the embedded model by name, on request only
-        if own == "pipeline" and lazy and name in {"engine", "tiny"}:
+        if own == "pipeline" and lazy and name in {"engines.transformers.engine", "tiny"}:
             continue
-        assert ORDER.index(name) < ORDER.index(own), f"{own} imports {name}, which is above it"
+        assert layer(name) <= layer(own), f"{own} imports {name}, which is above it"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {name_of(path): {name for name, _ in imported(path, typing=True)} for path in modules()}
+    circles = {
+        tuple(sorted((one, other)))
+        for one, names in graph.items()
+        for other in names & graph.keys()
+        if one != other and one in graph[other] and not one.startswith(f"{other}.")
+    }
+    assert not circles
 
 
 def test_the_pipeline_sees_engines_only_through_the_protocol() -> None:
@@ -143,7 +125,8 @@ def test_the_pipeline_sees_engines_only_through_the_protocol() -> None:
     assert len(seeing) > len(SEEING)
     for path in seeing:
         eager = {target for target, lazy in imported(path) if not lazy}
-        assert not eager & {"engine", "attention", "placement", "sites", "families", "detector"}
+        below = ("engines.transformers", "attention", "families", "grounders.detector_model")
+        assert not [name for name in eager if name.startswith(below)], path
 
 
 def heavy_after(statement: str) -> str:
@@ -160,7 +143,8 @@ def test_import_cof_is_light(record_property: Callable[[str, object], None]) -> 
 
 
 def test_light_modules_load_no_torch() -> None:
-    assert heavy_after("from cof import " + ", ".join(LIGHT)) == "[]"
+    names = [f"cof.{name}" for line in LIGHT for name in line.split()]
+    assert heavy_after("import " + ", ".join(names)) == "[]"
     assert heavy_after("from cof import " + ", ".join(cof.__all__)) == "[]"
     # the probe sees what it looks for
     assert heavy_after("sys.modules['torch'] = sys") == "['torch']"

@@ -13,16 +13,17 @@ import torch
 from models import checkpoint, picture
 from rich.console import Console
 
-from cof.engine import TransformersEngine
+from cof.engines.fake import FakeEngine
+from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.transformers.option_scoring import likelihoods
 from cof.errors import CofError
 from cof.eval.compare import Comparison
 from cof.eval.data.vstar import VStar
 from cof.eval.pictures import picture as picture_of
 from cof.eval.store import Store
-from cof.likelihood import likelihoods
-from cof.scripted import ScriptedEngine
+from cof.geometry.regions import EVERYTHING, Region
 from cof.settings import Settings
-from cof.types import EVERYTHING, Decoding, Highlight, Region, Request
+from cof.types import Decoding, Highlight, Request
 
 NAMES = ["llava", "blip-2", "blip-2 with T5", "instructblip"]
 BOX = Highlight(Region(boxes=((0.0, 0.0, 0.5, 0.5),)), 30.0)
@@ -48,7 +49,7 @@ def test_tokens_are_as_likely_as_decoding_says(
     ]
     given = model.generate(requests, Decoding(max_new_tokens=6))
     written = [[*reply.token_ids, 2] for reply in given]
-    monkeypatch.setattr("cof.likelihood._tokens", lambda *_: written)
+    monkeypatch.setattr("cof.engines.transformers.option_scoring._tokens", lambda *_: written)
     found = likelihoods(model, requests, ["as decoded"] * 2)
     for reply, as_decoded in zip(found, given, strict=True):
         assert len(reply.token_ids) > 2
@@ -62,7 +63,7 @@ def test_equals_the_formula_written_out() -> None:
     stock = type(model.model).from_pretrained(checkpoint("llava")).eval()
     image = picture((112, 112))
     found = likelihoods(model, [Request(image, "What?")], ["red"])[0]
-    text = model.composer.chat("What?") + " red"
+    text = model.prompt_builder.chat("What?") + " red"
     inputs = model.processor(images=image, text=text, return_tensors="pt")
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[2]])], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -125,11 +126,11 @@ def test_more_than_the_budget_is_done_in_parts() -> None:
 def test_other_engines_are_refused() -> None:
     request = Request(picture((8, 8)), "What?")
     with pytest.raises(CofError, match="scripted cannot say how likely"):
-        likelihoods(ScriptedEngine({}), [request], ["red"])
+        likelihoods(FakeEngine({}), [request], ["red"])
 
 
 def test_vstar_in_its_own_wording_is_answered_by_likelihood(tmp_path: Path) -> None:
-    task = VStar(formats.vstar(tmp_path / "data"), wording="official")
+    task = VStar(formats.vstar(tmp_path / "data"), prompt_style="official")
     assert task.check() == []
     assert [(e.id, e.prompt, e.answer) for e in task.examples] == [
         ("0", "How?", "A"),
@@ -163,7 +164,7 @@ def test_vstar_in_its_own_wording_is_answered_by_likelihood(tmp_path: Path) -> N
 
 
 def test_likelihood_is_asked_of_models_alone(tmp_path: Path) -> None:
-    task = VStar(formats.vstar(tmp_path / "data"), wording="official")
+    task = VStar(formats.vstar(tmp_path / "data"), prompt_style="official")
     comparison = Comparison.usual(Settings(), task)
     with pytest.raises(CofError, match="cannot say how likely"):
-        comparison.run(ScriptedEngine(lambda _: "A"), task, tmp_path, console=Console(quiet=True))
+        comparison.run(FakeEngine(lambda _: "A"), task, tmp_path, console=Console(quiet=True))

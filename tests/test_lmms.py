@@ -11,11 +11,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from cof.adaptive import RULE_FILE, Rule, load_rule, save_rule
 from models import checkpoint
 from PIL import Image
 from rich.console import Console
 
-from cof.adaptive import RULE_FILE, Rule, load_rule, save_rule
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.compare import Comparison
 from cof.eval.data.pope import POPE
@@ -24,7 +25,6 @@ from cof.eval.store import Store
 from cof.images import load_image
 from cof.lmms.adapter import Asked, answers, pipeline
 from cof.pipeline import CoF
-from cof.scripted import ScriptedEngine
 from cof.settings import Settings
 from cof.tiny import checkpoint_path
 from cof.tiny.faces import write_faces
@@ -112,8 +112,8 @@ def test_found_by_its_entry_point(plugin: Any) -> None:
 
 def test_same_answers_as_the_runner(plugin: Any, tmp_path: Path) -> None:
     """POPE-like questions to a random LLaVA, batches of other sizes and company."""
-    write_faces(tmp_path / "data", clutter=(4,), scenes=1)
-    task = POPE(tmp_path / "data" / "pope", wording="lmms-eval")
+    write_faces(tmp_path / "data", num_objects=(4,), scenes=1)
+    task = POPE(tmp_path / "data" / "pope", prompt_style="lmms-eval")
     # a random model finds no boxes, and looks at the whole image then
     options = {"pretrained": str(checkpoint("llava")), "strength": 500, "on_missing": "whole"}
     model = plugin.CoFModel(batch_size="4", device="cpu", **options)
@@ -153,7 +153,7 @@ def test_what_it_does_not_offer(plugin: Any) -> None:
 
 
 def test_decoded_alike_run_together_and_answers_keep_their_places() -> None:
-    engine = ScriptedEngine(lambda request: BOX if "box" in request.prompt else request.prompt)
+    engine = FakeEngine(lambda request: BOX if "box" in request.prompt else request.prompt)
     cof = CoF(engine, Settings())
     requests = [
         asked("one", max_new_tokens=4),

@@ -90,7 +90,7 @@ def test_mme_answers() -> None:
 def test_mme_score(tmp_path: Path) -> None:
     from lmms_eval.tasks.mme.utils import mme_aggregate_results, mme_process_results
 
-    write_faces(tmp_path, clutter=(4, 8), scenes=2)
+    write_faces(tmp_path, num_objects=(4, 8), scenes=2)
     task = MME(tmp_path / "mme")
     said = dict(zip((e.id for e in task.examples), replies(len(task.examples), 2), strict=True)) | {
         e.id: e.answer for e in task.examples[::2]
@@ -155,23 +155,23 @@ def test_textvqa_accuracy() -> None:
 
 
 def test_prompts(tmp_path: Path) -> None:
-    """Our wording `lmms-eval` is what its tasks ask."""
+    """Our prompt_style `lmms-eval` is what its tasks ask."""
     from lmms_eval.tasks.mmbench.en_utils import mmbench_doc_to_text
     from lmms_eval.tasks.mme.utils import mme_doc_to_text
     from lmms_eval.tasks.pope.utils import pope_doc_to_text
 
-    write_faces(tmp_path, clutter=(4,), scenes=1)
+    write_faces(tmp_path, num_objects=(4,), scenes=1)
     short = {
         "pre_prompt": "",
         "post_prompt": "\nAnswer the question using a single word or phrase.",
     }
-    for example in MME(tmp_path / "mme", wording="lmms-eval").examples:
+    for example in MME(tmp_path / "mme", prompt_style="lmms-eval").examples:
         document = {"question": f"{example.question} Please answer yes or no."}
         assert example.prompt == mme_doc_to_text(document, short)
-    for example in POPE(tmp_path / "pope", wording="lmms-eval").examples:
+    for example in POPE(tmp_path / "pope", prompt_style="lmms-eval").examples:
         assert example.prompt == pope_doc_to_text({"question": example.question}, short)
     letter = "\nAnswer with the option's letter from the given choices directly."
-    for example in MMBench(tmp_path / "mmbench", wording="lmms-eval").examples:
+    for example in MMBench(tmp_path / "mmbench", prompt_style="lmms-eval").examples:
         rest = dict.fromkeys(("category", "L2-category", "index", "source", "split"), "")
         document = {"question": example.question, "hint": "nan", **rest}
         document |= dict(zip("ABCD", example.options, strict=True))
@@ -183,7 +183,7 @@ def test_prompts(tmp_path: Path) -> None:
 )
 def test_command(tmp_path: Path, options: str, where: Any) -> None:
     """A local task offline: the same answers as our own runner's, and its score."""
-    write_faces(tmp_path / "data", clutter=(4,), scenes=2)
+    write_faces(tmp_path / "data", num_objects=(4,), scenes=2)
     model = str(checkpoint("llava"))
     task = MME(tmp_path / "data" / "mme", "lmms-eval", "lmms-eval")
     _save(task.examples, tmp_path)

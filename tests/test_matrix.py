@@ -1,4 +1,4 @@
-"""The matrix of grounders and foci: what each cell asks, what it costs, and resuming."""
+"""The matrix of grounders and focuses: what each cell asks, what it costs, and resuming."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from test_fitting import Moody, chance
 from typer.testing import CliRunner
 
 from cof.cli import app
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.eval.crossing import ENCODING, PLAIN, Cell, Cost, Crossing, grounding, passes
 from cof.eval.matrix import FineTask, Plan, cost, crossed, run_matrix
 from cof.eval.report.matrix import write_matrix
 from cof.eval.store import Store
 from cof.focuses import FOCUSES
+from cof.geometry.regions import Region
 from cof.grounders import GROUNDERS
 from cof.pipeline import CoF, Query
 from cof.settings import Settings
 from cof.tiny.benchmark import FINE, write_benchmark
-from cof.types import Decoding, Region, Request
+from cof.types import Decoding, Request
 
 SETTINGS = Settings(expand=1.0)
 PLAN = Plan(
     sources=("prompt", "whole", "oracle", "random"),
-    foci=("attention", "crop"),
+    focuses=("attention", "crop"),
     scenes=1,
     validation_scenes=1,
-    clutter=(4, 8),
+    num_objects=(4, 8),
     strengths=(4.0, 16.0),
     expands=(1.0, 2.0),
     batch_size=5,
@@ -61,7 +62,7 @@ class Still(Moody):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_benchmark(folder, "test", clutter=(4, 8), scenes=1)
+    write_benchmark(folder, "test", num_objects=(4, 8), scenes=1)
     return folder
 
 
@@ -163,7 +164,9 @@ def test_each_place_is_looked_for_once(folder: Path, tmp_path: Path) -> None:
 
 def test_goes_on_under_settings_that_json_writes_otherwise(tmp_path: Path) -> None:
     settings = SETTINGS.changed(layers=(0, 1))
-    plan = replace(PLAN, foci=("attention",), sources=("prompt",), strengths=(4.0,), clutter=(4,))
+    plan = replace(
+        PLAN, focuses=("attention",), sources=("prompt",), strengths=(4.0,), num_objects=(4,)
+    )
     quiet = Console(quiet=True)
     first = run_matrix(Still(), settings, plan, tmp_path, console=quiet)
     again = Still()
@@ -272,14 +275,16 @@ def test_a_study_of_other_questions_is_refused(tmp_path: Path) -> None:
         study(tmp_path, plan=replace(PLAN, scenes=2))
 
 
-@pytest.mark.parametrize("wrong", [{"sources": ("given",)}, {"foci": ("zoom",)}, {"foci": ()}])
+@pytest.mark.parametrize(
+    "wrong", [{"sources": ("given",)}, {"focuses": ("zoom",)}, {"focuses": ()}]
+)
 def test_unknown_names_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(CofError, match="choose of"):
         Plan(**wrong)
 
 
 def test_all_of_the_registries_are_in_it() -> None:
-    assert set(FOCUSES) - set(Plan().foci) == {"none", "contrast", "beside"}
+    assert set(FOCUSES) - set(Plan().focuses) == {"none", "contrast", "beside"}
     assert set(GROUNDERS) - set(Plan().sources) <= {"given", "none", "detector"}
 
 

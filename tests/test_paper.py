@@ -13,11 +13,11 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cof.cli import app
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.data.mme import MME
 from cof.eval.paper import PARITY, PUBLISHED, parts, published, rows, run_paper
 from cof.eval.report.paper import FIGURES
-from cof.scripted import ScriptedEngine
 from cof.settings import PRESETS, Settings, default_settings
 from cof.tiny.faces import write_faces
 from cof.types import Request
@@ -86,7 +86,7 @@ def test_ours_beside_the_papers(tmp_path: Path) -> None:
         "mmbench-test",
         "pope",
     ]
-    engine = ScriptedEngine(right, name="llava-hf/llava-1.5-7b-hf")
+    engine = FakeEngine(right, name="llava-hf/llava-1.5-7b-hf")
     settings = default_settings(engine.name)
     out = tmp_path / "out"
     numbers = run_paper(engine, settings, found, out, console=Console(quiet=True))
@@ -127,7 +127,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     settings = default_settings("llava-hf/llava-1.5-7b-hf")
 
     def run(out: Path, breaks_after: int | None) -> int:
-        engine = ScriptedEngine(reply, name="llava-hf/llava-1.5-7b-hf")
+        engine = FakeEngine(reply, name="llava-hf/llava-1.5-7b-hf")
         left[0] = breaks_after
         run_paper(engine, settings, found, out, console=Console(quiet=True))
         return sum(len(call) for call, _ in engine.calls)
@@ -156,7 +156,7 @@ def test_missing_data(tmp_path: Path) -> None:
     found = parts(tmp_path)
     assert [part.task for part in found] == [None] * 4
     with pytest.raises(CofError, match=r"None of the paper's data is there.*mme/: the release"):
-        run_paper(ScriptedEngine({}), Settings(), found, tmp_path, console=Console(quiet=True))
+        run_paper(FakeEngine({}), Settings(), found, tmp_path, console=Console(quiet=True))
 
 
 def invoke(*arguments: Any) -> Result:
@@ -166,7 +166,7 @@ def invoke(*arguments: Any) -> Result:
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
-    write_faces(folder, clutter=(4,), scenes=1)
+    write_faces(folder, num_objects=(4,), scenes=1)
     return folder
 
 

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cof.boxes import Frame
+from cof.engines.fake import FakeEngine
+from cof.families.token_coverage import corner_cells
+from cof.geometry.boxes import Frame
 from cof.pipeline import CoF
-from cof.placement import corner_cells
-from cof.prompts import LLAVA
-from cof.scripted import ScriptedEngine
+from cof.prompting.dialects import LLAVA
 from cof.settings import preset
 
 GRID = (24, 24)
@@ -40,7 +40,7 @@ def test_cells(image_wh: tuple[int, int], model: str) -> None:
     settings = preset("paper-parity", model)
     image, frame = Image.new("RGB", image_wh), Frame.padded_square(image_wh)
     replies: list[str] = []
-    cof = CoF(ScriptedEngine(lambda request: replies[-1], dialect=LLAVA), settings)
+    cof = CoF(FakeEngine(lambda request: replies[-1], dialect=LLAVA), settings)
     for _ in range(200):
         x1, x2 = sorted(rng.sample(range(101), 2))
         y1, y2 = sorted(rng.sample(range(101), 2))

@@ -9,10 +9,11 @@ import time
 import pytest
 from transformers.models.kosmos2.processing_kosmos2 import patch_index_to_coordinate
 
-from cof import parsing, prompts
-from cof.boxes import Frame, area
-from cof.parsing import parse_boxes, parse_released
-from cof.prompts import LLAVA, OPTION_LETTER, PAPER, TINY, Dialect, Units, fill
+from cof.geometry.boxes import Frame, area
+from cof.prompting import box_parsing as parsing
+from cof.prompting import dialects as prompts
+from cof.prompting.box_parsing import parse_boxes, parse_released
+from cof.prompting.dialects import LLAVA, OPTION_LETTER, PAPER, TINY, Dialect, Units, fill
 
 UNIT = Frame.of_image()
 BOX = (0.1, 0.2, 0.5, 0.75)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cof import grounders, pipeline, scripted
-from cof import rows as rows_module
+from cof import pipeline
+from cof.engines.base import Engine
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.grounders import confidence
+from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import CoF, Query
-from cof.prompts import LLAVA, PAPER_PROMPT, TINY
-from cof.scripted import ScriptedEngine
+from cof.prompting.dialects import LLAVA, PAPER_PROMPT, TINY
 from cof.settings import Settings, preset
-from cof.types import EVERYTHING, Decoding, Engine, Generation, Region, Request
+from cof.types import Decoding, Generation, Request, confidence
 
 QUESTION = "What digit is on the red star?"
 BOX = (0.2, 0.2, 0.4, 0.6)
 SQUARE = Image.new("RGB", (64, 64))
 
 
-def engine(box: str = str(list(BOX)), **options: Any) -> ScriptedEngine:
+def engine(box: str = str(list(BOX)), **options: Any) -> FakeEngine:
     """Answers `plain` without a highlight, `focused` with one, and says `box` when asked where."""
 
     def reply(request: Request) -> str:
@@ -33,10 +32,10 @@ def engine(box: str = str(list(BOX)), **options: Any) -> ScriptedEngine:
             return box
         return "focused" if request.highlight else "plain"
 
-    return ScriptedEngine(reply, **{"dialect": TINY, **options})
+    return FakeEngine(reply, **{"dialect": TINY, **options})
 
 
-def ask(fake: ScriptedEngine, image: Image.Image = SQUARE, **settings: Any) -> pipeline.Answer:
+def ask(fake: FakeEngine, image: Image.Image = SQUARE, **settings: Any) -> pipeline.Answer:
     return CoF(fake, Settings(**{"expand": 1.0, **settings}))(image, QUESTION)
 
 
@@ -376,20 +375,13 @@ def test_settings_are_checked_before_a_model_is_loaded() -> None:
         CoF.from_pretrained("/nowhere", preset="best")
 
 
-def test_docstring_examples_hold() -> None:
-    for module in (pipeline, rows_module, scripted, grounders.prompt):
-        result = doctest.testmod(module)
-        assert result.attempted >= 1
-        assert result.failed == 0
-
-
 class TestReuse:
     """An engine is asked to prefill images that it will be asked about more than once."""
 
     def prefills(self, queries: list[Any], **settings: Any) -> list[bool]:
         asked: list[bool] = []
 
-        class Recording(ScriptedEngine):
+        class Recording(FakeEngine):
             def encode(self, images: Any, *, prefill: bool = False) -> Any:
                 asked.append(prefill)
                 return super().encode(images, prefill=prefill)

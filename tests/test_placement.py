@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import AttentionInterface
 
-from cof.boxes import Frame, coverage_image, region_from_mask
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofWarning
-from cof.placement import INSIDE, corner_cells, token_coverage
-from cof.types import EVERYTHING, XYXY, Highlight, Region
+from cof.families.token_coverage import INSIDE, corner_cells, token_coverage
+from cof.geometry.boxes import XYXY, Frame
+from cof.geometry.regions import EVERYTHING, Region, coverage_image, region_from_mask
+from cof.types import Highlight
 
 
 def _local(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
@@ -149,7 +150,7 @@ def test_extreme_shapes(wh: tuple[int, int]) -> None:
 
 
 def test_very_long_images_are_reduced_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cof.tokens.LONGEST", 100)
+    monkeypatch.setattr("cof.families.image_tokens.LONGEST", 100)
     of = TransformersEngine.from_pretrained(checkpoint("llava"))
     long = picture((400, 20))
     assert of.frame((400, 20)) == Frame.padded_square((100, 5))

@@ -13,10 +13,11 @@ from models import GRID, checkpoint, picture
 from torch import nn
 from zoo import zoo
 
-from cof.composer import Composer
-from cof.engine import TransformersEngine
-from cof.prompts import LLAVA
-from cof.types import EVERYTHING, Decoding, EncodedImage, Highlight, Region, Request
+from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.transformers.prompt_builder import PromptBuilder
+from cof.geometry.regions import EVERYTHING, Region
+from cof.prompting.dialects import LLAVA
+from cof.types import Decoding, EncodedImage, Highlight, Request
 
 REUSED = ["llava"]
 """Checkpoints of `models.py` whose family is prefilled."""
@@ -151,7 +152,7 @@ class TestReuse:
     ) -> None:
         made = engine(name)
         another = "SYSTEM: x <image>\n{} ASSISTANT:"
-        monkeypatch.setattr(Composer, "chat", lambda self, of, images: another.format(of))
+        monkeypatch.setattr(PromptBuilder, "chat", lambda self, of, images: another.format(of))
         expected = made.generate(requests(IMAGES, "text"), SHORT)
         assert_same(made.generate(requests(encoded(name), "text"), SHORT), expected)
 
@@ -300,7 +301,7 @@ def test_images_that_see_the_question_cannot_be_prefilled() -> None:
         prompts = [made._prompts([Request(IMAGES[0], text)], image) for text in ("hi", "red?")]
         caches = [made._replies(of, Decoding(max_new_tokens=1))[1] for of in prompts]
         one, other = (
-            made.site.kept(of, cache)[0] for of, cache in zip(prompts, caches, strict=True)
+            made.adapter.kept(of, cache)[0] for of, cache in zip(prompts, caches, strict=True)
         )
     assert one.token_ids == other.token_ids
     deepest = zip(one.states[-1], other.states[-1], strict=True)

@@ -8,9 +8,9 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from zoo import zoo
 
+from cof.engines.transformers.loading import load
 from cof.errors import CofError
-from cof.loading import load
-from cof.processors import PixtralProcessor, image_options, load_processor
+from cof.families.processors import PixtralProcessor, image_options, load_processor
 
 
 @pytest.mark.parametrize("kind", ["llama4", "cohere2_vision", "lfm2_vl", "perception_lm"])

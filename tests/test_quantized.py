@@ -10,12 +10,13 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.quantizers import quantizer_bnb_4bit, quantizer_bnb_8bit
 
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
+from cof.geometry.regions import Region
 from cof.tiny import checkpoint_path
 from cof.tiny.benchmark import questions, scene_seed
 from cof.tiny.scenes import make_scene, render
-from cof.types import Decoding, Highlight, Region, Request
+from cof.types import Decoding, Highlight, Request
 
 pytest.importorskip("bitsandbytes")
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, DynamicCache
 from zoo import BUILDERS, zoo
 
-from cof.boxes import coverage_image
-from cof.engine import TransformersEngine
+from cof.engines.base import StateReader
+from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.transformers.introspection import phrase_tokens
 from cof.errors import CofError
-from cof.placement import token_coverage
-from cof.readout import phrase_tokens
-from cof.types import Region, Request, StateReader
+from cof.families.token_coverage import token_coverage
+from cof.geometry.regions import Region, coverage_image
+from cof.types import Request
 
 NAMES = ["llava", *BUILDERS]
 RAW = {"paligemma": "<image>{prompt}"}  # the processor adds the start token and the newline itself
@@ -42,7 +43,7 @@ def by_transformers(name: str, prompt: str) -> tuple[Any, Tensor, Tensor]:
     model = AutoModelForImageTextToText.from_pretrained(
         folder(name), attn_implementation="eager"
     ).eval()
-    text = RAW.get(name, made.composer.chat("{prompt}")).format(prompt=prompt)
+    text = RAW.get(name, made.prompt_builder.chat("{prompt}")).format(prompt=prompt)
     arrays = made.processor(images=picture((150, 60)), text=text, return_tensors="np")
     inputs = {key: torch.from_numpy(value) for key, value in arrays.items() if key != "labels"}
     linear = "linear_attention" in (getattr(model.config.text_config, "layer_types", None) or ())
@@ -151,7 +152,7 @@ class TestEveryFamily:
         (ours,) = made.word_probabilities([request.image], [["red", "bus"]])
         with torch.inference_mode():
             prompts = made._prompts([request], made._encoded([request]))
-            inputs = made.site._inputs(prompts.inputs, prompts.features)
+            inputs = made.adapter._inputs(prompts.inputs, prompts.features)
             logits = made.model(**inputs, use_cache=False).logits[0]
         is_image = prompts.inputs["input_ids"][0] == made.model.config.image_token_id
         ids = [made.processor.tokenizer(letter)["input_ids"][-1] for letter in "rb"]

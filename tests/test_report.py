@@ -22,6 +22,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cof.cli import app
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval import faces
 from cof.eval.compare import Comparison
@@ -56,10 +57,10 @@ from cof.eval.runs import find
 from cof.eval.study import Plan
 from cof.eval.tasks import Example
 from cof.eval.tiny import run_study
-from cof.prompts import TINY
-from cof.scripted import ScriptedEngine
+from cof.geometry.regions import Region
+from cof.prompting.dialects import TINY
 from cof.settings import Settings
-from cof.types import Region, Request
+from cof.types import Request
 from cof.viz import overlay
 
 QUIET = Console(quiet=True)
@@ -88,7 +89,7 @@ def says(request: Request) -> str:
 def comparison(reader: Any, data: Path, out: Path) -> dict[str, Any]:
     task = reader(data)
     run = Comparison.usual(SETTINGS, task, batch_size=4)
-    results = run.run(ScriptedEngine(says), task, out, console=QUIET)
+    results = run.run(FakeEngine(says), task, out, console=QUIET)
     write_summary(results, out)
     return results
 
@@ -469,7 +470,7 @@ def test_where_the_rule_sets_disagree_a_chart_shows_it(tmp_path: Path) -> None:
 def test_several_runs_and_the_papers_tables(tmp_path: Path) -> None:
     formats.mme(tmp_path / "data" / "mme")
     formats.pope(tmp_path / "data" / "pope")
-    engine = ScriptedEngine(says, name="llava-hf/llava-1.5-13b-hf")
+    engine = FakeEngine(says, name="llava-hf/llava-1.5-13b-hf")
     out = tmp_path / "out"
     run_paper(engine, SETTINGS, parts(tmp_path / "data"), out / "paper", console=QUIET)
     (out / "other").mkdir()
@@ -500,8 +501,8 @@ def test_several_runs_and_the_papers_tables(tmp_path: Path) -> None:
 
 
 def test_report_of_the_embedded_benchmarks_study(tmp_path: Path) -> None:
-    plan = replace(Plan.quick(), scenes=1, validation_scenes=1, clutter=(4, 8), batch_size=20)
-    engine = ScriptedEngine(says, dialect=TINY)
+    plan = replace(Plan.quick(), scenes=1, validation_scenes=1, num_objects=(4, 8), batch_size=20)
+    engine = FakeEngine(says, dialect=TINY)
     results = run_study(engine, plan, tmp_path, console=QUIET)
     write_report(results, tmp_path)
     written = publish(tmp_path)
@@ -509,7 +510,7 @@ def test_report_of_the_embedded_benchmarks_study(tmp_path: Path) -> None:
     assert written.shown == min(12, len(changed["fixed"])) + min(12, len(changed["broken"])) > 0
     names = {path.name for path in written.files}
     slug = find(tmp_path)[0].name
-    for chart in ("kinds", "clutter", "lambda", "changes", "cost"):
+    for chart in ("kinds", "num_objects", "lambda", "changes", "cost"):
         assert f"{slug}-{chart}.svg" in names
     text = (tmp_path / "report.html").read_text("utf-8")
     assert len(pictures(text)) == written.shown
@@ -524,7 +525,7 @@ def test_report_of_the_embedded_benchmarks_study(tmp_path: Path) -> None:
 
 
 def test_report_of_the_three_faces(tmp_path: Path) -> None:
-    engine, plan = ScriptedEngine(says, dialect=TINY), faces.Plan.quick()
+    engine, plan = FakeEngine(says, dialect=TINY), faces.Plan.quick()
     results = faces.run_faces(engine, SETTINGS, plan, tmp_path, console=QUIET)
     write_faces_report(results, tmp_path)
     assert [run.kind for run in find(tmp_path)] == ["faces"]
@@ -535,7 +536,7 @@ def test_report_of_the_three_faces(tmp_path: Path) -> None:
     slug, names = find(tmp_path)[0].name, {path.name for path in written.files}
     assert f"{slug}-mme-radar.svg" in names
     for face in ("mme", "pope", "mmbench"):
-        for chart in ("figures", "clutter", "changes", "cost"):
+        for chart in ("figures", "num_objects", "changes", "cost"):
             assert f"{slug}-{face}-{chart}.svg" in names
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "POPE-like: what CoF changed" in text

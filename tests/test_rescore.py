@@ -12,6 +12,7 @@ import formats
 import pytest
 from rich.console import Console
 
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.compare import Comparison
 from cof.eval.data.base import Benchmark
@@ -27,8 +28,7 @@ from cof.eval.report.summary import write_summary
 from cof.eval.rescore import rescore
 from cof.eval.study import Plan
 from cof.eval.tiny import run_study
-from cof.prompts import TINY
-from cof.scripted import ScriptedEngine
+from cof.prompting.dialects import TINY
 from cof.settings import Settings
 from cof.types import Request
 
@@ -55,7 +55,7 @@ def says(request: Request) -> str:
 def ran(reader: type[Benchmark], data: Path, out: Path, **options: Any) -> Benchmark:
     task = reader(DATA[reader](data), **options)
     comparison = Comparison.usual(SETTINGS, task, batch_size=3)
-    write_summary(comparison.run(ScriptedEngine(says), task, out, console=QUIET), out)
+    write_summary(comparison.run(FakeEngine(says), task, out, console=QUIET), out)
     return task
 
 
@@ -111,7 +111,7 @@ def test_shards(tmp_path: Path) -> None:
     for shard in ((1, 2), (1, 1)):
         part = replace(task, shard=shard)
         comparison = Comparison.usual(SETTINGS, part, batch_size=3)
-        results = comparison.run(ScriptedEngine(says), part, out, console=QUIET)
+        results = comparison.run(FakeEngine(says), part, out, console=QUIET)
         write_summary(results, out)
     before = files(out)
     rescore(out)
@@ -147,7 +147,7 @@ def test_the_papers_tables(tmp_path: Path) -> None:
     formats.mme(tmp_path / "data" / "mme")
     formats.pope(tmp_path / "data" / "pope")
     formats.tsv(tmp_path / "data" / "mmbench" / "dev.tsv", formats.mmbench_rows())
-    engine = ScriptedEngine(says, name="llava-hf/llava-1.5-7b-hf")
+    engine = FakeEngine(says, name="llava-hf/llava-1.5-7b-hf")
     out = tmp_path / "out"
     run_paper(engine, SETTINGS, parts(tmp_path / "data"), out, console=QUIET)
     before = files(out)
@@ -159,8 +159,8 @@ def test_the_papers_tables(tmp_path: Path) -> None:
 
 
 def test_the_embedded_benchmarks_study(tmp_path: Path) -> None:
-    plan = replace(Plan.quick(), scenes=1, validation_scenes=1, clutter=(4, 8), batch_size=20)
-    engine = ScriptedEngine(says, dialect=TINY)
+    plan = replace(Plan.quick(), scenes=1, validation_scenes=1, num_objects=(4, 8), batch_size=20)
+    engine = FakeEngine(says, dialect=TINY)
     write_report(run_study(engine, plan, tmp_path, console=QUIET), tmp_path)
     before = files(tmp_path)
     shutil.rmtree(tmp_path / "work" / "test" / "images")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import doctest
 import json
-from typing import Any, get_args
+from dataclasses import fields
+from typing import Any
 
 import pytest
 
-from cof import settings as settings_module
 from cof.errors import CofError
-from cof.focuses import FOCUSES
-from cof.grounders import GROUNDERS
-from cof.prompts import PAPER_PROMPT
-from cof.settings import PRESETS, FocusName, GrounderName, Settings, default_settings, preset
+from cof.focuses import FOCUSES, AttentionFocus
+from cof.grounders import GROUNDERS, PromptGrounder
+from cof.settings import PRESETS, Settings, default_settings, preset
 
 
 @pytest.mark.parametrize(
@@ -62,15 +60,29 @@ def test_settings_are_json() -> None:
     assert json.loads(json.dumps(Settings(layers=(1, 2)).as_dict()))["layers"] == [1, 2]
 
 
-def test_names_are_the_registries() -> None:
-    assert tuple(GROUNDERS) == get_args(GrounderName)
-    assert tuple(FOCUSES) == get_args(FocusName)
+def test_every_name_of_a_registry_is_a_setting() -> None:
+    for name in GROUNDERS:
+        assert Settings(grounder=name).grounders == (name,)
+    for name in FOCUSES:
+        assert type(Settings(focus=name).make_focus()) is FOCUSES[name]
 
 
-def test_grounding_prompts() -> None:
-    assert Settings().grounding_template is None
-    assert Settings(grounding_prompt="paper").grounding_template == PAPER_PROMPT
-    assert Settings(grounding_prompt="{question} Box?").grounding_template == "{question} Box?"
+def test_methods_take_the_settings_that_their_fields_name() -> None:
+    settings = Settings(grounding_prompt="paper", min_confidence=0.5, scope="text", strength=3)
+    assert settings.make_grounder("prompt") == PromptGrounder("paper", min_confidence=0.5)
+    assert settings.make_focus() == AttentionFocus(3.0, "text")
+    assert all(field.metadata["help"] for field in fields(Settings))
+
+
+@pytest.mark.parametrize("several", ["prompt+attention", "attention+relevance+logits"])
+def test_several_grounders(several: str) -> None:
+    assert Settings(grounder=several).grounders == tuple(several.split("+"))
+
+
+@pytest.mark.parametrize("several", ["prompt+prompt", "prompt+given", "prompt+", "none+attention"])
+def test_grounders_that_do_not_go_together(several: str) -> None:
+    with pytest.raises(CofError, match="joined by"):
+        Settings(grounder=several)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +133,3 @@ def test_every_row_can_be_named_as_it_is_called(name: str) -> None:
 def test_defaults() -> None:
     assert default_settings("mine") == Settings(expand=1.3, strength=2.0)
     assert default_settings("/anything", "tiny") == preset("tiny", "tiny")
-
-
-def test_docstring_examples_hold() -> None:
-    result = doctest.testmod(settings_module)
-    assert result.attempted >= 4
-    assert result.failed == 0

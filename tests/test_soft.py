@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from models import GRID, PATCH, checkpoint, picture
 
-from cof.engine import TransformersEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.focuses import AttentionFocus, SoftFocus
-from cof.pipeline import CoF, processed
+from cof.geometry.regions import EVERYTHING, Region
+from cof.pipeline import CoF
+from cof.query import post_process
 from cof.settings import Settings
-from cof.types import EVERYTHING, Decoding, Highlight, Region, Request
+from cof.types import Decoding, Highlight, Request
 
 STRENGTH = 8.0
 CELLS = (0.25, 0.25, 0.625, 0.5)  # of a square image: 3 x 2 whole tokens
@@ -101,7 +103,7 @@ def test_heat_goes_through_the_pipeline_as_it_is() -> None:
         Settings(square=True),
         Settings(edge="snap"),
     ):
-        after = processed(region, settings, (60, 40))
+        after = post_process(region, settings, (60, 40))
         np.testing.assert_array_equal(after.heat, heat())
     cof = CoF(engine("llava"), Settings(grounder="attention", focus="soft", strength=STRENGTH))
     answer = cof(picture((60, 40)), "Where is the bus?")

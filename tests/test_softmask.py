@@ -8,10 +8,10 @@ import itertools
 import numpy as np
 import pytest
 
-from cof import softmask
-from cof.boxes import Frame
-from cof.prompts import Order
-from cof.softmask import soft_mask
+from cof.geometry import box_distribution as softmask
+from cof.geometry.box_distribution import soft_mask
+from cof.geometry.boxes import Frame
+from cof.prompting.dialects import Order
 
 NUMBERS = tuple(str(n) for n in range(0, 101, 10))
 FRAMES = {"image": Frame.of_image(100.0), "padded": Frame.padded_square((60, 40), 100.0)}

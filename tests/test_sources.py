@@ -185,27 +185,31 @@ def test_pope_is_read_once_where_the_hub_has_it_twice(tmp_path: Path) -> None:
 
 def test_textvqa_with_recognised_text(tmp_path: Path) -> None:
     short = "Answer the question using a single word or phrase."
-    task = TextVQA(formats.textvqa_ocr(tmp_path), wording="llava-ocr")
+    task = TextVQA(formats.textvqa_ocr(tmp_path), prompt_style="llava-ocr")
     assert task.check() == []
     (example,) = task.examples
     assert example.prompt == f"what brand is it?\nReference OCR token: Coca, Cola\n{short}"
     assert example.question == "what brand is it?"
-    assert replace(task, wording="llava").examples[0].prompt == f"what brand is it?\n{short}"
-    assert replace(task, wording="lmms-eval").examples[0].prompt == f"What brand is it?\n{short}"
-    hub = TextVQA(formats.textvqa_parquet(tmp_path / "hub" / "val.parquet"), wording="llava-ocr")
+    assert replace(task, prompt_style="llava").examples[0].prompt == f"what brand is it?\n{short}"
+    assert (
+        replace(task, prompt_style="lmms-eval").examples[0].prompt == f"What brand is it?\n{short}"
+    )
+    hub = TextVQA(
+        formats.textvqa_parquet(tmp_path / "hub" / "val.parquet"), prompt_style="llava-ocr"
+    )
     assert hub.check() == []
     prompt = f"what Brand is it?\nReference OCR token: Pepsi\n{short}"
     assert hub.examples[0].prompt == prompt
-    shown = replace(hub, wording="lmms-eval").examples[0].prompt
+    shown = replace(hub, prompt_style="lmms-eval").examples[0].prompt
     assert shown == f"What brand is it?\n{short}"
 
 
 def test_recognised_text_that_is_not_there(tmp_path: Path) -> None:
-    task = TextVQA(formats.textvqa(tmp_path), wording="llava-ocr")
+    task = TextVQA(formats.textvqa(tmp_path), prompt_style="llava-ocr")
     (problem,) = task.check()
     assert "no recognised text (TextVQA_Rosetta_OCR_v0.2_val.json)" in problem
     with pytest.raises(CofError, match="mme has no recognised text"):
-        MME(formats.mme(tmp_path / "mme"), wording="llava-ocr")
+        MME(formats.mme(tmp_path / "mme"), prompt_style="llava-ocr")
 
 
 def test_refer(tmp_path: Path) -> None:
@@ -263,7 +267,7 @@ def test_boxes_are_fractions_of_the_upright_picture(tmp_path: Path) -> None:
 
 
 def test_scenes_are_a_benchmark(tmp_path: Path) -> None:
-    write_benchmark(tmp_path, "test", clutter=(4,), scenes=2)
+    write_benchmark(tmp_path, "test", num_objects=(4,), scenes=2)
     task = Scenes(tmp_path)
     assert task.check() == []
     whole = SceneTask(tmp_path)
@@ -385,7 +389,7 @@ def test_wordings_do_not_hide_a_question(tmp_path: Path) -> None:
     folder = many(tmp_path)
     choice = chosen_on(POPE(folder, part="validation", share=0.4))
     with pytest.raises(CofError, match="of these questions"):
-        POPE(folder, wording="tiny", chosen=choice).num_examples()
+        POPE(folder, prompt_style="tiny", chosen=choice).num_examples()
 
 
 def test_a_choice_survives_its_file(tmp_path: Path) -> None:

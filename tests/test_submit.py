@@ -11,12 +11,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cof.cli import app
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.compare import Comparison
 from cof.eval.data.mmbench import MMBench
 from cof.eval.report.summary import write_summary
 from cof.eval.submit import submit_mmbench
-from cof.scripted import ScriptedEngine
 from cof.settings import Settings
 from cof.types import Request
 
@@ -36,7 +36,7 @@ def answered(folder: Path) -> MMBench:
     task = MMBench(formats.tsv(folder / "test.tsv", rows))
     comparison = Comparison.usual(Settings(), task)
     quiet = Console(quiet=True)
-    results = comparison.run(ScriptedEngine(says), task, folder / "out", console=quiet)
+    results = comparison.run(FakeEngine(says), task, folder / "out", console=quiet)
     write_summary(results, folder / "out")
     return task
 

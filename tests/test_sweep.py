@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cof.cli import app
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.chosen import Chosen
 from cof.eval.data.base import Benchmark
@@ -29,7 +30,6 @@ from cof.eval.report.sweep import markdown, write_report
 from cof.eval.store import Record, Store
 from cof.eval.sweep import CHOSEN, Grid, Sweep, halves, shuffled
 from cof.eval.tasks import Example
-from cof.scripted import ScriptedEngine
 from cof.settings import Settings, preset
 from cof.types import Request
 
@@ -157,7 +157,7 @@ def says(request: Request) -> str:
     return "yes" if good or number % 4 < (2 if light.strength > 4 else 1) else "no"
 
 
-class Dying(ScriptedEngine):
+class Dying(FakeEngine):
     """Killed after so many calls."""
 
     left = 10**9
@@ -174,7 +174,7 @@ SWEEP = Sweep(Settings(), GRID, batch_size=7)
 
 
 def sweep(out: Path, task: Benchmark, engine: Any = None, plan: Sweep = SWEEP) -> Chosen:
-    return plan.run(engine or ScriptedEngine(says), task, out, console=QUIET)
+    return plan.run(engine or FakeEngine(says), task, out, console=QUIET)
 
 
 def validation(tmp_path: Path, share: float = 0.7) -> POPE:
@@ -184,7 +184,7 @@ def validation(tmp_path: Path, share: float = 0.7) -> POPE:
 def test_the_choice(tmp_path: Path) -> None:
     task = validation(tmp_path)
     n = task.num_examples()
-    engine = ScriptedEngine(says)
+    engine = FakeEngine(says)
     chosen = sweep(tmp_path / "out", task, engine)
     settings = chosen.settings
     assert (settings.strength, settings.scope) == (4.0, "text")
@@ -245,7 +245,7 @@ def test_a_choice_stays(tmp_path: Path) -> None:
     out = tmp_path / "out"
     sweep(out, task)
     frozen = (out / CHOSEN).read_text("utf-8")
-    silent = ScriptedEngine({})
+    silent = FakeEngine({})
     sweep(out, task, silent)
     assert silent.calls == []
     assert (out / CHOSEN).read_text("utf-8") == frozen

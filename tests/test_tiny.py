@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cof.boxes import Frame
 from cof.errors import CofError
+from cof.geometry.boxes import Frame
 from cof.grounders import PromptGrounder
-from cof.parsing import parse_boxes, parse_released
-from cof.prompts import LLAVA, PAPER, TINY
+from cof.prompting.box_parsing import parse_boxes, parse_released
+from cof.prompting.dialects import LLAVA, PAPER, TINY
 from cof.tiny import checkpoint_path, resolved
 from cof.tiny.data import offset, padded
 from cof.tiny.export import export, untrained
@@ -181,7 +181,7 @@ def test_the_prompt_of_training_is_the_chat_template(words):
 
 
 def test_an_exported_checkpoint_loads_whole_and_runs(tmp_path):
-    from cof.engine import TransformersEngine
+    from cof.engines.transformers.engine import TransformersEngine
     from cof.types import Decoding, Request
 
     model = untrained()

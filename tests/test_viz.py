@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from zoo import zoo
 
-from cof.boxes import Frame
-from cof.engine import TransformersEngine
+from cof.engines.base import AttentionReader
+from cof.engines.fake import FakeEngine
+from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
+from cof.geometry.boxes import Frame
+from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import Answer, CoF
-from cof.scripted import ScriptedEngine
 from cof.settings import Settings
-from cof.types import EVERYTHING, AttentionReader, Decoding, Region
+from cof.types import Decoding
 from cof.viz import (
     Tokens,
     check_path,
@@ -61,7 +63,7 @@ def asked(
 
 
 def scripted(**changes: Any) -> Answer:
-    cof = CoF(ScriptedEngine(lambda request: "7"), Settings(expand=1.0))
+    cof = CoF(FakeEngine(lambda request: "7"), Settings(expand=1.0))
     return replace(cof(Image.new("RGB", (64, 64)), "which digit?", boxes=[BOX]), **changes)
 
 
@@ -240,7 +242,7 @@ class TestReadout:
         draw(answer, made)
 
     def test_engines_that_cannot_tell(self) -> None:
-        silent = ScriptedEngine({})
+        silent = FakeEngine({})
         assert not isinstance(silent, AttentionReader)
         assert isinstance(engine(), AttentionReader)
         assert read(silent, scripted()) is None
@@ -252,7 +254,7 @@ class TestPage:
         alone, full = draw(answer), draw(answer, engine())
         width = panel_size(answer.image.size)[0]
         assert alone.width < 2 * width < 3 * width < full.width
-        assert draw(answer, ScriptedEngine({})).size == alone.size
+        assert draw(answer, FakeEngine({})).size == alone.size
 
     def test_wide_images_go_below_one_another(self) -> None:
         answer = asked(wh=(100, 20))

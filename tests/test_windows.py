@@ -15,9 +15,10 @@ import torch
 from test_prefixes import BOX, IMAGES, MIDDLE, SHORT, assert_same, counted, requests
 from zoo import zoo
 
-from cof.engine import TransformersEngine
-from cof.types import Decoding, EncodedImage, Highlight, Region, Request
-from cof.writing import write_boxes
+from cof.engines.transformers.box_decoding import decode_boxes
+from cof.engines.transformers.engine import TransformersEngine
+from cof.geometry.regions import Region
+from cof.types import Decoding, EncodedImage, Highlight, Request
 
 LONG = Decoding(max_new_tokens=12)
 WINDOWS = {"short": 24, "outgrown": 0, "ample": 4096}
@@ -120,9 +121,9 @@ class TestBranches:
         assert form is not None
         with torch.inference_mode():
             prompts = made._prompts(rows, made._encoded(rows))
-            expected, _ = write_boxes(made.site, prompts, form, 0, row_branches=0)
+            expected, _ = decode_boxes(made.adapter, prompts, form, 0, row_branches=0)
             for budget in (16, 200):
-                boxes, _ = write_boxes(made.site, prompts, form, 0, row_branches=budget)
+                boxes, _ = decode_boxes(made.adapter, prompts, form, 0, row_branches=budget)
                 assert_same(boxes, expected)
 
 

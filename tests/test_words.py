@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cof.words import object_words
+from cof.prompting.noun_phrases import object_words
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def adapt(
     out: OutOption = Path("results/adaptive"),
     scenes: Annotated[
         int | None,
-        typer.Option("--scenes", min=1, help="Scenes of each clutter level and split."),
+        typer.Option("--scenes", min=1, help="Scenes of each num_objects level and split."),
     ] = None,
     side: SideOption = 160,
     limit: LimitOption = None,

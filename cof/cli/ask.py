@@ -18,7 +18,6 @@ from cof.cli.common import (
     AdaptiveOption,
     AllowUrlOption,
     BoxesOption,
-    CompileOption,
     CropOption,
     DetectorOption,
     DeviceOption,
@@ -43,9 +42,9 @@ from cof.cli.common import (
 from cof.errors import CofError
 
 if TYPE_CHECKING:
+    from cof.geometry.boxes import XYXY
     from cof.pipeline import Answer
     from cof.settings import Settings
-    from cof.types import XYXY
 
 
 class BoxCommand(TyperCommand):
@@ -128,7 +127,6 @@ def ask(
     device: DeviceOption = None,
     quantization: QuantizationOption = None,
     max_batch_tokens: MaxBatchTokensOption = None,
-    compile: CompileOption = False,
     crop: CropOption = False,
     allow_url: AllowUrlOption = False,
     compare: Annotated[
@@ -152,7 +150,7 @@ def ask(
 ) -> None:
     """Answer a question: find the place, then answer while looking at it."""
     from cof.adaptive import chosen_rule, unlike
-    from cof.boxes import region_from_boxes
+    from cof.geometry.regions import region_from_boxes
     from cof.images import load_image
     from cof.pipeline import Query, checked_question
     from cof.tiny import resolved
@@ -196,7 +194,6 @@ def ask(
         min_confidence=min_confidence,
         quantization=quantization,
         max_batch_tokens=max_batch_tokens,
-        compile=compile or None,
         on_missing=on_missing,
         adaptive=rule,
     )
@@ -210,7 +207,14 @@ def ask(
         _print_answer(answer, plain)
     # last: an answer that took minutes is not lost to a full disk
     if save is not None:
-        save_overlay(save, cof.engine, answer, plain=plain, layers=shown_layers, heads=shown_heads)
+        save_overlay(
+            save,
+            cof.engine,
+            answer,
+            plain=plain,
+            layers=shown_layers,
+            heads=shown_heads,
+        )
 
 
 @sentences
@@ -229,7 +233,6 @@ def ground(
     device: DeviceOption = None,
     quantization: QuantizationOption = None,
     max_batch_tokens: MaxBatchTokensOption = None,
-    compile: CompileOption = False,
     crop: CropOption = False,
     allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,
@@ -253,7 +256,6 @@ def ground(
         min_confidence=min_confidence,
         quantization=quantization,
         max_batch_tokens=max_batch_tokens,
-        compile=compile or None,
     )
     found = cof.locate(picture, question)
     places = found.region.boxes if found.region else ()

@@ -151,9 +151,6 @@ MaxBatchTokensOption = Annotated[
         "--max-batch-tokens", help="Run as many tokens at a time as fit into memory. [16384]"
     ),
 ]
-CompileOption = Annotated[
-    bool, typer.Option("--compile", help="torch.compile: worth a minute before many answers.")
-]
 CropOption = Annotated[
     bool,
     typer.Option("--crop", help="LLaVA: crop the centre, as the hub's processor does, not pad."),
@@ -171,10 +168,10 @@ ImagesOption = Annotated[
 RulesOption = Annotated[
     str, typer.Option("--rules", help="official, llava, lmms-eval or vlmevalkit.")
 ]
-WordingOption = Annotated[
+PromptStyleOption = Annotated[
     str | None,
     typer.Option(
-        "--wording",
+        "--prompt_style",
         help="Prompts as of llava, llava-ocr, official, lmms-eval, vlmevalkit or tiny. "
         "\\[default: llava; tiny for the embedded model]",
     ),

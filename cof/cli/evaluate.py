@@ -14,7 +14,6 @@ from rich.table import Table
 from cof.cli.common import (
     BatchSizeOption,
     BoxesOption,
-    CompileOption,
     DataArgument,
     DeviceOption,
     DtypeOption,
@@ -26,12 +25,12 @@ from cof.cli.common import (
     ModelOption,
     OutOption,
     PresetOption,
+    PromptStyleOption,
     QuantizationOption,
     RulesOption,
     SeedOption,
     SideOption,
     StrengthOption,
-    WordingOption,
     load,
     sentences,
 )
@@ -44,7 +43,9 @@ def eval_tiny(
     out: OutOption = Path("results/tiny"),
     scenes: Annotated[
         int | None,
-        typer.Option("--scenes", min=1, help="Test scenes of each clutter level. \\[default: 32]"),
+        typer.Option(
+            "--scenes", min=1, help="Test scenes of each num_objects level. \\[default: 32]"
+        ),
     ] = None,
     side: SideOption = 160,
     limit: Annotated[
@@ -112,7 +113,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         out: OutOption = Path("results") / name,
         images: ImagesOption = None,
         rules: RulesOption = "official",
-        wording: WordingOption = None,
+        prompt_style: PromptStyleOption = None,
         check: Annotated[
             bool, typer.Option("--check", help="List everything wrong with the data, and stop.")
         ] = False,
@@ -128,7 +129,6 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         boxes: BoxesOption = None,
         quantization: QuantizationOption = None,
         max_batch_tokens: MaxBatchTokensOption = None,
-        compile: CompileOption = False,
     ) -> None:
         from cof.eval.benchmarks import BENCHMARKS as READERS
         from cof.eval.chosen import Chosen
@@ -145,7 +145,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         data = local(path)
         options: dict[str, Any] = {"images": images, "limit": limit, "shard": shard_of(shard)}
         options |= {"part": part, "chosen": chosen}
-        task = READERS[name](data, rules, wording or "llava", **options)  # type: ignore[arg-type]
+        task = READERS[name](data, rules, prompt_style or "llava", **options)  # type: ignore[arg-type]
         if check:
             _print_check(task.check(), data)
             return
@@ -161,12 +161,11 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             boxes=boxes,
             quantization=quantization,
             max_batch_tokens=max_batch_tokens,
-            compile=compile or None,
         )
         if chosen is not None:
             chosen.warn_of_another(cof.engine.name)
-        if wording is None and cof.engine.dialect.name == "tiny":
-            task = replace(task, wording="tiny")
+        if prompt_style is None and cof.engine.dialect.name == "tiny":
+            task = replace(task, prompt_style="tiny")
         comparison = Comparison.usual(
             chosen.settings if chosen else cof.settings,
             task,
@@ -183,7 +182,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
 
 
 def _print_effect(results: dict[str, Any]) -> None:
-    """The headline: fine details over all clutter levels, or all kinds where there are none."""
+    """The headline: fine details over all num_objects levels, or all kinds where there are none."""
     groups = results["test"]["groups"]
     title, table = next((name, groups[name]) for name in ("fine", "all") if name in groups)
     shown = Table("method", "accuracy", "against plain", "fixed", "broken", "p", title=title)

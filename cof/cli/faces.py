@@ -30,7 +30,9 @@ def eval_faces(
     out: OutOption = Path("results/faces"),
     scenes: Annotated[
         int | None,
-        typer.Option("--scenes", min=1, help="Test scenes of each clutter level. \\[default: 16]"),
+        typer.Option(
+            "--scenes", min=1, help="Test scenes of each num_objects level. \\[default: 16]"
+        ),
     ] = None,
     side: SideOption = 160,
     limit: LimitOption = None,

@@ -67,8 +67,8 @@ def demo(
 def scenes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the files.")],
     split: Annotated[str, typer.Option("--split", help="validation or test.")] = "test",
-    clutter: Annotated[
-        str, typer.Option("--clutter", help="Numbers of objects in a scene.")
+    num_objects: Annotated[
+        str, typer.Option("--num-objects", help="Numbers of objects in a scene.")
     ] = "4,8,12,16",
     scenes: Annotated[int, typer.Option("--scenes", help="Scenes of each number.")] = 32,
     side: SideOption = 160,
@@ -80,14 +80,14 @@ def scenes(
     from cof.tiny.benchmark import write_benchmark
     from cof.tiny.faces import write_faces
 
-    levels = indices("--clutter", clutter) or ()
+    levels = indices("--num-objects", num_objects) or ()
     if faces:
         if split != "test":
             raise CofError("--faces has scenes of its own, and no splits: leave --split out.")
-        write_faces(out, clutter=levels, scenes=scenes, side=side)
+        write_faces(out, num_objects=levels, scenes=scenes, side=side)
         typer.echo(f"For `cof eval`: {', '.join(str(out / n) for n in ('mme', 'pope', 'mmbench'))}")
         return
-    path = write_benchmark(out, split, clutter=levels, scenes=scenes, side=side)
+    path = write_benchmark(out, split, num_objects=levels, scenes=scenes, side=side)
     typer.echo(f"{len(path.read_text('utf-8').splitlines())} questions in {path}")
 
 

@@ -1,4 +1,4 @@
-"""`cof eval matrix`: grounders crossed with foci on the embedded benchmark."""
+"""`cof eval matrix`: grounders crossed with focuses on the embedded benchmark."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def eval_matrix(
     detector: DetectorOption = None,
     scenes: Annotated[
         int | None,
-        typer.Option("--scenes", min=1, help="Test scenes of each clutter level. \\[default: 16]"),
+        typer.Option(
+            "--scenes", min=1, help="Test scenes of each num_objects level. \\[default: 16]"
+        ),
     ] = None,
     side: SideOption = 160,
     limit: LimitOption = None,
@@ -57,7 +59,7 @@ def eval_matrix(
     from cof.eval.matrix import Plan, run_matrix
     from cof.eval.report.matrix import accuracies, write_matrix
 
-    chosen: dict[str, Any] = {"sources": _names(grounders), "foci": _names(focuses)}
+    chosen: dict[str, Any] = {"sources": _names(grounders), "focuses": _names(focuses)}
     if scenes is not None:
         chosen |= {"scenes": scenes, "validation_scenes": max(1, scenes // 3)}
     plan = replace(

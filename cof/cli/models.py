@@ -44,7 +44,7 @@ def models() -> None:
         families.add_row(
             family.name,
             "\n".join(family.model_types),
-            _SITES[family.site],
+            _SITES[family.adapter],
             _SCALES[dialect.units] + (", yx" if dialect.order == "yxyx" else ""),
             dialect.name,
         )

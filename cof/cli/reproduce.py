@@ -62,8 +62,8 @@ def reproduce_paper(
             raise
         _print_parts(found)
         raise CofError(f"The model is not there: {error}") from error
-    wording = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
-    found = parts(data, wording=wording, limit=limit)  # type: ignore[arg-type]
+    prompt_style = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
+    found = parts(data, prompt_style=prompt_style, limit=limit)  # type: ignore[arg-type]
     how = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     if dry_run:
         _print_parts(found)

@@ -19,8 +19,8 @@ from cof.cli.common import (
     LongestAnswerOption,
     ModelOption,
     PresetOption,
+    PromptStyleOption,
     RulesOption,
-    WordingOption,
     indices,
     load,
     sentences,
@@ -29,11 +29,11 @@ from cof.cli.evaluate import print_headline
 from cof.errors import CofError
 
 if TYPE_CHECKING:
+    from cof.engines.base import Engine
     from cof.eval.chosen import Chosen
     from cof.eval.data.base import Benchmark
     from cof.eval.sweep import Indices, Sweep
     from cof.settings import Settings
-    from cof.types import Engine
 
 EMBEDDED = "tiny"
 
@@ -104,10 +104,10 @@ def sweep(
     ] = False,
     images: ImagesOption = None,
     rules: RulesOption = "official",
-    wording: WordingOption = None,
+    prompt_style: PromptStyleOption = None,
     limit: LimitOption = None,
     scenes: Annotated[
-        int, typer.Option("--scenes", min=1, help="tiny: scenes of each clutter level.")
+        int, typer.Option("--scenes", min=1, help="tiny: scenes of each num_objects level.")
     ] = 16,
     side: Annotated[
         int, typer.Option("--side", help="tiny: of the scenes; above 160 details are smaller.")
@@ -159,7 +159,7 @@ def sweep(
     planned(Settings(), 2).grid.methods(Settings())
     cof = load(model, preset, dtype, device, False)
     usual = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
-    task = replace(task, wording=wording or usual)  # type: ignore[arg-type]
+    task = replace(task, prompt_style=prompt_style or usual)  # type: ignore[arg-type]
     plan = planned(cof.settings, _layer_count(cof.engine))
     console = Console(stderr=True)
     chosen = plan.run(cof.engine, task, folder, console=console)
@@ -174,7 +174,7 @@ def sweep(
         typer.echo("No setting answers more of these questions than the plain model.")
     typer.echo(f"Frozen in {folder / 'chosen.json'}; all settings: {folder / 'sweep.md'}")
     if then_test:
-        rest = replace(test(chosen), wording=task.wording)
+        rest = replace(test(chosen), prompt_style=task.prompt_style)
         _measure(cof.engine, chosen, rest, plan, folder / "test", console)
 
 
@@ -241,7 +241,7 @@ def _kinds(benchmark: str, text: str | None) -> tuple[str, ...]:
 
 
 def _layer_count(engine: Any) -> int:
-    layers, _ = engine.site.shape
+    layers, _ = engine.adapter.shape
     return int(layers)
 
 

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import cof
+from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.eval.store import write_atomically
 from cof.eval.tasks import Example
-from cof.types import Engine
 
 
 def about_engine(engine: Engine) -> dict[str, Any]:

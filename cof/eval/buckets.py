@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cof.engines.base import AttentionReader, Engine
 from cof.eval.pictures import picture_wh
 from cof.eval.tasks import Embedded, Example
-from cof.types import EVERYTHING, AttentionReader, Engine, Highlight
+from cof.geometry.regions import EVERYTHING
+from cof.types import Highlight
 
 TokensOf = Callable[[Example], int]
 """How many image tokens a question's picture is; any measure that grows with it will do."""

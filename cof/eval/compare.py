@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cof.engines.base import Engine
 from cof.eval.about import about_engine, asked_digest, check_same_run, progress_bar
 from cof.eval.compared import answers_path, gathered, shard_answers, where
 from cof.eval.data.base import Benchmark
@@ -19,7 +20,6 @@ from cof.eval.saved import Replies, asked, portable
 from cof.eval.store import Store, write_atomically
 from cof.eval.tasks import Example
 from cof.settings import Settings
-from cof.types import Engine
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Comparison:
     def _about(self, engine: Engine, task: Benchmark) -> dict[str, Any]:
         return {
             "benchmark": task.name,
-            "wording": task.wording,
+            "prompt_style": task.prompt_style,
             "limit": task.limit,
             "data": asked_digest(_unsharded(task)),
             **about_engine(engine),

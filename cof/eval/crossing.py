@@ -1,4 +1,4 @@
-"""Grounders crossed with foci: each place looked for once, then looked at in every way.
+"""Grounders crossed with focuses: each place looked for once, then looked at in every way.
 
 What each step of a batch costs is kept beside the answers: seconds and passes of the decoder.
 """
@@ -13,16 +13,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cof.boxes import FULL
+from cof.engines.base import Engine
 from cof.eval.methods import elsewhere
 from cof.eval.pictures import encoded
 from cof.eval.store import Record, Store, logged
 from cof.eval.tasks import Example, Task
 from cof.focuses import FOCUSES
+from cof.geometry.boxes import FULL
+from cof.geometry.regions import Region
 from cof.grounders import GROUNDERS, confidence
 from cof.pipeline import processed
 from cof.settings import Settings
-from cof.types import Decoding, EncodedImage, Engine, Grounding, Region, Request
+from cof.types import Decoding, EncodedImage, Grounding, Request
 
 PLAIN = "plain"
 ENCODING = "encoding"

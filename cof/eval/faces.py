@@ -14,20 +14,20 @@ from typing import Any
 
 from rich.console import Console
 
+from cof.engines.base import Engine
 from cof.eval import facets
 from cof.eval.clusters import changed, compared
 from cof.eval.compare import Comparison
-from cof.eval.data.base import Benchmark, Wording
+from cof.eval.data.base import Benchmark, PromptStyle
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
 from cof.eval.methods import PLAIN, Method, Where
 from cof.eval.store import Store
 from cof.settings import Settings
-from cof.tiny.benchmark import CLUTTER
+from cof.tiny.benchmark import NUM_OBJECTS
 from cof.tiny.faces import VALIDATION, write_faces
 from cof.tiny.scenes import SIDE
-from cof.types import Engine
 
 FACES: Mapping[str, type[Benchmark]] = {"mme": MME, "pope": POPE, "mmbench": MMBench}
 
@@ -39,9 +39,9 @@ class Plan:
     """How large a study is.
 
     Attributes:
-        scenes: test scenes of each clutter level, for each face.
+        scenes: test scenes of each num_objects level, for each face.
         validation_scenes: the same for choosing settings.
-        clutter: numbers of objects.
+        num_objects: numbers of objects.
         side: of the scenes' canvases, pixels (`cof.tiny.scenes.make_scene`).
         strengths: lambda, tried with the first alpha.
         expands: alpha, tried with the best lambda.
@@ -53,7 +53,7 @@ class Plan:
 
     scenes: int = 16
     validation_scenes: int = 4
-    clutter: tuple[int, ...] = CLUTTER
+    num_objects: tuple[int, ...] = NUM_OBJECTS
     side: int = SIDE
     strengths: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0, 32.0)
     expands: tuple[float, ...] = (1.0, 1.3, 1.6)
@@ -68,7 +68,7 @@ class Plan:
         return cls(
             scenes=1,
             validation_scenes=1,
-            clutter=(4, 12),
+            num_objects=(4, 12),
             strengths=(4.0,),
             expands=(1.0,),
         )
@@ -92,19 +92,19 @@ def run_faces(
     Raises:
         CofError: `out` holds answers of another model or other questions.
     """
-    wording: Wording = "tiny" if engine.dialect.name == "tiny" else "llava"
+    prompt_style: PromptStyle = "tiny" if engine.dialect.name == "tiny" else "llava"
     work = out / "work"
     for split, scenes, first in (
         ("validation", plan.validation_scenes, VALIDATION),
         ("test", plan.scenes, 0),
     ):
         data = work / split / "data"
-        write_faces(data, clutter=plan.clutter, scenes=scenes, first=first, side=plan.side)
+        write_faces(data, num_objects=plan.num_objects, scenes=scenes, first=first, side=plan.side)
     console.print("Choosing lambda and alpha on validation scenes")
     shares: dict[str, float] = {}
 
     def best(cells: list[Settings]) -> Settings:
-        shares.update(_validated(engine, settings, cells, plan, wording, work, console))
+        shares.update(_validated(engine, settings, cells, plan, prompt_style, work, console))
         return max(cells, key=lambda cell: shares[Method.of("cof", cell).key])
 
     mildest = settings.changed(expand=plan.expands[0])
@@ -114,7 +114,7 @@ def run_faces(
     console.print(f"Comparing on test scenes with {methods['cof'].key}")
     faces: dict[str, Any] = {}
     about: dict[str, Any] = {}
-    for task, folder in _tasks(work / "test", plan, wording):
+    for task, folder in _tasks(work / "test", plan, prompt_style):
         comparison = _comparison(chosen, methods, plan)
         results = comparison.run(engine, task, folder, console=console)
         about = results["about"]
@@ -141,14 +141,14 @@ def _validated(
     settings: Settings,
     cells: list[Settings],
     plan: Plan,
-    wording: Wording,
+    prompt_style: PromptStyle,
     work: Path,
     console: Console,
 ) -> dict[str, float]:
     """Accuracy of the plain model and of CoF with each settings, the mean over the faces."""
     methods = {Method.of("cof", cell).key: Method.of("cof", cell) for cell in cells}
     found: dict[str, list[float]] = {}
-    for task, folder in _tasks(work / "validation", plan, wording):
+    for task, folder in _tasks(work / "validation", plan, prompt_style):
         comparison = _comparison(settings, {"plain": PLAIN} | methods, plan)
         results = comparison.run(engine, task, folder, console=console)
         for key, row in results["groups"]["all"].items():
@@ -156,10 +156,13 @@ def _validated(
     return {key: round(sum(values) / len(values), 6) for key, values in found.items()}
 
 
-def _tasks(folder: Path, plan: Plan, wording: Wording) -> Iterator[tuple[Benchmark, Path]]:
+def _tasks(folder: Path, plan: Plan, prompt_style: PromptStyle) -> Iterator[tuple[Benchmark, Path]]:
     """Each face of a split, and where its answers go."""
     for name, reader in FACES.items():
-        yield reader(folder / "data" / name, "official", wording, None, plan.limit), folder / name
+        yield (
+            reader(folder / "data" / name, "official", prompt_style, None, plan.limit),
+            folder / name,
+        )
 
 
 def _comparison(settings: Settings, methods: Mapping[str, Method], plan: Plan) -> Comparison:

@@ -97,7 +97,7 @@ FIGURES: Mapping[
 def levels(
     examples: Sequence[Example], said: Said, places: Mapping[str, Drawn]
 ) -> dict[str, Figure]:
-    """Accuracy over all questions of a face, by clutter and by difficulty.
+    """Accuracy over all questions of a face, by num_objects and by difficulty.
 
     POPE asks about the same objects in all of its kinds; they count here once.
     """
@@ -107,8 +107,8 @@ def levels(
     rows = list(asked.values())
     pictures = {id: place.scene for id, place in places.items()}
     found = {"all": share(_right(rows, said), pictures)}
-    for n in sorted({row.clutter for row in rows if row.clutter}):
-        chosen = [row for row in rows if row.clutter == n]
+    for n in sorted({row.num_objects for row in rows if row.num_objects}):
+        chosen = [row for row in rows if row.num_objects == n]
         found[f"{n} objects"] = share(_right(chosen, said), pictures)
     for level in DIFFICULTIES:
         chosen = [row for row in rows if places[row.id].difficulty == level]

@@ -1,8 +1,8 @@
 """Where to look crossed with how to look there, on the embedded benchmark's small details.
 
 The dose of each focus (lambda, or alpha where it has none) is chosen on validation scenes, looking
-at the boxes that the model itself writes; it is then frozen for all grounders. Grounders and foci
-are compared with the plain model on the same test questions.
+at the boxes that the model itself writes; it is then frozen for all grounders. Grounders and
+focuses are compared with the plain model on the same test questions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.eval.about import progress_bar
 from cof.eval.crossing import ENCODING, GIVEN, PLAIN, Cell, Cost, Crossing, grounding, scaled
@@ -28,14 +29,13 @@ from cof.eval.tasks import Example, SceneTask
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.settings import Settings
-from cof.tiny.benchmark import CLUTTER, FINE
+from cof.tiny.benchmark import FINE, NUM_OBJECTS
 from cof.tiny.scenes import SIDE
-from cof.types import Engine
 
 SOURCES = (*(name for name in GROUNDERS if name not in ("given", "none", "detector")), *GIVEN)
 """Where to look; a detector is another model, and compared only if asked for."""
 
-FOCI = tuple(name for name in FOCUSES if name not in ("none", "contrast", "beside"))
+FOCUSES_COMPARED = tuple(name for name in FOCUSES if name not in ("none", "contrast", "beside"))
 """Ways to look. If asked for: `contrast`, which runs the model twice, and `beside`, which is `crop`
 in models that take one image."""
 
@@ -46,10 +46,10 @@ class Plan:
 
     Attributes:
         sources: grounders, and `oracle` and `random`.
-        foci: ways to look.
-        scenes: test scenes of each clutter level, of which the questions about details are asked.
+        focuses: ways to look.
+        scenes: test scenes of each number of objects, whose questions about details are asked.
         validation_scenes: the same for choosing doses.
-        clutter: numbers of objects.
+        num_objects: numbers of objects.
         side: of the scenes' canvases, pixels (`cof.tiny.scenes.make_scene`).
         strengths: lambdas tried for a focus that has one, the mildest first.
         expands: alphas tried for one that has none.
@@ -62,10 +62,10 @@ class Plan:
     """
 
     sources: tuple[str, ...] = SOURCES
-    foci: tuple[str, ...] = FOCI
+    focuses: tuple[str, ...] = FOCUSES_COMPARED
     scenes: int = 16
     validation_scenes: int = 5
-    clutter: tuple[int, ...] = CLUTTER
+    num_objects: tuple[int, ...] = NUM_OBJECTS
     side: int = SIDE
     strengths: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0, 32.0)
     expands: tuple[float, ...] = (1.0, 1.5, 2.5)
@@ -78,7 +78,7 @@ class Plan:
             "grounder": {*GROUNDERS, *GIVEN} - {"given", "none"},
             "focus": set(FOCUSES) - {"none"},
         }
-        for kind, names in (("grounder", self.sources), ("focus", self.foci)):
+        for kind, names in (("grounder", self.sources), ("focus", self.focuses)):
             unknown = [name for name in names if name not in known[kind]]
             if unknown or not names:
                 raise CofError(
@@ -141,7 +141,7 @@ def run_matrix(
         engine,
         work,
         sizes,
-        clutter=plan.clutter,
+        num_objects=plan.num_objects,
         side=plan.side,
         limit=plan.limit,
         batch_size=plan.batch_size,
@@ -160,7 +160,8 @@ def run_matrix(
         for split in sizes
     }
     tried = {
-        focus: [Cell("prompt", dose) for dose in plan.doses(focus, settings)] for focus in plan.foci
+        focus: [Cell("prompt", dose) for dose in plan.doses(focus, settings)]
+        for focus in plan.focuses
     }
     with progress_bar(console) as bar:
         every = list(itertools.chain.from_iterable(tried.values()))

@@ -6,11 +6,12 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cof.boxes import FULL, intersection
 from cof.eval.tasks import Example
+from cof.geometry.boxes import FULL, XYXY, intersection
+from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import processed
 from cof.settings import Settings
-from cof.types import EVERYTHING, XYXY, Region, Scope
+from cof.types import Scope
 
 Where = Literal["plain", "whole", "cof", "oracle", "random"]
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
+from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.eval.compare import Comparison
-from cof.eval.data.base import Benchmark, Wording
+from cof.eval.data.base import Benchmark, PromptStyle
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
@@ -22,7 +23,6 @@ from cof.eval.report.paper import FIGURES, gathered, with_sum, write_paper
 from cof.eval.report.summary import write_summary
 from cof.eval.rules import Rules
 from cof.settings import PRESETS, Settings, preset
-from cof.types import Engine
 
 PARITY = "cof (released code)"
 
@@ -69,7 +69,11 @@ class Part:
 
 
 def parts(
-    data: Path, *, rules: Rules = "official", wording: Wording = "llava", limit: int | None = None
+    data: Path,
+    *,
+    rules: Rules = "official",
+    prompt_style: PromptStyle = "llava",
+    limit: int | None = None,
 ) -> list[Part]:
     """What of the paper's data a folder holds.
 
@@ -86,7 +90,7 @@ def parts(
             for path in entries
             if re.fullmatch(pattern, path.relative_to(data).as_posix(), re.IGNORECASE)
         ]
-        task = reader(places[0], rules, wording, None, limit) if places else None
+        task = reader(places[0], rules, prompt_style, None, limit) if places else None
         found.append(Part(name, task))
     return found
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.eval.tasks import Embedded, Example
 from cof.images import load_image
-from cof.types import Decoding, EncodedImage, Engine, Request
+from cof.types import Decoding, EncodedImage, Request
 
 _ORIENTATION = 0x0112
 _SIDES_EXCHANGED = (5, 6, 7, 8)  # values of EXIF's orientation

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cof.boxes import FULL, centre, contains_point, iou, union
 from cof.eval.stats import Interval, mcnemar, paired_difference, wilson
 from cof.eval.store import Record, found_region
 from cof.eval.tasks import Example
+from cof.geometry.boxes import FULL, centre, contains_point, iou, union
 
 Groups = Mapping[str, Callable[[Example], bool]]
 """Name of a group -> which examples are in it."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cof.engines.base import Engine
+from cof.engines.transformers.option_scoring import likelihoods
 from cof.errors import CofError
 from cof.eval.buckets import buckets, image_tokens
 from cof.eval.methods import Method
@@ -16,11 +18,11 @@ from cof.eval.pictures import encoded
 from cof.eval.store import ENCODING, GROUNDING, Record, Store, found_region, logged, times_path
 from cof.eval.tasks import Example, Task
 from cof.focuses import AttentionFocus
+from cof.geometry.regions import Region
 from cof.grounders import PromptGrounder, confidence
-from cof.likelihood import likelihoods
-from cof.parsing import parse_boxes, parse_released
+from cof.prompting.box_parsing import parse_boxes, parse_released
 from cof.settings import Settings
-from cof.types import Decoding, EncodedImage, Engine, Generation, Region, Request
+from cof.types import Decoding, EncodedImage, Generation, Request
 
 Progress = Callable[[int], None]
 """Called with the number of replies that have come in since the last call."""

@@ -108,7 +108,7 @@ def comparison(run: Run, rules: Rules | None = None) -> tuple[Benchmark, Replies
     task = BENCHMARKS[about["benchmark"]](
         run.folder,  # in place of the data, which is not read
         rules=rules or run.results["rules"],
-        wording=about["wording"],
+        prompt_style=about["prompt_style"],
         limit=about["limit"],
         shard=shard,
     )
@@ -180,7 +180,7 @@ def _pictures(run: Run) -> Pictures:
     images = None if place["images"] is None else folder / place["images"]
     try:
         task = BENCHMARKS[about["benchmark"]](
-            folder / place["path"], wording=about["wording"], images=images
+            folder / place["path"], prompt_style=about["prompt_style"], images=images
         )
         return {example.id: example.image for example in task.read([])}
     except (CofError, OSError):

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cof.engines.base import Engine
 from cof.eval.about import about_engine, check_same_run, digest
 from cof.tiny.benchmark import write_benchmark
-from cof.types import Engine
 
 
 def drawn(
@@ -16,7 +16,7 @@ def drawn(
     work: Path,
     scenes: Mapping[str, int],
     *,
-    clutter: Sequence[int],
+    num_objects: Sequence[int],
     side: int,
     **others: Any,
 ) -> dict[str, Any]:
@@ -25,8 +25,8 @@ def drawn(
     Args:
         engine: the model.
         work: the study's folder; a split goes to a folder of its own in it.
-        scenes: how many of each clutter level, by split.
-        clutter, side: as of `cof.tiny.benchmark.write_benchmark`.
+        scenes: how many of each num_objects level, by split.
+        num_objects, side: as of `cof.tiny.benchmark.write_benchmark`.
         others: what else must be the same for all answers.
 
     Returns:
@@ -36,7 +36,7 @@ def drawn(
         CofError: `work` holds answers of another model or to other questions.
     """
     paths = [
-        write_benchmark(work / split, split, clutter=clutter, scenes=number, side=side)
+        write_benchmark(work / split, split, num_objects=num_objects, scenes=number, side=side)
         for split, number in scenes.items()
     ]
     questions = digest("".join(path.read_text("utf-8") for path in paths))

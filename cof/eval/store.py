@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cof.errors import CofError
-from cof.types import Region
+from cof.geometry.regions import Region
 
 GROUNDING = "grounding"
 ENCODING = "encoding"

@@ -24,7 +24,7 @@ from cof.eval.store import GROUNDING, write_atomically
 from cof.eval.sweep import Grid
 from cof.eval.tasks import Example, SceneTask
 from cof.settings import Settings
-from cof.tiny.benchmark import CLUTTER, FINE, KINDS
+from cof.tiny.benchmark import FINE, KINDS, NUM_OBJECTS
 from cof.tiny.scenes import SIDE
 from cof.types import Scope
 
@@ -39,9 +39,9 @@ class Plan:
     """How large a study is.
 
     Attributes:
-        scenes: test scenes of each clutter level.
+        scenes: test scenes of each num_objects level.
         validation_scenes: the same for the split on which settings are chosen.
-        clutter: numbers of objects.
+        num_objects: numbers of objects.
         side: of the scenes' canvases, pixels (`cof.tiny.scenes.make_scene`).
         strengths, expands, scopes: the grid of lambda, alpha and scope.
         batch_size: questions in one forward pass.
@@ -52,7 +52,7 @@ class Plan:
 
     scenes: int = 32
     validation_scenes: int = 8
-    clutter: tuple[int, ...] = CLUTTER
+    num_objects: tuple[int, ...] = NUM_OBJECTS
     side: int = SIDE
     strengths: tuple[float, ...] = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
     expands: tuple[float, ...] = (1.0, 1.3, 1.6)
@@ -215,23 +215,23 @@ def _curve(replies: Replies, methods: Sequence[Method]) -> list[Any]:
     return rows
 
 
-def _within(kinds: Sequence[str], clutter: int | None = None) -> Callable[[Example], bool]:
-    return lambda e: e.kind in kinds and clutter in (None, e.clutter)
+def _within(kinds: Sequence[str], num_objects: int | None = None) -> Callable[[Example], bool]:
+    return lambda e: e.kind in kinds and num_objects in (None, e.num_objects)
 
 
 def _fine_groups(plan: Plan) -> Groups:
-    levels = {f"fine, {n} objects": _within(FINE, n) for n in plan.clutter}
+    levels = {f"fine, {n} objects": _within(FINE, n) for n in plan.num_objects}
     return {"fine": _within(FINE), **levels}
 
 
 def _groups(plan: Plan) -> Groups:
-    levels = {f"all, {n} objects": _within(KINDS, n) for n in plan.clutter}
+    levels = {f"all, {n} objects": _within(KINDS, n) for n in plan.num_objects}
     kinds = {kind: _within((kind,)) for kind in KINDS}
     return {**_fine_groups(plan), "all": _within(KINDS), **levels, **kinds}
 
 
 def _grounding_groups(plan: Plan) -> Groups:
-    levels = {f"{n} objects": _within(KINDS, n) for n in plan.clutter}
-    fine = {f"fine, {n} objects": _within(FINE, n) for n in plan.clutter}
+    levels = {f"{n} objects": _within(KINDS, n) for n in plan.num_objects}
+    fine = {f"fine, {n} objects": _within(FINE, n) for n in plan.num_objects}
     kinds = {kind: _within((kind,)) for kind in KINDS}
     return {"all": _within(KINDS), **levels, "fine": _within(FINE), **fine, **kinds}

@@ -39,7 +39,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
         from openpyxl.cell import WriteOnlyCell
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ModuleNotFoundError as error:
-        raise CofError("Writing xlsx files takes openpyxl: pip install 'cof[eval]'.") from error
+        raise CofError("PartialBox xlsx files takes openpyxl: pip install 'cof[eval]'.") from error
     if not answers.is_file():
         raise CofError(f"There are no answers in {answers}: run `cof eval mmbench` first.")
     store = Store(answers)

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.eval.about import about_engine, asked_digest, check_same_run, digest, progress_bar
 from cof.eval.chosen import Chosen
@@ -28,7 +29,7 @@ from cof.eval.scoring import Score
 from cof.eval.store import write_atomically
 from cof.eval.tasks import Example, Task
 from cof.settings import Settings
-from cof.types import Engine, Scope
+from cof.types import Scope
 
 CHOSEN = "chosen.json"
 
@@ -184,7 +185,7 @@ class Sweep:
             "benchmark": task.name,
             "part": task.part,
             "rules": task.rules,
-            "wording": task.wording,
+            "prompt_style": task.prompt_style,
             "data": asked_digest(examples),
             **about_engine(engine),
             "base": self.settings.as_dict(),

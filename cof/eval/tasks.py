@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from cof.errors import CofError
 from cof.eval.scoring import Score, exact_match
+from cof.geometry.boxes import XYXY
 from cof.tiny.scenes import COLORS, LETTERS, SHAPES
-from cof.types import XYXY
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Example:
         answer: the true answer.
         region: the true region, xyxy in 0..1 of the image; None: the whole image, or unknown.
         kind: category by which results are broken down.
-        clutter: number of objects in the picture; None: unknown.
+        num_objects: number of objects in the picture; None: unknown.
         single: whether the region is that of exactly one object.
         question: what stage 1 is asked about where that is not the prompt; empty: the prompt.
         options: of a multiple-choice question, in the order A, B, C, ...
@@ -60,7 +60,7 @@ class Example:
     answer: str
     region: XYXY | None = None
     kind: str = ""
-    clutter: int | None = None
+    num_objects: int | None = None
     single: bool = False
     question: str = ""
     options: tuple[str, ...] = ()
@@ -157,6 +157,6 @@ class SceneTask:
             answer=record["answer"],
             region=None if region is None else tuple(region),
             kind=record["kind"],
-            clutter=record["clutter"],
+            num_objects=record["num_objects"],
             single=len(record["targets"]) == 1,
         )

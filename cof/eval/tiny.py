@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from cof.engines.base import Engine
 from cof.eval.about import about_engine, check_same_run, digest, progress_bar
 from cof.eval.halving import best_of
 from cof.eval.methods import PLAIN, Method
@@ -23,7 +24,6 @@ from cof.eval.study import Plan, choice_of, gathered, others, replies_of
 from cof.eval.tasks import SceneTask
 from cof.grounders import PromptGrounder
 from cof.tiny.benchmark import write_benchmark
-from cof.types import Engine
 
 
 def run_study(engine: Engine, plan: Plan, out: Path, *, console: Console) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def run_study(engine: Engine, plan: Plan, out: Path, *, console: Console) -> dic
 
 
 def _task(folder: Path, split: str, scenes: int, plan: Plan) -> SceneTask:
-    write_benchmark(folder, split, clutter=plan.clutter, scenes=scenes, side=plan.side)
+    write_benchmark(folder, split, num_objects=plan.num_objects, scenes=scenes, side=plan.side)
     return SceneTask(folder, limit=plan.limit)
 
 

@@ -6,8 +6,7 @@ its boxes (`frames`), its dialect, and where the bias goes. `tests/test_families
 the placement against the model's own features, and the bias against the formula.
 """
 
-from cof.families.fallback import probed
 from cof.families.family import Family
 from cof.families.table import DIALECTS, FAMILIES, dialect_of, family_of
 
-__all__ = ["DIALECTS", "FAMILIES", "Family", "dialect_of", "family_of", "probed"]
+__all__ = ["DIALECTS", "FAMILIES", "Family", "dialect_of", "family_of"]

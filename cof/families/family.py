@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cof.boxes import Frame
-from cof.prompts import Dialect
+from cof.geometry.boxes import Frame
+from cof.prompting.dialects import Dialect
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Family:
     Attributes:
         name: for people.
         model_types: `model_type` of the config.json files it covers.
-        site: where the bias goes, a key of `cof.sites.SITES`.
+        adapter: where the bias goes, a key of `decoder_adapter.ADAPTERS`.
         dialect: how it is asked for a box and writes it.
         brightness: `(the processor's output for one image, config)` -> mean brightness of each
             image token, `(grid_h, grid_w)`, or `(tokens,)` where they are no single raster.
@@ -41,7 +41,7 @@ class Family:
 
     name: str
     model_types: tuple[str, ...]
-    site: Literal["decoder", "qformer", "mllama", "kosmos2"]
+    adapter: Literal["decoder", "qformer", "mllama", "kosmos2"]
     dialect: Dialect
     brightness: Callable[[Mapping[str, Any], Any], NDArray[np.float64]]
     frame: Callable[[tuple[int, int], Any], Frame]
@@ -56,7 +56,7 @@ class Family:
     @property
     def takes_two(self) -> bool:
         """Whether it can be shown two images at once."""
-        return self.site == "decoder" and self.second
+        return self.adapter == "decoder" and self.second
 
     @property
     def answer_type(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from cof.boxes import Frame
+from cof.geometry.boxes import Frame
 
 
 def whole_image(image_wh: tuple[int, int], image_processor: Any) -> Frame:

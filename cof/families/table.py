@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from cof.errors import CofError
-from cof.families import frames, tokens
-from cof.families.fallback import assumed
+from cof.families import frames, token_means
+from cof.families.assumed import assumed
 from cof.families.family import Family
-from cof.prompts import (
+from cof.prompting.dialects import (
     GEMMA4,
     GLM,
     INTERNVL,
@@ -30,10 +30,10 @@ DIALECTS = {"tiny": TINY}
 _LLAVA = Family(
     name="LLaVA-1.5",
     model_types=("llava",),
-    site="decoder",
+    adapter="decoder",
     dialect=LLAVA,
     prompt="USER: <image>\n{prompt} ASSISTANT:",
-    brightness=tokens.patch_grid,
+    brightness=token_means.patch_grid,
     lead=lambda config: 0 if config.vision_feature_select_strategy == "default" else 1,
     frame=frames.clip,
     prefill=True,
@@ -43,9 +43,9 @@ _PIXTRAL = Family(
     name="Mistral 3",
     model_types=("mistral3",),
     prefill=True,
-    site="decoder",
+    adapter="decoder",
     dialect=LLAVA,
-    brightness=tokens.pixtral,
+    brightness=token_means.pixtral,
     frame=frames.whole_image,
     prompt="<s>[INST]{prompt}\n[IMG][/INST]",
 )
@@ -53,35 +53,35 @@ _QWEN3 = Family(
     name="Qwen3-VL",
     model_types=("qwen3_vl", "qwen3_vl_moe"),
     prefill=True,
-    site="decoder",
+    adapter="decoder",
     dialect=QWEN3,
-    brightness=tokens.merged_grid,
+    brightness=token_means.merged_grid,
     frame=frames.thousandths,
 )
 _GLM = Family(
     name="GLM-4V",
     model_types=("glm4v", "glm4v_moe", "glm46v"),
     prefill=True,
-    site="decoder",
+    adapter="decoder",
     dialect=GLM,
-    brightness=tokens.merged_grid,
+    brightness=token_means.merged_grid,
     frame=frames.thousandths,
 )
 _TILES = Family(
     name="Idefics3",
     model_types=("idefics3",),
     prefill=True,
-    site="decoder",
+    adapter="decoder",
     dialect=PAPER,
-    brightness=tokens.idefics3,
+    brightness=token_means.idefics3,
     frame=frames.whole_image,
 )
 _BLIP = Family(
     name="InstructBLIP",
     model_types=("instructblip",),
-    site="qformer",
+    adapter="qformer",
     dialect=PAPER,
-    brightness=tokens.patch_grid,
+    brightness=token_means.patch_grid,
     lead=lambda config: 1,
     frame=frames.whole_image,
 )
@@ -92,9 +92,9 @@ FAMILIES: tuple[Family, ...] = (
         name="LLaVA-NeXT",
         model_types=("llava_next",),
         prefill=True,
-        site="decoder",
+        adapter="decoder",
         dialect=LLAVA,
-        brightness=tokens.llava_next,
+        brightness=token_means.llava_next,
         frame=frames.whole_image,
         prompt="USER: <image>\n{prompt} ASSISTANT:",
     ),
@@ -102,9 +102,9 @@ FAMILIES: tuple[Family, ...] = (
         name="LLaVA-OneVision",
         model_types=("llava_onevision",),
         prefill=True,
-        site="decoder",
+        adapter="decoder",
         dialect=LLAVA,
-        brightness=tokens.llava_onevision,
+        brightness=token_means.llava_onevision,
         frame=frames.whole_image,
         prompt="<|im_start|>user <image>\n{prompt}<|im_end|><|im_start|>assistant\n",
     ),
@@ -133,18 +133,18 @@ FAMILIES: tuple[Family, ...] = (
         name="InternVL",
         model_types=("internvl",),
         prefill=True,
-        site="decoder",
+        adapter="decoder",
         dialect=INTERNVL,
-        brightness=tokens.internvl,
+        brightness=token_means.internvl,
         frame=frames.thousandths,
     ),
     _GLM,
     Family(
         name="Gemma 3",
         model_types=("gemma3",),
-        site="decoder",
+        adapter="decoder",
         dialect=PAPER,
-        brightness=tokens.gemma3,
+        brightness=token_means.gemma3,
         frame=frames.whole_image,
         prefill=True,
         bidirectional=lambda config: True,
@@ -152,9 +152,9 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="Gemma 4",
         model_types=("gemma4",),
-        site="decoder",
+        adapter="decoder",
         dialect=GEMMA4,
-        brightness=tokens.gemma4,
+        brightness=token_means.gemma4,
         frame=frames.thousandths,
         prefill=True,
         # the larger ones, in the layers with sliding windows
@@ -174,23 +174,23 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("video_llama_3",),
         dialect=LLAVA,
         frame=frames.whole_image,
-        brightness=tokens.video_llama3,
+        brightness=token_means.video_llama3,
     ),
     Family(
         name="Janus",
         model_types=("janus",),
-        site="decoder",
+        adapter="decoder",
         dialect=LLAVA,
-        brightness=tokens.patch_grid,
+        brightness=token_means.patch_grid,
         frame=frames.padded_square,
         prefill=True,
     ),
     Family(
         name="DeepSeek-VL",
         model_types=("deepseek_vl",),
-        site="decoder",
+        adapter="decoder",
         dialect=LLAVA,
-        brightness=tokens.patch_grid,
+        brightness=token_means.patch_grid,
         frame=frames.padded_square,
         prefill=True,
     ),
@@ -200,14 +200,14 @@ FAMILIES: tuple[Family, ...] = (
         _TILES,
         name="Aya Vision",
         model_types=("aya_vision",),
-        brightness=tokens.aya_vision,
+        brightness=token_means.aya_vision,
     ),
     Family(
         name="PaliGemma",
         model_types=("paligemma",),
-        site="decoder",
+        adapter="decoder",
         dialect=PALIGEMMA,
-        brightness=tokens.patch_grid,
+        brightness=token_means.patch_grid,
         frame=frames.locations,
         prompt="<image>{bos}{prompt}\n",
         prefill=False,  # nor can it: its image tokens see the question
@@ -219,9 +219,9 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="Llama 3.2 Vision",
         model_types=("mllama",),
-        site="mllama",
+        adapter="mllama",
         dialect=LLAVA,
-        brightness=tokens.mllama,
+        brightness=token_means.mllama,
         frame=frames.whole_image,
         prompt="<|image|>{bos}{prompt}",
     ),
@@ -229,7 +229,7 @@ FAMILIES: tuple[Family, ...] = (
         _BLIP,
         name="Kosmos-2",
         model_types=("kosmos-2",),
-        site="kosmos2",
+        adapter="kosmos2",
         dialect=KOSMOS2,
         frame=frames.cells,
     ),
@@ -239,7 +239,7 @@ FAMILIES: tuple[Family, ...] = (
 def family_of(config: Any) -> Family:
     """The family of a model's config.
 
-    One of an unknown type gets `cof.families.fallback.assumed`, to be checked once it is loaded.
+    One of an unknown type gets `assumed.assumed`, to be checked once it is loaded.
 
     Raises:
         CofError: its type is unknown, and it lacks what is needed to assume anything.

@@ -1,7 +1,7 @@
 """Where to look: a grounder turns questions about images into regions (stage 1 of the paper).
 
-To add one: a frozen dataclass with `asks`, `build` and `locate`, a line in `GROUNDERS`, and its
-name in `cof.settings.GrounderName`.
+To add one: a file with a frozen dataclass (`cof.grounders.base.Grounder`), and a line in
+`GROUNDERS`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from cof.grounders.base import Grounder
 from cof.grounders.detector import DetectorGrounder
 from cof.grounders.given import GivenGrounder, NoneGrounder, WholeGrounder
 from cof.grounders.logits import LogitsGrounder
-from cof.grounders.prompt import PromptGrounder, confidence
+from cof.grounders.prompt import PromptGrounder
 from cof.grounders.relevance import RelevanceGrounder
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "PromptGrounder",
     "RelevanceGrounder",
     "WholeGrounder",
-    "confidence",
 ]
 
 GROUNDERS: dict[str, type[Grounder]] = {

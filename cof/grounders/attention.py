@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cof.grounders.maps import chosen_layers, grounding, picture_id, state_reader
-from cof.heat import heat_map
-from cof.prompts import SHORT_ANSWER, first_line
-from cof.settings import Settings
-from cof.types import Engine, Grounding, Region, Request
+from cof.engines.base import Engine
+from cof.geometry.heatmap import heat_map
+from cof.grounders.maps import chosen_layers, grounding, image_id, state_reader
+from cof.prompting.dialects import SHORT_ANSWER, first_line
+from cof.types import Grounding, Request
 
 GENERIC = "Write a general description of the image."
 """ViCrop's question without an object."""
@@ -26,7 +26,7 @@ class AttentionGrounder:
     The attention that the answer's first token pays to each image token, averaged over heads, is
     divided by the same under a generic question, so that what attracts attention whatever is asked
     (sinks, the picture's middle) falls out. One pass for each question and one for each picture's
-    generic question, nothing is decoded. The box: `cof.heat.sliding_window`.
+    generic question, nothing is decoded. The box: `heatmap.sliding_window`.
 
     Departures: the mean of the generic attention is added to the divisor (`smoothing`), because a
     ratio alone is largest where the generic question leaves a token all but unread (of 70 questions
@@ -38,22 +38,20 @@ class AttentionGrounder:
     nothing.
 
     Attributes:
-        layers: whose attention is averaged; None: the one at `depth`.
+        grounder_layers: whose attention is averaged; None: the one at `depth`.
         depth: of the default layer, as a share of all: ViCrop's layer 14 of LLaVA-1.5-7B's 32.
         smoothing: how many times the mean generic attention is added to the divisor; 0: the
             paper's ratio.
         min_confidence: boxes that hold less of the map's heat count as not found.
     """
 
-    asks: ClassVar[int] = 2
-    layers: tuple[int, ...] | None = None
+    help: ClassVar[str] = "where its attention goes (ViCrop)"
+    engine_calls: ClassVar[int] = 2
+    reads_states: ClassVar[bool] = True
+    grounder_layers: tuple[int, ...] | None = None
     depth: float = 14 / 32
     smoothing: float = 1.0
     min_confidence: float = 0.0
-
-    @classmethod
-    def build(cls, settings: Settings, regions: Sequence[Region | None]) -> AttentionGrounder:
-        return cls(layers=settings.grounder_layers, min_confidence=settings.min_confidence)
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         reader = state_reader(engine, "attention")
@@ -62,7 +60,7 @@ class AttentionGrounder:
             for request in requests
         ]
         generic = {
-            picture_id(request): Request(request.image, GENERIC + SHORT_ANSWER)
+            image_id(request): Request(request.image, GENERIC + SHORT_ANSWER)
             for request in requests
         }
         weights = reader.image_attentions([*asked, *generic.values()])
@@ -80,7 +78,7 @@ class AttentionGrounder:
         attention: NDArray[np.float32],
         without: dict[int, NDArray[np.float32]],
     ) -> Grounding:
-        generic = without[picture_id(request)]
+        generic = without[image_id(request)]
         if np.allclose(attention, generic, rtol=1e-3):
             return Grounding(
                 None, reason="The model's attention to the image is the same for any question."
@@ -95,4 +93,6 @@ class AttentionGrounder:
         """`(layers, heads, *tokens)` -> `(*tokens,)`."""
         layers = len(weights)
         default = [min(round(self.depth * layers), layers - 1)]
-        return np.asarray(weights[chosen_layers(self.layers, default, layers)].mean((0, 1)))
+        return np.asarray(
+            weights[chosen_layers(self.grounder_layers, default, layers)].mean((0, 1))
+        )

@@ -6,40 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cof.engines.base import Engine
 from cof.errors import CofError
-from cof.settings import Settings
-from cof.types import EVERYTHING, Engine, Grounding, Region, Request
+from cof.geometry.regions import EVERYTHING
+from cof.types import Grounding, Request
 
 
 @dataclass(frozen=True)
 class GivenGrounder:
-    """The caller's own regions, one for each request."""
+    """The caller's own regions (`Request.region`)."""
 
-    asks: ClassVar[int] = 0
-    regions: tuple[Region | None, ...]
-
-    @classmethod
-    def build(cls, settings: Settings, regions: Sequence[Region | None]) -> GivenGrounder:
-        return cls(tuple(regions))
+    help: ClassVar[str] = "your own boxes, polygon or mask"
+    engine_calls: ClassVar[int] = 0
+    reads_states: ClassVar[bool] = False
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
-        if len(self.regions) != len(requests) or None in self.regions:
+        if any(request.region is None for request in requests):
             raise CofError(
                 "grounder 'given' needs a region with every question: pass boxes, a polygon or "
                 "a mask (command line: --box x1 y1 x2 y2)."
             )
-        return [Grounding(region) for region in self.regions]
+        return [Grounding(request.region) for request in requests]
 
 
 @dataclass(frozen=True)
 class WholeGrounder:
     """Every image token: Table II's "reweight" without "ground"."""
 
-    asks: ClassVar[int] = 0
-
-    @classmethod
-    def build(cls, settings: Settings, regions: Sequence[Region | None]) -> WholeGrounder:
-        return cls()
+    help: ClassVar[str] = "every image token (the paper's ablation)"
+    engine_calls: ClassVar[int] = 0
+    reads_states: ClassVar[bool] = False
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         return [Grounding(EVERYTHING)] * len(requests)
@@ -49,11 +45,9 @@ class WholeGrounder:
 class NoneGrounder:
     """Nowhere: the plain model."""
 
-    asks: ClassVar[int] = 0
-
-    @classmethod
-    def build(cls, settings: Settings, regions: Sequence[Region | None]) -> NoneGrounder:
-        return cls()
+    help: ClassVar[str] = "nowhere: the plain model"
+    engine_calls: ClassVar[int] = 0
+    reads_states: ClassVar[bool] = False
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         return [Grounding(None, reason="No grounding was asked for.")] * len(requests)

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from cof.grounders.maps import grounding, picture_id, state_reader
-from cof.heat import heat_map
-from cof.settings import Settings
-from cof.types import Engine, Grounding, Region, Request
-from cof.words import object_words
+from cof.engines.base import Engine
+from cof.geometry.heatmap import heat_map
+from cof.grounders.maps import grounding, image_id, state_reader
+from cof.prompting.noun_phrases import object_words
+from cof.types import Grounding, Request
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class LogitsGrounder:
     object is, its name is more probable. The map of each word is scaled to sum 1; those of an
     object's words are averaged, and of several objects the highest value counts. One pass for
     each picture, whatever is asked about it, nothing is decoded. The box:
-    `cof.heat.sliding_window`.
+    `heatmap.sliding_window`.
 
-    Departures: objects are found by `cof.words.object_words`, not by a parser; all words of an
+    Departures: objects are found by `noun_phrases.object_words`, not by a parser; all words of an
     object are read, not the first token of its name alone, which would be the colour of a "red
     umbrella"; and of several words the mean is taken.
 
@@ -36,20 +36,18 @@ class LogitsGrounder:
         min_confidence: boxes that hold less of the map's heat count as not found.
     """
 
-    asks: ClassVar[int] = 0  # what an image's prefix keeps is of no use: all its states are read
+    help: ClassVar[str] = "where image tokens predict the question's objects (VGA)"
+    engine_calls: ClassVar[int] = 0  # a cached prefix is of no use: all its states are read
+    reads_states: ClassVar[bool] = True
     min_confidence: float = 0.0
-
-    @classmethod
-    def build(cls, settings: Settings, regions: Sequence[Region | None]) -> LogitsGrounder:
-        return cls(min_confidence=settings.min_confidence)
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         reader = state_reader(engine, "logits")
         phrases = [object_words(request.prompt) for request in requests]
-        images = {picture_id(request): request.image for request in requests}
+        images = {image_id(request): request.image for request in requests}
         words: dict[int, dict[str, int]] = {picture: {} for picture in images}
         for request, of in zip(requests, phrases, strict=True):
-            known = words[picture_id(request)]
+            known = words[image_id(request)]
             for word in (word for phrase in of for word in phrase.split()):
                 known.setdefault(word, len(known))
         maps = dict(
@@ -61,7 +59,7 @@ class LogitsGrounder:
         )
         groundings = []
         for request, of in zip(requests, phrases, strict=True):
-            picture, image_wh = picture_id(request), request.image.size
+            picture, image_wh = image_id(request), request.image.size
             centres = reader.token_centres(image_wh)
             seen = np.isfinite(centres.sum(-1))
             shares = maps[picture] / np.maximum(maps[picture][:, seen].sum(1), 1e-30).reshape(

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cof.engines.base import Engine, StateReader
 from cof.errors import CofError
-from cof.heat import HeatMap, sliding_window
-from cof.types import EncodedImage, Engine, Grounding, Region, Request, StateReader
+from cof.geometry.heatmap import HeatMap, sliding_window
+from cof.geometry.regions import Region
+from cof.types import Grounding, Request
 
 
 def state_reader(engine: Engine, grounder: str) -> StateReader:
@@ -26,10 +28,9 @@ def state_reader(engine: Engine, grounder: str) -> StateReader:
     return engine
 
 
-def picture_id(request: Request) -> int:
-    """The same for requests about the same picture, encoded or not."""
-    image = request.image
-    return id(image.image if isinstance(image, EncodedImage) else image)
+def image_id(request: Request) -> int:
+    """The same for requests about the same image, encoded or not."""
+    return id(request.pil_image)
 
 
 def chosen_layers(wanted: Sequence[int] | None, default: Sequence[int], layers: int) -> list[int]:

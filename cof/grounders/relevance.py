@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cof.engines.base import Engine
 from cof.errors import CofError
+from cof.geometry.heatmap import heat_map
 from cof.grounders.maps import chosen_layers, grounding, scaled, state_reader
-from cof.heat import heat_map
-from cof.settings import Settings
-from cof.types import Engine, Grounding, Region, Request
-from cof.words import object_words
+from cof.prompting.noun_phrases import object_words
+from cof.types import Grounding, Request
 
 EXISTENCE = "Is there a {phrase} in the image?"
 """FOCUS's prompt about one object."""
@@ -28,9 +28,9 @@ class RelevanceGrounder:
     its words and the image in the key-value cache. The cosine similarity of each of its tokens
     with the image tokens is averaged over layers, and the maps of its tokens are multiplied, so
     that only what resembles all of them stays; maps are scaled to 0..1 before each step. Of
-    several objects the highest value counts. The box: `cof.heat.sliding_window`.
+    several objects the highest value counts. The box: `heatmap.sliding_window`.
 
-    Departures: objects are found by `cof.words.object_words`, not by asking the model; layers are
+    Departures: objects are found by `object_words`, not by asking the model; layers are
     averaged (the paper's rollout multiplies the maps as matrices); and no crop is verified by
     asking the model whether the object is in it.
 
@@ -38,22 +38,20 @@ class RelevanceGrounder:
     scratch, its boxes are no better than random ones.
 
     Attributes:
-        layers: whose states are read; None: all from `depth` on.
+        grounder_layers: whose states are read; None: all from `depth` on.
         depth: where the default layers begin, as a share of all: the paper's layer 14 of
             LLaVA-1.5-7B's 32.
         states: `values` (the paper) or `keys`.
         min_confidence: boxes that hold less of the map's heat count as not found.
     """
 
-    asks: ClassVar[int] = 1
-    layers: tuple[int, ...] | None = None
+    help: ClassVar[str] = "where its states resemble the question's objects (FOCUS)"
+    engine_calls: ClassVar[int] = 1
+    reads_states: ClassVar[bool] = True
+    grounder_layers: tuple[int, ...] | None = None
     depth: float = 14 / 32
     states: Literal["values", "keys"] = "values"
     min_confidence: float = 0.0
-
-    @classmethod
-    def build(cls, settings: Settings, regions: Sequence[Region | None]) -> RelevanceGrounder:
-        return cls(layers=settings.grounder_layers, min_confidence=settings.min_confidence)
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         reader = state_reader(engine, "relevance")
@@ -84,7 +82,7 @@ class RelevanceGrounder:
         """`(layers, T, *tokens)` -> `(*tokens,)`, 0..1."""
         layers = len(similarity)
         default = range(round(self.depth * layers), layers)
-        chosen = similarity[chosen_layers(self.layers, default, layers)]
+        chosen = similarity[chosen_layers(self.grounder_layers, default, layers)]
         kept = chosen[np.isfinite(chosen).all(axis=tuple(range(1, chosen.ndim)))]
         if not len(kept):
             raise CofError(

@@ -2,7 +2,7 @@
 
 One line of `questions.jsonl` is one question:
 
-    id        `test-08-0003-digit-1`: split, clutter, scene, kind, number
+    id        `test-08-0003-digit-1`: split, num_objects, scene, kind, number
     image     path of the PNG, relative to the folder
     question  the whole prompt, answer suffix and options included
     answer    one word, digit, letter or option letter
@@ -11,7 +11,7 @@ One line of `questions.jsonl` is one question:
               null where that is the whole image
     targets   which of `boxes` those are
     boxes     every object's `[x1, y1, x2, y2]`, 0..1 of the image
-    clutter   number of objects
+    num_objects   number of objects
     split     validation or test
     seed      of the scene
 
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
+from cof.geometry.boxes import XYXY
 from cof.tiny.questions import (
     Question,
     choice,
@@ -43,11 +44,10 @@ from cof.tiny.questions import (
     verify_count,
 )
 from cof.tiny.scenes import SIDE, Scene, make_scene, render
-from cof.types import XYXY
 
 SPLITS = {"validation": 1_000_000, "test": 2_000_000}
-CLUTTER = (4, 8, 12, 16)
-MOST_SCENES = 10_000  # of one clutter level, so that seeds of levels and splits never meet
+NUM_OBJECTS = (4, 8, 12, 16)
+MOST_SCENES = 10_000  # of one num_objects level, so that seeds of levels and splits never meet
 
 FINE = ("digit", "letter", "color")
 """Kinds that need one small detail of one object: what coarse-to-fine looking is for."""
@@ -69,13 +69,13 @@ KINDS = tuple(_ASKED)
 PER_SCENE = sum(number for number, _ in _ASKED.values())
 
 
-def scene_seed(split: str, clutter: int, index: int) -> int:
+def scene_seed(split: str, num_objects: int, index: int) -> int:
     """Seed of the `index`-th scene of a level: more scenes or other levels change none.
 
     >>> scene_seed("test", 8, 3)
     2080003
     """
-    return SPLITS[split] + MOST_SCENES * clutter + index
+    return SPLITS[split] + MOST_SCENES * num_objects + index
 
 
 def questions(scene: Scene) -> list[Question]:
@@ -101,7 +101,7 @@ def write_benchmark(
     folder: Path,
     split: str,
     *,
-    clutter: Sequence[int] = CLUTTER,
+    num_objects: Sequence[int] = NUM_OBJECTS,
     scenes: int = 30,
     side: int = SIDE,
 ) -> Path:
@@ -110,7 +110,7 @@ def write_benchmark(
     Args:
         folder: where `images/` and `questions.jsonl` go; files of the same names are replaced.
         split: a key of `SPLITS`.
-        clutter: numbers of objects, 1..16 each.
+        num_objects: numbers of objects, 1..16 each.
         scenes: how many scenes of each; every fourth one of at most 8 objects is not square.
         side: of the canvases, pixels; above `SIDE` details are smaller than in training.
 
@@ -122,12 +122,12 @@ def write_benchmark(
     """
     if split not in SPLITS:
         raise CofError(f"There is no split {split!r}; there are {', '.join(SPLITS)}.")
-    check_scenes(clutter, scenes, side)
+    check_scenes(num_objects, scenes, side)
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for index in range(scenes):  # levels alternate, so that a part of the file has them all
-        for n in sorted(set(clutter)):
+        for n in sorted(set(num_objects)):
             scene = make_scene(scene_seed(split, n, index), n, square=index % 4 != 3, side=side)
             name = f"{split}-{n:02d}-{index:04d}"
             render(scene).save(images / f"{name}.png")
@@ -140,16 +140,16 @@ def write_benchmark(
 
 
 def check_scenes(
-    clutter: Sequence[int], scenes: int, side: int, *, fewest: int = 1, first: int = 0
+    num_objects: Sequence[int], scenes: int, side: int, *, fewest: int = 1, first: int = 0
 ) -> None:
     """What is asked to be drawn: `fewest`..16 objects, `scenes` of each number from `first` on.
 
     Raises:
         CofError: a number is out of range.
     """
-    if not clutter or not all(fewest <= n <= 16 for n in clutter):
+    if not num_objects or not all(fewest <= n <= 16 for n in num_objects):
         raise CofError(
-            f"clutter is one or more numbers of objects in {fewest}..16, such as 4,8,12,16."
+            f"num_objects is one or more numbers of objects in {fewest}..16, such as 4,8,12,16."
         )
     if not 1 <= scenes <= MOST_SCENES - first:
         raise CofError(f"scenes must be in 1..{MOST_SCENES - first}, not {scenes}.")
@@ -171,7 +171,7 @@ def _records(scene: Scene, split: str, name: str) -> Iterable[dict[str, Any]]:
             "region": rounded(question.region(scene)) if question.things else None,
             "targets": list(question.things),
             "boxes": boxes,
-            "clutter": len(scene.things),
+            "num_objects": len(scene.things),
             "split": split,
             "seed": scene.seed,
         }

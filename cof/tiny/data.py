@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from cof.tiny.scenes import SIDE, Scene, make_scene, render
 
 PAD = (122, 116, 104)  # CLIP's mean colour: what LlavaImageProcessor(do_pad=True) pads with
-CLUTTER = (1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16)  # drawn from uniformly
+NUM_OBJECTS = (1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16)  # drawn from uniformly
 WORKERS = max(1, (os.cpu_count() or 2) - 2)  # processes that make batches ahead
 TRAIN_SEEDS = 10_000_000  # training scenes count up from here; held-out splits stay below
 
@@ -45,7 +45,7 @@ def offset(wh: tuple[int, int]) -> tuple[int, int]:
 def pool_scene(index: int) -> Scene:
     """The scene of one pool entry; one in four is not square."""
     seed = TRAIN_SEEDS + index
-    n = CLUTTER[index * 7919 % len(CLUTTER)]
+    n = NUM_OBJECTS[index * 7919 % len(NUM_OBJECTS)]
     return make_scene(seed, n, square=index % 4 != 0)
 
 

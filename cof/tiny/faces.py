@@ -14,7 +14,7 @@ question (in MMBench's case for all its rotations):
     region       `[x1, y1, x2, y2]` around the objects one must see, 0..1 of the image; null: all
                  of it, as of an object that is not there
     boxes        every object's `[x1, y1, x2, y2]`, 0..1 of the image
-    clutter      number of objects
+    num_objects      number of objects
     single       whether the region is that of one object
     smallest_px  side of the smallest object asked about, pixels; null without any
     difficulty   easy, medium or hard (`difficulty`)
@@ -37,8 +37,8 @@ from typing import Any
 
 from PIL import Image
 
-from cof.boxes import union
-from cof.tiny.benchmark import CLUTTER, MOST_SCENES, check_scenes, rounded
+from cof.geometry.boxes import union
+from cof.tiny.benchmark import MOST_SCENES, NUM_OBJECTS, check_scenes, rounded
 from cof.tiny.questions import (
     YES_NO,
     Question,
@@ -73,7 +73,7 @@ _TASKS: dict[str, tuple[Asker, Callable[[str], bool]]] = {
 def write_faces(
     folder: Path,
     *,
-    clutter: Sequence[int] = CLUTTER,
+    num_objects: Sequence[int] = NUM_OBJECTS,
     scenes: int = 8,
     first: int = 0,
     side: int = SIDE,
@@ -82,7 +82,7 @@ def write_faces(
 
     Args:
         folder: where `mme/`, `pope/` and `mmbench/` go; files of the same names are replaced.
-        clutter: numbers of objects, 2..16 each.
+        num_objects: numbers of objects, 2..16 each.
         scenes: how many scenes of each number, for each benchmark.
         first: number of the first of them: those from `VALIDATION` on are for choosing settings.
         side: of the canvases, pixels; above `SIDE` details are smaller than in training.
@@ -90,19 +90,19 @@ def write_faces(
     Raises:
         CofError: a number out of range.
     """
-    check_scenes(clutter, scenes, side, fewest=2, first=first)
+    check_scenes(num_objects, scenes, side, fewest=2, first=first)
     for name, write in (("mme", _mme), ("pope", _pope), ("mmbench", _mmbench)):
         drawn = [
             make_scene(SEEDS[name] + MOST_SCENES * n + i, n, square=i % 4 != 3, side=side)
             for i in range(first, first + scenes)
-            for n in sorted(set(clutter))
+            for n in sorted(set(num_objects))
         ]
         (folder / name).mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(record) for record in write(folder / name, drawn)]
         (folder / name / "annotations.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def difficulty(clutter: int, smallest_px: int | None) -> str:
+def difficulty(num_objects: int, smallest_px: int | None) -> str:
     """One step up for more than 8 objects, one for a small object asked about; an object that is
     not there counts as a small one.
 
@@ -110,7 +110,7 @@ def difficulty(clutter: int, smallest_px: int | None) -> str:
     ('easy', 'medium', 'hard')
     """
     small = smallest_px is None or smallest_px <= DIAMETERS["small"][1]
-    return DIFFICULTIES[(clutter > 8) + small]
+    return DIFFICULTIES[(num_objects > 8) + small]
 
 
 def _mme(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
@@ -242,7 +242,7 @@ def _annotation(id: str, scene: Scene, things: Sequence[int]) -> dict[str, Any]:
         "scene": scene.seed,
         "region": region,
         "boxes": boxes,
-        "clutter": len(boxes),
+        "num_objects": len(boxes),
         "single": len(things) == 1,
         "smallest_px": smallest,
         "difficulty": difficulty(len(boxes), smallest),

@@ -10,10 +10,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cof.boxes import FULL, union
-from cof.prompts import OPTION_LETTER, SHORT_ANSWER
+from cof.geometry.boxes import FULL, XYXY, union
+from cof.prompting.dialects import OPTION_LETTER, SHORT_ANSWER
 from cof.tiny.scenes import COLORS, DIGITS, LETTERS, SHAPES, Scene, Thing
-from cof.types import XYXY
 
 YES_NO = " Please answer yes or no."
 COLOR_NAMES = tuple(COLORS)

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cof.types import XYXY
+from cof.geometry.boxes import XYXY
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 COLORS = {
@@ -173,7 +173,7 @@ def render(scene: Scene, scale: int = 1) -> Image.Image:
     corners = rng.integers(70, 190, size=(3, 3, 3), dtype=np.uint8)
     image = Image.fromarray(corners).resize((w, h), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
-    for _ in range(int(rng.integers(4, 10))):  # background clutter: faint strokes
+    for _ in range(int(rng.integers(4, 10))):  # background num_objects: faint strokes
         x1, x2 = (int(v) for v in rng.integers(0, w, 2))
         y1, y2 = (int(v) for v in rng.integers(0, h, 2))
         stroke = tuple(int(v) for v in rng.integers(60, 200, 3))

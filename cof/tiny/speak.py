@@ -207,11 +207,11 @@ class Asked(torch.utils.data.Dataset[tuple[Tensor, Batch]]):
         self.words = Words(make_tokenizer())
         things = [len(pool_scene(i).things) for i in range(args.pool)]
         self.order = np.argsort(things, kind="stable")
-        self.clutter = np.sort(things)
+        self.num_objects = np.sort(things)
 
     def __getitem__(self, step: int) -> tuple[Tensor, Batch]:
         rng = random.Random(f"speak-{step}")
-        reach = int(np.searchsorted(self.clutter, curriculum(step, self.args.steps), "right"))
+        reach = int(np.searchsorted(self.num_objects, curriculum(step, self.args.steps), "right"))
         index = [int(self.order[rng.randrange(reach)]) for _ in range(self.args.batch)]
         mix = DETAILS if step < READ * self.args.steps else LOGIC
         rows = [pack(pool_scene(i), rng, self.words, mix, self.args.sparse) for i in index]

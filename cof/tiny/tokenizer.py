@@ -2,7 +2,7 @@
 
 Byte-level BPE, so that any text can be asked, with whole words of the training questions as
 tokens. Three kinds of longer tokens save most of every sequence: a coordinate with its
-punctuation (a box is four tokens and still reads `[0.10, 0.24, 0.40, 0.56]`), the wording of
+punctuation (a box is four tokens and still reads `[0.10, 0.24, 0.40, 0.56]`), the prompt_style of
 prompts that never varies, and option labels.
 """
 
@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from cof.prompts import LLAVA_PROMPT, OPTION_LETTER, PAPER_PROMPT, SHORT_ANSWER, TINY
+from cof.prompting.dialects import LLAVA_PROMPT, OPTION_LETTER, PAPER_PROMPT, SHORT_ANSWER, TINY
 from cof.tiny.questions import KINDS, YES_NO, phrase
 from cof.tiny.scenes import SIDE, make_scene
 

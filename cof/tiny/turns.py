@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cof.boxes import union
+from cof.geometry.boxes import union
 from cof.tiny.data import offset
 from cof.tiny.model import GRID, PATCH
 from cof.tiny.questions import KINDS, phrase

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cof.boxes import Frame
+from cof.geometry.boxes import Frame
 
 
 def cells_of_pixels(

@@ -18,8 +18,8 @@ from cof.viz.readout import Readout, read
 from cof.viz.text import font_for, wrapped
 
 if TYPE_CHECKING:
+    from cof.engines.base import Engine
     from cof.pipeline import Answer
-    from cof.types import Engine
 
 PAPER = (255, 255, 255)
 INK = (28, 30, 38)
@@ -59,7 +59,7 @@ def draw(
     Args:
         answer: what to show.
         engine: the one that answered; None, or one that cannot tell its attention
-            (`cof.types.AttentionReader`): only the boxes are drawn.
+            (`cof.engines.base.AttentionReader`): only the boxes are drawn.
         plain: the plain model's answer, if known.
         truth: the right answer, if known; the others are then green or red.
         layers, heads: which to average the attention over; None: all.

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from cof.boxes import Frame, coverage_image
-from cof.types import XYXY, Region
+from cof.geometry.boxes import XYXY, Frame
+from cof.geometry.regions import Region, coverage_image
 from cof.viz.grid import lines, spread
 
 SHORTEST, LONGEST = 640, 960  # limits of a panel's longer side, pixels

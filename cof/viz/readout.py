@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cof.boxes import Frame
+from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofError, CofWarning
-from cof.focuses import FOCUSES
-from cof.parsing import native_wh
-from cof.types import AttentionReader, Engine, Highlight, Request
+from cof.geometry.boxes import Frame
+from cof.prompting.box_parsing import native_wh
+from cof.query import focus_request
+from cof.types import Highlight, Request
 from cof.viz.panels import Tokens
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ def _highlight(plain: Request, answer: Answer) -> Highlight | None:
     """What the pipeline had the engine highlight."""
     if answer.region is None:
         return None
-    focus = FOCUSES[answer.settings.focus].build(answer.settings)
-    return focus.apply(plain, answer.region).highlight
+    return focus_request(plain, answer.region, answer.settings).highlight
 
 
 def _chosen(what: str, numbers: Sequence[int] | None, available: int) -> list[int]:

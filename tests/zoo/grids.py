@@ -19,7 +19,7 @@ from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import
 )
 from transformers.models.video_llama_3.processing_video_llama_3 import VideoLlama3Processor
 
-from cof.processors import images_only
+from cof.families.processors import images_only
 from zoo.parts import SLIDING, TOWER, Made, chat, config, ids, text, words
 
 _ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}

@@ -17,7 +17,7 @@ from transformers.models.paligemma.processing_paligemma import PaliGemmaProcesso
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from cof.processors import Gemma4Processor, PixtralProcessor
+from cof.families.processors import Gemma4Processor, PixtralProcessor
 from zoo.parts import CLIP, SIGLIP, SLIDING, SQUARE, TOWER, Made, chat, config, ids, text, words
 
 

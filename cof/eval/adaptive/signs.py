@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cof.adaptive import Rule
-from cof.boxes import area, union
 from cof.eval.store import Record
 from cof.eval.tasks import Example
-from cof.types import XYXY
+from cof.geometry.boxes import XYXY, area, union
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

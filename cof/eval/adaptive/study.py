@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from cof.adaptive import save_rule
+from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.eval.about import progress_bar
 from cof.eval.adaptive.fitting import FOLDS, fit
@@ -26,9 +27,8 @@ from cof.eval.saved import Replies
 from cof.eval.splits import drawn
 from cof.eval.tasks import SceneTask
 from cof.settings import Settings
-from cof.tiny.benchmark import CLUTTER
+from cof.tiny.benchmark import NUM_OBJECTS
 from cof.tiny.scenes import SIDE
-from cof.types import Engine
 
 RULE = "rule.json"
 
@@ -38,9 +38,9 @@ class Plan:
     """How large a study on the embedded benchmark is.
 
     Attributes:
-        scenes: test scenes of each clutter level.
+        scenes: test scenes of each num_objects level.
         validation_scenes: the same for fitting.
-        clutter: numbers of objects.
+        num_objects: numbers of objects.
         side: of the scenes' canvases, pixels (`cof.tiny.scenes.make_scene`).
         strengths: lambdas that a rule may choose from.
         batch_size: questions in one forward pass.
@@ -50,7 +50,7 @@ class Plan:
 
     scenes: int = 32
     validation_scenes: int = 32
-    clutter: tuple[int, ...] = CLUTTER
+    num_objects: tuple[int, ...] = NUM_OBJECTS
     side: int = SIDE
     strengths: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0)
     batch_size: int = 48
@@ -82,7 +82,7 @@ def run_adaptation(
         engine,
         work,
         sizes,
-        clutter=plan.clutter,
+        num_objects=plan.num_objects,
         side=plan.side,
         limit=plan.limit,
         batch_size=plan.batch_size,

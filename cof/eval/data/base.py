@@ -12,7 +12,6 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from cof.boxes import region_from_boxes
 from cof.errors import CofError
 from cof.eval.chosen import Chosen
 from cof.eval.data.files import rows, shards
@@ -21,8 +20,9 @@ from cof.eval.pictures import picture
 from cof.eval.rules import RULES, Rules
 from cof.eval.scoring import Score
 from cof.eval.tasks import Embedded, Example
+from cof.geometry.regions import region_from_boxes
 
-Wording = Literal["llava", "llava-ocr", "official", "lmms-eval", "vlmevalkit", "tiny"]
+PromptStyle = Literal["llava", "llava-ocr", "official", "lmms-eval", "vlmevalkit", "tiny"]
 """Whose prompts: LLaVA-1.5's (`llava-ocr`: with recognised text, where the data has it), the
 benchmark's own, a harness's, or those that the embedded model was trained on."""
 
@@ -38,7 +38,7 @@ class Benchmark(ABC):
     Attributes:
         path: the folder or file.
         rules: how answers are read out of replies.
-        wording: of the prompts.
+        prompt_style: of the prompts.
         images: folder of the pictures where they are not beside the questions.
         limit: about so many questions, the first ones of each kind, without tearing groups apart.
         shard: `(i, n)`: only the i-th of n parts, i from 1; groups stay whole.
@@ -51,13 +51,13 @@ class Benchmark(ABC):
         stage_one: whether only the boxes of stage 1 are measured.
 
     Raises:
-        CofError: no such data, rules or wording, or a test part without a choice; reading the
+        CofError: no such data, rules or prompt_style, or a test part without a choice; reading the
             examples: the data has problems, or the choice was made on some of it.
     """
 
     path: Path
     rules: Rules = "official"
-    wording: Wording = "llava"
+    prompt_style: PromptStyle = "llava"
     images: Path | None = None
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
@@ -73,11 +73,11 @@ class Benchmark(ABC):
     def __post_init__(self) -> None:
         if self.rules not in RULES:
             raise CofError(f"There are no rules {self.rules!r}; there are {', '.join(RULES)}.")
-        if self.wording not in get_args(Wording):
-            known = ", ".join(get_args(Wording))
-            raise CofError(f"There is no wording {self.wording!r}; there are {known}.")
-        if self.wording == "llava-ocr" and not self.has_ocr:
-            raise CofError(f"{self.name} has no recognised text: its wording is llava.")
+        if self.prompt_style not in get_args(PromptStyle):
+            known = ", ".join(get_args(PromptStyle))
+            raise CofError(f"There is no prompt_style {self.prompt_style!r}; there are {known}.")
+        if self.prompt_style == "llava-ocr" and not self.has_ocr:
+            raise CofError(f"{self.name} has no recognised text: its prompt_style is llava.")
         if self.part not in get_args(Part):
             raise CofError(f"A part is {', '.join(get_args(Part))}, not {self.part!r}.")
         if not 0 < self.share <= 1:
@@ -183,12 +183,12 @@ class Benchmark(ABC):
 
     def _annotated(self, examples: list[Example], problems: list[str]) -> list[Example]:
         """With the true regions of `annotations.jsonl` beside the data, if there is one: lines
-        with id (of the question, or of its group), region, clutter and single."""
+        with id (of the question, or of its group), region, num_objects and single."""
         folder = self.path if self.path.is_dir() else self.path.parent
         path = folder / "annotations.jsonl"
         if not path.is_file():
             return examples
-        need = ("id", "region", "clutter", "single")
+        need = ("id", "region", "num_objects", "single")
         known: dict[str, dict[str, Any]] = {}
         for row in rows(path, need, problems):
             try:
@@ -203,11 +203,11 @@ class Benchmark(ABC):
 
 def _annotation(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a line of `annotations.jsonl` says of a question."""
-    region, clutter, single = fields["region"], fields["clutter"], fields["single"]
-    if not isinstance(single, bool) or not (clutter is None or isinstance(clutter, int)):
-        raise CofError("single is true or false, and clutter a number of objects or null.")
+    region, num_objects, single = fields["region"], fields["num_objects"], fields["single"]
+    if not isinstance(single, bool) or not (num_objects is None or isinstance(num_objects, int)):
+        raise CofError("single is true or false, and num_objects a number of objects or null.")
     box = None if region is None else region_from_boxes([region]).boxes[0]
-    return {"region": box, "clutter": clutter, "single": single}
+    return {"region": box, "num_objects": num_objects, "single": single}
 
 
 def selected(

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from cof.eval.data.base import Benchmark, Wording, percent
+from cof.eval.data.base import Benchmark, PromptStyle, percent
 from cof.eval.rules import OPTIONS, Rules
 from cof.eval.tasks import Example
-from cof.prompts import OPTION_LETTER
+from cof.prompting.dialects import OPTION_LETTER
 
 ROTATION = 10**6
 """Index of a question's k-th rotation: its own plus k times this (MMBench's files)."""
@@ -85,7 +85,9 @@ def rotated(options: Sequence[str], answer: str, turns: int) -> tuple[tuple[str,
     return moved, ascii_uppercase[(ascii_uppercase.index(answer) - turns) % len(options)]
 
 
-def choice_prompt(wording: Wording, question: str, options: Sequence[str], hint: str = "") -> str:
+def choice_prompt(
+    prompt_style: PromptStyle, question: str, options: Sequence[str], hint: str = ""
+) -> str:
     """A multiple-choice prompt in one of the field's wordings.
 
     >>> print(choice_prompt("llava", "What is it?", ["a cat", "a dog"]))
@@ -95,14 +97,14 @@ def choice_prompt(wording: Wording, question: str, options: Sequence[str], hint:
     Answer with the option's letter from the given choices directly.
     """
     lines = "\n".join(f"{ascii_uppercase[i]}. {option}" for i, option in enumerate(options))
-    if wording == "vlmevalkit":
+    if prompt_style == "vlmevalkit":
         told = f"Hint: {hint}\n" if hint else ""
         choose = "Please select the correct answer from the options above."
         return f"{told}Question: {question}\nOptions:\n{lines}\n{choose}"
-    if wording in ("official", "lmms-eval"):
+    if prompt_style in ("official", "lmms-eval"):
         told = f"{hint} " if hint else ""
         several = f"{told}{question} There are several options:\n{lines}"
         # the harness's suffix begins with a line break of its own
-        return f"{several}\n{OPTION_LETTER}" if wording == "lmms-eval" else several
+        return f"{several}\n{OPTION_LETTER}" if prompt_style == "lmms-eval" else several
     told = f"{hint}\n" if hint else ""
     return f"{told}{question}\n{lines}{OPTION_LETTER}"

@@ -48,7 +48,7 @@ class HRBench(CycleBenchmark):
                 Example(
                     id=row.text("index"),
                     image=shared(known, group, row.image),
-                    prompt=choice_prompt(self.wording, question, options),
+                    prompt=choice_prompt(self.prompt_style, question, options),
                     answer=row.text("answer"),
                     kind=row.text("category"),
                     question=question,

@@ -107,7 +107,7 @@ class MMBench(ChoiceBenchmark):
             yield Example(
                 id=str(int(index) + turns * ROTATION),
                 image=image,
-                prompt=choice_prompt(self.wording, question, shown, row.text("hint")),
+                prompt=choice_prompt(self.prompt_style, question, shown, row.text("hint")),
                 answer=letter,
                 kind=row.text("category"),
                 question=question,

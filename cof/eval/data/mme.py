@@ -19,7 +19,7 @@ from cof.eval.data.files import data_files, rows
 from cof.eval.rules import MME as READERS
 from cof.eval.rules import Rules
 from cof.eval.tasks import Embedded, Example
-from cof.prompts import SHORT_ANSWER
+from cof.prompting.dialects import SHORT_ANSWER
 
 PERCEPTION = (
     "existence",
@@ -94,7 +94,7 @@ class MME(Benchmark):
         )
 
     def _prompt(self, question: str) -> str:
-        if self.wording in ("llava", "lmms-eval"):
+        if self.prompt_style in ("llava", "lmms-eval"):
             return question.replace(ASKS, "").rstrip() + SHORT_ANSWER
         return question
 

@@ -17,7 +17,7 @@ from cof.eval.data.files import data_files, rows
 from cof.eval.rules import POPE as READERS
 from cof.eval.rules import Rules
 from cof.eval.tasks import Embedded, Example
-from cof.prompts import SHORT_ANSWER
+from cof.prompting.dialects import SHORT_ANSWER
 
 KINDS = ("random", "popular", "adversarial")
 
@@ -63,9 +63,9 @@ class POPE(Benchmark):
         }
 
     def _prompt(self, question: str) -> str:
-        if self.wording in ("llava", "lmms-eval"):
+        if self.prompt_style in ("llava", "lmms-eval"):
             return question + SHORT_ANSWER
-        return f"{question} Please answer yes or no." if self.wording == "tiny" else question
+        return f"{question} Please answer yes or no." if self.prompt_style == "tiny" else question
 
     def _file(
         self, file: Path, known: dict[str, Embedded], problems: list[str]

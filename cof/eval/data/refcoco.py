@@ -18,7 +18,7 @@ from cof.eval.data.refer import is_refer, refer_rows
 from cof.eval.pictures import picture_wh
 from cof.eval.rules import Rules
 from cof.eval.tasks import Embedded, Example
-from cof.types import XYXY
+from cof.geometry.boxes import XYXY
 
 _PICTURE = ("img_path", "image", "file_name")
 _REFER_IMAGES = "images/mscoco/images/train2014"

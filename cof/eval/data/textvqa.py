@@ -3,8 +3,8 @@
 Read from `TextVQA_0.5.1_val.json` with a folder of pictures, or from the hub's parquet files.
 
 LLaVA-1.5's published figure has the picture's recognised text in the prompt, and is higher by some
-12 points for that. The wording `llava-ocr` puts it there: from the parquet files' `ocr_tokens`, or
-from `TextVQA_Rosetta_OCR_v0.2_val.json` beside the questions.
+12 points for that. The prompt style `llava-ocr` puts it there: from the parquet files'
+`ocr_tokens`, or from `TextVQA_Rosetta_OCR_v0.2_val.json` beside the questions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cof.eval.data.files import Row, data_files, lacking, read_json, rows
 from cof.eval.rules import Rules, vqa_accuracy, vqa_normalized
 from cof.eval.scoring import Score
 from cof.eval.tasks import Embedded, Example
-from cof.prompts import SHORT_ANSWER
+from cof.prompting.dialects import SHORT_ANSWER
 
 NEEDED = ("question_id", "image_id", "question", "answers")
 
@@ -83,16 +83,18 @@ class TextVQA(Benchmark):
         return {"accuracy": 100 * mean([vqa_accuracy(replies[e.id], e.answers) for e in examples])}
 
     def _prompt(self, question: str, words: Sequence[str]) -> str:
-        if self.wording == "official":
+        if self.prompt_style == "official":
             return question
-        if self.wording == "lmms-eval":
+        if self.prompt_style == "lmms-eval":
             return question.capitalize() + SHORT_ANSWER
-        read = f"\nReference OCR token: {', '.join(words)}" if self.wording == "llava-ocr" else ""
+        read = (
+            f"\nReference OCR token: {', '.join(words)}" if self.prompt_style == "llava-ocr" else ""
+        )
         return question + read + SHORT_ANSWER
 
     def _recognised(self, file: Path, problems: list[str]) -> dict[str, list[str]]:
         """The words in each picture, where they have a file of their own."""
-        if self.wording != "llava-ocr" or file.suffix == ".parquet":
+        if self.prompt_style != "llava-ocr" or file.suffix == ".parquet":
             return {}
         found = sorted(file.parent.glob("*OCR*val*.json"))
         if not found:

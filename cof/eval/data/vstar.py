@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cof.boxes import union
 from cof.errors import CofError
 from cof.eval.data.base import image_path
 from cof.eval.data.choice import ROTATION, CycleBenchmark, choice_prompt, rotated
 from cof.eval.data.files import read_json
 from cof.eval.pictures import picture_wh
 from cof.eval.tasks import Example
-from cof.types import XYXY
+from cof.geometry.boxes import XYXY, union
 
 KINDS = ("direct_attributes", "relative_position")
 
@@ -30,9 +29,9 @@ class VStar(CycleBenchmark):
     """Asked once in every rotation of its options, so that the place of the right one, always the
     first in the data, says nothing.
 
-    In the wording `official` it is asked as the benchmark's own script does: the question alone,
-    once, and the option whose text the model finds most probable is the answer. Figures of the two
-    ways are not comparable.
+    In the prompt style `official` it is asked as the benchmark's own script does: the question
+    alone, once, and the option whose text the model finds most probable is the answer. Figures
+    of the two ways are not comparable.
     """
 
     name: ClassVar[str] = "vstar"
@@ -60,13 +59,15 @@ class VStar(CycleBenchmark):
             return
         image = image_path([(self.images or self.path) / kind], file.stem)
         region = _region(image, boxes)
-        likelihood = self.wording == "official"
+        likelihood = self.prompt_style == "official"
         for turns in range(1 if likelihood else len(options)):
             shown, answer = rotated(options, "A", turns)
             yield Example(
                 id=str(number + turns * ROTATION),
                 image=image,
-                prompt=question if likelihood else choice_prompt(self.wording, question, shown),
+                prompt=question
+                if likelihood
+                else choice_prompt(self.prompt_style, question, shown),
                 answer=answer,
                 region=region,
                 kind=kind,

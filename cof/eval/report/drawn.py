@@ -17,13 +17,13 @@ _MOST_ROWS = 24  # groups in one chart
 
 
 def of_study(results: Numbers) -> list[Block]:
-    """Of the embedded benchmark: by kind, by clutter, by lambda, changes, and cost."""
+    """Of the embedded benchmark: by kind, by num_objects, by lambda, changes, and cost."""
     test, plan = results["test"], results["plan"]
     groups = test["groups"]
     main = "fine" if "fine" in groups else "all"
     kinds = {name: row for name, row in groups.items() if "," not in name and name != "all"}
     found: list[Block] = [rows("kinds", "Accuracy by kind of question", _points(kinds, _LINES))]
-    levels = [n for n in plan["clutter"] if f"{main}, {n} objects" in groups]
+    levels = [n for n in plan["num_objects"] if f"{main}, {n} objects" in groups]
     if len(levels) > 1:
         by_clutter = {
             method: [_point(groups[f"{main}, {n} objects"][method], n) for n in levels]
@@ -31,8 +31,8 @@ def of_study(results: Numbers) -> list[Block]:
         }
         found.append(
             curves(
-                "clutter",
-                f"Accuracy against clutter ({_told(main)})",
+                "num_objects",
+                f"Accuracy against num_objects ({_told(main)})",
                 by_clutter,
                 across="objects in the scene",
                 up="accuracy",
@@ -78,7 +78,7 @@ def of_comparison(results: Numbers) -> list[Block]:
 
 
 def of_face(face: str, numbers: Numbers, methods: Mapping[str, str]) -> list[Block]:
-    """Of one of the embedded benchmark's faces: by figure, by clutter, changes, and cost.
+    """Of one of the embedded benchmark's faces: by figure, by num_objects, changes, and cost.
 
     Args:
         face: `mme`, `pope` or `mmbench`.
@@ -109,16 +109,20 @@ def of_face(face: str, numbers: Numbers, methods: Mapping[str, str]) -> list[Blo
             },
         )
     )
-    clutter = {name: int(name.split()[0]) for name in levels if name.endswith(" objects")}
-    if len(clutter) > 1:
+    num_objects = {name: int(name.split()[0]) for name in levels if name.endswith(" objects")}
+    if len(num_objects) > 1:
         by_clutter = {
-            method: [_share(levels[name][method], n) for name, n in clutter.items()]
+            method: [_share(levels[name][method], n) for name, n in num_objects.items()]
             for method in methods
         }
-        title = "Accuracy against clutter"
+        title = "Accuracy against num_objects"
         found.append(
             curves(
-                f"{face}-clutter", title, by_clutter, across="objects in the scene", up="accuracy"
+                f"{face}-num_objects",
+                title,
+                by_clutter,
+                across="objects in the scene",
+                up="accuracy",
             )
         )
     found.append(_balance("all", levels["all"], f"{face}-changes"))

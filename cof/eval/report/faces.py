@@ -40,11 +40,12 @@ def markdown(results: Numbers) -> str:
     scale = SIDE / plan["side"]
     small = "" if scale == 1 else f", details at {scale:.2f} of the size that was trained"
     limit = "" if plan["limit"] is None else f" (limited to about {plan['limit']} each)"
-    validation = plan["validation_scenes"] * len(plan["clutter"])
+    validation = plan["validation_scenes"] * len(plan["num_objects"])
     sections = [
         "# The embedded benchmark's three faces",
-        f"Model `{about['model']}` ({about['dtype']}), prompts worded as `{about['wording']}`, "
-        f"greedy decoding. {counts}{limit}; {', '.join(map(str, plan['clutter']))} objects{small}. "
+        f"Model `{about['model']}` ({about['dtype']}), prompts as of `{about['prompt_style']}`, "
+        f"greedy decoding. {counts}{limit}; {', '.join(map(str, plan['num_objects']))} objects"
+        f"{small}. "
         "Answers are read by the benchmarks' official rules.",
         f"lambda = {choice['strength']:g}, alpha = {choice['expand']:g}, scope "
         f"`{choice['scope']}`, for all rows. Lambda, then alpha, was chosen among "
@@ -65,7 +66,7 @@ def markdown(results: Numbers) -> str:
         "not.",
         "## All figures",
         _values(results, "figures"),
-        "## By clutter and difficulty",
+        "## By num_objects and difficulty",
         "Share of questions answered rightly, the same question about the same scene once. "
         "Difficulty: one step for more than 8 objects, one for a small object.",
         _values(results, "levels"),

@@ -12,7 +12,6 @@ from typing import Any
 
 from PIL import Image
 
-from cof.boxes import FULL
 from cof.errors import CofError
 from cof.eval.pictures import picture
 from cof.eval.report.document import Block, Card, Gallery, Heading, Text
@@ -20,8 +19,9 @@ from cof.eval.results import grounded
 from cof.eval.saved import Replies
 from cof.eval.store import GROUNDING, Record, found_region
 from cof.eval.tasks import Embedded, Example
-from cof.prompts import OPTION_LETTER, SHORT_ANSWER
-from cof.types import Region
+from cof.geometry.boxes import FULL
+from cof.geometry.regions import Region
+from cof.prompting.dialects import OPTION_LETTER, SHORT_ANSWER
 from cof.viz.panels import overlay
 
 Pictures = Mapping[str, Path | Embedded]

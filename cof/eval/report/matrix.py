@@ -1,4 +1,4 @@
-"""The matrix of grounders and foci for people: tables, and accuracy against cost."""
+"""The matrix of grounders and focuses for people: tables, and accuracy against cost."""
 
 from __future__ import annotations
 
@@ -67,12 +67,14 @@ def accuracies(results: Numbers) -> Table:
     """One row for each grounder, one column for each focus."""
     plan, cells = results["plan"], results["cells"]
     rows: list[list[Cell]] = [
-        [source, *(_against(cells, f"{source} x {focus}") for focus in plan["foci"])]
+        [source, *(_against(cells, f"{source} x {focus}") for focus in plan["focuses"])]
         for source in plan["sources"]
     ]
     plain = Number(cells[PLAIN]["accuracy"])
     return Table(
-        "matrix", ["looking at", *plan["foci"]], [["(plain)", *[plain] * len(plan["foci"])], *rows]
+        "matrix",
+        ["looking at", *plan["focuses"]],
+        [["(plain)", *[plain] * len(plan["focuses"])], *rows],
     )
 
 
@@ -133,7 +135,7 @@ def plot(results: Numbers, path: Path) -> None:
     from matplotlib.lines import Line2D
 
     plan, cells = results["plan"], results["cells"]
-    colors = dict(zip(plan["foci"], _COLORS, strict=False))
+    colors = dict(zip(plan["focuses"], _COLORS, strict=False))
     markers = dict(zip(plan["sources"], _MARKERS, strict=False))
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()

@@ -198,7 +198,7 @@ def _cost(results: Numbers) -> list[Block]:
 
 
 def plot(results: Numbers, path: Path) -> None:
-    """Accuracy on fine details against clutter, and gain against lambda on validation.
+    """Accuracy on fine details against num_objects, and gain against lambda on validation.
 
     Needs matplotlib (the extra `viz`).
     """
@@ -213,7 +213,7 @@ def plot(results: Numbers, path: Path) -> None:
 
 def _accuracy_axes(axes: Any, results: Numbers) -> None:
     groups = results["test"]["groups"]
-    levels = [n for n in results["plan"]["clutter"] if f"fine, {n} objects" in groups]
+    levels = [n for n in results["plan"]["num_objects"] if f"fine, {n} objects" in groups]
     for number, (method, color) in enumerate(_COLORS.items()):
         rows = [groups[f"fine, {n} objects"][method] for n in levels]
         middle = [row["accuracy"] for row in rows]

@@ -29,7 +29,7 @@ def blocks(results: Numbers) -> list[Block]:
         Heading(about["benchmark"], 1),
         Text(
             f"{shard}{results['questions']} questions{limit} about {results['images']} images, "
-            f"model `{about['model']}` ({about['dtype']}), prompts worded as `{about['wording']}`, "
+            f"model `{about['model']}` ({about['dtype']}), prompts of `{about['prompt_style']}`, "
             f"answers read by the rules `{results['rules']}`, greedy decoding."
         ),
     ]

@@ -1,0 +1,186 @@
+"""The mask that carries a bias: built once per forward, shared by all layers (section II-C)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from cof.attention.widening import pays
+from cof.errors import CofError
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """What is added to the pre-softmax attention scores, one row per sequence of the batch.
+
+    Attributes:
+        values: `(B, L)` float, log(lambda) at highlighted keys and 0 elsewhere, by absolute key
+            position (padding counts); keys from L on, that is generated tokens, get 0.
+        q_from: `(B,)` int, the first absolute query position that is biased; None: every query.
+        gate: `(B, layers, heads)` bool, where the bias applies; None: everywhere.
+
+    Beams and returned sequences multiply the batch: row b of `values` serves the rows
+    `b * n ... b * n + n - 1` of a batch of B * n.
+    """
+
+    values: Tensor
+    q_from: Tensor | None = None
+    gate: Tensor | None = None
+    _applied: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing (lambda = 1 or an empty region in every row)."""
+        return not bool(self.values.any()) or (self.gate is not None and not bool(self.gate.any()))
+
+
+@dataclass(frozen=True, eq=False)
+class Branches:
+    """N tokens behind each of B prompts, as branches of a tree that do not see one another.
+
+    Attributes:
+        tokens: `(B, N)` ids.
+        seen: `(B, N)`, 0 for padding.
+        visible: `(B, N, N)` bool: which of the N each of them sees, itself included.
+    """
+
+    tokens: Tensor
+    seen: Tensor
+    visible: Tensor
+
+
+def gates(
+    layers: Sequence[Sequence[int] | None],
+    heads: Sequence[Sequence[int] | None],
+    shape: tuple[int, int],
+) -> Tensor | None:
+    """Which layers and heads carry the bias, for `Bias.gate`.
+
+    Args:
+        layers, heads: the chosen numbers of each of B rows, from 0; None: all.
+        shape: how many `(layers, heads)` the model has.
+
+    Returns:
+        `(B, layers, heads)` bool, or None when every row chooses everything.
+
+    Raises:
+        CofError: a number the model does not have.
+
+    >>> gates([(1,)], [None], (2, 3)).int().tolist()
+    [[[0, 0, 0], [1, 1, 1]]]
+    """
+    if all(row is None for row in (*layers, *heads)):
+        return None
+    gate = torch.zeros(len(layers), *shape, dtype=torch.bool)
+    for row, (row_layers, row_heads) in enumerate(zip(layers, heads, strict=True)):
+        chosen = []
+        for what, numbers, n in (("layers", row_layers, shape[0]), ("heads", row_heads, shape[1])):
+            if any(not 0 <= i < n for i in numbers or ()):
+                raise CofError(
+                    f"{what} must be numbers from 0 to {n - 1}, not {list(numbers or ())}."
+                )
+            chosen.append(
+                torch.tensor(list(range(n) if numbers is None else numbers), dtype=torch.long)
+            )
+        gate[row, chosen[0][:, None], chosen[1][None, :]] = True
+    return gate
+
+
+def spread(rows: Tensor, batch_size: int) -> Tensor:
+    """Repeat each of B rows for its beams: `(B, ...)` -> `(batch_size, ...)`."""
+    if rows.shape[0] == batch_size:
+        return rows
+    if batch_size % rows.shape[0]:
+        raise RuntimeError(f"a bias of {rows.shape[0]} rows does not fit a batch of {batch_size}")
+    return rows.repeat_interleave(batch_size // rows.shape[0], dim=0)
+
+
+def biased_mask(
+    bias: Bias | None,
+    branches: Tensor | None,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask of one pass; the other arguments are those of transformers' mask functions.
+
+    Args:
+        bias: what is added to scores.
+        branches: `Branches.visible`, of the last keys; these are the last queries, too.
+
+    Returns:
+        The stock mask if there is neither, else `(B, 1, Q, K)`: with branches boolean, with a bias
+        float, the bias where a query may see a key and the dtype's lowest number where it may not;
+        None where the layers' queries and keys carry the bias (`widening`).
+    """
+    if getattr(kwargs.get("config"), "sliding_window", None):
+        kwargs = _counting_tokens(branches, kv_offset + kv_length, **kwargs)
+    if bias is None and branches is None:
+        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
+    if bias is not None:
+        bias._applied.add("mask")
+        bias._applied.discard("gate")  # the layers that follow add it: see `reweight`
+    shape = (batch_size, q_length, kv_length, q_offset, kv_offset)
+    visible = sdpa_mask(*shape, **kwargs) if branches is None else None
+    carried = bias is not None and branches is None and visible is None
+    if carried and pays(q_length, kwargs["device"]):
+        return None
+    if visible is None:
+        kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        visible = sdpa_mask(*shape, **kwargs)
+    assert visible is not None  # both reasons to leave the mask out were ruled out above
+    if branches is not None:
+        count = branches.shape[-1]
+        visible = visible.clone()  # it may be a view of one row for all
+        visible[..., -count:, -count:] = branches[:, None]
+    if bias is None:
+        return visible
+    device, dtype = visible.device, kwargs.get("dtype", torch.float32)
+    # One more column, of zeros, stands for every key that came after the prompt.
+    values = nn.functional.pad(spread(bias.values, batch_size), (0, 1)).to(device, dtype)
+    keys = (torch.arange(kv_length, device=device) + kv_offset).clamp(max=bias.values.shape[1])
+    added = values[:, None, None, keys]  # (B, 1, 1, K)
+    if bias.q_from is not None:
+        queries = torch.arange(q_length, device=device) + q_offset
+        late = queries >= spread(bias.q_from, batch_size).to(device)[:, None]  # (B, Q)
+        added = added * late[:, None, :, None]
+    return torch.where(visible, added, torch.finfo(dtype).min)
+
+
+def _counting_tokens(
+    branches: Tensor | None,
+    length: int,
+    *,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """A mask function's arguments, such that sliding windows count tokens, not places in the cache.
+
+    Padding may stand between what is reused and the rest, and branches stand one behind the other
+    though each follows its parent. A prompt padded on the left, if at all, keeps its places.
+    """
+    kwargs |= {"mask_function": mask_function, "attention_mask": attention_mask}
+    if attention_mask is None:
+        return kwargs
+    seen = attention_mask.bool()
+    if branches is None and not bool((seen[:, :-1] & ~seen[:, 1:]).any()):
+        return kwargs
+    padding = seen.int().argmax(1, keepdim=True)  # (B, 1)
+    at = padding + seen.cumsum(1) - 1
+    if branches is not None:
+        count = branches.shape[-1]
+        at[:, -count:] = at[:, -count - 1 : -count] + branches.sum(2)
+    at = nn.functional.pad(at, (0, max(length - at.shape[1], 0)))  # a fixed cache's free places
+    kwargs["mask_function"] = lambda row, head, query, key: mask_function(
+        row, head, at[row, query], at[row, key]
+    )
+    return kwargs

@@ -1,0 +1,267 @@
+"""Fine attention reweighting: log(lambda) on the attention scores of chosen keys (section II-C).
+
+Two attention implementations are registered with transformers under our own names; models are
+switched to them with `set_attn_implementation`, and no class is patched:
+
+* `DECODER`: the stock SDPA function, with a mask function that writes the bias into the mask. The
+  mask is built once per forward and shared by all layers; only highlights on a subset of layers or
+  heads need a look at it in each layer. Where the stock function needs no mask and the sequence is
+  long, queries and keys may carry the bias in dimensions of their own (`widening`).
+* `CROSS`: the stock mask function, with an attention function that adds the bias in the
+  cross-attention modules `attach_cross` has numbered. (Self- and cross-attention share one mask
+  function there, so the mask is not the place.)
+
+What to add travels in a `ContextVar` that `reweight` sets: while it is unset, both are the stock
+implementation bit for bit, so they may stay switched on; each thread sees its own value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from cof.attention.bias_mask import Bias, Branches, biased_mask, spread
+from cof.attention.widening import widened
+from cof.errors import CofError
+
+DECODER = "cof_decoder"
+CROSS = "cof_cross"
+_CROSSING = "cof_crossing"  # attribute on tagged modules
+
+
+@dataclass(frozen=True)
+class _Crossing:
+    """A cross-attention module's number, from 0, and the queries whose weights are recorded."""
+
+    number: int
+    recorded: slice
+
+
+_BRANCHES: ContextVar[Tensor | None] = ContextVar("cof_branches", default=None)
+_BIAS: ContextVar[Bias | None] = ContextVar("cof_bias", default=None)
+_WEIGHTS: ContextVar[list[Tensor] | None] = ContextVar("cof_weights", default=None)
+
+
+@contextmanager
+def reweight(bias: Bias | None) -> Iterator[None]:
+    """Add `bias` to the attention of the models attached, in this thread, inside the `with`.
+
+    None or an idle bias leaves the stock path untouched.
+
+    Raises:
+        RuntimeError: on leaving, when no attention of an attached model ran inside, so that the
+            bias was never read (a model that `attach_decoder` or `attach_cross` has not seen);
+            or when layers or heads were chosen and the decoder ran inside torch.compile.
+    """
+    if bias is None or bias.idle:
+        yield
+        return
+    token = _BIAS.set(bias)
+    try:
+        yield
+    finally:
+        _BIAS.reset(token)
+    if not bias._applied:
+        raise RuntimeError("the attention bias was never read: the model is not attached")
+    if bias.gate is not None and "gate" not in bias._applied:
+        raise RuntimeError("layers and heads cannot be chosen inside torch.compile")
+
+
+@contextmanager
+def branching(branches: Branches) -> Iterator[None]:
+    """Let the last tokens that a model reads see one another as branches, inside the `with`."""
+    token = _BRANCHES.set(branches.visible if branches.visible.numel() else None)
+    try:
+        yield
+    finally:
+        _BRANCHES.reset(token)
+
+
+@contextmanager
+def record_weights() -> Iterator[list[Tensor]]:
+    """Collect attention weights, in this thread, inside the `with`, one `(B, H, K)` per layer.
+
+    In a decoder these are the weights of the last query (the position that predicts the answer's
+    first token); in a Q-Former's cross-attention the mean over the queries. Weights are those of
+    `softmax(A + mask)`, the bias included where one is set, in float32.
+    """
+    weights: list[Tensor] = []
+    token = _WEIGHTS.set(weights)
+    try:
+        yield weights
+    finally:
+        _WEIGHTS.reset(token)
+
+
+def attach_decoder(model: Any) -> None:
+    """Switch the text decoder of `model` to `DECODER`.
+
+    Raises:
+        CofError: the model refuses (for example because its attention is not SDPA-compatible).
+    """
+    _switch(model, "text_config", DECODER)
+
+
+def attach_qformer(model: Any) -> int:
+    """Switch the Q-Former of `model` to `CROSS`, tag its cross-attention; return their number.
+
+    Raises:
+        CofError: the model refuses, or has no module named `*.crossattention.attention`.
+    """
+    modules = [m for name, m in model.named_modules() if name.endswith(".crossattention.attention")]
+    if not modules:
+        raise CofError(
+            f"{type(model).__name__} has no cross-attention to reweight; "
+            "use a LLaVA, BLIP-2 or InstructBLIP checkpoint."
+        )
+    attach_cross(model, "qformer_config", modules)
+    return len(modules)
+
+
+def attach_cross(
+    model: Any, subconfig: str, modules: Sequence[nn.Module], *, last_query: bool = False
+) -> None:
+    """Switch the part of `model` with this config to `CROSS`, and tag its cross-attention modules.
+
+    Args:
+        modules: those whose keys are the image's, in order: their numbers are the layers'.
+        last_query: whether `record_weights` gets the last query's weights, not all queries' mean.
+
+    Raises:
+        CofError: the model refuses (for example because its attention is not SDPA-compatible).
+    """
+    _switch(model, subconfig, CROSS)
+    recorded = slice(-1, None) if last_query else slice(None)
+    for number, module in enumerate(modules):
+        setattr(module, _CROSSING, _Crossing(number, recorded))
+
+
+def _switch(model: Any, subconfig: str, name: str) -> None:
+    config: Any = getattr(model.config, subconfig, None)
+    owners = [m for m in model.modules() if getattr(m, "config", None) is config]
+    # transformers checks this for the name "sdpa" only, not for ours; and SDPA drops softcaps.
+    takes_sdpa = any(getattr(m, "_supports_sdpa", False) for m in owners)
+    if takes_sdpa and not getattr(config, "attn_logit_softcapping", None):
+        model.set_attn_implementation({subconfig: name})
+        if config._attn_implementation == name:
+            return
+    raise CofError(
+        f"{type(model).__name__} does not let its attention be reweighted (its {subconfig} does "
+        "not run on PyTorch's scaled-dot-product attention); choose another model."
+    )
+
+
+def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
+    """transformers' mask function for `DECODER`."""
+    return biased_mask(_BIAS.get(), _BRANCHES.get(), *shape, **kwargs)
+
+
+def _decoder_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Stock SDPA; in between, close the mask's gates for the layers and heads left out.
+
+    torch.compile cannot read a ContextVar. `generate` with a static cache builds the mask outside
+    the compiled forward, so a bias without gates needs nothing here.
+    """
+    if torch.compiler.is_compiling():
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    bias = _BIAS.get()
+    size = value.shape[-1]
+    if bias is not None:
+        gate = torch.ones(query.shape[0], 1, device=query.device)
+        if bias.gate is not None:
+            bias._applied.add("gate")
+            gate = spread(bias.gate[:, module.layer_idx], query.shape[0])  # (B, H)
+        if attention_mask is None:
+            kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
+            added, late = _by_position(bias, query, key.shape[2])
+            where = gate[:, :, None] * late[:, None]
+            query, key, value = widened(query, key, value, added, where, kwargs["scaling"])
+        elif bias.gate is not None:
+            visible = attention_mask > torch.finfo(attention_mask.dtype).min
+            gated = attention_mask * gate.to(attention_mask)[:, :, None, None]
+            attention_mask = torch.where(visible, gated, attention_mask)  # (B, H, Q, K)
+    _record(query[:, :, -1:], key, attention_mask, kwargs.get("scaling"))
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return out[..., :size], None
+
+
+def _by_position(bias: Bias, query: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """What is added at each of the keys, `(B, K)`, and for which queries, `(B, Q)`; no cache."""
+    batch_size, device = query.shape[0], query.device
+    values = spread(bias.values, batch_size).to(device, torch.float32)
+    added = nn.functional.pad(values, (0, keys - values.shape[1]))
+    at = torch.arange(query.shape[2], device=device)[None]
+    if bias.q_from is None:
+        return added, torch.ones_like(at)
+    return added, at >= spread(bias.q_from, batch_size).to(device)[:, None]
+
+
+def _cross_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Stock SDPA; in tagged modules the bias joins the mask, `(B, H or 1, Q or 1, K)`."""
+    bias, crossing = _BIAS.get(), getattr(module, _CROSSING, None)
+    if bias is not None and crossing is not None:
+        bias._applied.update(("mask", "gate"))
+        batch_size, others = query.shape[0], key.shape[2] - bias.values.shape[1]
+        # keys behind the image's are a resampler's own latents
+        values = nn.functional.pad(spread(bias.values, batch_size), (0, others))
+        added = values.to(query)[:, None, None, :]  # (B, 1, 1, K)
+        if bias.gate is not None:
+            gate = spread(bias.gate[:, crossing.number], batch_size)
+            added = added * gate.to(query)[:, :, None, None]
+        if attention_mask is None:
+            attention_mask = added
+        elif attention_mask.dtype == torch.bool:
+            attention_mask = torch.where(attention_mask, added, torch.finfo(query.dtype).min)
+        else:
+            attention_mask = attention_mask + added
+    if crossing is not None:
+        _record(query[:, :, crossing.recorded], key, attention_mask, kwargs.get("scaling"))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def _record(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
+    weights = _WEIGHTS.get()
+    if weights is None:
+        return
+    key = repeat_kv(key, query.shape[1] // key.shape[1])
+    scores = (
+        query.float() @ key.float().transpose(-1, -2) * (scaling or 1 / math.sqrt(query.shape[-1]))
+    )
+    if mask is not None:  # without a mask the last query sees every key
+        mask = mask[:, :, -scores.shape[2] :]
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    weights.append(scores.softmax(-1).mean(2))
+
+
+def _register(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
+    AttentionInterface.register(name, attention)
+    # Without a mask function under the same name padding and causality would be dropped silently.
+    AttentionMaskInterface.register(name, mask)
+
+
+_register(DECODER, _decoder_attention, _decoder_mask)
+_register(CROSS, _cross_attention, sdpa_mask)

@@ -1,0 +1,93 @@
+"""What an engine is: the protocols that grounders, focuses and the pipeline see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from cof.geometry.boxes import Frame
+from cof.prompting.dialects import Dialect
+from cof.types import Decoding, EncodedImage, Generation, Highlight, Request
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A backend: answers requests and realises their highlights."""
+
+    name: str
+    dialect: Dialect
+
+    def encode(self, images: Sequence[Image], *, prefill: bool = False) -> list[EncodedImage]:
+        """Run the vision encoder once for each image, for reuse in later requests.
+
+        With `prefill` also the decoder over the image, if it can: worth it from two requests about
+        the image on, at the price of the memory that a decoder needs for that many tokens.
+        """
+        ...
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
+        """Answer every request, in order; requests in one call may differ in everything."""
+        ...
+
+    def frame(self, image_wh: tuple[int, int]) -> Frame:
+        """The coordinate frame in which the model's native boxes for such an image are written."""
+        ...
+
+
+@runtime_checkable
+class AttentionReader(Protocol):
+    """What an engine offers besides if it can show where it looks; pictures have it drawn.
+
+    Attributes:
+        looks: whose attention `image_attention` is, such as "the answer's first token".
+    """
+
+    looks: str
+
+    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
+        """Which image tokens a highlight falls on: `(grid_h, grid_w)`, or `(tokens,)` where they
+        are no single raster."""
+        ...
+
+    def image_attention(self, request: Request) -> NDArray[np.float32]:
+        """The share of all attention that each image token gets, `(layers, heads, *tokens)` with
+        the tokens in the layout of `token_mask`."""
+        ...
+
+
+@runtime_checkable
+class StateReader(Protocol):
+    """What an engine offers besides if grounders can read from its states where it looks."""
+
+    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
+        """Where each image token looks, `(*tokens, 2)`: `(x, y)` in 0..1 of an image of this
+        size; NaN for padding."""
+        ...
+
+    def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
+        """For each request the share of all attention that each image token gets from the
+        answer's first token, `(layers, heads, *tokens)`, in one pass."""
+        ...
+
+    def phrase_similarities(
+        self,
+        requests: Sequence[Request],
+        phrases: Sequence[str],
+        states: Literal["values", "keys"],
+    ) -> list[NDArray[np.float32]]:
+        """For each request the cosine similarity of the cached states of a phrase of its prompt,
+        T tokens, with those of the image tokens, `(layers, T, *tokens)`, in one pass; NaN for
+        layers that do not keep the image."""
+        ...
+
+    def word_probabilities(
+        self, images: Sequence[Image | EncodedImage], words: Sequence[Sequence[str]]
+    ) -> list[NDArray[np.float32]]:
+        """For each image the probability of each of some words as what the decoder would say
+        after an image token, `(words, *tokens)`, in one pass."""
+        ...

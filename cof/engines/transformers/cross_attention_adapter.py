@@ -1,0 +1,323 @@
+"""Models in which image features are keys of cross-attention, and no tokens of the decoder.
+
+`QFormerAdapter`: a Q-Former attends to the image, once for each question. `MllamaAdapter`: some
+layers of the decoder do. `Kosmos2Adapter`: latent queries do, and their outputs stand in the
+prompt. All have the methods of `decoder_adapter.Adapter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from cof.attention.registry import attach_cross, attach_qformer, record_weights, reweight
+from cof.engines.transformers.prefix_cache import Prefix, Prompts
+
+if TYPE_CHECKING:
+    from cof.families.family import Family
+
+
+def stacked(name: str, pixels: Sequence[Mapping[str, Any]], model: Any) -> Tensor:
+    """One array of the processor's output for each image -> a batch, where the model is."""
+    return moved(torch.cat([torch.as_tensor(of[name]) for of in pixels]), model)
+
+
+def moved(value: Tensor, model: Any) -> Tensor:
+    """A tensor where the model is, and in its precision if it is a fraction."""
+    return value.to(model.device, model.dtype if value.is_floating_point() else None)
+
+
+class CrossAttentionAdapter:
+    """What is the same wherever the image is looked at through cross-attention."""
+
+    pads: ClassVar[bool] = True
+
+    def place(
+        self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        # Every query of a cross-attention comes after the image: the scopes are the same here.
+        return torch.stack(list(added)), None
+
+    def resume(self, prompts: Prompts, prefixes: Sequence[Prefix | None], beams: int) -> Prompts:
+        return prompts
+
+
+@dataclass(frozen=True, eq=False)
+class QFormerAdapter(CrossAttentionAdapter):
+    """Image features are keys of the Q-Former's cross-attention (InstructBLIP, BLIP-2).
+
+    Attributes:
+        model: with `CROSS` attention switched on and its cross-attention tagged.
+        processor: its processor.
+        shape: how many `(cross-attention layers, heads)` can be chosen.
+    """
+
+    model: Any
+    processor: Any
+    shape: tuple[int, int]
+    looks: ClassVar[str] = "the Q-Former"
+
+    @classmethod
+    def attach(cls, model: Any, processor: Any, family: Family) -> QFormerAdapter:
+        layers = attach_qformer(model)
+        return cls(model, processor, (layers, model.config.qformer_config.num_attention_heads))
+
+    @property
+    def generator(self) -> Any:
+        """The module whose `generate` runs."""
+        return self.model.language_model
+
+    def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        vision = self.model.vision_model(pixel_values=stacked("pixel_values", pixels, self.model))
+        return list(vision.last_hidden_state)
+
+    def tokenize(
+        self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> dict[str, Tensor]:
+        # Padding stands between queries and text; T5's positions are distances, and would see it.
+        side = "right" if self.generator.config.is_encoder_decoder else "left"
+        inputs = dict(
+            self.processor.tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
+        )
+        reader = getattr(self.processor, "qformer_tokenizer", None)
+        if reader is not None:
+            # The processor would pad this one on the left too, and shift its absolute positions,
+            # of which there are no more than 512 (InstructBLIP's authors cut the text as well).
+            read = reader(
+                texts,
+                padding=True,
+                padding_side="right",
+                truncation=True,
+                max_length=self.model.config.qformer_config.max_position_embeddings,
+                return_tensors="pt",
+            )
+            inputs["qformer_input_ids"] = read["input_ids"]
+            inputs["qformer_attention_mask"] = read["attention_mask"]
+        # As the processor does: the queries' places come before the start token, padding or not.
+        config = self.model.config
+        places = torch.full((len(texts), config.num_query_tokens), config.image_token_id)
+        ids, seen = inputs["input_ids"], inputs["attention_mask"]
+        inputs["input_ids"] = torch.cat([places, ids], dim=1)
+        inputs["attention_mask"] = torch.cat([torch.ones_like(places), seen], dim=1)
+        return inputs
+
+    def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
+        inputs = prompts.inputs
+        embeddings = self.model.get_input_embeddings()(inputs["input_ids"])
+        asked = self._ask(prompts).to(embeddings)
+        places = (inputs["input_ids"] == self.model.config.image_token_id)[..., None]
+        return self.generator.generate(
+            inputs_embeds=embeddings.masked_scatter(places, asked),
+            attention_mask=inputs["attention_mask"],
+            **kwargs,
+        )
+
+    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
+        with record_weights() as recorded:
+            self._ask(prompts)
+        return list(torch.stack(recorded, dim=1).cpu())
+
+    def _ask(self, prompts: Prompts) -> Tensor:
+        """`(B, queries, decoder width)`: `get_image_features`, from the vision features on."""
+        model, inputs, keys = self.model, prompts.inputs, torch.stack(prompts.features)
+        queries = model.query_tokens.expand(len(keys), -1, -1)
+        text: dict[str, Tensor] = {}
+        if "qformer_input_ids" in inputs:  # InstructBLIP's Q-Former reads the question too
+            seen = inputs["qformer_attention_mask"]
+            all_queries = torch.ones(queries.shape[:2], dtype=seen.dtype, device=seen.device)
+            text["input_ids"] = inputs["qformer_input_ids"]
+            text["attention_mask"] = torch.cat([all_queries, seen], dim=1)
+        with reweight(prompts.bias):
+            output = model.qformer(
+                query_embeds=queries,
+                encoder_hidden_states=keys,
+                encoder_attention_mask=torch.ones(
+                    keys.shape[:2], dtype=torch.long, device=keys.device
+                ),
+                return_dict=True,
+                **text,
+            ).last_hidden_state[:, : queries.shape[1]]
+        # BLIP-2 keeps its Q-Former in float32.
+        projected: Tensor = model.language_projection(output.to(keys.dtype))
+        return projected
+
+
+@dataclass(frozen=True, eq=False)
+class MllamaAdapter(CrossAttentionAdapter):
+    """Image features are keys of the decoder's cross-attention layers (Llama 3.2 Vision).
+
+    Attributes:
+        model: with `CROSS` attention switched on and its cross-attention layers tagged.
+        processor: its processor.
+        shape: how many `(cross-attention layers, heads)` can be chosen.
+    """
+
+    model: Any
+    processor: Any
+    shape: tuple[int, int]
+    looks: ClassVar[str] = "the answer's first token"
+
+    @classmethod
+    def attach(cls, model: Any, processor: Any, family: Family) -> MllamaAdapter:
+        text = model.config.text_config
+        layers = text.cross_attention_layers
+        adapter = cls(model, processor, (len(layers), text.num_attention_heads))
+        attach_cross(model, "text_config", adapter._looking, last_query=True)
+        return adapter
+
+    @property
+    def generator(self) -> Any:
+        """The module whose `generate` runs."""
+        return self.model
+
+    @property
+    def _looking(self) -> list[Any]:
+        layers = self.model.model.language_model.layers
+        return [layers[number].cross_attn for number in self._layers]
+
+    @property
+    def _layers(self) -> list[int]:
+        return list(self.model.config.text_config.cross_attention_layers)
+
+    def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """`(tiles * (1 + patches), D)` for each image, each tile's CLS first."""
+        inner = self.model.model
+        names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+        vision = inner.vision_model(**{name: stacked(name, pixels, inner) for name in names})
+        features = inner.multi_modal_projector(vision.last_hidden_state)
+        return list(features.reshape(len(pixels), -1, features.shape[-1]))
+
+    def tokenize(
+        self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> dict[str, Tensor]:
+        tokenizer = self.processor.tokenizer
+        # Its chat template writes the start token itself: it must not come twice.
+        bos = tokenizer.bos_token
+        inputs = dict(
+            tokenizer(
+                texts,
+                padding=True,
+                return_tensors="pt",
+                return_token_type_ids=False,
+                add_special_tokens=not (bos and bos in texts[0]),
+            )
+        )
+        is_image = inputs["input_ids"] == self.model.config.image_token_index
+        after = is_image.cumsum(1) > 0  # (B, L): the text that sees the image
+        tiles = torch.cat([torch.as_tensor(of["aspect_ratio_mask"]) for (of,) in pixels])
+        inputs["cross_attention_mask"] = after[:, :, None, None] * tiles[:, None]
+        return inputs
+
+    def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
+        states = torch.stack(prompts.features)
+        states = states.repeat_interleave(kwargs["generation_config"].num_beams, dim=0)
+        with reweight(prompts.bias):
+            return self.model.generate(
+                **prompts.inputs, past_key_values=self._seen(states), **kwargs
+            )
+
+    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
+        seen = self._seen(torch.stack(prompts.features))
+        with reweight(prompts.bias), record_weights() as recorded:
+            self.model(**prompts.inputs, past_key_values=seen, use_cache=True, logits_to_keep=1)
+        return list(torch.stack(recorded, dim=1).cpu())
+
+    def _seen(self, states: Tensor) -> DynamicCache:
+        """A cache that holds the image's keys and values, `(B, K, D)`, and no text yet.
+
+        So the vision encoder is spared: given features instead, `generate` would add them to the
+        cache again at every step.
+        """
+        cache = DynamicCache()
+        for number, attention in zip(self._layers, self._looking, strict=True):
+            shape = (*states.shape[:2], attention.num_key_value_heads, attention.head_dim)
+            keys = attention.k_proj(states).view(shape).transpose(1, 2)
+            values = attention.v_proj(states).view(shape).transpose(1, 2)
+            cache.update(attention.k_norm(keys), values, number)
+        return cache
+
+
+@dataclass(frozen=True, eq=False)
+class Kosmos2Adapter(CrossAttentionAdapter):
+    """Image features are keys of the latent queries that make Kosmos-2's image tokens.
+
+    Attributes:
+        model: with `CROSS` attention switched on and its resampler tagged.
+        processor: its processor.
+        shape: how many `(cross-attention layers, heads)` can be chosen: one layer.
+    """
+
+    model: Any
+    processor: Any
+    shape: tuple[int, int]
+    looks: ClassVar[str] = "the latent queries"
+    # Past the prompt, transformers counts padding as text in the positions of new tokens.
+    pads: ClassVar[bool] = False
+
+    @classmethod
+    def attach(cls, model: Any, processor: Any, family: Family) -> Kosmos2Adapter:
+        resampler = model.image_to_text_projection.x_attn
+        # On SDPA transformers lets query i see the first i + 1 keys only; its eager attention,
+        # and the model as it was trained, let every query see every patch.
+        resampler.is_causal = False
+        attach_cross(model, "text_config", [resampler])
+        return cls(model, processor, (1, model.config.text_config.attention_heads))
+
+    @property
+    def generator(self) -> Any:
+        """The module whose `generate` runs."""
+        return self.model.text_model
+
+    def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """`(1 + patches, D)` for each image, CLS first."""
+        vision = self.model.vision_model(stacked("pixel_values", pixels, self.model))
+        features = self.model.vision_model.model.post_layernorm(vision.last_hidden_state)
+        return list(nn.functional.normalize(features, dim=-1))
+
+    def tokenize(
+        self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> dict[str, Tensor]:
+        processor, count = self.processor, self.model.config.latent_query_num
+        tokenizer = processor.tokenizer
+        # A completion model: a prompt in its own notation stands as it is, others are questions.
+        prompts = [
+            text if text.startswith("<grounding>") else f"Question: {text} Answer:"
+            for text in texts
+        ]
+        filled = processor.preprocess_examples(prompts, [True] * len(texts), num_image_tokens=count)
+        inputs = dict(
+            tokenizer(
+                [f"{tokenizer.bos_token}{text}" for text in filled],
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=False,
+                return_token_type_ids=False,
+            )
+        )
+        ids = inputs["input_ids"]
+        begins = (ids == tokenizer.convert_tokens_to_ids(processor.boi_token)).int().argmax(1) + 1
+        at = torch.arange(ids.shape[1]) - begins[:, None]  # (B, L)
+        is_image = (at >= 0) & (at < count)
+        inputs["input_ids"] = torch.where(is_image, tokenizer.unk_token_id + 1 + at, ids)
+        inputs["image_embeds_position_mask"] = is_image
+        return inputs
+
+    def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
+        return self.generator.generate(**prompts.inputs, image_embeds=self._ask(prompts), **kwargs)
+
+    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
+        with record_weights() as recorded:
+            self._ask(prompts)
+        patches = len(prompts.features[0])  # the keys behind them are the latent queries
+        return list(torch.stack(recorded, dim=1)[..., :patches].cpu())
+
+    def _ask(self, prompts: Prompts) -> Tensor:
+        """`(B, latent queries, decoder width)`: the image tokens, from the vision features on."""
+        with reweight(prompts.bias):
+            tokens: Tensor = self.model.image_to_text_projection(torch.stack(prompts.features))[0]
+        return tokens

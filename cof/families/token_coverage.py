@@ -1,0 +1,209 @@
+"""Which image tokens a region lands on, measured through the model's own image processor.
+
+Three pictures of the original's size go through the very same processor: all black, all white,
+and black with the region white. For each image token, with `b`, `w` and `m` its mean brightness in
+the three, `(m - b) / (w - b)` is the share of the token's visible pixels that is inside the
+region, whatever resizing, cropping, padding, tiling and normalisation went before; `w = b` marks
+tokens that show padding only. So no processor's geometry is written down a second time here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cof.geometry.boxes import XYXY, Frame
+from cof.geometry.regions import Region, coverage_image
+
+TokenMeans = Callable[[Image.Image], NDArray[np.float64]]
+"""An RGB image -> the mean brightness of each image token, after the image processor; the array's
+shape, `(grid_h, grid_w)` or `(tokens,)`, is the tokens' layout and the same for one image size."""
+
+INSIDE = 0.1
+"""A token is inside a region that covers at least this share of what the token shows.
+
+Resampling kernels reach beyond a box: bicubic ones smear some tenths of a processed pixel over the
+edge, which is one or two hundredths of a token of 14 to 32 pixels. A tenth is safely above that,
+and small enough that a box which really enters a token highlights it: the paper's boxes are rough,
+and a token left out is a worse mistake than one too many.
+"""
+_VISIBLE = 0.01  # of the best token's brightness range; below: padding, or its blurred border
+_TRACE = 1e-3  # coverage below this is rounding, not the region
+
+
+@dataclass(frozen=True, eq=False)
+class TokenVisibility:
+    """What each image token shows of an image of one size, for `token_coverage`.
+
+    Attributes:
+        image_wh: that size, in pixels.
+        black: brightness of each token for an all-black image, in the tokens' layout.
+        span: how much brighter an all-white image is; 0 for padding.
+    """
+
+    image_wh: tuple[int, int]
+    black: NDArray[np.float64]
+    span: NDArray[np.float64]
+
+    @property
+    def visible(self) -> NDArray[np.bool_]:
+        """Tokens that show a part of the image, in the tokens' layout."""
+        return np.asarray(self.span > _VISIBLE * self.span.max())
+
+
+def extent(brightness: TokenMeans, image_wh: tuple[int, int]) -> TokenVisibility:
+    """Measure what the tokens show of images of size `image_wh` (two processor calls)."""
+    black = brightness(Image.new("RGB", image_wh, (0, 0, 0)))
+    white = brightness(Image.new("RGB", image_wh, (255, 255, 255)))
+    return TokenVisibility(image_wh, black, white - black)
+
+
+def token_coverage(
+    brightness: TokenMeans, shown: TokenVisibility, region: Region
+) -> NDArray[np.float64]:
+    """The share of each image token's visible pixels that is inside `region`.
+
+    Returns:
+        0..1 in the tokens' layout; NaN where a token shows padding only.
+
+    Example: a 64x32 image, resized to 4x2 tokens of 16 pixels; a box over the left quarter and
+    half of the next one:
+
+        >>> def brightness(image):
+        ...     pixels = np.asarray(image.convert("L"), dtype=float)
+        ...     return pixels.reshape(2, 16, 4, 16).mean((1, 3))
+        >>> box = Region(boxes=((0.0, 0.0, 0.375, 0.5),))
+        >>> token_coverage(brightness, extent(brightness, (64, 32)), box)
+        array([[1. , 0.5, 0. , 0. ],
+               [0. , 0. , 0. , 0. ]])
+    """
+    inside = brightness(coverage_image(region, shown.image_wh).convert("RGB"))
+    share = np.full(inside.shape, np.nan)
+    np.divide(inside - shown.black, shown.span, out=share, where=shown.visible)
+    return np.asarray(share.clip(0.0, 1.0))
+
+
+def image_token_mask(coverage: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The paper's M: which tokens are inside, for a coverage of `token_coverage`.
+
+    Those covered by `INSIDE` or more; where a region is so small that there are none, the best
+    covered one (all of them on a tie). A region that no token shows, outside a centre crop, gives
+    none: all False.
+
+        >>> image_token_mask(np.array([0.9, 0.3, 0.02, np.nan])).tolist()
+        [True, True, False, False]
+        >>> image_token_mask(np.array([0.04, 0.02, 0.04, 0.0])).tolist()
+        [True, False, True, False]
+        >>> image_token_mask(np.array([0.0, 0.0, np.nan])).tolist()
+        [False, False, False]
+    """
+    share = np.nan_to_num(coverage, nan=0.0)
+    best = float(share.max())
+    if best < _TRACE:
+        return np.zeros(share.shape, dtype=bool)
+    return np.asarray(share >= min(INSIDE, best))
+
+
+def corner_cells(
+    boxes: Iterable[XYXY], frame: Frame, grid_hw: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Cells of a token grid by the rule of the paper's released code, for comparison with it.
+
+    Rows `int(y * (grid_h - 1))` and columns `int(x * (grid_w - 1))` of the corners, both ends
+    included, with x and y in 0..1 of what the grid shows. The factor should be the grid's size
+    without the - 1: boxes near the right and the bottom lose a cell, others gain one.
+
+    Args:
+        boxes: 0..1 of the original image.
+        frame: where the original lies in 0..1 of what the grid shows.
+
+    Returns:
+        `(grid_h, grid_w)`.
+
+        >>> corner_cells([(0.0, 0.0, 0.5, 0.25)], Frame.of_image(), (4, 4)).astype(int)
+        array([[1, 1, 0, 0],
+               [0, 0, 0, 0],
+               [0, 0, 0, 0],
+               [0, 0, 0, 0]])
+    """
+    height, width = grid_hw
+    cells = np.zeros(grid_hw, dtype=bool)
+    for box in boxes:
+        # rounded: a box set to the border must be 1, not 0.9999999 after a change of frame
+        x1, y1, x2, y2 = (round(value, 9) for value in frame.from_image(box))
+        if x2 < 0 or y2 < 0 or x1 > 1 or y1 > 1:
+            continue  # cut off by a centre crop
+        left, right = (int(min(1.0, max(0.0, x)) * (width - 1)) for x in (x1, x2))
+        top, bottom = (int(min(1.0, max(0.0, y)) * (height - 1)) for y in (y1, y2))
+        cells[top : bottom + 1, left : right + 1] = True
+    return cells
+
+
+def patch_means(pixel_values: Any, patch_size: int) -> NDArray[np.float64]:
+    """`(1, C, H, W)` processed pixels -> `(H / patch, W / patch)` means of the first channel."""
+    return np.asarray(tile_means(pixel_values, patch_size)[0])
+
+
+def tile_means(pixel_values: Any, patch_size: int) -> NDArray[np.float64]:
+    """`(..., C, H, W)` tiles -> `(tiles, H / patch, W / patch)` means of the first channel.
+
+    >>> tile_means(np.arange(8.0).reshape(1, 2, 1, 2, 2), 2)
+    array([[[1.5]],
+    <BLANKLINE>
+           [[5.5]]])
+    """
+    pixels = np.asarray(pixel_values, dtype=np.float64)
+    channel = pixels.reshape(-1, *pixels.shape[-3:])[:, 0]
+    tiles, height, width = channel.shape
+    rows, columns = height // patch_size, width // patch_size
+    channel = channel[:, : rows * patch_size, : columns * patch_size]
+    return np.asarray(channel.reshape(tiles, rows, patch_size, columns, patch_size).mean((2, 4)))
+
+
+def merged_means(
+    patches: Any, grid_thw: Any, merge_size: int, channels: int = 3
+) -> NDArray[np.float64]:
+    """`(N, C * ...)` flat patches, each token's `merge_size ** 2` in a row -> `(grid_h, grid_w)`.
+
+    Qwen-VL's layout: `grid_thw` `(1, 3)` counts patches, and a token is `merge_size` by
+    `merge_size` of them. Means are of the first channel.
+    """
+    _, rows, columns = (int(count) for count in np.asarray(grid_thw)[0])
+    flat = np.asarray(patches, dtype=np.float64)
+    first = flat.reshape(len(flat), channels, -1)[:, 0].mean(1)
+    tokens = first.reshape(-1, merge_size**2).mean(1)
+    return np.asarray(tokens.reshape(rows // merge_size, columns // merge_size))
+
+
+def token_centres(brightness: TokenMeans, shown: TokenVisibility) -> NDArray[np.float64]:
+    """Where in the image each token looks: the centre of the visible pixels it shows.
+
+    Two pictures that brighten evenly, to the right and downward, go through the image processor:
+    the mean brightness of a token is then the place of its centre.
+
+    Returns:
+        The tokens' layout and a last axis `(x, y)`, 0..1 of the original image; NaN where a
+        token shows padding only.
+
+        >>> def brightness(image):
+        ...     pixels = np.asarray(image.convert("L"), dtype=float)
+        ...     return pixels.reshape(2, 16, 4, 16).mean((1, 3))
+        >>> token_centres(brightness, extent(brightness, (64, 32))).round(2)[0, :2].tolist()
+        [[0.13, 0.25], [0.38, 0.25]]
+    """
+    width, height = shown.image_wh
+    places = []
+    for ramp in (
+        np.tile((np.arange(width) + 0.5) / width, (height, 1)),
+        np.tile((np.arange(height)[:, None] + 0.5) / height, (1, width)),
+    ):
+        picture = Image.fromarray(np.round(ramp * 255).astype(np.uint8)).convert("RGB")
+        place = np.full(shown.span.shape, np.nan)
+        np.divide(brightness(picture) - shown.black, shown.span, out=place, where=shown.visible)
+        places.append(place)
+    return np.stack(places, axis=-1)

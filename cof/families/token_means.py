@@ -1,0 +1,113 @@
+"""How each family's processed pixels reduce to one brightness for each image token.
+
+Every function takes the processor's output for one image and the model's config, and returns
+`(grid_h, grid_w)`, or `(tokens,)` where the tokens are no single raster, in the order in which they
+stand in the prompt. See `token_coverage`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
+
+from cof.families.token_coverage import merged_means, patch_means, tile_means
+
+
+def patch_grid(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """A patch is a token (LLaVA-1.5, PaliGemma, the Q-Formers)."""
+    return patch_means(pixels["pixel_values"], config.vision_config.patch_size)
+
+
+def merged_grid(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """Flat patches with their grid, a token being a square of them (Qwen-VL, GLM-V)."""
+    return merged_means(
+        pixels["pixel_values"], pixels["image_grid_thw"], config.vision_config.spatial_merge_size
+    )
+
+
+def pixtral(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """An image of its own shape, patches merged where the model does so (Mistral 3)."""
+    merge = getattr(config, "spatial_merge_size", 1)
+    return patch_means(pixels["pixel_values"], config.vision_config.patch_size * merge)
+
+
+def gemma4(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """Flat patches, `(1, N, patch * patch * C)`, with their columns and rows, pooled."""
+    patches = np.asarray(pixels["pixel_values"], dtype=np.float64)[0]
+    places = np.asarray(pixels["image_position_ids"])[0]  # (N, 2): x, y; -1 for padding
+    columns, rows = places.max(0) + 1
+    pool = config.vision_config.pooling_kernel_size
+    means = patches[: rows * columns, ::3].mean(1)
+    return np.asarray(means.reshape(rows // pool, pool, columns // pool, pool).mean((1, 3)))
+
+
+def video_llama3(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    return merged_means(
+        pixels["pixel_values"], pixels["image_grid_thw"], int(pixels["image_merge_sizes"][0])
+    )
+
+
+def tile_tokens(pixels: Mapping[str, Any], config: Any, merge: int) -> NDArray[np.float64]:
+    """Tiles in order, each a raster of tokens of `merge` by `merge` patches; `(tokens,)`."""
+    patch = config.vision_config.patch_size
+    patch = patch if isinstance(patch, int) else patch[0]
+    return tile_means(pixels["pixel_values"], patch * merge).ravel()
+
+
+def mllama(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """Tiles, each with its CLS before it, which shows nothing of its own: 0."""
+    means = tile_means(pixels["pixel_values"], config.vision_config.patch_size)
+    return np.pad(means.reshape(len(means), -1), ((0, 0), (1, 0))).ravel()
+
+
+def internvl(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    return tile_tokens(pixels, config, round(1 / config.downsample_ratio))
+
+
+def aya_vision(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    return tile_tokens(pixels, config, config.downsample_factor)
+
+
+def idefics3(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    return tile_tokens(pixels, config, config.scale_factor)
+
+
+def gemma3(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    vision = config.vision_config
+    side = math.isqrt(config.mm_tokens_per_image)
+    tokens = tile_tokens(pixels, config, vision.image_size // vision.patch_size // side)
+    return tokens.reshape(side, side) if tokens.size == side**2 else tokens
+
+
+def _packed(
+    pixels: Mapping[str, Any], config: Any, pack: Callable[..., Any], *options: Any, **named: Any
+) -> NDArray[np.float64]:
+    """Base tile, then the tiles of the large picture as the model itself joins and unpads them.
+
+    The tokens it puts at the ends of rows show nothing: 0, whatever the picture.
+    """
+    means = tile_means(pixels["pixel_values"], config.vision_config.patch_size)
+    tiles = torch.from_numpy(means).flatten(1)[..., None]  # (tiles, patches, 1)
+    sizes = torch.as_tensor(pixels["image_sizes"])
+    newline = torch.zeros(1, dtype=tiles.dtype)
+    model = SimpleNamespace(config=config)  # the config is all that it reads of the model
+    (tokens,), _ = pack(model, [tiles], sizes, *options, image_newline=newline, **named)
+    return np.asarray(tokens.numpy()[:, 0])
+
+
+def llava_next(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    pack = LlavaNextModel.pack_image_features
+    return _packed(pixels, config, pack, config.vision_feature_select_strategy)
+
+
+def llava_onevision(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    pack = LlavaOnevisionModel.pack_image_features
+    return _packed(pixels, config, pack, vision_aspect_ratio=config.vision_aspect_ratio)

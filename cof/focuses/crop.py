@@ -1,0 +1,63 @@
+"""Show the model the region enlarged: alone, or after the whole image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from cof.geometry.boxes import pixel_box, union
+from cof.geometry.regions import Region
+from cof.images import MAX_ASPECT
+from cof.types import Request
+
+
+@dataclass(frozen=True)
+class CropFocus:
+    """Only the region, which the model's processor then enlarges: all that the model sees.
+
+    A region that is longer and thinner than images may be (`cof.images.MAX_ASPECT`) is widened.
+
+    >>> from PIL import Image
+    >>> request = Request(Image.new("RGB", (100, 50)), "Which digit?")
+    >>> CropFocus().apply(request, Region(boxes=((0.5, 0.2, 0.75, 0.6),))).image.size
+    (25, 20)
+    """
+
+    help: ClassVar[str] = "show it the region alone"
+    uses_strength: ClassVar[bool] = False
+    uses_heat_map: ClassVar[bool] = False
+
+    def apply(self, request: Request, region: Region) -> Request:
+        if region.whole:
+            return request
+        image = request.pil_image
+        left, top, right, bottom = pixel_box(union(region.boxes), image.size)
+        thinnest = math.ceil(max(right - left, bottom - top) / MAX_ASPECT)
+        left, right = _widened(left, right, thinnest, image.width)
+        top, bottom = _widened(top, bottom, thinnest, image.height)
+        return replace(request, image=image.crop((left, top, right, bottom)))
+
+
+@dataclass(frozen=True)
+class BesideFocus:
+    """The whole image and after it the region, enlarged (ViCrop, arXiv 2502.17422, section 5).
+
+    A model that takes one image only is shown the region alone, like `CropFocus`.
+    """
+
+    help: ClassVar[str] = "show it the region after the whole image"
+    uses_strength: ClassVar[bool] = False
+    uses_heat_map: ClassVar[bool] = False
+
+    def apply(self, request: Request, region: Region) -> Request:
+        if region.whole:
+            return request
+        return replace(request, beside=CropFocus().apply(request, region).image)
+
+
+def _widened(start: int, end: int, least: int, size: int) -> tuple[int, int]:
+    """At least so many pixels, about the same middle, moved inside 0..size."""
+    pixels = max(end - start, least)
+    start = min(max(0, start - (pixels - (end - start)) // 2), size - pixels)
+    return start, start + pixels

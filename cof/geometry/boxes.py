@@ -1,0 +1,311 @@
+"""Boxes, frames and regions: pure geometry.
+
+A box is `xyxy = (x1, y1, x2, y2)`, x to the right and y down. Unless a name says otherwise its
+numbers are fractions (0..1) of the ORIGINAL, upright image. A model writes boxes in a frame of
+its own (fractions of a padded square, thousandths, pixels after resizing); `Frame` converts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cof.errors import CofError
+
+if TYPE_CHECKING:
+    pass
+
+XYXY = tuple[float, float, float, float]
+
+FULL: XYXY = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The rectangle, in a model's native coordinates, that the ORIGINAL image occupies.
+
+    Example: LLaVA-1.5 writes fractions of the image padded to a square. A 640x480 image fills
+    the middle three quarters of that square:
+
+        >>> frame = Frame.padded_square((640, 480))
+        >>> frame
+        Frame(left=0.0, top=0.125, right=1.0, bottom=0.875)
+        >>> frame.to_image((0.25, 0.125, 0.75, 0.5))
+        (0.25, 0.0, 0.75, 0.5)
+        >>> frame.from_image((0.25, 0.0, 0.75, 0.5))
+        (0.25, 0.125, 0.75, 0.5)
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def __post_init__(self) -> None:
+        if not (self.right > self.left and self.bottom > self.top):
+            raise ValueError(f"a frame needs left < right and top < bottom, not {self}")
+
+    @classmethod
+    def padded_square(cls, image_wh: tuple[int, int], scale: float = 1.0) -> Frame:
+        """The image in the middle of a square of its longer side, the square being 0..scale.
+
+        The padding is split with integer division, as LLaVA's `expand2square` does, so an odd
+        difference leaves the image half a pixel off the centre.
+        """
+        width, height = image_wh
+        side = max(width, height)
+        left, top = (side - width) // 2, (side - height) // 2
+        return cls(
+            scale * left / side,
+            scale * top / side,
+            scale * (left + width) / side,
+            scale * (top + height) / side,
+        )
+
+    @classmethod
+    def centre_crop(cls, image_wh: tuple[int, int], scale: float = 1.0) -> Frame:
+        """The image around its central square of the shorter side, the square being 0..scale.
+
+        What lies outside 0..scale is cut off: the model never sees it.
+
+            >>> Frame.centre_crop((500, 300), scale=3.0)
+            Frame(left=-1.0, top=0.0, right=4.0, bottom=3.0)
+        """
+        width, height = image_wh
+        side = min(width, height)
+        x, y = scale * (width - side) / 2 / side, scale * (height - side) / 2 / side
+        return cls(0.0 - x, 0.0 - y, scale + x, scale + y)
+
+    @classmethod
+    def of_image(cls, scale: float = 1.0) -> Frame:
+        """Fractions of the original image times `scale` (1000: thousandths)."""
+        return cls(0.0, 0.0, scale, scale)
+
+    @classmethod
+    def pixels(cls, wh: tuple[int, int]) -> Frame:
+        """Pixels of the whole image at size `wh` (of the original or of a resized copy)."""
+        return cls(0.0, 0.0, float(wh[0]), float(wh[1]))
+
+    def to_image(self, xyxy: XYXY) -> XYXY:
+        """Native coordinates -> 0..1 of the original; outside 0..1 where the box leaves it."""
+        x1, y1, x2, y2 = xyxy
+        width, height = self.right - self.left, self.bottom - self.top
+        return (
+            (x1 - self.left) / width,
+            (y1 - self.top) / height,
+            (x2 - self.left) / width,
+            (y2 - self.top) / height,
+        )
+
+    def from_image(self, xyxy: XYXY) -> XYXY:
+        """0..1 of the original -> native coordinates; the inverse of `to_image`."""
+        x1, y1, x2, y2 = xyxy
+        width, height = self.right - self.left, self.bottom - self.top
+        return (
+            self.left + x1 * width,
+            self.top + y1 * height,
+            self.left + x2 * width,
+            self.top + y2 * height,
+        )
+
+
+def ordered(xyxy: XYXY) -> XYXY:
+    """The same box with its corners in order.
+
+    >>> ordered((0.9, 0.2, 0.1, 0.6))
+    (0.1, 0.2, 0.9, 0.6)
+    """
+    x1, y1, x2, y2 = xyxy
+    return (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+
+
+def area(xyxy: XYXY) -> float:
+    """Width times height of an ordered box; 0 for an empty one."""
+    x1, y1, x2, y2 = xyxy
+    return max(0.0, x2 - x1) * max(0.0, y2 - y1)
+
+
+def centre(xyxy: XYXY) -> tuple[float, float]:
+    """The point `(x, y)` in the middle of a box."""
+    x1, y1, x2, y2 = xyxy
+    return ((x1 + x2) / 2, (y1 + y2) / 2)
+
+
+def contains_point(xyxy: XYXY, point: tuple[float, float]) -> bool:
+    """Whether `point = (x, y)` is in the box, its edges included."""
+    x1, y1, x2, y2 = xyxy
+    return x1 <= point[0] <= x2 and y1 <= point[1] <= y2
+
+
+def clip(xyxy: XYXY) -> XYXY:
+    """The part of a box that is inside 0..1; area 0 when nothing is.
+
+    >>> clip((-0.5, 0.25, 0.5, 1.25))
+    (0.0, 0.25, 0.5, 1.0)
+    """
+    x1, y1, x2, y2 = (min(1.0, max(0.0, value)) for value in xyxy)
+    return (x1, y1, x2, y2)
+
+
+def intersection(a: XYXY, b: XYXY) -> float:
+    """Area of the overlap of two boxes."""
+    return area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+
+
+def iou(a: XYXY, b: XYXY) -> float:
+    """Intersection over union, 0..1; 0 when both are empty.
+
+    >>> iou((0.0, 0.0, 0.5, 1.0), (0.25, 0.0, 0.75, 1.0)) == 1 / 3
+    True
+    """
+    both = intersection(a, b)
+    either = area(a) + area(b) - both
+    return both / either if either > 0 else 0.0
+
+
+def union(boxes: Iterable[XYXY]) -> XYXY:
+    """The smallest box around all of `boxes` (at least one).
+
+    >>> union([(0.1, 0.2, 0.3, 0.4), (0.2, 0.1, 0.5, 0.3)])
+    (0.1, 0.1, 0.5, 0.4)
+    """
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    return (min(x1), min(y1), max(x2), max(y2))
+
+
+def expand(xyxy: XYXY, alpha: float) -> XYXY:
+    """Scale a box by `alpha` about its centre, then move it inside 0..1 (paper, section II-B).
+
+    The box is moved, never clipped, so it keeps its size; only where it is larger than the
+    image does it become the image's full extent on that axis.
+
+    Examples: twice as wide and high; a corner box moved back inside; one too wide.
+
+        >>> expand((0.25, 0.25, 0.5, 0.5), 2.0)
+        (0.125, 0.125, 0.625, 0.625)
+        >>> expand((0.0, 0.75, 0.25, 1.0), 2.0)
+        (0.0, 0.5, 0.5, 1.0)
+        >>> expand((0.125, 0.25, 0.875, 0.5), 2.0)
+        (0.0, 0.125, 1.0, 0.625)
+
+    Raises:
+        CofError: alpha is not a finite number above 0.
+    """
+    check_alpha(alpha)
+    x1, y1, x2, y2 = xyxy
+    left, right = _scaled_and_moved(x1, x2, alpha)
+    top, bottom = _scaled_and_moved(y1, y2, alpha)
+    return (left, top, right, bottom)
+
+
+def expand_snapped(
+    xyxy: XYXY, alpha: float, image_wh: tuple[int, int], *, square: bool = False
+) -> XYXY:
+    """Scale a box as the paper's released code does, its defect at the border included.
+
+    Its edge test asks whether `centre - width` (not half the width) leaves the image, and then
+    sets that edge to the border: a box near the border grows up to it instead of being moved.
+    The border is that of the image padded to a square, so on an image that is not square the
+    result may leave 0..1 (it then reaches into the padding).
+
+    Two-decimal boxes meet that test's equality often, so the arithmetic is the released code's,
+    operation by operation, in its frame.
+
+    Args:
+        xyxy: 0..1 of the image.
+        alpha: the factor.
+        image_wh: of the original image.
+        square: take the longer side both ways (in pixels) before the edge test.
+
+    Example on a square image: the left and the top edge snap, though the box would fit.
+
+        >>> expand_snapped((0.25, 0.25, 0.5, 0.5), 1.6, (100, 100))
+        (0.0, 0.0, 0.575, 0.575)
+
+    Raises:
+        CofError: alpha is not a finite number above 0.
+    """
+    check_alpha(alpha)
+    frame = Frame.padded_square(image_wh)
+    # undo the rounding of the way from the model's decimals to 0..1 of the image and back
+    x1, y1, x2, y2 = (round(value, 9) for value in frame.from_image(xyxy))
+    width, height = (x2 - x1) * alpha, (y2 - y1) * alpha
+    if square:
+        width = height = max(width, height)
+    left, right = _snapped((x1 + x2) / 2, width)
+    top, bottom = _snapped((y1 + y2) / 2, height)
+    return frame.to_image((left, top, right, bottom))
+
+
+def squared(xyxy: XYXY, image_wh: tuple[int, int]) -> XYXY:
+    """Give a box its longer side both ways, measured in pixels, about its centre.
+
+    The released code does so, on by default. The result may leave 0..1; an expansion follows.
+
+    Example: 50 x 25 pixels become 50 x 50; on this 200x100 image that is 0.25 by 0.5.
+
+        >>> squared((0.25, 0.5, 0.5, 0.75), (200, 100))
+        (0.25, 0.375, 0.5, 0.875)
+    """
+    width, height = image_wh
+    x1, y1, x2, y2 = xyxy
+    side = max((x2 - x1) * width, (y2 - y1) * height)
+    x, y = centre(xyxy)
+    half_x, half_y = side / width / 2, side / height / 2
+    return (x - half_x, y - half_y, x + half_x, y + half_y)
+
+
+def at_least(xyxy: XYXY, side: float) -> XYXY:
+    """Widen a box to `side` (0..1) where it is smaller, about its centre, moved inside 0..1.
+
+    >>> at_least((0.5, 0.25, 0.5, 0.75), 0.25)
+    (0.375, 0.25, 0.625, 0.75)
+    """
+    x1, y1, x2, y2 = xyxy
+    x, y = centre(xyxy)
+    half_x, half_y = max(x2 - x1, side) / 2, max(y2 - y1, side) / 2
+    return expand((x - half_x, y - half_y, x + half_x, y + half_y), 1.0)
+
+
+def pixel_box(xyxy: XYXY, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The pixels `(left, top, right, bottom)` that a box touches, right and bottom excluded; one
+    at least.
+
+    >>> pixel_box((0.5, 0.5, 0.5, 0.5), (10, 10)), pixel_box((0.26, 0.0, 1.2, 0.5), (10, 10))
+    ((5, 5, 6, 6), (2, 0, 10, 5))
+    """
+    width, height = image_wh
+    x1, y1, x2, y2 = clip(xyxy)
+    left, top = min(int(x1 * width), width - 1), min(int(y1 * height), height - 1)
+    # rounded: 0.6 * 50 must not become 31 pixels for the last digit of a float
+    right = max(left + 1, math.ceil(round(x2 * width, 6)))
+    bottom = max(top + 1, math.ceil(round(y2 * height, 6)))
+    return left, top, right, bottom
+
+
+def check_alpha(alpha: float) -> None:
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise CofError(
+            f"expand (alpha) must be a finite number above 0, not {alpha}; 1 keeps the box."
+        )
+
+
+def _scaled_and_moved(low: float, high: float, alpha: float) -> tuple[float, float]:
+    if alpha == 1 and low >= 0 and high <= 1:  # keep the numbers bit for bit
+        return low, high
+    middle, half = (low + high) / 2, (high - low) * alpha / 2
+    if half >= 0.5:
+        return 0.0, 1.0
+    if middle - half < 0:
+        return 0.0, 2 * half
+    if middle + half > 1:
+        return 1.0 - 2 * half, 1.0
+    return middle - half, middle + half
+
+
+def _snapped(middle: float, side: float) -> tuple[float, float]:
+    start = middle - side / 2 if middle - side > 0 else 0.0
+    end = middle + side / 2 if middle + side < 1 else 1.0
+    return start, end

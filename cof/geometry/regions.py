@@ -1,0 +1,222 @@
+"""Regions of an image: boxes, masks, or every image token; coordinates are 0..1 of the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw
+
+from cof.errors import CofError
+from cof.geometry.boxes import XYXY, area, centre, check_alpha, clip, expand, ordered
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of an image: boxes, a mask, or every image token.
+
+    Attributes:
+        boxes: `(x1, y1, x2, y2)` each, in 0..1 of the original image.
+        mask: `(H, W)` float32 in 0..1 laid over the whole image at any resolution, for regions
+            that are no rectangles; `boxes` then holds its bounding box.
+        whole: every image token, those of the padding included (the paper's Table II,
+            "reweight" without "ground").
+        heat: `(H, W)` float32 in 0..1 over the whole image: how much each place is meant, for
+            focuses that take degrees (`soft`); the others look at `boxes` or `mask`.
+    """
+
+    boxes: tuple[XYXY, ...] = ()
+    mask: NDArray[np.float32] | None = field(default=None, compare=False)
+    whole: bool = False
+    heat: NDArray[np.float32] | None = field(default=None, compare=False)
+
+
+EVERYTHING = Region(boxes=((0.0, 0.0, 1.0, 1.0),), whole=True)
+
+
+def region_from_boxes(boxes: Sequence[Sequence[float]]) -> Region:
+    """A region of the user's own boxes, each `(x1, y1, x2, y2)` in 0..1 of the image.
+
+    Raises:
+        CofError: no box, not four finite numbers, outside 0..1, or without area.
+    """
+    try:
+        boxes = list(boxes)
+    except TypeError:
+        raise CofError(f"boxes is a list of (x1, y1, x2, y2), not {boxes!r}.") from None
+    if not boxes:
+        raise CofError("boxes is empty: give at least one (x1, y1, x2, y2), or leave it out.")
+    return Region(boxes=tuple(_checked_box(box) for box in boxes))
+
+
+def region_from_polygon(points: Sequence[tuple[float, float]], image_wh: tuple[int, int]) -> Region:
+    """A region inside a polygon of at least three `(x, y)` points in 0..1 of the image.
+
+    Raises:
+        CofError: fewer than three points, or a point outside 0..1 or not finite.
+    """
+    try:
+        corners = [(float(x), float(y)) for x, y in points]
+    except (TypeError, ValueError):
+        raise CofError(f"A polygon is a list of (x, y) points, not {points!r}.") from None
+    if len(corners) < 3:
+        raise CofError(f"A polygon needs at least three (x, y) points, not {len(corners)}.")
+    for corner in corners:
+        if not all(0 <= value <= 1 for value in corner):
+            raise CofError(
+                f"Polygon point {corner} is not (x, y) in 0..1: give fractions of the "
+                "image's width and height."
+            )
+    width, height = image_wh
+    canvas = Image.new("L", image_wh)
+    pixels = [(x * (width - 1), y * (height - 1)) for x, y in corners]
+    ImageDraw.Draw(canvas).polygon(pixels, fill=255, outline=255)
+    return region_from_mask(np.asarray(canvas))
+
+
+def region_from_mask(array: ArrayLike) -> Region:
+    """A region from an `(H, W)` mask laid over the whole image, at any resolution.
+
+    Bool, integers (0..255, white inside) or floats in 0..1. The region's box is the mask's
+    bounding box:
+
+        >>> mask = np.zeros((4, 8), bool); mask[1:3, 2:4] = True
+        >>> region_from_mask(mask).boxes
+        ((0.25, 0.25, 0.5, 0.75),)
+
+    Raises:
+        CofError: not two-dimensional, values out of range, or nothing inside.
+    """
+    try:
+        given = np.asarray(array)
+    except ValueError:
+        raise CofError("A mask is an (H, W) array, so it has rows of one length.") from None
+    if given.ndim != 2 or given.size == 0:
+        raise CofError(f"A mask is an (H, W) array, not one of shape {given.shape}.")
+    if given.dtype.kind not in "buif":
+        raise CofError(f"A mask holds bool, 0..255 or 0..1, not {given.dtype}.")
+    mask = given.astype(np.float32)
+    if given.dtype.kind in "ui":
+        mask /= 255.0 if mask.max() > 1 else 1.0
+    if not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
+        raise CofError("A mask of floats holds numbers in 0..1, and one of integers in 0..255.")
+    if not mask.any():
+        raise CofError("The mask is empty: mark at least one pixel.")
+    return Region(boxes=(_mask_box(mask),), mask=mask)
+
+
+def expand_region(region: Region, alpha: float) -> Region:
+    """`expand` each box of a region; scale a mask likewise about its bounding box's centre.
+
+    A mask is moved inside with its bounding box, and squeezed on an axis where that box would
+    outgrow the image. The whole image stays the whole image, and a heat map as it is.
+
+        >>> expand_region(Region(boxes=((0.25, 0.25, 0.5, 0.5), (0.0, 0.75, 0.25, 1.0))), 2).boxes
+        ((0.125, 0.125, 0.625, 0.625), (0.0, 0.5, 0.5, 1.0))
+    """
+    check_alpha(alpha)
+    if region.whole:
+        return region
+    if region.mask is None:
+        return replace(region, boxes=tuple(expand(box, alpha) for box in region.boxes))
+    if alpha == 1:
+        return region
+    source = _mask_box(region.mask)
+    target = expand(source, alpha)
+    mask = _stretched(region.mask, source, target)
+    return replace(region, boxes=(target,), mask=mask)
+
+
+def coverage_image(region: Region, image_wh: tuple[int, int]) -> Image.Image:
+    """A picture ('L') of the original's size, white inside the region, black outside.
+
+    A pixel is inside a box when its centre is. A region that would fall between the pixels'
+    centres keeps the pixel it lies in, so none but an empty region is all black.
+    """
+    width, height = image_wh
+    if region.whole:
+        return Image.new("L", image_wh, 255)
+    if region.mask is not None:
+        return _mask_image(region.mask, image_wh)
+    canvas = Image.new("L", image_wh)
+    for box in region.boxes:
+        inside = clip(box)
+        if area(inside) > 0:
+            left, right = _pixel_span(inside[0], inside[2], width)
+            top, bottom = _pixel_span(inside[1], inside[3], height)
+            canvas.paste(255, (left, top, right, bottom))
+    return canvas
+
+
+def _checked_box(box: Sequence[float]) -> XYXY:
+    try:
+        x1, y1, x2, y2 = (float(value) for value in box)
+    except (TypeError, ValueError):
+        raise CofError(
+            f"boxes is a list of (x1, y1, x2, y2), so {box!r} is not one of its boxes."
+        ) from None
+    found = ordered((x1, y1, x2, y2))
+    shown = ", ".join(f"{value:g}" for value in (x1, y1, x2, y2))
+    if not all(math.isfinite(v) and 0 <= v <= 1 for v in (x1, y1, x2, y2)):
+        raise CofError(
+            f"Box ({shown}) is outside 0..1: a box is given as fractions of the image's width "
+            "and height, so divide pixels by them."
+        )
+    if area(found) == 0:
+        raise CofError(f"Box ({shown}) has no area: give two different corners.")
+    return found
+
+
+def _pixel_span(low: float, high: float, size: int) -> tuple[int, int]:
+    """Pixels `start..end` (end excluded) whose centres are in low..high; one pixel at least."""
+    start, end = math.ceil(low * size - 0.5), math.ceil(high * size - 0.5)
+    if end <= start:
+        start = min(size - 1, int((low + high) / 2 * size))
+        end = start + 1
+    return start, end
+
+
+def _mask_box(mask: NDArray[np.float32]) -> XYXY:
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return (
+        float(columns[0]) / width,
+        float(rows[0]) / height,
+        float(columns[-1] + 1) / width,
+        float(rows[-1] + 1) / height,
+    )
+
+
+def _mask_image(mask: NDArray[np.float32], image_wh: tuple[int, int]) -> Image.Image:
+    picture = Image.fromarray(np.round(mask * 255).astype(np.uint8))
+    if picture.size != image_wh:
+        picture = picture.resize(image_wh, Image.Resampling.BILINEAR)
+    if picture.getbbox() is None:  # a speck, lost in the rounding or the resizing
+        width, height = image_wh
+        x, y = centre(_mask_box(mask))
+        picture.putpixel((min(width - 1, int(x * width)), min(height - 1, int(y * height))), 255)
+    return picture
+
+
+def _stretched(mask: NDArray[np.float32], source: XYXY, target: XYXY) -> NDArray[np.float32]:
+    """The mask with its content in `source` moved to `target` (both in 0..1)."""
+    height, width = mask.shape
+    scale_x = (source[2] - source[0]) / (target[2] - target[0])
+    scale_y = (source[3] - source[1]) / (target[3] - target[1])
+    offset_x = (source[0] - target[0] * scale_x) * width
+    offset_y = (source[1] - target[1] * scale_y) * height
+    picture = Image.fromarray(mask, mode="F").transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        (scale_x, 0.0, offset_x, 0.0, scale_y, offset_y),
+        resample=Image.Resampling.BILINEAR,
+    )
+    stretched = np.clip(np.asarray(picture, dtype=np.float32), 0.0, 1.0)
+    return stretched if stretched.any() else mask

@@ -1,0 +1,88 @@
+"""Open-vocabulary detectors from transformers: boxes of what a phrase names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
+
+from cof.errors import CofError
+from cof.geometry.boxes import XYXY, area, clip
+
+_PROMPTS = {"owlvit": "a photo of a {}", "owlv2": "a photo of a {}"}
+"""How a model type is asked for a thing, where its makers do not use the bare phrase."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A detector and its processor (with a PIL image processor)."""
+
+    model: Any
+    processor: Any
+
+    def find(self, image: Image.Image, phrase: str) -> tuple[XYXY, float] | None:
+        """The box that fits a phrase best, 0..1 of the image, and its score in 0..1.
+
+        None if no box has any area inside the image.
+
+        Raises:
+            CofError: the detector's image processor needs a package that is missing.
+        """
+        width, height = image.size
+        config = self.model.config
+        longest = (
+            getattr(config, "max_text_len", None) or config.text_config.max_position_embeddings
+        )
+        text = _PROMPTS.get(config.model_type, "{}").format(phrase.lower())
+        try:
+            inputs = self.processor(
+                images=image,
+                text=[[text]],
+                truncation=True,
+                max_length=longest,
+                return_tensors="pt",
+            )
+        except ImportError as error:
+            raise CofError(
+                "This detector's image processor needs scipy: pip install 'cof[detector]'."
+            ) from error
+        with torch.inference_mode():
+            output = self.model(**inputs.to(self.model.device))
+        (found,) = self.processor.post_process_grounded_object_detection(
+            output, threshold=0.0, target_sizes=[(height, width)]
+        )
+        best: tuple[XYXY, float] | None = None
+        for (x1, y1, x2, y2), score in zip(
+            found["boxes"].tolist(), found["scores"].tolist(), strict=True
+        ):
+            box = clip((x1 / width, y1 / height, x2 / width, y2 / height))
+            if area(box) > 0 and (best is None or score > best[1]):
+                best = box, score
+        return best
+
+
+@lru_cache(maxsize=1)
+def load_detector(name: str) -> Detector:
+    """A detector from a folder or the hub, on the GPU if there is one; the last one is kept.
+
+    Raises:
+        CofError: it cannot be loaded, or is no open-vocabulary detector.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)  # one small file tells whether it is there
+        processor = AutoProcessor.from_pretrained(name, backend="pil")
+        model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(name, config=config)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = str(error).strip()
+        raise CofError(
+            f"No detector could be loaded from {name!r}: give a folder or a hub id that this "
+            "machine can reach of an open-vocabulary detector, such as "
+            "google/owlv2-base-patch16-ensemble or IDEA-Research/grounding-dino-tiny "
+            f"({text.splitlines()[0] if text else type(error).__name__})."
+        ) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Detector(model.eval().to(device), processor)

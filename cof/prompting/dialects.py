@@ -1,0 +1,178 @@
+"""How a model family is asked for a box, and how it writes one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from cof.prompting.box_template import BoxTemplate
+
+Order = Literal["xyxy", "yxyx"]
+Units = Literal["unit", "percent", "thousand", "loc1024", "cells32", "pixels"]
+
+PAPER_PROMPT = (
+    "{first_line}\n"
+    "According to the information in the image and the question, \n"
+    "detail the bounding box of the region in the image that contains the answer in JSON format."
+)
+"""The paper's grounding prompt (section II-B), with the released code's line breaks."""
+
+LLAVA_PROMPT = (
+    "Please provide the bounding box coordinate of the region this sentence describes: {first_line}"
+)
+"""LLaVA-1.5's own prompt_style, as in its referring-expression training data."""
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+"""What LLaVA-1.5's evaluations append to a question with a short answer (MME, POPE, VQA)."""
+
+OPTION_LETTER = "\nAnswer with the option's letter from the given choices directly."
+"""What LLaVA-1.5's evaluations append to a multiple-choice question (MMBench)."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a model family is asked for a box and how it writes it.
+
+    Attributes:
+        name: for messages and settings.
+        template: the grounding prompt; `{question}` is the whole question, `{first_line}` its
+            first line (the released code drops options and answer suffixes that way).
+        order: order of a box's four numbers.
+        units: what the numbers measure: `unit` 0..1, `percent` 0..100, `thousand` 0..1000,
+            `loc1024` 0..1024 (location tokens), `cells32` cells of a 32 by 32 grid, `pixels`.
+            Where 0 and the end of the scale lie on the image is the engine's `Frame`.
+        form: the one way it writes a box, for `Settings.boxes = "template"`; None: not known.
+    """
+
+    name: str
+    template: str
+    order: Order = "xyxy"
+    units: Units = "unit"
+    form: BoxTemplate | None = None
+
+    def grounding_prompt(self, question: str) -> str:
+        """The prompt of stage 1.
+
+        >>> TINY.grounding_prompt("What digit is on the red star?")
+        'What digit is on the red star?\\nWhere?'
+        """
+        return fill(self.template, question)
+
+
+def grounding_template(prompt: str | None, dialect: Dialect) -> str:
+    """The template of stage 1's prompt: the dialect's own for None, the paper's for `paper`, else
+    the prompt itself."""
+    return PAPER_PROMPT if prompt == "paper" else prompt or dialect.template
+
+
+def first_line(question: str) -> str:
+    """A question without its options and answer suffix.
+
+    >>> first_line("Which one?\\r\\nA. left\\r\\nB. right")
+    'Which one?'
+    """
+    return question.split("\n", 1)[0].removesuffix("\r")
+
+
+def fill(template: str, question: str) -> str:
+    """Put a question into a template; other braces (JSON examples) are left as they are.
+
+    >>> fill("{first_line} Reply as {\\"box\\": []}.", "Where?\\nA. left\\nB. right")
+    'Where? Reply as {"box": []}.'
+    """
+    values = {"question": question, "first_line": first_line(question)}
+    return re.sub(r"\{(question|first_line)\}", lambda found: values[found[1]], template)
+
+
+PAPER = Dialect("paper", PAPER_PROMPT)
+"""Models without an established box format: the paper's prompt, fractions."""
+
+_LIST = "[{}, {}, {}, {}]"
+
+LLAVA = Dialect(
+    "llava", LLAVA_PROMPT, form=BoxTemplate(_LIST, tuple(f"{i / 100:.2f}" for i in range(100)))
+)
+"""LLaVA-1.5: `[0.dd, 0.dd, 0.dd, 0.dd]`, fractions of the padded square. (As a form it ends at
+0.99: a 1.00 would cost a choice in front of every number.)"""
+
+TINY = Dialect(
+    "tiny",
+    "{first_line}\nWhere?",
+    form=BoxTemplate(_LIST, tuple(f"{i / 50:.2f}" for i in range(51))),
+)
+"""The embedded model: `[0.10, 0.24, 0.40, 0.56]`, fractions of the padded square."""
+
+_THOUSANDTHS = tuple(map(str, range(1001)))
+_JSON = '```json\n[\n\t{{"bbox_2d": [{}, {}, {}, {}]}}\n]\n```'
+
+_REGION = 'the region that contains the answer to the question "{first_line}"'
+
+QWEN2 = Dialect(
+    "qwen2-vl",
+    f"Please provide the bounding box coordinate of {_REGION}.",
+    units="thousand",
+    form=BoxTemplate("<|box_start|>({},{}),({},{})<|box_end|>", _THOUSANDTHS),
+)
+"""Qwen2-VL: `<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, thousandths of the image."""
+
+QWEN2_5 = Dialect(
+    "qwen2.5-vl",
+    f"Locate {_REGION}, output its bbox coordinates using JSON format.",
+    units="pixels",
+    form=BoxTemplate(_JSON, tuple(map(str, range(4096)))),
+)
+"""Qwen2.5-VL: `{"bbox_2d": [x1, y1, x2, y2], "label": ...}`, pixels of the resized image, of which
+a square one has no more than 3584 in a row. (As a form without the label.)"""
+
+QWEN3 = Dialect(
+    "qwen3-vl",
+    f"Locate {_REGION}, output its bbox coordinates using JSON format.",
+    units="thousand",
+    form=BoxTemplate(_JSON, _THOUSANDTHS),
+)
+"""Qwen3-VL: `{"bbox_2d": [x1, y1, x2, y2], "label": ...}`, thousandths of the image."""
+
+INTERNVL = Dialect(
+    "internvl",
+    "Please provide the bounding box coordinate of the region this sentence describes: "
+    "<ref>the answer to the question: {first_line}</ref>",
+    units="thousand",
+    form=BoxTemplate("<ref>the answer</ref><box>[[{}, {}, {}, {}]]</box>", _THOUSANDTHS),
+)
+"""InternVL: `<ref>...</ref><box>[[x1, y1, x2, y2]]</box>`, thousandths of the image."""
+
+PALIGEMMA = Dialect(
+    "paligemma",
+    "detect {first_line}",
+    order="yxyx",
+    units="loc1024",
+    form=BoxTemplate("<loc{}>" * 4, tuple(f"{i:04d}" for i in range(1024))),
+)
+"""PaliGemma: `<loc0123><loc0456><loc0789><loc1012> ...`, y first, 1024ths of the image."""
+
+GLM = Dialect(
+    "glm-4v",
+    f"Please provide the bounding box of {_REGION}, as [[x1, y1, x2, y2]].",
+    units="thousand",
+    form=BoxTemplate("<|begin_of_box|>[[{}, {}, {}, {}]]<|end_of_box|>", _THOUSANDTHS),
+)
+"""GLM-4.1V: `<|begin_of_box|>[[x1, y1, x2, y2]]<|end_of_box|>`, thousandths of the image."""
+
+GEMMA4 = Dialect(
+    "gemma-4",
+    f"Detect {_REGION}. Output only JSON, with box_2d as [ymin, xmin, ymax, xmax] normalized to "
+    "0-1000.",
+    order="yxyx",
+    units="thousand",
+    form=BoxTemplate('```json\n[\n  {{"box_2d": [{}, {}, {}, {}]}}\n]\n```', _THOUSANDTHS),
+)
+"""Gemma 4: `{"box_2d": [y1, x1, y2, x2], "label": ...}`, y first, thousandths of the image."""
+
+KOSMOS2 = Dialect(
+    "kosmos-2",
+    "<grounding><phrase> the answer to the question: {first_line}</phrase>",
+    units="cells32",
+)
+"""Kosmos-2: `<object><patch_index_0044><patch_index_0863></object>`, the numbers of the first and
+the last cell of a 32 by 32 grid. (No form: four numbers in two tokens are none.)"""

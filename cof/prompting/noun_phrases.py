@@ -1,0 +1,57 @@
+"""Which words of a question name what it is about, by a list of words that do not."""
+
+from __future__ import annotations
+
+import re
+
+from cof.prompting.dialects import first_line
+
+_ASKING = {"what", "which", "whose"}
+_LIST = """
+    a an the this that these those there here it its he she they them his her their we you your
+    i my me is are was were be been being am do does did done has have had having can could will
+    would shall should may might must not no yes any some all both each every and or but if then
+    than as of in on at by for from to into onto with without within over under above below behind
+    beside between near next against around across along through out off up down who whom how why
+    when where whether many much more most less least number kind type sort please answer describe
+    tell say see find give list name show written shown seen visible image picture photo photograph
+    scene object objects thing things item items please using single word phrase left right top
+    bottom side middle center centre part front back so such same other another only also very
+    just about"""
+_EMPTY = frozenset(_LIST.split())
+_WORD = r"\w+(?:['’-]\w+)*"
+_SHORTENED = re.compile(r"(?:(?<!ca)n['’]t|['’]\w+)$")  # isn't, can't, what's
+
+
+def object_words(question: str) -> tuple[str, ...]:
+    """The phrases of a question that name objects: runs of words with a meaning of their own.
+
+    A phrase that follows what, which or whose is asked for, not there to be found. Where nothing
+    else is left it counts all the same, and where there is no phrase at all every word does.
+    Options and the answer suffix, that is whatever follows the first line or question mark, are
+    left out. It knows English only, and no grammar: FOCUS (arXiv 2506.21710) has the model itself
+    name the objects, at the price of one more answer.
+
+        >>> object_words("What letter is on the yellow cross?\\nAnswer with a single word.")
+        ('yellow cross',)
+        >>> object_words("Is the man with a red umbrella next to the bus? Please answer yes or no.")
+        ('man', 'red umbrella', 'bus')
+        >>> object_words("What color is it?"), object_words("Why?")
+        (('color',), ('Why',))
+    """
+    asked = first_line(question).split("?", 1)[0]
+    phrases: list[str] = []
+    wanted: list[str] = []
+    end, follows = -1, False  # where the last phrase ends; whether it is asked for
+    for found in re.finditer(_WORD, asked):
+        word = _SHORTENED.sub("", found[0].lower())
+        if word in _EMPTY or word in _ASKING:
+            end, follows = -1, word in _ASKING
+            continue
+        into = wanted if follows else phrases
+        if end >= 0 and not asked[end : found.start()].strip():
+            into[-1] = asked[asked.rindex(into[-1], 0, end) : found.end()]
+        else:
+            into.append(found[0])
+        end = found.end()
+    return tuple(phrases or wanted or re.findall(_WORD, asked) or (question.strip(),))

@@ -1,0 +1,235 @@
+"""Questions as they are asked, as checked samples, and what stage 2 does with each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from cof.errors import CofError
+from cof.geometry.boxes import area, at_least, clip, expand_snapped, squared
+from cof.geometry.regions import (
+    EVERYTHING,
+    Region,
+    expand_region,
+    region_from_boxes,
+    region_from_mask,
+    region_from_polygon,
+)
+from cof.grounders import GROUNDERS
+from cof.images import load_image
+from cof.settings import Settings
+from cof.types import EncodedImage, Generation, Request, confidence
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from PIL.Image import Image
+
+    from cof.images import ImageSource
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """One question about one image, with what may differ between the queries of a batch.
+
+    Attributes:
+        image: anything `cof.images.load_image` takes, or what `CoF.encode` made of it.
+        question: what to ask, with options and answer instruction if any; it is stripped.
+        boxes: the caller's own boxes, `(x1, y1, x2, y2)` in 0..1 of the image.
+        polygon: or the points `(x, y)` of a polygon, in 0..1 of the image.
+        mask: or an `(H, W)` mask of any resolution over the whole image.
+        region: or a region made beforehand.
+        strength: lambda of this query; None: the settings'.
+        grounding_question: what stage 1 is asked about; None: the question.
+    """
+
+    image: ImageSource | EncodedImage
+    question: str
+    boxes: Sequence[Sequence[float]] | None = None
+    polygon: Sequence[tuple[float, float]] | None = None
+    mask: ArrayLike | None = None
+    region: Region | None = None
+    strength: float | None = None
+    grounding_question: str | None = None
+
+
+QueryLike: TypeAlias = "Query | Mapping[str, Any] | tuple[ImageSource | EncodedImage, str]"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A checked query: its image loaded, its region built, its own settings."""
+
+    image: Image
+    question: str
+    region: Region | None
+    settings: Settings
+    grounding_question: str
+    encoded: EncodedImage | None = None
+
+    @classmethod
+    def from_query(
+        cls, query: Query, settings: Settings, allow_url: bool, images: dict[object, Image]
+    ) -> Sample:
+        """Check a query; `images` remembers what was loaded, so that it is encoded once."""
+        question = check_question(query.question)
+        source = query.image
+        encoded = source if isinstance(source, EncodedImage) else None
+        key = str(source) if isinstance(source, (str, os.PathLike)) else id(source)
+        if key not in images:
+            images[key] = (
+                source.image
+                if isinstance(source, EncodedImage)
+                else load_image(source, allow_url=allow_url)
+            )
+        image = images[key]
+        region = _own_region(query, image.size)
+        if region is not None:
+            settings = settings.changed(grounder="given")
+        if query.strength is not None:
+            settings = settings.changed(strength=query.strength)
+        asked = question
+        if query.grounding_question is not None:
+            asked = check_question(query.grounding_question)
+        return cls(image, question, region, settings, asked, encoded)
+
+    @property
+    def engine_calls(self) -> int:
+        """How many times the engine is called about the image."""
+        if self.settings.changes_nothing:
+            return 1
+        looks = [GROUNDERS[name].engine_calls for name in self.settings.grounders]
+        return sum(looks) + len(looks) + self.drafts
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the plain answer comes first, to see if looking is needed."""
+        settings = self.settings
+        unsure = settings.max_plain_confidence < 1 and not settings.changes_nothing
+        return unsure and settings.grounder not in ("given", "none")
+
+    def skips(self, draft: Generation | None) -> str:
+        """Why stage 1 is skipped, given the plain answer if there is one; empty: it is not."""
+        if self.settings.changes_nothing or draft is None:
+            return self.settings.changes_nothing
+        sure, limit = confidence(draft), self.settings.max_plain_confidence
+        if sure is None or sure <= limit:
+            return ""
+        return f"Nothing was looked for: the plain answer is {sure:.2f} sure, above {limit:g}."
+
+    def target(self, found: Region | None) -> Region | None:
+        """The region that stage 2 looks at, given what stage 1 found; None: the plain model."""
+        settings = self.settings
+        if settings.changes_nothing:
+            return None
+        if found is None:
+            whole = settings.on_missing == "whole" and settings.grounder != "none"
+            return EVERYTHING if whole and not self.drafts else None
+        return post_process(found, settings, self.image.size)
+
+
+def focus_request(request: Request, region: Region | None, settings: Settings) -> Request:
+    """The request of stage 2 that looks at a region; None: the request as it is."""
+    return request if region is None else settings.make_focus().apply(request, region)
+
+
+def check_question(question: str) -> str:
+    """The question, stripped.
+
+    Raises:
+        CofError: it is empty, or holds what no tokenizer can read.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise CofError("The question is empty: ask something about the image.")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise CofError(
+            "The question holds half of a surrogate pair, which is no character: remove it."
+        ) from None
+    return question.strip()
+
+
+def post_process(region: Region, settings: Settings, image_wh: tuple[int, int]) -> Region:
+    """A found region ready for stage 2: widened, squared, expanded (paper, section II-B).
+
+    With `edge="snap"` boxes follow the released code and may leave 0..1 (into the padding).
+
+    Example: alpha = 2 about the centre, moved inside.
+
+        >>> found = Region(boxes=((0.0, 0.75, 0.25, 1.0),))
+        >>> post_process(found, Settings(expand=2.0), (100, 100)).boxes
+        ((0.0, 0.5, 0.5, 1.0),)
+    """
+    if region.whole:
+        return region
+    if region.mask is not None:
+        return expand_region(region, settings.expand)
+    boxes = region.boxes
+    if settings.min_box > 0:
+        boxes = tuple(at_least(box, settings.min_box) for box in boxes)
+    if settings.edge == "snap":
+        boxes = tuple(
+            expand_snapped(box, settings.expand, image_wh, square=settings.square) for box in boxes
+        )
+        return replace(region, boxes=boxes)
+    if settings.square:
+        boxes = tuple(squared(box, image_wh) for box in boxes)
+    return expand_region(replace(region, boxes=boxes), settings.expand)
+
+
+def as_query(item: QueryLike) -> Query:
+    """A query out of any of the forms it may come in.
+
+    Raises:
+        CofError: it has none of them.
+    """
+    if isinstance(item, Query):
+        return item
+    if isinstance(item, Mapping):
+        known = [field.name for field in fields(Query)]
+        unknown = [key for key in item if key not in known]
+        if unknown or not {"image", "question"} <= item.keys():
+            raise CofError(
+                f"A query has image and question, and may have {', '.join(known[2:])}; "
+                f"this one has {', '.join(map(str, item))}."
+            )
+        return Query(**item)
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return Query(*item)
+    raise CofError("A batch holds (image, question) pairs, dicts or Query values.")
+
+
+def _own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
+    given = [
+        name for name in ("boxes", "polygon", "mask", "region") if getattr(query, name) is not None
+    ]
+    if len(given) > 1:
+        raise CofError(f"Give one of {', '.join(given)}, not several.")
+    if query.boxes is not None:
+        return region_from_boxes(query.boxes)
+    if query.polygon is not None:
+        return region_from_polygon(query.polygon, image_wh)
+    if query.mask is not None:
+        return region_from_mask(query.mask)
+    return query.region and _checked(query.region)
+
+
+def _checked(region: Region) -> Region:
+    """A region made by hand: its boxes are a mask's, or reach into the image."""
+    if not isinstance(region, Region):
+        raise CofError(
+            f"region takes a cof.Region, not {type(region).__name__}; boxes, polygon and mask take "
+            "what one is made of."
+        )
+    if region.whole:
+        return region
+    if region.mask is not None:
+        return replace(region_from_mask(region.mask), heat=region.heat)
+    if not region.boxes or any(area(box) * area(clip(box)) == 0 for box in region.boxes):
+        raise CofError(
+            "A region needs boxes (x1, y1, x2, y2) with an area inside the image, in 0..1 of its "
+            f"width and height, or a mask, or whole=True; this one has the boxes {region.boxes}."
+        )
+    return region
