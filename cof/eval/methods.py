@@ -1,23 +1,23 @@
-"""What is compared: where to look, taken from one of five sources, and with which settings."""
+"""What is compared: one way of answering is the pipeline's settings, or regions that are given."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
-from cof.eval.tasks import Example
+from cof.eval.examples import Example
+from cof.focuses import FOCUSES
 from cof.geometry.boxes import FULL, XYXY, intersection
-from cof.geometry.regions import EVERYTHING, Region
-from cof.pipeline import processed
+from cof.geometry.regions import Region
+from cof.grounders import GROUNDERS
 from cof.settings import Settings
-from cof.types import Scope
 
-Where = Literal["plain", "whole", "cof", "oracle", "random"]
+Given = Literal["", "oracle", "random"]
 
-_OF_FOCUS = ("layers", "heads")
-_OF_BOXES = ("cells", "on_missing", "min_box", "min_confidence", "square", "edge", "parser")
-"""Settings besides lambda, alpha and scope on which an answer depends."""
+_SHOWN = ("strength", "expand", "scope")  # in every key of a method that uses them
+_BOXES = ("expand", "min_box", "square", "edge")  # what is done to boxes before stage 2
+_DEFAULTS = Settings()
 
 
 @dataclass(frozen=True)
@@ -25,86 +25,89 @@ class Method:
     """One way of answering.
 
     Attributes:
-        where: `plain`: nowhere, the model as it is; `whole`: every image token (the paper's
-            Table II, "reweight" alone); `cof`: the model's own boxes; `oracle`: the true region;
-            `random`: a box of the true region's size elsewhere, the control.
-        strength: lambda.
-        expand: alpha.
-        scope: of the bias.
-        base: all other settings, such as those of the preset `paper-parity`.
+        settings: the pipeline's.
+        given: regions in the grounder's place: `oracle`: the true ones; `random`: boxes of the
+            true ones' size elsewhere, the control; empty: the grounder looks.
     """
 
-    where: Where
-    strength: float = 1.0
-    expand: float = 1.0
-    scope: Scope = "all"
-    base: Settings = field(default_factory=Settings)
+    settings: Settings
+    given: Given = ""
 
-    @classmethod
-    def of(cls, where: Where, settings: Settings) -> Method:
-        """With everything as in the pipeline's settings."""
-        return cls(where, settings.strength, settings.expand, settings.scope, settings)
+    @property
+    def is_plain(self) -> bool:
+        """Whether the plain model answers every question."""
+        none = self.settings.grounder == "none" and not self.given
+        return none or bool(self.settings.changes_nothing)
+
+    @property
+    def name(self) -> str:
+        """Where to look, and how: the cell in a grid.
+
+        >>> Method(Settings(focus="crop"), "oracle").name
+        'oracle x crop'
+        """
+        if self.is_plain:
+            return "plain"
+        return f"{self.given or self.settings.grounder} x {self.settings.focus}"
 
     @property
     def key(self) -> str:
-        """Names the method in records; equal only where the answers must be.
+        """Names the method in records; it differs wherever any setting may change an answer.
 
-        >>> Method("cof", 4.0, 1.3, "text").key, Method("whole", 4.0, 1.3).key
-        ('cof lambda=4 alpha=1.3 scope=text', 'whole lambda=4 scope=all')
+        >>> Method(Settings(strength=4.0, scope="text")).key
+        'prompt x attention expand=1.3 scope=text strength=4'
+        >>> Method(Settings(grounder="whole", expand=2.0, layers=(0, 1))).key
+        'whole x attention layers=0,1 scope=all strength=2'
         """
-        if self.where == "plain":
+        if self.is_plain:
             return "plain"
-        alpha = "" if self.where == "whole" else f" alpha={self.expand:g}"
-        usual = Settings()
-        read = _OF_FOCUS if self.where == "whole" else (*_OF_FOCUS, *_OF_BOXES)
-        rest = "".join(
-            f" {name}={getattr(self.base, name)}"
-            for name in read
-            if getattr(self.base, name) != getattr(usual, name)
-        )
-        return f"{self.where} lambda={self.strength:g}{alpha} scope={self.scope}{rest}"
+        settings = self.settings
+        grounders = () if self.given else settings.grounders
+        names = {of.name for of in fields(FOCUSES[settings.focus])}  # type: ignore[arg-type]
+        if grounders != ("whole",):
+            names |= {*_BOXES}
+        for grounder in grounders:
+            names |= settings.values_of(GROUNDERS[grounder]).keys()
+        if set(grounders) - {"whole", "none"}:
+            names |= {"on_missing", "max_plain_confidence"}
+        return f"{self.name}{_written(settings, names)}"
 
     @property
-    def settings(self) -> Settings:
-        """For the pipeline's own post-processing and focus."""
-        return self.base.changed(expand=self.expand, strength=self.strength, scope=self.scope)
+    def always_looks(self) -> Method:
+        """The same, whatever the plain answer's confidence."""
+        return Method(self.settings.changed(max_plain_confidence=1.0), self.given)
 
-    def region(
-        self, example: Example, found: Region | None, image_wh: tuple[int, int], seed: int
-    ) -> Region | None:
-        """Where to look, after post-processing; None: the plain model answers.
+    def region(self, example: Example, seed: int) -> Region | None:
+        """The region that is given for a question; None: the grounder looks.
 
         A question whose true region is the whole image has that as oracle and control too.
-
-        Args:
-            example: the question.
-            found: what stage 1 found for it.
-            image_wh: size of its picture, pixels.
-            seed: of the control's boxes.
         """
-        if self.where == "plain":
-            return None
-        if self.where == "whole":
-            return EVERYTHING
         true = example.region or FULL
-        region = {
-            "cof": found,
-            "oracle": Region(boxes=(true,)),
-            "random": Region(boxes=(elsewhere(true, f"{seed}-{example.id}"),)),
-        }[self.where]
-        if region is None:
-            return EVERYTHING if self.base.on_missing == "whole" else None
-        return processed(region, self.settings, image_wh)
+        if self.given == "oracle":
+            return Region(boxes=(true,))
+        if self.given == "random":
+            return Region(boxes=(sample_box_elsewhere(true, f"{seed}-{example.id}"),))
+        return None
 
 
-PLAIN = Method("plain")
+PLAIN = Method(Settings(grounder="none"))
 
 
-def elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
+def grounding_key(grounder: str, settings: Settings) -> str:
+    """Names what a grounder finds, in records.
+
+    >>> grounding_key("prompt", Settings(min_confidence=0.5))
+    'grounding prompt min_confidence=0.5'
+    """
+    names = settings.values_of(GROUNDERS[grounder]).keys()
+    return f"grounding {grounder}{_written(settings, set(names))}"
+
+
+def sample_box_elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
     """A box of the same size at random: the first of `tries` that does not touch the given one,
     else the one that overlaps it least.
 
-    >>> box = elsewhere((0.0, 0.0, 0.25, 0.5), "any")
+    >>> box = sample_box_elsewhere((0.0, 0.0, 0.25, 0.5), "any")
     >>> round(box[2] - box[0], 6), round(box[3] - box[1], 6), box[0] >= 0.25 or box[1] >= 0.5
     (0.25, 0.5, True)
     """
@@ -120,3 +123,19 @@ def elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
         if least == 0:
             break
     return best
+
+
+def _written(settings: Settings, names: set[str]) -> str:
+    """` name=value` of each setting that is not at its default, and of those always shown."""
+    shown = []
+    for of in fields(settings):
+        value = getattr(settings, of.name)
+        if of.name in names and (of.name in _SHOWN or value != getattr(_DEFAULTS, of.name)):
+            shown.append(f" {of.name}={_shown(value)}")
+    return "".join(sorted(shown))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +14,14 @@ from rich.console import Console
 
 from cof.engines.base import Engine
 from cof.errors import CofError
-from cof.eval.compare import Comparison
 from cof.eval.data.base import Benchmark, PromptStyle
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
+from cof.eval.evaluate import Evaluation
 from cof.eval.methods import PLAIN, Method
-from cof.eval.report.paper import FIGURES, gathered, with_sum, write_paper
-from cof.eval.report.summary import write_summary
+from cof.eval.report.paper import FIGURES
+from cof.eval.report.publish import write_table
 from cof.eval.rules import Rules
 from cof.settings import PRESETS, Settings, preset
 
@@ -68,7 +69,7 @@ class Part:
         return LAYOUT[self.name][2]
 
 
-def parts(
+def find_parts(
     data: Path,
     *,
     rules: Rules = "official",
@@ -95,7 +96,7 @@ def parts(
     return found
 
 
-def usable(found: Sequence[Part]) -> dict[str, Benchmark]:
+def check_parts(found: Sequence[Part]) -> dict[str, Benchmark]:
     """The parts that are there, by name, each read once.
 
     Raises:
@@ -106,7 +107,7 @@ def usable(found: Sequence[Part]) -> dict[str, Benchmark]:
         needed = "; ".join(part.needed for part in found)
         raise CofError(f"None of the paper's data is there. It is looked for as: {needed}.")
     for task in tasks.values():
-        task.num_examples()
+        _ = task.examples
     return tasks
 
 
@@ -118,23 +119,25 @@ def published(model_name: str) -> Mapping[str, tuple[float, ...]]:
     return {}
 
 
-def rows(settings: Settings, model_name: str) -> dict[str, Method]:
+def paper_methods(settings: Settings, model_name: str) -> dict[str, Method]:
     """The tables' rows: the plain model, reweighting alone, CoF as stated in the paper, and CoF
     with all that its released code does otherwise (which it does for LLaVA-1.5 alone)."""
-    found = {
+    methods = {
         "plain": PLAIN,
-        "whole": Method.of("whole", settings),
-        "cof": Method.of("cof", settings),
+        "whole": Method(settings.changed(grounder="whole")),
+        "cof": Method(settings),
     }
     try:
         parity = preset("paper-parity", model_name)
     except CofError:
         if published(model_name):
-            return found
+            return methods
         parity = preset("paper-parity:llava-1.5-7b").changed(
-            expand=settings.expand, strength=settings.strength
+            expand=settings.expand,
+            strength=settings.strength,
+            grounding_prompt=settings.grounding_prompt,
         )
-    return {**found, PARITY: Method.of("cof", parity)}
+    return {**methods, PARITY: Method(parity)}
 
 
 def run_paper(
@@ -146,53 +149,49 @@ def run_paper(
     console: Console,
     **how: Any,
 ) -> dict[str, Any]:
-    """Run the rows on every part that is there, each with its own report in `out`.
+    """Run the rows on every part that is there.
 
     Args:
         engine: the model.
-        settings: of the row "cof"; its grounding prompt is everybody's.
-        found: `parts` of the data.
-        out: folder; a run that was killed goes on from there.
+        settings: of the row "cof".
+        found: `find_parts` of the data.
+        out: folder; a run that was interrupted goes on from there.
         console: for progress.
-        how: `batch_size`, `max_new_tokens` and `seed` of `Comparison`.
+        how: `batch_size`, `max_new_tokens` and `seed` of `Evaluation`.
 
     Returns:
-        What `paper.json` holds: `ours` and `paper`, `{row: {figure: value}}`.
+        What `results.json` holds.
 
     Raises:
         CofError: no part is there, or one has problems.
     """
-    tasks = usable(found)
-    methods = rows(settings, engine.name)
-    results = {}
-    for name, task in tasks.items():
-        comparison = Comparison(settings, methods, **how)
-        results[name] = comparison.run(engine, task, out / name, console=console)
-        write_summary(results[name], out / name)
-    theirs = {
-        row: dict(zip(FIGURES, figures, strict=False))
-        for row, figures in published(engine.name).items()
+    tasks = check_parts(found)
+    figures = {
+        row: dict(zip(FIGURES, values, strict=False))
+        for row, values in published(engine.name).items()
     }
-    numbers = gathered(
-        results,
-        {name: method.key for name, method in methods.items()},
-        {row: with_sum(figures) for row, figures in theirs.items()},
-        [part.name for part in found if part.task is None],
-    )
-    write_paper(numbers, out)
-    return numbers
+    paper = {
+        "published": figures,
+        "missing": [part.name for part in found if part.task is None],
+    }
+    evaluation = Evaluation(paper_methods(settings, engine.name), (settings,), **how)
+    study = "Tables I and II of the paper"
+    results = evaluation.run(engine, tasks, out, console=console, study=study, paper=paper)
+    write_table(results, out)
+    return results
 
 
-def seconds(engine: Engine, settings: Settings, task: Benchmark, **how: Any) -> float:
+def estimate_seconds(engine: Engine, settings: Settings, task: Benchmark, **how: Any) -> float:
     """A rough estimate of what all rows on one benchmark take, from one batch of it.
 
     A few questions are asked before that, because first passes are slow.
     """
-    comparison = Comparison(settings, rows(settings, engine.name), **how)
-    spent, asked = 0.0, 1
-    for limit in (1, comparison.batch_size):
+    evaluation = Evaluation(paper_methods(settings, engine.name), (settings,), **how)
+    seconds, asked = 0.0, 1
+    for limit in (1, evaluation.batch_size):
         sample = replace(task, limit=limit)
         with tempfile.TemporaryDirectory() as folder:
-            results = comparison.run(engine, sample, Path(folder), console=Console(quiet=True))
-        spent, asked = sum(results["seconds"].values()), sample.num_examples()
-    return spent * task.num_examples() / asked
+            start = time.perf_counter()
+            evaluation.run(engine, {"part": sample}, Path(folder), console=Console(quiet=True))
+            seconds, asked = time.perf_counter() - start, len(sample.examples)
+    return seconds * len(task.examples) / asked

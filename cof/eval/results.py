@@ -1,32 +1,147 @@
-"""From records to numbers: everything a report shows, as plain values for JSON."""
+"""From replies to numbers: everything a report shows of one task, as plain values for JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cof.eval.stats import Interval, mcnemar, paired_difference, wilson
-from cof.eval.store import Record, found_region
-from cof.eval.tasks import Example
-from cof.geometry.boxes import FULL, centre, contains_point, iou, union
+import numpy as np
 
-Groups = Mapping[str, Callable[[Example], bool]]
-"""Name of a group -> which examples are in it."""
+from cof.eval.data.base import Benchmark
+from cof.eval.examples import Example
+from cof.eval.figures import Figure, changed_units, compare, find_clusters, ratio, share
+from cof.eval.methods import Method, grounding_key
+from cof.eval.replies import Replies
+from cof.eval.rules import RULES
+from cof.eval.store import ENCODING, Costs, Record, region_of
+from cof.geometry.boxes import FULL, centre, contains_point, iou, union
 
 Answers = Mapping[str, Mapping[str, Record]]
 """Name of a method -> id of a question -> what it said."""
 
-Table = dict[str, dict[str, dict[str, Any]]]
-"""Group -> method -> numbers."""
+
+def collect_results(
+    task: Benchmark, methods: Mapping[str, Method], replies: Replies, *, seed: int
+) -> dict[str, Any]:
+    """All numbers of one task.
+
+    Args:
+        task: knows the rules and the figures; its data is not read.
+        methods: by the names under which they are reported.
+        replies: to the questions of the task's shard.
+        seed: of the bootstrap.
+
+    Raises:
+        CofError: a method has not answered every question.
+    """
+    keys = {name: method.key for name, method in methods.items()}
+    replies = replies.score(task)
+    examples, answers = replies.examples, replies.of(keys)
+    known = [example for example in examples if example.answer]
+    return {
+        "benchmark": task.name,
+        "rules": task.rules,
+        "prompt_style": task.prompt_style,
+        "headline": list(task.headline),
+        "questions": len(examples),
+        "images": len({str(example.image) for example in examples}),
+        "shard": list(task.shard),
+        "figures": figure_table(task, answers, examples, seed=seed),
+        "metrics": {rules: task_metrics(task, answers, examples, rules) for rules in RULES},
+        "groups": group_table(task, answers, known, seed=seed),
+        "changed": changed_questions(answers, known),
+        "unparsed": count_records(answers, lambda record: record.parsed is None),
+        "errors": count_records(answers, lambda record: record.error is not None),
+        "grounding": {
+            step: grounding_table(records, examples, task, seed=seed)
+            for step, records in replies.groundings.items()
+            if all(example.id in records for example in examples)
+        },
+        "two_by_two": two_by_two(answers, methods, replies, examples, task),
+        "costs": cost_table(methods, replies.costs, examples),
+    }
+
+
+def task_metrics(
+    task: Benchmark, answers: Answers, examples: Sequence[Example], rules: Any
+) -> dict[str, dict[str, float]]:
+    """The benchmark's metrics of every method under a rule set: `{method: {metric: value}}`."""
+    return {
+        name: {
+            metric: round(figure.value, 4)
+            for metric, figure in task.figures(examples, _texts(records), rules).items()
+        }
+        for name, records in answers.items()
+    }
+
+
+def figure_table(
+    task: Benchmark, answers: Answers, examples: Sequence[Example], *, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The same under the task's rules, with intervals and against plain:
+    `{metric: {method: numbers}}` (`compare`)."""
+    by_method = {
+        name: task.figures(examples, _texts(records), task.rules)
+        for name, records in answers.items()
+    }
+    metrics = list(dict.fromkeys(metric for of in by_method.values() for metric in of))
+    return {
+        metric: compare({name: of[metric] for name, of in by_method.items()}, seed=seed)
+        for metric in metrics
+    }
+
+
+def group_table(
+    task: Benchmark, answers: Answers, examples: Sequence[Example], *, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Share of right answers by group, `{group: {method: numbers}}`, with those unparsed."""
+    clusters = find_clusters(examples)
+    table = {}
+    for group, chosen in task.groups(examples).items():
+        rows = compare(
+            {
+                name: share({e.id: bool(records[e.id].right) for e in chosen}, clusters, 1.0)
+                for name, records in answers.items()
+            },
+            seed=seed,
+        )
+        for name, records in answers.items():
+            rows[name]["unparsed"] = sum(records[e.id].parsed is None for e in chosen)
+        table[group] = rows
+    return table
+
+
+def changed_questions(
+    answers: Answers, examples: Sequence[Example], *, baseline: str = "plain"
+) -> dict[str, dict[str, list[str]]]:
+    """The questions that only the method, or only the baseline, answers rightly:
+    `{method: {"fixed": [id, ...], "broken": [id, ...]}}`."""
+    if baseline not in answers:
+        return {}
+
+    def figure(records: Mapping[str, Record]) -> Figure:
+        return Figure((), units={e.id: bool(records[e.id].right) for e in examples})
+
+    old = figure(answers[baseline])
+    return {
+        name: dict(zip(("fixed", "broken"), changed_units(figure(records), old), strict=True))
+        for name, records in answers.items()
+        if name != baseline
+    }
+
+
+def count_records(answers: Answers, belongs: Any) -> dict[str, int]:
+    """By method, how many of its records are so."""
+    return {name: sum(map(belongs, records.values())) for name, records in answers.items()}
 
 
 @dataclass(frozen=True)
-class Grounded:
+class BoxQuality:
     """How good the box of one question is.
 
     Attributes:
-        found: whether the reply held a box.
+        found: whether there is a box.
         hit: whether the box's centre is in the true region; False without a box.
         iou: with the true region; 0 without a box.
     """
@@ -36,149 +151,102 @@ class Grounded:
     iou: float
 
 
-def grounded(example: Example, reply: Record) -> Grounded:
+def judge_box(example: Example, grounding: Record) -> BoxQuality:
     """Compare the box of stage 1 (of several: the box around them) with the true region."""
-    region = found_region(reply)
+    region = region_of(grounding)
     if region is None:
-        return Grounded(False, False, 0.0)
+        return BoxQuality(False, False, 0.0)
     box, true = union(region.boxes), example.region or FULL
-    return Grounded(True, contains_point(true, centre(box)), iou(box, true))
-
-
-def accuracy(records: Sequence[Record]) -> dict[str, Any]:
-    """Share of right answers with its interval, and how many could not be read."""
-    right = sum(bool(record.right) for record in records)
-    return {
-        "n": len(records),
-        "right": right,
-        **_interval("accuracy", wilson(right, len(records))),
-        "unparsed": sum(record.parsed is None for record in records),
-    }
-
-
-def compared(
-    examples: Sequence[Example], new: Sequence[Record], old: Sequence[Record], *, seed: int
-) -> dict[str, Any]:
-    """A method against another on the same questions: difference, fixed, broken, McNemar's p."""
-    is_right, was_right = ([bool(r.right) for r in records] for records in (new, old))
-    fixed = sum(n and not o for n, o in zip(is_right, was_right, strict=True))
-    broken = sum(o and not n for n, o in zip(is_right, was_right, strict=True))
-    gain = paired_difference(is_right, was_right, [str(e.image) for e in examples], seed=seed)
-    return {
-        **_interval("difference", gain),
-        "fixed": fixed,
-        "broken": broken,
-        "p": mcnemar(fixed, broken),
-    }
-
-
-def by_group(
-    answers: Answers,
-    examples: Sequence[Example],
-    groups: Groups,
-    *,
-    baseline: str = "plain",
-    seed: int = 0,
-) -> Table:
-    """Accuracy of every method in every group that has questions, and against the baseline.
-
-    Args:
-        answers: what each method said; `baseline` is among them.
-        groups: name -> which examples are in it.
-        seed: of the bootstrap.
-
-    Returns:
-        `{group: {method: {n, right, accuracy, ..., difference, ..., fixed, broken, p}}}`.
-    """
-    table: Table = {}
-    for group, belongs in groups.items():
-        chosen = [example for example in examples if belongs(example)]
-        if not chosen:
-            continue
-        old = [answers[baseline][example.id] for example in chosen]
-        table[group] = {}
-        for name, said in answers.items():
-            new = [said[example.id] for example in chosen]
-            row = accuracy(new)
-            if name != baseline:
-                row |= compared(chosen, new, old, seed=seed)
-            table[group][name] = row
-    return table
-
-
-def changed(
-    answers: Answers, examples: Sequence[Example], *, baseline: str = "plain"
-) -> dict[str, dict[str, list[str]]]:
-    """The questions that only the method, or only the baseline, answers rightly:
-    `{method: {"fixed": [id, ...], "broken": [id, ...]}}`."""
-    old = answers[baseline]
-    return {
-        name: {
-            "fixed": [e.id for e in examples if said[e.id].right and not old[e.id].right],
-            "broken": [e.id for e in examples if not said[e.id].right and old[e.id].right],
-        }
-        for name, said in answers.items()
-        if name != baseline
-    }
+    return BoxQuality(True, contains_point(true, centre(box)), iou(box, true))
 
 
 def grounding_table(
-    replies: Mapping[str, Record], examples: Sequence[Example], groups: Groups
+    groundings: Mapping[str, Record], examples: Sequence[Example], task: Benchmark, *, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Stage 1 as it runs freely: `well_formed` of all questions; the rest of those about one
-    object: `centre_hit` in it, `mean_iou`, and `iou_50`, the share with an IoU of at least 0.5."""
+    """Stage 1 by group: `found`, the share of questions with a box; of those about one known
+    object `centre` in it, `mean_iou`, and `iou_50`, the share with an IoU of at least 0.5."""
+    clusters = find_clusters(examples)
     table: dict[str, dict[str, Any]] = {}
-    for group, belongs in groups.items():
-        rows = [(e, grounded(e, replies[e.id])) for e in examples if belongs(e)]
-        single = [found for example, found in rows if example.single]
-        if not single:
-            continue
-        n = len(single)
-        table[group] = {
-            "n": len(rows),
-            "well_formed": sum(found.found for _, found in rows) / len(rows),
-            "n_single": n,
-            **_interval("centre_hit", wilson(sum(found.hit for found in single), n)),
-            "mean_iou": sum(found.iou for found in single) / n,
-            "iou_50": sum(found.iou >= 0.5 for found in single) / n,
-        }
+    for group, chosen in task.groups(examples).items():
+        judged = {e.id: judge_box(e, groundings[e.id]) for e in chosen}
+        single = [e.id for e in chosen if e.single and e.region]
+        figures = {"found": share({id: q.found for id, q in judged.items()}, clusters, 1.0)}
+        if single:
+            figures |= {
+                "centre": share({id: judged[id].hit for id in single}, clusters, 1.0),
+                "mean_iou": ratio(((id, judged[id].iou, 1) for id in single), clusters, 1.0),
+                "iou_50": share({id: judged[id].iou >= 0.5 for id in single}, clusters, 1.0),
+            }
+        table[group] = {name: compare({"": of}, seed=seed)[""] for name, of in figures.items()}
     return table
 
 
 def two_by_two(
     answers: Answers,
-    replies: Mapping[str, Record],
+    methods: Mapping[str, Method],
+    replies: Replies,
     examples: Sequence[Example],
-    *,
-    baseline: str = "plain",
+    task: Benchmark,
 ) -> dict[str, dict[str, Any]]:
-    """Whether the plain answer and the box are right, together, and what each method makes of it.
+    """Whether the plain answer and the box of `cof` are right, together, and what each method makes
+    of it: `{"plain right, box right": {n, right: {method: how many}}, ...}`, of the first group.
 
     A box is right when its centre is in the one object asked about; other questions are left out.
-
-    Returns:
-        `{"plain right, box right": {n, right: {method: how many}}, ...}`, all four cells.
     """
+    cof = methods.get("cof")
+    if cof is None or "plain" not in answers or len(cof.settings.grounders) != 1:
+        return {}
+    boxes = replies.records.get(grounding_key(cof.settings.grounder, cof.settings), {})
+    chosen = next(iter(task.groups(examples).values()), [])
     cells: dict[str, dict[str, Any]] = {
         f"plain {answer}, box {box}": {"n": 0, "right": dict.fromkeys(answers, 0)}
         for answer in ("right", "wrong")
         for box in ("right", "wrong")
     }
-    for example in examples:
-        if not example.single:
+    for example in chosen:
+        if not example.single or example.id not in boxes:
             continue
-        answer = "right" if answers[baseline][example.id].right else "wrong"
-        hit = grounded(example, replies[example.id]).hit
+        answer = "right" if answers["plain"][example.id].right else "wrong"
+        hit = judge_box(example, boxes[example.id]).hit
         cell = cells[f"plain {answer}, box {'right' if hit else 'wrong'}"]
         cell["n"] += 1
-        for name, said in answers.items():
-            cell["right"][name] += bool(said[example.id].right)
-    return cells
+        for name, records in answers.items():
+            cell["right"][name] += bool(records[example.id].right)
+    return cells if any(cell["n"] for cell in cells.values()) else {}
 
 
-def _interval(name: str, interval: Interval) -> dict[str, float]:
+def cost_table(
+    methods: Mapping[str, Method], costs: Costs, examples: Sequence[Example]
+) -> dict[str, dict[str, Any]]:
+    """What each method takes: `seconds` in all, `ratio` to the plain answers in the same run, both
+    with the images encoded and stage 1, and the decoder's `passes` for a batch on average."""
+    spent = {name: _spent(method, costs, examples) for name, method in methods.items()}
+    plain = spent.get("plain", {}).get("seconds")
     return {
-        name: round(interval.value, 6),
-        f"{name}_low": round(interval.low, 6),
-        f"{name}_high": round(interval.high, 6),
+        name: {**of, "ratio": round(of["seconds"] / plain, 3) if plain else None}
+        for name, of in spent.items()
+        if of
     }
+
+
+def _spent(method: Method, costs: Costs, examples: Sequence[Example]) -> dict[str, Any]:
+    steps = [ENCODING, method.always_looks.key]
+    if not method.is_plain and not method.given:
+        names = [name for name in method.settings.grounders if name not in ("whole", "none")]
+        steps += [grounding_key(name, method.settings) for name in names]
+    if method.settings.max_plain_confidence < 1:
+        steps.append("plain")
+    ids = [example.id for example in examples]
+    known = [[costs.get(step, {}).get(id) for id in ids] for step in steps]
+    if any(cost is None for of in known for cost in of):
+        return {}
+    passes = [[cost.passes or 0 for cost in of if cost is not None] for of in known]
+    counts = any(map(any, passes))  # an engine may not show them
+    return {
+        "seconds": round(sum(cost.seconds for of in known for cost in of if cost), 2),
+        "passes": round(sum(float(np.mean(of)) for of in passes[1:]), 1) if counts else None,
+    }
+
+
+def _texts(records: Mapping[str, Record]) -> dict[str, str]:
+    return {id: record.text for id, record in records.items()}

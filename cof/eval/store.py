@@ -13,14 +13,27 @@ from typing import Any, TypeVar
 from cof.errors import CofError
 from cof.geometry.regions import Region
 
-GROUNDING = "grounding"
 ENCODING = "encoding"
-"""In the times: the vision encoder and the decoder's prefix, once for all methods."""
+"""In the costs: the vision encoder and the decoder's prefix, once for all methods."""
 
 T = TypeVar("T")
 
-Times = dict[str, dict[str, float]]
-"""Wall-clock seconds by method (its key; `grounding`; `encoding`) and question."""
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step took for one question: its share of its batch.
+
+    Attributes:
+        seconds: of wall clock.
+        passes: through the decoder, of the whole batch; None: the engine does not show them.
+    """
+
+    seconds: float
+    passes: int | None
+
+
+Costs = dict[str, dict[str, Cost]]
+"""By step (a method's key, a grounding's key, `encoding`) and question."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +42,16 @@ class Record:
 
     Attributes:
         id: the question's.
-        method: `cof.eval.methods.Method.key`, or `grounding` for a reply of stage 1.
+        method: `cof.eval.methods.Method.key`, or `grounding_key` for what stage 1 found.
         text: the reply, verbatim.
         parsed: the answer read from it; None: unparsed.
         right: whether that is the true answer.
-        boxes: where the model was made to look, after post-processing; for `grounding` the boxes
-            of the reply; xyxy in 0..1 of the image.
-        confidence: geometric mean probability of the reply's tokens, 0..1; None if unknown.
+        boxes: where the model was made to look, after post-processing; of a grounding the boxes
+            found; xyxy in 0..1 of the image.
+        confidence: geometric mean probability of the reply's tokens, 0..1; of a grounding that of
+            the box; None if unknown. It depends on the batch in its fourth decimal (see
+            `cof.eval.runner.Runner`).
+        error: why there is no reply; such a question counts as wrong and unparsed.
     """
 
     id: str
@@ -45,6 +61,7 @@ class Record:
     right: bool | None = None
     boxes: tuple[tuple[float, ...], ...] = ()
     confidence: float | None = None
+    error: str | None = None
 
 
 class Store:
@@ -63,7 +80,7 @@ class Store:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._records: dict[tuple[str, str], Record] = {}
-        self._records |= {(r.method, r.id): r for r in logged(path, _record)}
+        self._records |= {(r.method, r.id): r for r in read_log(path, _record)}
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         """Whether `(method, question id)` is there."""
@@ -104,7 +121,7 @@ class Store:
         write_atomically(self.path, "".join(_line(record) for record in ordered))
 
 
-def logged(path: Path, read: Callable[[Any], T]) -> list[T]:
+def read_log(path: Path, read: Callable[[Any], T]) -> list[T]:
     """What stands in a file of JSON lines that runs append to; a torn last one, as a run leaves it
     that is killed, is cut off. Empty without a file.
 
@@ -127,21 +144,30 @@ def logged(path: Path, read: Callable[[Any], T]) -> list[T]:
     return found
 
 
-def times_path(answers: Path) -> Path:
-    """The file beside a store that says how long its batches took."""
-    return answers.with_suffix(".times.jsonl")
+def costs_path(answers: Path) -> Path:
+    """The file beside a store that says what its batches took."""
+    return answers.with_suffix(".costs.jsonl")
 
 
-def read_times(answers: Path) -> Times:
-    """What the replies of a store took: a question gets an equal share of its batch, and of a
-    batch that was repeated the last time counts. Empty where none were kept."""
-    spent: Times = {}
-    for key, ids, seconds in logged(times_path(answers), tuple):
-        spent.setdefault(key, {}).update(dict.fromkeys(ids, seconds / len(ids)))
-    return spent
+def log_cost(
+    answers: Path, step: str, ids: Sequence[str], seconds: float, passes: int | None
+) -> None:
+    """Add what a batch took to the file beside a store."""
+    line = json.dumps([step, list(ids), round(seconds, 4), passes])
+    with costs_path(answers).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
-def found_region(record: Record) -> Region | None:
+def read_costs(answers: Path) -> Costs:
+    """What the replies of a store took; of a batch that was repeated the last time counts. Empty
+    where none were kept."""
+    costs: Costs = {}
+    for step, ids, seconds, passes in read_log(costs_path(answers), tuple):
+        costs.setdefault(step, {}).update(dict.fromkeys(ids, Cost(seconds / len(ids), passes)))
+    return costs
+
+
+def region_of(record: Record) -> Region | None:
     """What stage 1 found, from its record."""
     boxes = tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in record.boxes)
     return Region(boxes=boxes) if boxes else None

@@ -1,237 +1,302 @@
-"""What a study of the embedded benchmark is planned to be, decides on validation, and finds."""
+"""A study: settings chosen on validation questions, frozen, and measured on test questions."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cof.adaptive import Rule
-from cof.eval.adaptive.fitting import fit
-from cof.eval.adaptive.signs import Signs, adapted
-from cof.eval.halving import best_of
-from cof.eval.methods import PLAIN, Method, Where
-from cof.eval.results import (
-    Groups,
-    by_group,
-    changed,
-    grounding_table,
-    two_by_two,
-)
-from cof.eval.saved import Replies, lines
-from cof.eval.store import GROUNDING, write_atomically
-from cof.eval.sweep import Grid
-from cof.eval.tasks import Example, SceneTask
+from rich.console import Console
+
+from cof.engines.base import Engine
+from cof.errors import CofError
+from cof.eval.chosen import CHOSEN, Chosen
+from cof.eval.data.base import Benchmark
+from cof.eval.evaluate import Evaluation
+from cof.eval.examples import Example, Subset
+from cof.eval.halving import cumulative_sizes, rank
+from cof.eval.methods import PLAIN, Method
+from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
+from cof.eval.runner import Runner
 from cof.settings import Settings
-from cof.tiny.benchmark import FINE, KINDS, NUM_OBJECTS
-from cof.tiny.scenes import SIDE
-from cof.types import Scope
 
-EXACT = "exact match"
-"""How answers are read: the one possible answer that the reply names."""
+RULE = "most validation questions answered rightly (the mean over the tasks); of equals the mildest"
 
-CONTROLS: tuple[Where, ...] = ("whole", "oracle", "random")
+Methods = Mapping[str, Method]
+Round = Callable[[Methods], Mapping[str, Sequence[Method]]]
+"""What was chosen before -> the candidates for each name, the mildest first."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How large a study is.
+class Study:
+    """What is chosen, and what is compared then.
 
     Attributes:
-        scenes: test scenes of each num_objects level.
-        validation_scenes: the same for the split on which settings are chosen.
-        num_objects: numbers of objects.
-        side: of the scenes' canvases, pixels (`cof.tiny.scenes.make_scene`).
-        strengths, expands, scopes: the grid of lambda, alpha and scope.
+        name: of the study, for its report.
+        rounds: each chooses one method for each of its names; later ones know the choice so far.
+        compare: the choice -> the methods that are measured on the test questions, by name.
+        grounded: the choice -> settings whose stage 1 is measured.
+        kinds: of validation questions to choose by; empty: all. Questions that looking cannot help
+            only add chance to the choice.
+        rungs: of the successive halving in each round, at most; 1: every candidate answers every
+            question.
+        keep: the share of candidates that goes on from a rung.
         batch_size: questions in one forward pass.
-        limit: only the first so many questions of each split; None: all.
-        seed: of the control's boxes and of the bootstrap.
-        grounding_max_new_tokens: the longest reply of stage 1.
+        max_new_tokens: the longest answer.
+        seed: of the order of the questions, of the control's boxes and of the bootstrap.
+
+    Raises:
+        CofError: a number is out of range.
     """
 
-    scenes: int = 32
-    validation_scenes: int = 8
-    num_objects: tuple[int, ...] = NUM_OBJECTS
-    side: int = SIDE
-    strengths: tuple[float, ...] = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
-    expands: tuple[float, ...] = (1.0, 1.3, 1.6)
-    scopes: tuple[Scope, ...] = ("all", "text")
+    name: str
+    rounds: Sequence[Round]
+    compare: Callable[[Methods], Methods]
+    grounded: Callable[[Methods], Sequence[Settings]] = lambda chosen: ()
+    kinds: tuple[str, ...] = ()
+    rungs: int = 1
+    keep: float = 1 / 3
     batch_size: int = 48
-    limit: int | None = None
+    max_new_tokens: int = 16
     seed: int = 0
-    grounding_max_new_tokens: int = 64
 
-    @classmethod
-    def quick(cls) -> Plan:
-        """A look at whether everything runs: too few questions to conclude anything."""
-        return cls(
-            scenes=2, validation_scenes=2, strengths=(4.0, 16.0), expands=(1.0,), scopes=("all",)
+    def __post_init__(self) -> None:
+        if self.rungs < 1 or not 0 < self.keep < 1:
+            raise CofError("A study has at least 1 rung and keeps a share in 0..1 of its settings.")
+
+    def run(
+        self,
+        engine: Engine,
+        validation: Mapping[str, Benchmark],
+        test: Mapping[str, Benchmark],
+        out: Path,
+        *,
+        console: Console,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Choose, freeze, and measure; a run that was interrupted goes on.
+
+        Args:
+            engine: the model.
+            validation: the tasks to choose on.
+            test: the tasks to measure on.
+            out: folder of everything.
+            console: for progress.
+            more: goes into the results as it is.
+
+        Returns:
+            What `results.json` holds.
+
+        Raises:
+            CofError: `out` holds answers of another run, or test answers without their choice.
+        """
+        choice = self.choose(engine, validation, out, console=console)
+        return self.measure(engine, test, choice, out, console=console, **more)
+
+    def choose(
+        self, engine: Engine, tasks: Mapping[str, Benchmark], out: Path, *, console: Console
+    ) -> Choice:
+        """Choose on the validation tasks, and freeze the choice in `choice.json`; the settings of
+        `cof`, if that is among the names, in `chosen.json` too.
+
+        Raises:
+            CofError: the tasks have no answers, or `out` belongs to another study.
+        """
+        if (out / "answers.jsonl").exists() and not (out / "choice.json").exists():
+            raise CofError(
+                f"{out} holds answers to test questions, but its choice.json is gone: nothing can "
+                "be chosen any more after that. Write to another folder."
+            )
+        asked = {name: self._order(task) for name, task in tasks.items()}
+        about = {
+            "study": self.name,
+            **describe_engine(engine),
+            "validation": digest("".join(e.id + e.prompt for of in asked.values() for e in of)),
+            "batch_size": self.batch_size,
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+        }
+        work = out / "validation"
+        check_same_run(work / "run.json", about)
+        chosen: dict[str, Method] = {}
+        tried: dict[str, list[dict[str, Any]]] = {}
+        plain = 0.0
+        for number, make_candidates in enumerate(self.rounds):
+            candidates = make_candidates(chosen)
+            accuracy: dict[str, float] = {}
+            alive = {name: list(methods) for name, methods in candidates.items()}
+            ends = {
+                name: cumulative_sizes(len(examples), self.rungs, self.keep)
+                for name, examples in asked.items()
+            }
+            rungs = max(map(len, ends.values()))
+            cuts = {name: [0] * (rungs - len(of) + 1) + of for name, of in ends.items()}
+            tally = Tally()
+            for rung in range(rungs):
+                methods = list(itertools.chain.from_iterable(alive.values()))
+                with progress_bar(console) as bar:
+                    for name, task in tasks.items():
+                        start, end = cuts[name][rung : rung + 2]
+                        part = Subset(task, asked[name][start:end])
+                        path = work / f"{name}-{number + 1}-{rung + 1}.jsonl"
+                        self._ask(engine, part, path, methods, tally, bar)
+                accuracy |= tally.accuracy([PLAIN, *methods])
+                for name, methods in alive.items():
+                    best = rank(methods, accuracy)
+                    last = rung == rungs - 1
+                    kept = 1 if last else max(1, math.ceil(self.keep * len(best)))
+                    alive[name] = best[:kept]
+            plain = accuracy[PLAIN.key]
+            chosen |= {name: methods[0] for name, methods in alive.items()}
+            tried |= {
+                name: [
+                    {
+                        "key": of.key,
+                        "accuracy": round(accuracy[of.key], 6),
+                        "questions": tally.asked(of),
+                    }
+                    for of in methods
+                ]
+                for name, methods in candidates.items()
+            }
+        examples = [e for of in asked.values() for e in of]
+        choice = Choice(chosen, tried, round(plain, 6), len(examples))
+        choice.write(out / "choice.json")
+        if "cof" in chosen:
+            first = next(iter(tasks.values()))
+            share = first.share if first.part == "validation" else 1.0
+            settings = chosen["cof"].settings
+            Chosen.make(examples, settings, share=share, about=about).write(out / CHOSEN)
+        return choice
+
+    def measure(
+        self,
+        engine: Engine,
+        tasks: Mapping[str, Benchmark],
+        choice: Choice,
+        out: Path,
+        *,
+        console: Console,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Measure the frozen choice on test tasks; see `run`."""
+        evaluation = Evaluation(
+            self.compare(choice.chosen),
+            tuple(self.grounded(choice.chosen)),
+            self.batch_size,
+            self.max_new_tokens,
+            self.seed,
+        )
+        choice_numbers = {"rule": RULE, **choice.as_dict()}
+        return evaluation.run(
+            engine, tasks, out, console=console, study=self.name, choice=choice_numbers, **more
         )
 
-    def grid(self) -> list[Method]:
-        """CoF with every combination of settings, the mildest first."""
-        return Grid(self.strengths, self.expands, self.scopes).methods(Settings())
+    def _order(self, task: Benchmark) -> list[Example]:
+        """The validation questions in an order that depends on their ids alone, so that every rung
+        has questions of all kinds about many images."""
+        examples = [
+            e for e in task.examples if e.answer and (not self.kinds or e.kind in self.kinds)
+        ]
+        if not examples:
+            there = ", ".join(dict.fromkeys(e.kind for e in task.examples if e.answer and e.kind))
+            raise CofError(
+                f"{task.path} has no answers to choose settings by"
+                + (f" among the kinds asked for; it has {there}." if there else ".")
+            )
+        if self.rungs == 1:
+            return examples
+        return sorted(examples, key=lambda e: digest(f"{self.seed}\t{e.id}"))
+
+    def _ask(
+        self,
+        engine: Engine,
+        part: Subset,
+        path: Path,
+        methods: Sequence[Method],
+        tally: Tally,
+        bar: Any,
+    ) -> None:
+        if not part.examples:
+            return
+        runner = Runner(
+            engine,
+            part,
+            path,
+            batch_size=self.batch_size,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+        )
+        wanted = {of.key: of for of in (PLAIN, *methods, *(m.always_looks for m in methods))}
+        counter = bar.add_task(path.stem, total=runner.count_answers(list(wanted.values())))
+        store = runner.run(list(wanted.values()), progress=partial(bar.advance, counter))
+        for key in wanted:
+            tally.add(part.name, key, [bool(r.right) for r in store.method(key).values()])
+
+
+class Tally:
+    """Right answers by task and method, over all rungs so far."""
+
+    def __init__(self) -> None:
+        self._right: dict[tuple[str, str], list[bool]] = {}
+
+    def add(self, task: str, key: str, right: Sequence[bool]) -> None:
+        """Some more answers of a method to a task."""
+        self._right.setdefault((task, key), []).extend(right)
+
+    def accuracy(self, methods: Sequence[Method]) -> dict[str, float]:
+        """By key, the mean over the tasks of the share of right answers."""
+        return {
+            method.key: sum(shares) / len(shares)
+            for method in methods
+            for shares in ([sum(of) / len(of) for of in self._of(method)],)
+        }
+
+    def asked(self, method: Method) -> int:
+        """How many questions a method has answered."""
+        return sum(map(len, self._of(method)))
+
+    def _of(self, method: Method) -> list[list[bool]]:
+        return [of for (_, key), of in self._right.items() if key == method.key]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the validation split decided.
+    """What validation questions decided.
 
     Attributes:
-        cof: the settings of CoF, and of all others in the main comparison.
-        best: each other source of boxes with the lambda that suits it best.
-        rule: for CoF where it pays, at the same lambda, and the plain answer elsewhere.
+        chosen: one method for each name.
+        tried: by name, key, accuracy and number of questions of every candidate.
+        plain: the plain model's accuracy on them.
+        questions: how many there are.
     """
 
-    cof: Method
-    best: Mapping[str, Method]
-    rule: Rule
+    chosen: Methods
+    tried: Mapping[str, Sequence[Mapping[str, Any]]]
+    plain: float
+    questions: int
 
-    def methods(self) -> dict[str, Method]:
-        """Every method by the name under which the test split reports it."""
-        same = {
-            where: Method(where, self.cof.strength, self.cof.expand, self.cof.scope)
-            for where in CONTROLS
-        }
-        best = {f"{where} (own lambda)": method for where, method in self.best.items()}
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
         return {
-            "plain": PLAIN,
-            "whole": same["whole"],
-            "cof": self.cof,
-            "oracle": same["oracle"],
-            "random": same["random"],
-            **best,
+            "questions": self.questions,
+            "plain": self.plain,
+            "chosen": {name: method.key for name, method in self.chosen.items()},
+            "tried": {name: list(of) for name, of in self.tried.items()},
         }
 
+    def write(self, path: Path) -> None:
+        """Freeze the choice.
 
-def gathered(plan: Plan, about: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Score what a study's folder holds, and gather all numbers; `lines.jsonl` has all that is
-    known of each test question.
-
-    Args:
-        plan: of the study.
-        about: what produced the replies.
-        out: the study's folder, its run at an end.
-
-    Returns:
-        What `results.json` holds.
-
-    Raises:
-        CofError: questions or replies are missing or damaged.
-    """
-    work = out / "work"
-    validation, test = (replies_of(work, plan, split) for split in ("validation", "test"))
-    choice = choice_of(plan, validation)
-    methods = {name: method.key for name, method in choice.methods().items()}
-    answers, found = test.of(methods), test.of({GROUNDING: GROUNDING})[GROUNDING]
-    looked = {choice.cof.strength: answers["cof"]}
-    answers["cof (adaptive)"] = adapted(choice.rule, answers["plain"], found, looked)
-    examples = test.examples
-    write_atomically(out / "lines.jsonl", lines(test, methods, answers, about, EXACT))
-    return {
-        "about": about,
-        "plan": asdict(plan),
-        "choice": {
-            "rule": "most validation questions answered rightly, of equals the mildest setting",
-            "cof": _settings(choice.cof),
-            "own_lambda": {name: method.strength for name, method in choice.best.items()},
-            "adaptive": {"sentence": choice.rule.sentence(), **asdict(choice.rule)},
-            "validation": _curve(validation, [PLAIN, *plan.grid(), *others(plan, choice.cof)]),
-        },
-        "test": {
-            "questions": len(examples),
-            "images": len({example.image for example in examples}),
-            "methods": methods,
-            "groups": by_group(answers, examples, _groups(plan), seed=plan.seed),
-            "changed": changed(answers, examples),
-            "grounding": grounding_table(found, examples, _grounding_groups(plan)),
-            "two_by_two": {
-                name: two_by_two(answers, found, list(filter(belongs, examples)))
-                for name, belongs in _fine_groups(plan).items()
-                if any(map(belongs, examples))
-            },
-        },
-        "seconds": {"validation": validation.seconds(), "test": test.seconds()},
-    }
-
-
-def choice_of(plan: Plan, validation: Replies) -> Choice:
-    """What the replies to the validation questions decide."""
-    said = validation.records
-    chosen = best_of(plan.grid(), said)
-    return Choice(
-        cof=chosen,
-        best={where: best_of(methods, said) for where, methods in _rivals(plan, chosen).items()},
-        rule=best_rule(validation, chosen),
-    )
-
-
-def best_rule(validation: Replies, cof: Method) -> Rule:
-    """The adaptive rule for CoF's own lambda (`cof.eval.adaptive.fitting`)."""
-    said = validation.records
-    looked = {cof.strength: said[cof.key]}
-    return fit(Signs.of(validation.examples, said[PLAIN.key], said[GROUNDING], looked)).rule
-
-
-def _rivals(plan: Plan, cof: Method) -> dict[str, list[Method]]:
-    """The other sources of boxes with every lambda, all else as CoF has it."""
-    return {
-        where: [Method(where, strength, cof.expand, cof.scope) for strength in plan.strengths]
-        for where in CONTROLS
-    }
-
-
-def others(plan: Plan, cof: Method) -> list[Method]:
-    """All of the other sources of boxes' methods, for the validation split."""
-    return [method for methods in _rivals(plan, cof).values() for method in methods]
-
-
-def replies_of(work: Path, plan: Plan, split: str) -> Replies:
-    """The questions of a split and what was said to them, scored."""
-    task = SceneTask(work / split, limit=plan.limit)
-    return Replies.read(task.examples, [work / f"{split}.jsonl"]).scored(task)
-
-
-def _settings(method: Method) -> dict[str, Any]:
-    return {"strength": method.strength, "expand": method.expand, "scope": method.scope}
-
-
-def _curve(replies: Replies, methods: Sequence[Method]) -> list[Any]:
-    rows = []
-    for method in methods:
-        said = replies.records[method.key]
-        fine = [said[example.id].right for example in replies.examples if example.kind in FINE]
-        rows.append(
-            {
-                "where": method.where,
-                **_settings(method),
-                "n": len(said),
-                "right": sum(bool(record.right) for record in said.values()),
-                "n_fine": len(fine),
-                "right_fine": sum(map(bool, fine)),
-            }
-        )
-    return rows
-
-
-def _within(kinds: Sequence[str], num_objects: int | None = None) -> Callable[[Example], bool]:
-    return lambda e: e.kind in kinds and num_objects in (None, e.num_objects)
-
-
-def _fine_groups(plan: Plan) -> Groups:
-    levels = {f"fine, {n} objects": _within(FINE, n) for n in plan.num_objects}
-    return {"fine": _within(FINE), **levels}
-
-
-def _groups(plan: Plan) -> Groups:
-    levels = {f"all, {n} objects": _within(KINDS, n) for n in plan.num_objects}
-    kinds = {kind: _within((kind,)) for kind in KINDS}
-    return {**_fine_groups(plan), "all": _within(KINDS), **levels, **kinds}
-
-
-def _grounding_groups(plan: Plan) -> Groups:
-    levels = {f"{n} objects": _within(KINDS, n) for n in plan.num_objects}
-    fine = {f"fine, {n} objects": _within(FINE, n) for n in plan.num_objects}
-    kinds = {kind: _within((kind,)) for kind in KINDS}
-    return {"all": _within(KINDS), **levels, "fine": _within(FINE), **fine, **kinds}
+        Raises:
+            CofError: the file holds another choice.
+        """
+        record = self.as_dict()
+        if path.exists() and json.loads(path.read_text("utf-8"))["chosen"] != record["chosen"]:
+            raise CofError(f"{path} holds another choice: write to another folder.")
+        path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cof.errors import CofError
-from cof.eval.chosen import Chosen
 from cof.eval.data.files import rows, shards
 from cof.eval.data.parts import Part, part_of
-from cof.eval.pictures import picture
+from cof.eval.examples import Embedded, Example
+from cof.eval.figures import Clusters, Figure, ratio
+from cof.eval.images import open_image
 from cof.eval.rules import RULES, Rules
 from cof.eval.scoring import Score
-from cof.eval.tasks import Embedded, Example
 from cof.geometry.regions import region_from_boxes
 
 PromptStyle = Literal["llava", "llava-ocr", "official", "lmms-eval", "vlmevalkit", "tiny"]
@@ -28,31 +27,31 @@ benchmark's own, a harness's, or those that the embedded model was trained on.""
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
+Replies = Mapping[str, str | None]
+"""Question -> reply; None: there is none."""
+
 _MOST_SHOWN = 3  # problems in a refusal; --check shows all
 
 
 @dataclass(frozen=True)
 class Benchmark(ABC):
-    """A `cof.eval.tasks.Task` over a data set as it is distributed.
+    """A `cof.eval.examples.Task` over a data set as it is distributed.
 
     Attributes:
         path: the folder or file.
         rules: how answers are read out of replies.
-        prompt_style: of the prompts.
-        images: folder of the pictures where they are not beside the questions.
+        prompt_style: whose prompts.
+        images: folder of the images where they are not beside the questions.
         limit: about so many questions, the first ones of each kind, without tearing groups apart.
         shard: `(i, n)`: only the i-th of n parts, i from 1; groups stay whole.
-        part: `validation` or `test` instead of `all`: questions about one picture stay together.
-        share: of the pictures that `validation` gets, 0..1; the others are `test`'s.
-        chosen: the settings' frozen choice: `test` is not read without it, and none of the
-            questions and pictures that it was made on may be among those read.
+        part: `validation` or `test` instead of `all`: questions about one image stay together.
+        share: of the images that `validation` gets, 0..1; the others are `test`'s.
         name: for files and messages.
         headline: the metrics that papers quote.
         stage_one: whether only the boxes of stage 1 are measured.
 
     Raises:
-        CofError: no such data, rules or prompt_style, or a test part without a choice; reading the
-            examples: the data has problems, or the choice was made on some of it.
+        CofError: no such data, rules or prompt style; reading the examples: the data has problems.
     """
 
     path: Path
@@ -63,7 +62,6 @@ class Benchmark(ABC):
     shard: tuple[int, int] = (1, 1)
     part: Part = "all"
     share: float = 0.25
-    chosen: Chosen | None = None
 
     name: ClassVar[str]
     headline: ClassVar[tuple[str, ...]]
@@ -75,19 +73,14 @@ class Benchmark(ABC):
             raise CofError(f"There are no rules {self.rules!r}; there are {', '.join(RULES)}.")
         if self.prompt_style not in get_args(PromptStyle):
             known = ", ".join(get_args(PromptStyle))
-            raise CofError(f"There is no prompt_style {self.prompt_style!r}; there are {known}.")
+            raise CofError(f"There is no prompt style {self.prompt_style!r}; there are {known}.")
         if self.prompt_style == "llava-ocr" and not self.has_ocr:
-            raise CofError(f"{self.name} has no recognised text: its prompt_style is llava.")
+            raise CofError(f"{self.name} has no recognised text: its prompt style is llava.")
         if self.part not in get_args(Part):
             raise CofError(f"A part is {', '.join(get_args(Part))}, not {self.part!r}.")
         if not 0 < self.share <= 1:
             raise CofError(
                 f"share is the validation part's, above 0 and at most 1, not {self.share}."
-            )
-        if self.part == "test" and self.chosen is None:
-            raise CofError(
-                "The test part is not read before the settings are chosen: run `cof sweep "
-                f"{self.name}` on this data, then name its choice with --settings."
             )
         part, parts = self.shard
         if not 1 <= part <= parts:
@@ -110,16 +103,37 @@ class Benchmark(ABC):
         """The answer in a reply under a rule set; None: unparsed."""
 
     @abstractmethod
-    def metrics(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> dict[str, float]:
-        """Figures by name, as papers write them (most 0..100); `headline` is among them."""
+    def figures(
+        self, examples: Sequence[Example], replies: Replies, rules: Rules
+    ) -> dict[str, Figure]:
+        """Figures by name, as papers write them (most 0..100); `headline` is among them.
 
-    def num_examples(self) -> int:
-        return len(self.examples)
+        Args:
+            examples: the questions.
+            replies: to each of them; None: there is no reply, which is wrong and unparsed.
+            rules: how answers are read out of replies.
+        """
 
-    def get_example(self, index: int) -> Example:
-        return self.examples[index]
+    def read_answers(
+        self, examples: Sequence[Example], replies: Replies, rules: Rules
+    ) -> dict[str, str | None]:
+        """The answer in each reply; None: unparsed."""
+        return {
+            example.id: None if text is None else self.parse(example, text, rules)
+            for example in examples
+            for text in (replies[example.id],)
+        }
+
+    def groups(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
+        """The questions by the groups that results are broken down to: all of them, those of each
+        kind, and of each number of objects."""
+        groups = {"all": list(examples)} if examples else {}
+        kinds = list(dict.fromkeys(e.kind for e in examples if e.kind))
+        if len(kinds) > 1:
+            groups |= {kind: [e for e in examples if e.kind == kind] for kind in kinds}
+        for n in sorted({e.num_objects for e in examples if e.num_objects}):
+            groups[f"{n} objects"] = [e for e in examples if e.num_objects == n]
+        return groups
 
     def score(self, example: Example, text: str) -> Score:
         parsed = self.parse(example, text, self.rules)
@@ -127,7 +141,7 @@ class Benchmark(ABC):
 
     @cached_property
     def examples(self) -> list[Example]:
-        """The questions of this shard within the limit.
+        """The questions of this part and shard within the limit.
 
         Raises:
             CofError: anything is wrong with the data.
@@ -140,24 +154,20 @@ class Benchmark(ABC):
                 f"{self.path} has {len(problems)} problem{'s' * (len(problems) > 1)}: {shown}"
                 f"{rest}. List all with `cof eval {self.name} {self.path} --check`."
             )
-        share = self.chosen.share if self.part == "test" and self.chosen else self.share
-        examples = part_of(examples, self.part, share)
-        if self.chosen is not None:
-            self.chosen.check(examples)
-        chosen = selected(examples, self.limit, self.shard)
+        chosen = select(part_of(examples, self.part, self.share), self.limit, self.shard)
         if not chosen:
-            raise CofError(f"{self.path} holds no questions for this part, shard and limit.")
+            raise CofError(f"{self.path} leaves no questions for this part, limit and shard.")
         return chosen
 
     def check(self) -> list[str]:
-        """Everything that is wrong with the data, every picture decoded; empty: nothing."""
+        """Everything that is wrong with the data, every image decoded; empty: nothing."""
         examples, problems = self._read
         found = list(problems)
         for image in dict.fromkeys(example.image for example in examples):
             if isinstance(image, Path) and not image.is_file():
                 continue  # already among the problems
             try:
-                picture(image)
+                open_image(image)
             except CofError as error:
                 found.append(str(error).rstrip("."))
         return found
@@ -176,7 +186,7 @@ class Benchmark(ABC):
             for example in examples
             if isinstance(example.image, Path) and not example.image.is_file()
         )
-        problems += [f"there is no picture {image}" for image in missing]
+        problems += [f"there is no image {image}" for image in missing]
         if not examples and not problems:
             problems.append("it holds no questions")
         return examples, tuple(dict.fromkeys(problems))
@@ -210,9 +220,7 @@ def _annotation(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"region": box, "num_objects": num_objects, "single": single}
 
 
-def selected(
-    examples: Sequence[Example], limit: int | None, shard: tuple[int, int]
-) -> list[Example]:
+def select(examples: Sequence[Example], limit: int | None, shard: tuple[int, int]) -> list[Example]:
     """The questions of a limit and a shard, in their order; groups stay whole.
 
     The limit takes the first groups of every kind in turn, so that a short run has all kinds; a
@@ -249,20 +257,11 @@ def image_path(folders: Sequence[Path], name: str) -> Path:
     return folders[0] / names[0]
 
 
-def percent(part: float, whole: float) -> float:
-    """In 0..100; 0 of nothing.
-
-    >>> percent(1, 4), percent(0, 0)
-    (25.0, 0.0)
-    """
-    return 100 * part / whole if whole else 0.0
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean; 0 of nothing."""
-    return math.fsum(values) / len(values) if values else 0.0
+def unparsed(answers: Mapping[str, str | None], clusters: Clusters) -> Figure:
+    """The share of replies without an answer in them, in percent."""
+    return ratio(((id, answer is None, 1) for id, answer in answers.items()), clusters)
 
 
 def shared(known: dict[str, Embedded], name: str, image: Embedded) -> Embedded:
-    """The picture under a name: the first one that came with it, so that it is encoded once."""
+    """The image under a name: the first one that came with it, so that it is encoded once."""
     return known.setdefault(name, Embedded(name, image.load))

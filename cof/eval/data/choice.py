@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from cof.eval.data.base import Benchmark, PromptStyle, percent
+from cof.eval.data.base import Benchmark, PromptStyle, Replies, unparsed
+from cof.eval.examples import Example
+from cof.eval.figures import Clusters, Figure, find_clusters, group_right, share
 from cof.eval.rules import OPTIONS, Rules
-from cof.eval.tasks import Example
 from cof.prompting.dialects import OPTION_LETTER
 
 ROTATION = 10**6
@@ -24,50 +25,65 @@ class ChoiceBenchmark(Benchmark):
             return ascii_uppercase[example.options.index(text)]
         return OPTIONS[rules](text, example.options)
 
-    def circular(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> dict[str, tuple[Example, bool]]:
-        """Each question's first rotation, and whether all of its rotations are answered rightly."""
-        found: dict[str, tuple[Example, bool]] = {}
-        for e in examples:
-            right = self.parse(e, replies[e.id], rules) == e.answer
-            first, before = found.get(e.group, (e, True))
-            found[e.group] = first, before and right
-        return found
+    def choice_figures(
+        self, examples: Sequence[Example], replies: Replies, rules: Rules
+    ) -> ChoiceFigures:
+        """The answers, ready for shares over questions and over groups."""
+        answers = self.read_answers(examples, replies, rules)
+        right = {e.id: answers[e.id] == e.answer for e in examples}
+        return ChoiceFigures(answers, right, find_clusters(examples))
 
-    def accuracy(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> float:
-        """Share of right replies, every rotation counted by itself, in percent."""
-        right = [self.parse(e, replies[e.id], rules) == e.answer for e in examples]
-        return percent(sum(right), len(right))
 
-    def unparsed(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> float:
-        """Share of replies without an answer in them, in percent."""
-        none = [self.parse(e, replies[e.id], rules) is None for e in examples]
-        return percent(sum(none), len(none))
+@dataclass(frozen=True)
+class ChoiceFigures:
+    """Answers to multiple-choice questions as figures.
+
+    Attributes:
+        answers: the letter in each reply; None: unparsed.
+        right: whether it is the true one.
+        clusters: questions and groups that belong together.
+    """
+
+    answers: Mapping[str, str | None]
+    right: Mapping[str, bool]
+    clusters: Clusters
+
+    def accuracy(self, examples: Sequence[Example]) -> Figure:
+        """The share of right replies, every rotation counted by itself."""
+        return share({e.id: self.right[e.id] for e in examples}, self.clusters)
+
+    def circular(self, examples: Sequence[Example]) -> Figure:
+        """The share of questions that are right in all of their rotations."""
+        return share(group_right(examples, self.right), self.clusters)
+
+    def asked_once(self, examples: Sequence[Example]) -> Figure:
+        """The share of right replies to the first rotation of each question."""
+        first = {example.group: example for example in reversed(examples)}
+        return self.accuracy([e for e in examples if first[e.group] is e])
+
+    @property
+    def unparsed(self) -> Figure:
+        """The share of replies without an answer in them."""
+        return unparsed(self.answers, self.clusters)
 
 
 class CycleBenchmark(ChoiceBenchmark):
     """Every question in several orders of its options; the figure counts each of them by itself."""
 
-    def metrics(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> dict[str, float]:
+    def figures(
+        self, examples: Sequence[Example], replies: Replies, rules: Rules
+    ) -> dict[str, Figure]:
         """In percent: `average` over all orders, the same by kind, `circular` (all orders of a
         question right), `unparsed`."""
-        all_right = [right for _, right in self.circular(examples, replies, rules).values()]
-        kinds = {
-            kind: self.accuracy([e for e in examples if e.kind == kind], replies, rules)
-            for kind in sorted({e.kind for e in examples})
-        }
+        of = self.choice_figures(examples, replies, rules)
         return {
-            "average": self.accuracy(examples, replies, rules),
-            **kinds,
-            "circular": percent(sum(all_right), len(all_right)),
-            "unparsed": self.unparsed(examples, replies, rules),
+            "average": of.accuracy(examples),
+            **{
+                kind: of.accuracy([e for e in examples if e.kind == kind])
+                for kind in sorted({e.kind for e in examples})
+            },
+            "circular": of.circular(examples),
+            "unparsed": of.unparsed,
         }
 
 

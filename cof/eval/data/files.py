@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-from cof.eval.tasks import Embedded
+from cof.eval.examples import Embedded
 
 _NOTHING = "nan"
 """How pandas may have spelled an empty cell; "None" can be an option's text."""

@@ -14,7 +14,7 @@ from cof.eval.data.base import shared
 from cof.eval.data.choice import CycleBenchmark, choice_prompt
 from cof.eval.data.files import rows, split_files
 from cof.eval.data.mmbench import LETTERS
-from cof.eval.tasks import Embedded, Example
+from cof.eval.examples import Embedded, Example
 
 
 @dataclass(frozen=True)

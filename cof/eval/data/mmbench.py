@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cof.eval.data.base import percent, shared
+from cof.eval.data.base import Replies, shared
 from cof.eval.data.choice import ROTATION, ChoiceBenchmark, choice_prompt, rotated
 from cof.eval.data.files import Row, rows, split_files
+from cof.eval.examples import Embedded, Example
+from cof.eval.figures import Figure
 from cof.eval.rules import Rules
-from cof.eval.tasks import Embedded, Example
 
 LETTERS = "ABCD"
 
@@ -54,31 +55,24 @@ class MMBench(ChoiceBenchmark):
             for example in self._questions(row, by_index, known, rotate, problems)
         ]
 
-    def metrics(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> dict[str, float]:
+    def figures(
+        self, examples: Sequence[Example], replies: Replies, rules: Rules
+    ) -> dict[str, Figure]:
         """In percent: `circular`, `asked once`, circular by l2-category and by category, and
         `unparsed`, the share of replies in which no option was found."""
+        of = self.choice_figures(examples, replies, rules)
         known = [e for e in examples if e.answer]
-        unparsed = {"unparsed": self.unparsed(examples, replies, rules)}
         if not known:
-            return unparsed
-        found = list(self.circular(known, replies, rules).values())
-
-        def share(chosen: Sequence[tuple[Example, bool]]) -> float:
-            return percent(sum(right for _, right in chosen), len(chosen))
-
-        areas = sorted({e.area for e, _ in found if e.area})
-        kinds = sorted({e.kind for e, _ in found if e.kind})
-        return (
-            {
-                "circular": share(found),
-                "asked once": self.accuracy([e for e, _ in found], replies, rules),
-            }
-            | {area: share([row for row in found if row[0].area == area]) for area in areas}
-            | {kind: share([row for row in found if row[0].kind == kind]) for kind in kinds}
-            | unparsed
-        )
+            return {"unparsed": of.unparsed}
+        areas = sorted({e.area for e in known if e.area})
+        kinds = sorted({e.kind for e in known if e.kind})
+        return {
+            "circular": of.circular(known),
+            "asked once": of.asked_once(known),
+            **{area: of.circular([e for e in known if e.area == area]) for area in areas},
+            **{kind: of.circular([e for e in known if e.kind == kind]) for kind in kinds},
+            "unparsed": of.unparsed,
+        }
 
     def _questions(
         self,

@@ -7,18 +7,19 @@ or with `images/` and `questions_answers_YN/`), from result files (`<task>.txt` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, image_path, percent, shared
+from cof.eval.data.base import Benchmark, Replies, image_path, shared, unparsed
 from cof.eval.data.files import data_files, rows
+from cof.eval.examples import Embedded, Example
+from cof.eval.figures import Figure, find_clusters, group_right, share, total
 from cof.eval.rules import MME as READERS
 from cof.eval.rules import Rules
-from cof.eval.tasks import Embedded, Example
 from cof.prompting.dialects import SHORT_ANSWER
 
 PERCEPTION = (
@@ -65,33 +66,26 @@ class MME(Benchmark):
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return READERS[rules](text)
 
-    def metrics(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> dict[str, float]:
+    def figures(
+        self, examples: Sequence[Example], replies: Replies, rules: Rules
+    ) -> dict[str, Figure]:
         """`perception`, `cognition`, each task's score, acc and acc+ in percent, and `unparsed`
         replies. Sums are over the tasks that the data has."""
-        details: dict[str, float] = {}
-        scores: dict[str, float] = {}
+        answers = self.read_answers(examples, replies, rules)
+        clusters = find_clusters(examples)
+        details: dict[str, Figure] = {}
         for task in dict.fromkeys(example.kind for example in examples):
-            rows = [e for e in examples if e.kind == task]
-            right = {e.id: self.parse(e, replies[e.id], rules) == e.answer for e in rows}
-            images: dict[str, bool] = {}
-            for e in rows:
-                images[e.group] = images.get(e.group, True) and right[e.id]
-            acc = percent(sum(right.values()), len(right))
-            plus = percent(sum(images.values()), len(images))
-            scores[task] = acc + plus
-            details |= {task: acc + plus, f"{task} acc": acc, f"{task} acc+": plus}
+            asked = [e for e in examples if e.kind == task]
+            right = {e.id: answers[e.id] == e.answer for e in asked}
+            acc = share(right, clusters)
+            plus = share(group_right(asked, right), clusters)
+            details |= {task: total([acc, plus]), f"{task} acc": acc, f"{task} acc+": plus}
         sums = {
-            "perception": [scores[task] for task in PERCEPTION if task in scores],
-            "cognition": [scores[task] for task in COGNITION if task in scores],
+            name: total([details[task] for task in tasks if task in details])
+            for name, tasks in (("perception", PERCEPTION), ("cognition", COGNITION))
+            if any(task in details for task in tasks)
         }
-        none = sum(self.parse(e, replies[e.id], rules) is None for e in examples)
-        return (
-            {name: sum(values) for name, values in sums.items() if values}
-            | details
-            | {"unparsed": percent(none, len(examples))}
-        )
+        return {**sums, **details, "unparsed": unparsed(answers, clusters)}
 
     def _prompt(self, question: str) -> str:
         if self.prompt_style in ("llava", "lmms-eval"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from cof.eval.pictures import picture_digest
-from cof.eval.tasks import Example
+from cof.eval.examples import Example
+from cof.eval.images import image_digest
 
 Part = Literal["all", "validation", "test"]
 
@@ -29,7 +29,7 @@ def part_of(examples: Sequence[Example], part: Part, share: float) -> list[Examp
     if part == "all" or (part == "validation" and share == 1):
         return list(examples)
     below = {
-        image: int(picture_digest(image)[:16], 16) < share * 16**16
+        image: int(image_digest(image)[:16], 16) < share * 16**16
         for image in dict.fromkeys(example.image for example in examples)
     }
     return [example for example in examples if below[example.image] == (part == "validation")]

@@ -7,16 +7,17 @@ with a folder of the COCO pictures, or from the hub's parquet files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cof.eval.data.base import Benchmark, image_path, mean, percent, shared
+from cof.eval.data.base import Benchmark, Replies, image_path, shared, unparsed
 from cof.eval.data.files import data_files, rows
+from cof.eval.examples import Embedded, Example
+from cof.eval.figures import Clusters, Figure, find_clusters, ratio, share, total
 from cof.eval.rules import POPE as READERS
 from cof.eval.rules import Rules
-from cof.eval.tasks import Embedded, Example
 from cof.prompting.dialects import SHORT_ANSWER
 
 KINDS = ("random", "popular", "adversarial")
@@ -41,25 +42,29 @@ class POPE(Benchmark):
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return READERS[rules](text)
 
-    def metrics(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> dict[str, float]:
+    def figures(
+        self, examples: Sequence[Example], replies: Replies, rules: Rules
+    ) -> dict[str, Figure]:
         """F1 of each kind, then accuracy, precision, recall, yes ratio and unparsed replies, all in
         percent; and their means over the kinds.
 
         An unparsed reply is wrong. VLMEvalKit counts it as "no" in recall; lmms-eval leaves it out
         of recall, and its yes ratio is that of the true answers.
         """
-        parts: dict[str, dict[str, float]] = {}
-        for kind in KINDS:
-            rows = [e for e in examples if e.kind == kind]
-            if rows:
-                said = [self.parse(e, replies[e.id], rules) for e in rows]
-                parts[kind] = counted(said, [e.answer for e in rows], rules)
-        names = ("f1", "accuracy", "precision", "recall", "yes ratio", "unparsed")
-        table = {f"{kind} {name}": parts[kind][name] for name in names for kind in parts}
-        return table | {
-            f"mean {name}": mean([part[name] for part in parts.values()]) for name in names
+        answers = self.read_answers(examples, replies, rules)
+        clusters = find_clusters(examples)
+        parts = {
+            kind: yes_no_figures(asked, answers, clusters, rules)
+            for kind in KINDS
+            if (asked := [e for e in examples if e.kind == kind])
+        }
+        names = list(next(iter(parts.values()), {}))
+        return {
+            **{f"{kind} {name}": parts[kind][name] for name in names for kind in parts},
+            **{
+                f"mean {name}": total([of[name] for of in parts.values()], 1 / len(parts))
+                for name in names
+            },
         }
 
     def _prompt(self, question: str) -> str:
@@ -97,26 +102,39 @@ class POPE(Benchmark):
             )
 
 
-def counted(said: Sequence[str | None], true: Sequence[str], rules: Rules) -> dict[str, float]:
+def yes_no_figures(
+    examples: Sequence[Example],
+    answers: Mapping[str, str | None],
+    clusters: Clusters,
+    rules: Rules,
+) -> dict[str, Figure]:
     """Figures in percent, `yes` being the positive answer.
 
-    >>> found = counted(["yes", "yes", "no", None], ["yes", "no", "no", "yes"], "official")
-    >>> round(found["precision"]), round(found["recall"]), round(found["f1"])
-    (50, 50, 50)
+    F1 = 2 hits / (2 hits + false alarms + misses), a ratio of counts.
     """
-    pairs = list(zip(said, true, strict=True))
-    hits = pairs.count(("yes", "yes"))
-    alarms = pairs.count(("yes", "no"))
-    missed = pairs.count(("no", "yes"))
-    if rules != "lmms-eval":
-        missed += pairs.count((None, "yes"))
-    precision, recall = percent(hits, hits + alarms), percent(hits, hits + missed)
-    asserted = true if rules == "lmms-eval" else said
+
+    def figure(count: Callable[[str | None, str], tuple[float, float]]) -> Figure:
+        return ratio(((e.id, *count(answers[e.id], e.answer)) for e in examples), clusters)
+
+    def missed(answer: str | None, true: str) -> bool:
+        counts = answer == "no" or (answer is None and rules != "lmms-eval")
+        return true == "yes" and counts
+
+    def f1(answer: str | None, true: str) -> tuple[float, float]:
+        hit = answer == true == "yes"
+        return 2 * hit, 2 * hit + (answer == "yes" != true) + missed(answer, true)
+
+    def recall(answer: str | None, true: str) -> tuple[float, float]:
+        hit = answer == true == "yes"
+        return hit, hit + missed(answer, true)
+
     return {
-        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
-        "accuracy": percent(sum(a == b for a, b in pairs), len(pairs)),
-        "precision": precision,
-        "recall": recall,
-        "yes ratio": percent(sum(answer == "yes" for answer in asserted), len(pairs)),
-        "unparsed": percent(sum(answer is None for answer in said), len(pairs)),
+        "f1": figure(f1),
+        "accuracy": share({e.id: answers[e.id] == e.answer for e in examples}, clusters),
+        "precision": figure(lambda answer, true: (answer == true == "yes", answer == "yes")),
+        "recall": figure(recall),
+        "yes ratio": figure(
+            lambda answer, true: ((true if rules == "lmms-eval" else answer) == "yes", 1)
+        ),
+        "unparsed": unparsed({e.id: answers[e.id] for e in examples}, clusters),
     }

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cof.eval.data.base import Benchmark, image_path, shared
+from cof.eval.data.base import Benchmark, Replies, image_path, shared
 from cof.eval.data.files import Row, rows, split_files
 from cof.eval.data.refer import is_refer, refer_rows
-from cof.eval.pictures import picture_wh
+from cof.eval.examples import Embedded, Example
+from cof.eval.figures import Figure
+from cof.eval.images import read_image_wh
 from cof.eval.rules import Rules
-from cof.eval.tasks import Embedded, Example
 from cof.geometry.boxes import XYXY
 
 _PICTURE = ("img_path", "image", "file_name")
@@ -50,9 +51,9 @@ class RefCOCO(Benchmark):
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return None  # there is no answer but the box
 
-    def metrics(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> dict[str, float]:
+    def figures(
+        self, examples: Sequence[Example], replies: Replies, rules: Rules
+    ) -> dict[str, Figure]:
         return {}
 
     def _lines(self, file: Path, problems: list[str]) -> Iterator[Example]:
@@ -132,4 +133,4 @@ def _size(fields: Mapping[str, Any], image: Path | Embedded) -> tuple[float, flo
     """Width and height in pixels: as the record says, else the picture's own."""
     if fields.get("width") and fields.get("height"):
         return float(fields["width"]), float(fields["height"])
-    return picture_wh(image)
+    return read_image_wh(image)

@@ -9,16 +9,17 @@ LLaVA-1.5's published figure has the picture's recognised text in the prompt, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cof.eval.data.base import Benchmark, image_path, mean, shared
+from cof.eval.data.base import Benchmark, Replies, image_path, shared
 from cof.eval.data.files import Row, data_files, lacking, read_json, rows
+from cof.eval.examples import Embedded, Example
+from cof.eval.figures import Figure, find_clusters, ratio
 from cof.eval.rules import Rules, vqa_accuracy, vqa_normalized
 from cof.eval.scoring import Score
-from cof.eval.tasks import Embedded, Example
 from cof.prompting.dialects import SHORT_ANSWER
 
 NEEDED = ("question_id", "image_id", "question", "answers")
@@ -76,11 +77,12 @@ class TextVQA(Benchmark):
         parsed = self.parse(example, text, self.rules)
         return Score(parsed, vqa_accuracy(text, example.answers) >= 0.5)
 
-    def metrics(
-        self, examples: Sequence[Example], replies: Mapping[str, str], rules: Rules
-    ) -> dict[str, float]:
+    def figures(
+        self, examples: Sequence[Example], replies: Replies, rules: Rules
+    ) -> dict[str, Figure]:
         """`accuracy`: the mean VQA accuracy in percent."""
-        return {"accuracy": 100 * mean([vqa_accuracy(replies[e.id], e.answers) for e in examples])}
+        agreed = ((e.id, vqa_accuracy(replies[e.id] or "", e.answers), 1) for e in examples)
+        return {"accuracy": ratio(agreed, find_clusters(examples))}
 
     def _prompt(self, question: str, words: Sequence[str]) -> str:
         if self.prompt_style == "official":

@@ -17,8 +17,8 @@ from cof.errors import CofError
 from cof.eval.data.base import image_path
 from cof.eval.data.choice import ROTATION, CycleBenchmark, choice_prompt, rotated
 from cof.eval.data.files import read_json
-from cof.eval.pictures import picture_wh
-from cof.eval.tasks import Example
+from cof.eval.examples import Example
+from cof.eval.images import read_image_wh
 from cof.geometry.boxes import XYXY, union
 
 KINDS = ("direct_attributes", "relative_position")
@@ -86,7 +86,7 @@ def _corners(xywh: Sequence[Any]) -> XYXY:
 
 def _region(image: Path, boxes: Sequence[XYXY]) -> XYXY | None:
     """The box around all, in 0..1 of the picture; None without boxes or picture."""
-    wh = picture_wh(image)  # a missing or damaged picture is reported when all are checked
+    wh = read_image_wh(image)  # a missing or damaged picture is reported when all are checked
     if wh is None or not boxes:
         return None
     x1, y1, x2, y2 = union(boxes)

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from cof.eval.report.tables import p_value, table
+
+def p_value(value: float) -> str:
+    """With three digits after the point, tiny ones as a power of ten.
+
+    >>> p_value(0.0421), p_value(0.00003)
+    ('0.042', '3.0e-05')
+    """
+    return f"{value:.1e}" if value < 0.001 else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
@@ -109,19 +116,6 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG file that a run drew.
-
-    Attributes:
-        source: its path, as seen from the report.
-        data: the file.
-    """
-
-    source: str
-    data: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
 class Card:
     """One question in a gallery.
 
@@ -130,30 +124,30 @@ class Card:
         kind: of the question; may be empty.
         question: what was asked, and options if it had any.
         truth: the true answer.
-        said: each method's answer, by name, and whether it is right.
+        answers: each method's answer, by name, and whether it is right.
         note: about the boxes.
-        picture: a WebP file, boxes drawn; None: the picture is no longer there.
-        picture_wh: its size in pixels.
+        image: a WebP file, boxes drawn; None: the image is no longer there.
+        image_wh: its size in pixels.
     """
 
     outcome: str
     kind: str
     question: str
     truth: str
-    said: Sequence[tuple[str, str, bool]]
+    answers: Sequence[tuple[str, str, bool]]
     note: str
-    picture: bytes | None = field(default=None, repr=False)
-    picture_wh: tuple[int, int] = (0, 0)
+    image: bytes | None = field(default=None, repr=False)
+    image_wh: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Questions that were fixed or broken, with their pictures."""
+    """Questions that were fixed or broken, with their images."""
 
     cards: Sequence[Card]
 
 
-Block = Heading | Text | Items | Table | Chart | Picture | Gallery
+Block = Heading | Text | Items | Table | Chart | Gallery
 
 
 def markdown(blocks: Iterable[Block], charts: str = "") -> str:
@@ -216,12 +210,11 @@ def _markdown(block: Block, charts: str) -> str:
     if isinstance(block, Items):
         return "\n".join(f"- **{name}**: {text}" for name, text in block.items)
     if isinstance(block, Table):
-        rows = [[_cell(cell) for cell in row] for row in block.rows]
-        return table(_full_titles(block), rows)
+        titles = _full_titles(block)
+        lines = ["| " + " | ".join(titles) + " |", "|---" + "|--:" * (len(titles) - 1) + "|"]
+        return "\n".join(lines + ["| " + " | ".join(map(_cell, row)) + " |" for row in block.rows])
     if isinstance(block, Chart):
         return f"![{block.title}]({charts}{block.name}.svg)"
-    if isinstance(block, Picture):
-        return f"![{block.source}]({block.source})"
     return "\n\n".join(_card(card) for card in block.cards)
 
 
@@ -230,7 +223,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _card(card: Card) -> str:
-    said = "; ".join(f"{name}: {text!r}" for name, text, _ in card.said)
+    answers = "; ".join(f"{name}: {text!r}" for name, text, _ in card.answers)
     asked = " ".join(card.question.split())
-    line = f"- {card.outcome}: *{asked}* Truth: {card.truth!r}; {said}. {card.note}".rstrip()
+    line = f"- {card.outcome}: *{asked}* Truth: {card.truth!r}; {answers}. {card.note}".rstrip()
     return escape(line, quote=False)  # answers may hold what looks like HTML

@@ -1,4 +1,4 @@
-"""Questions that a method fixed or broke, with their pictures and the boxes drawn."""
+"""Questions that a method fixed or broke, with their images and the boxes drawn."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
 
 from PIL import Image
 
 from cof.errors import CofError
-from cof.eval.pictures import picture
+from cof.eval.examples import Embedded, Example
+from cof.eval.images import open_image
+from cof.eval.methods import Method, grounding_key
+from cof.eval.replies import Replies
 from cof.eval.report.document import Block, Card, Gallery, Heading, Text
-from cof.eval.results import grounded
-from cof.eval.saved import Replies
-from cof.eval.store import GROUNDING, Record, found_region
-from cof.eval.tasks import Embedded, Example
+from cof.eval.results import judge_box
+from cof.eval.store import Record, region_of
 from cof.geometry.boxes import FULL
 from cof.geometry.regions import Region
 from cof.prompting.dialects import OPTION_LETTER, SHORT_ANSWER
 from cof.viz.panels import overlay
 
-Pictures = Mapping[str, Path | Embedded]
-"""The picture of each question, by its id; empty where the data is no longer there."""
+Images = Mapping[str, Path | Embedded]
+"""The image of each question, by its id; empty where the data is no longer there."""
 
-_SIDE = 420  # of a picture's longer side in the page, pixels
+_SIDE = 420  # of an image's longer side in the page, pixels
 _QUALITY = 80  # of its WebP file
 
 
@@ -37,32 +37,37 @@ class Kept:
 
     Attributes:
         replies: scored.
-        methods: names and keys.
-        pictures: where they are now.
+        methods: by name.
+        images: where they are now.
     """
 
     replies: Replies
-    methods: Mapping[str, str]
-    pictures: Pictures
+    methods: Mapping[str, Method]
+    images: Images
+
+    @property
+    def grounding(self) -> Mapping[str, Record]:
+        """What `cof` found in stage 1, of several grounders the first; empty without a grounder."""
+        settings = self.methods["cof"].settings
+        key = grounding_key(settings.grounders[0], settings)
+        return self.replies.records.get(key, {})
 
 
 Changed = Mapping[str, Mapping[str, Sequence[str]]]
 """`{method: {"fixed": [id, ...], "broken": [id, ...]}}`."""
 
 
-def gallery(
-    kept: Kept, changed: Changed, most: int, title: str = "What CoF changed"
-) -> list[Block]:
-    """Fixed and broken questions of CoF, the first ones of each kind in turn.
+def make_gallery(kept: Kept, changed: Changed, most: int, title: str) -> list[Block]:
+    """Fixed and broken questions of `cof`, the first ones of each kind in turn.
 
     Args:
-        kept: the run's replies and pictures.
+        kept: the run's replies and images.
         changed: the ids of the questions.
         most: how many of either are shown.
         title: over it.
 
     Returns:
-        Nothing where CoF is not among the methods or changed no answer.
+        Nothing where `cof` is not among the methods or changed no answer.
     """
     of_cof = changed.get("cof", {})
     if not any(of_cof.values()):
@@ -71,11 +76,11 @@ def gallery(
     cards: list[Card] = []
     parts: list[str] = []
     for outcome, ids in of_cof.items():
-        examples = in_turn([by_id[id] for id in ids])[:most]
-        cards += [_card(kept, example, outcome) for example in examples]
+        examples = take_turns([by_id[id] for id in ids])[:most]
+        cards += [_make_card(kept, example, outcome) for example in examples]
         parts.append(f"{len(ids)} {outcome}, {len(examples)} shown")
-    gone = sum(card.picture is None for card in cards)
-    missing = f" {gone} of the {len(cards)} pictures are no longer there." if gone else ""
+    gone = sum(card.image is None for card in cards)
+    missing = f" {gone} of the {len(cards)} images are no longer there." if gone else ""
     return [
         Heading(title),
         Text(
@@ -87,7 +92,7 @@ def gallery(
     ]
 
 
-def in_turn(examples: Sequence[Example]) -> list[Example]:
+def take_turns(examples: Sequence[Example]) -> list[Example]:
     """The first one of every kind, then the second ones, and so on."""
     kinds: dict[str, list[Example]] = {}
     for example in examples:
@@ -95,27 +100,28 @@ def in_turn(examples: Sequence[Example]) -> list[Example]:
     return [e for e in chain.from_iterable(zip_longest(*kinds.values())) if e is not None]
 
 
-def _card(kept: Kept, example: Example, outcome: str) -> Card:
-    records = kept.replies.records
-    reply = records.get(GROUNDING, {}).get(example.id)
-    said = {name: records[key][example.id] for name, key in kept.methods.items()}
-    data, size = _picture(kept.pictures.get(example.id), example, reply, said["cof"])
+def _make_card(kept: Kept, example: Example, outcome: str) -> Card:
+    grounding = kept.grounding.get(example.id)
+    records = {
+        name: kept.replies.records[kept.methods[name].key][example.id] for name in ("plain", "cof")
+    }
+    data, size = _draw_image(kept.images.get(example.id), example, grounding, records["cof"])
     return Card(
         outcome=outcome,
         kind=example.kind,
-        question=asked(example),
-        truth=truth(example),
-        said=[(name, said[name].text, bool(said[name].right)) for name in ("plain", "cof")],
-        note=_note(example, reply),
-        picture=data,
-        picture_wh=size,
+        question=write_question(example),
+        truth=write_truth(example),
+        answers=[(name, of.text, bool(of.right)) for name, of in records.items()],
+        note=_note(example, grounding),
+        image=data,
+        image_wh=size,
     )
 
 
-def asked(example: Example) -> str:
+def write_question(example: Example) -> str:
     """The question as a person would ask it, with its options.
 
-    >>> asked(Example("1", Path("a.png"), "What is it?" + SHORT_ANSWER, "cat"))
+    >>> write_question(Example("1", Path("a.png"), "What is it?" + SHORT_ANSWER, "cat"))
     'What is it?'
     """
     if not example.question:
@@ -124,7 +130,7 @@ def asked(example: Example) -> str:
     return "\n".join([example.question, *(f"{letter}. {text}" for letter, text in options)])
 
 
-def truth(example: Example) -> str:
+def write_truth(example: Example) -> str:
     """The true answer, with the text of the option if it is one's letter."""
     chosen = dict(zip(ascii_uppercase, example.options, strict=False)).get(example.answer)
     return f"{example.answer}. {chosen}" if chosen else example.answer
@@ -139,25 +145,25 @@ def _note(example: Example, reply: Record | None) -> str:
     if reply.confidence is not None:
         parts.append(f"confidence {reply.confidence:.2f}")
     if example.region is not None:
-        parts.append(f"IoU with the true region {grounded(example, reply).iou:.2f}")
+        parts.append(f"IoU with the true region {judge_box(example, reply).iou:.2f}")
     return f"Box found: {', '.join(parts)}." if parts else "Box found."
 
 
-def _picture(
+def _draw_image(
     source: Path | Embedded | None, example: Example, reply: Record | None, cof: Record
 ) -> tuple[bytes | None, tuple[int, int]]:
     if source is None or (isinstance(source, Path) and not source.is_file()):
         return None, (0, 0)
     try:
-        image = picture(source)
+        image = open_image(source)
     except CofError:
         return None, (0, 0)
-    looked = found_region(cof)
-    found: Any = reply.boxes if reply else ()
+    looked = region_of(cof)
+    region = region_of(reply) if reply else None
     panel = overlay(
         image,
         None if looked is None else Region(boxes=looked.boxes, whole=looked.boxes == (FULL,)),
-        found=found,
+        found=region.boxes if region else (),
         true=example.region,
     )
     panel.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)

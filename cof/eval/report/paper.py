@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from cof.eval.report.cells import Numbers
-from cof.eval.report.document import Block, Cell, Heading, Items, Number, Table, Text, markdown
-from cof.eval.store import write_atomically
+from cof.eval.report.blocks import STATISTICS, figure_table
+from cof.eval.report.document import Block, Cell, Heading, Items, Number, Table, Text
+
+Numbers = Mapping[str, Any]
 
 FIGURES: Mapping[str, tuple[str, str]] = {
     "MME-P": ("mme", "perception"),
@@ -36,63 +35,61 @@ _STEPS = {"plain": ("", ""), "whole": ("yes", ""), "cof": ("yes", "yes")}
 """Rows of table II: attention reweighted? at the model's own boxes?"""
 
 
-def gathered(
-    results: Mapping[str, Mapping[str, Any]],
-    methods: Mapping[str, str],
-    paper: Mapping[str, Mapping[str, float]],
+def collect_paper(
+    tasks: Mapping[str, Mapping[str, Any]],
+    methods: Sequence[str],
+    published: Mapping[str, Mapping[str, float]],
     missing: Sequence[str],
 ) -> dict[str, Any]:
-    """The tables' figures out of the parts' results.
+    """The tables' figures out of the results of the parts.
 
     Args:
-        results: of each part that is there.
-        methods: name and key of each row.
-        paper: the published figures.
+        tasks: the results of each part that is there.
+        methods: names of the rows.
+        published: the paper's figures.
         missing: parts that are not there.
 
     Returns:
-        What `paper.json` holds.
+        `ours` and `published`, `{row: {figure: value}}`, and `missing`.
     """
     ours: dict[str, dict[str, float]] = {row: {} for row in methods}
     for figure, (name, metric) in FIGURES.items():
-        for row in methods if name in results else ():
-            metrics = results[name]["metrics"][results[name]["rules"]][row]
+        for row in methods if name in tasks else ():
+            metrics = tasks[name]["metrics"][tasks[name]["rules"]][row]
             if metric in metrics:
                 ours[row][figure] = metrics[metric]
     return {
-        "about": next(iter(results.values()))["about"] | {"benchmark": "the paper"},
-        "rows": methods,
-        "missing": missing,
-        "ours": {row: with_sum(figures) for row, figures in ours.items()},
-        "paper": paper,
+        "ours": {row: _with_sum(figures) for row, figures in ours.items()},
+        "published": {row: _with_sum(figures) for row, figures in published.items()},
+        "missing": list(missing),
     }
 
 
-def with_sum(figures: Mapping[str, float]) -> dict[str, float]:
+def _with_sum(figures: Mapping[str, float]) -> dict[str, float]:
     """With their sum, as the paper has it, if all seven are there."""
     whole = {"sum": round(sum(figures.values()), 4)} if len(figures) == len(FIGURES) else {}
     return {**figures, **whole}
 
 
-def write_paper(numbers: Numbers, out: Path) -> None:
-    """`paper.json` and `paper.md` in a folder."""
-    write_atomically(out / "paper.json", json.dumps(numbers, indent=1) + "\n")
-    write_atomically(out / "paper.md", markdown(blocks(numbers)))
-
-
-def blocks(numbers: Numbers) -> list[Block]:
-    """The report; every number in it is one of `numbers`."""
-    about = numbers["about"]
+def paper_blocks(results: Numbers) -> list[Block]:
+    """The report; every number in it is one of `results.json`."""
+    about = results["about"]
+    numbers = collect_paper(
+        results["tasks"],
+        list(results["methods"]),
+        results["paper"]["published"],
+        results["paper"]["missing"],
+    )
     limit = (
         "" if about["limit"] is None else f" Only about {about['limit']} questions of each part."
     )
     missing = f" Not there: {', '.join(numbers['missing'])}." if numbers["missing"] else ""
-    own = "" if numbers["paper"] else " The paper has no figures for this model."
+    own = "" if numbers["published"] else " The paper has no figures for this model."
     model = about["model"]
     return [
         Heading("Tables I and II of the paper", 1),
         Text(f"Model `{model}` ({about['dtype']}).{limit}{missing}{own}"),
-        Items(list(numbers["rows"].items())),
+        Items(list(results["methods"].items())),
         Heading("Table I: MME, MMBench (circular), POPE (F1)"),
         Table(
             "table-1",
@@ -119,12 +116,21 @@ def blocks(numbers: Numbers) -> list[Block]:
             f"The two stages apart: attention reweighted over all image tokens, and in the "
             f"model's own boxes ({model}).",
         ),
+        *(
+            block
+            for name, task in results["tasks"].items()
+            for block in (
+                Heading(f"{name}: intervals"),
+                figure_table(f"{name}-headline", task, task["headline"]),
+            )
+        ),
+        Text(STATISTICS),
     ]
 
 
 def _rows(numbers: Numbers, row: str, names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
     """Ours; and the paper's and the difference where the paper has the row."""
-    ours, theirs = numbers["ours"][row], numbers["paper"].get(row)
+    ours, theirs = numbers["ours"][row], numbers["published"].get(row)
     if theirs is None:
         return [("ours", _cells(ours, names))]
     gaps = {name: ours[name] - theirs[name] for name in names if name in ours and name in theirs}

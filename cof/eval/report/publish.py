@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cof
-from cof.errors import CofError
-from cof.eval.report import drawn, paper, study, summary
-from cof.eval.report.cells import Numbers
+from cof.eval.report.blocks import result_blocks
+from cof.eval.report.charts import result_charts
 from cof.eval.report.document import (
     Block,
     Chart,
     Gallery,
     Heading,
-    Picture,
     Table,
     Text,
     csv_text,
     markdown,
 )
-from cof.eval.report.faces import TITLES
-from cof.eval.report.gallery import gallery
+from cof.eval.report.gallery import make_gallery
 from cof.eval.report.latex import latex
 from cof.eval.report.page import Section, html
-from cof.eval.report.reading import blocks_of
-from cof.eval.runs import Run, find, kept, of_face, text_of
+from cof.eval.report.paper import paper_blocks
+from cof.eval.runs import Run, find_runs
 from cof.eval.store import write_atomically
 
 PAGE, TEXT, PARTS = "report.html", "report.md", "report"
@@ -42,19 +39,29 @@ class Written:
         files: all that were written, the page first.
         runs: how many are in it.
         shown: questions in galleries.
-        without_picture: how many of those have lost their pictures.
+        without_image: how many of those have lost their images.
     """
 
     files: Sequence[Path]
     runs: int
     shown: int
-    without_picture: int
+    without_image: int
+
+
+def make_blocks(results: Mapping[str, Any]) -> list[Block]:
+    """A run's tables: the paper's, for a run of the paper, else those of its tasks."""
+    return paper_blocks(results) if "paper" in results else result_blocks(results)
+
+
+def write_table(results: Mapping[str, Any], out: Path) -> None:
+    """`table.md` in the folder of a run."""
+    write_atomically(out / "table.md", markdown(make_blocks(results)))
 
 
 def publish(out: Path, *, most: int = 12) -> Written:
     """Write `report.html`, `report.md`, and `report/` with all charts (SVG) and tables (CSV, TeX).
 
-    Neither the model nor the data is needed; pictures of questions are shown where they still are.
+    Neither the model nor the data is needed; images of questions are shown where they still are.
     The same results give the same files.
 
     Args:
@@ -62,10 +69,10 @@ def publish(out: Path, *, most: int = 12) -> Written:
         most: how many fixed questions, and how many broken ones, are shown of each run.
 
     Raises:
-        CofError: there is no finished run, or jinja2 is not installed.
+        CofError: there is no finished run, or jinja2 or matplotlib is not installed.
     """
-    runs = sorted(find(out), key=lambda run: run.kind == "other")
-    bodies = [list(_named(run, _blocks(run, out, most))) for run in runs]
+    runs = find_runs(out)
+    bodies = [list(_named(run, _body(run, most))) for run in runs]
     title = f"Report: {out.resolve().name}"
     lead = f"{len(runs)} run{'s' * (len(runs) > 1)}, written by cof {cof.__version__}."
     sections = [
@@ -89,7 +96,25 @@ def publish(out: Path, *, most: int = 12) -> Written:
     for path, text in files.items():
         write_atomically(path, text)
     cards = [card for block in lowered if isinstance(block, Gallery) for card in block.cards]
-    return Written(list(files), len(runs), len(cards), sum(card.picture is None for card in cards))
+    return Written(list(files), len(runs), len(cards), sum(card.image is None for card in cards))
+
+
+def _body(run: Run, most: int) -> list[Block]:
+    """The tables with the charts before them, and a gallery of each task."""
+    results = run.results
+    body = make_blocks(results)
+    first = next((n for n, block in enumerate(body[1:], 1) if isinstance(block, Heading)), 1)
+    body[first:first] = result_charts(results)
+    for name, numbers in results["tasks"].items():
+        if not numbers["changed"].get("cof"):
+            continue
+        kept = run.read_kept(name)
+        title = "What CoF changed" if len(results["tasks"]) == 1 else f"{name}: what CoF changed"
+        if kept is None:
+            body.append(Text("The replies are not there, so no questions are shown."))
+        else:
+            body += make_gallery(kept, numbers["changed"], most, title)
+    return [*body, *_about(results["about"])]
 
 
 def _title(body: Sequence[Block]) -> str:
@@ -117,78 +142,12 @@ def _named(run: Run, blocks: Sequence[Block]) -> Iterator[Block]:
         yield block
 
 
-def _blocks(run: Run, out: Path, most: int) -> list[Block]:
-    """A run's part of the report; the first block is its title."""
-    if run.kind != "other":
-        try:
-            if run.kind == "paper":
-                return _paper(run)
-            return _faces(run, out, most) if run.kind == "faces" else _measured(run, most)
-        except KeyError as error:
-            text = text_of(run.folder)
-            if text is None:
-                raise CofError(
-                    f"{run.folder} has results of another version of cof (no {error} in them): "
-                    "run the evaluation again."
-                ) from error
-    return _as_it_stands(run, out)
-
-
-def _paper(run: Run) -> list[Block]:
-    return [*paper.blocks(run.results), *_about(run.results["about"])]
-
-
-def _measured(run: Run, most: int) -> list[Block]:
-    """Of a study or a comparison: the verdict, charts, tables, and the gallery."""
-    results = run.results
-    if run.kind == "study":
-        body, charts = study.blocks(results), drawn.of_study(results)
-        groups, changed = results["test"]["groups"], results["test"].get("changed", {})
-        main = "fine" if "fine" in groups else "all"
-    else:
-        body, charts = summary.blocks(results), drawn.of_comparison(results)
-        groups, changed = results.get("groups", {}), results.get("changed", {})
-        main = "all"
-    body[1:1] = drawn.headline(groups[main], main) if groups else []
-    tables = [place for place, block in enumerate(body) if isinstance(block, Heading)][1]
-    shown = kept(run)
-    cards = gallery(shown, changed, most) if shown else []
-    if changed and not shown:
-        cards = [Text("The replies are not there, so no questions are shown.")]
-    return [*body[:tables], *charts, *body[tables:], *cards, *_about(results["about"])]
-
-
-def _faces(run: Run, out: Path, most: int) -> list[Block]:
-    """The tables as they stand, then charts and a gallery of each face."""
-    body = _as_it_stands(run, out)
-    for face, numbers in run.results["faces"].items():
-        name = TITLES[face]
-        body += [Heading(name), *drawn.of_face(face, numbers, run.results["methods"])]
-        shown = kept(of_face(run, face))
-        if shown:
-            body += gallery(shown, numbers["changed"], most, f"{name}: what CoF changed")
-    return [*body, *_about(run.results["about"])]
-
-
-def _about(about: Numbers) -> list[Block]:
+def _about(about: Mapping[str, Any]) -> list[Block]:
     """What was run, and with what."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    said = [
+    facts = [
         f"{name.replace('_', ' ')} `{value}`"
         for name, value in about.items()
         if name != "versions" and value is not None
     ]
-    return [Heading("What was run"), Text(f"{'; '.join([*said, versions])}.")]
-
-
-def _as_it_stands(run: Run, out: Path) -> list[Block]:
-    """The text and the pictures that another command left."""
-    text = text_of(run.folder)
-    blocks = blocks_of(text.read_text("utf-8"), "table") if text else []
-    if not blocks or not isinstance(blocks[0], Heading):
-        blocks.insert(0, Heading(run.folder.resolve().name, 1))
-    pictures: list[Block] = [
-        Picture(Path(os.path.relpath(path, out)).as_posix(), path.read_bytes())
-        for path in sorted(run.folder.glob("*.png"))
-    ]
-    return [blocks[0], *pictures, *blocks[1:]]
+    return [Heading("What was run"), Text(f"{'; '.join([*facts, versions])}.")]

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import cof
 from cof.engines.base import Engine
 from cof.errors import CofError
+from cof.eval.examples import Example
 from cof.eval.store import write_atomically
-from cof.eval.tasks import Example
 
 
-def about_engine(engine: Engine) -> dict[str, Any]:
+def describe_engine(engine: Engine) -> dict[str, Any]:
     """The model by name and fingerprint, its dtype and device, and the versions of all software."""
     model = getattr(engine, "model", None)
     return {
@@ -41,7 +41,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def asked_digest(examples: Sequence[Example]) -> str:
+def questions_digest(examples: Sequence[Example]) -> str:
     """A fingerprint of what is asked, and of the true answers."""
     return digest("".join(f"{e.id}\t{e.prompt}\t{e.answer}\n" for e in examples))
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-from cof.eval.store import ENCODING, GROUNDING, Record, Store, Times, read_times
-from cof.eval.tasks import Example, Task
+from cof.eval.examples import Example, Task
+from cof.eval.store import ENCODING, Costs, Record, Store, read_costs
 
 
 @dataclass(frozen=True)
@@ -20,47 +20,49 @@ class Replies:
 
     Attributes:
         examples: the questions.
-        records: by method (its key, or `grounding`), then by question.
-        times: seconds, in the same way, and of `encoding`.
+        records: by step (a method's key, or a grounding's), then by question.
+        costs: what each step took, in the same way, and of `encoding`.
     """
 
     examples: Sequence[Example]
     records: Mapping[str, Mapping[str, Record]]
-    times: Times
+    costs: Costs
 
     @classmethod
-    def read(cls, examples: Sequence[Example], answers: Sequence[Path]) -> Replies:
+    def read(cls, examples: Sequence[Example], stores: Iterable[Path]) -> Replies:
         """From stores; where two hold the same reply, the last one's.
 
         Raises:
             CofError: there is no such store, or it is damaged.
         """
         records: dict[str, dict[str, Record]] = {}
-        times: Times = {}
-        for path in answers:
+        costs: Costs = {}
+        for path in stores:
             if not path.is_file():
                 raise CofError(f"There is no {path}: run the evaluation again.")
             for record in Store(path).records():
                 records.setdefault(record.method, {})[record.id] = record
-            for key, spent in read_times(path).items():
-                times.setdefault(key, {}).update(spent)
-        return cls(examples, records, times)
+            for step, spent in read_costs(path).items():
+                costs.setdefault(step, {}).update(spent)
+        return cls(examples, records, costs)
 
-    def scored(self, task: Task) -> Replies:
+    def score(self, task: Task) -> Replies:
         """With every answer read and compared by the task's rules."""
         by_id = {example.id: example for example in self.examples}
 
         def again(record: Record) -> Record:
+            if record.error is not None:
+                return record
             score = task.score(by_id[record.id], record.text)
             return replace(record, parsed=score.parsed, right=score.right)
 
         return replace(
             self,
             records={
-                key: said
-                if key == GROUNDING
-                else {id: again(record) for id, record in said.items() if id in by_id}
-                for key, said in self.records.items()
+                step: records
+                if is_grounding(step)
+                else {id: again(record) for id, record in records.items() if id in by_id}
+                for step, records in self.records.items()
             },
         )
 
@@ -71,8 +73,8 @@ class Replies:
             CofError: a method has not answered every question.
         """
         for key in methods.values():
-            said = self.records.get(key, {})
-            missing = [example.id for example in self.examples if example.id not in said]
+            records = self.records.get(key, {})
+            missing = [example.id for example in self.examples if example.id not in records]
             if missing:
                 raise CofError(
                     f"{len(missing)} questions lack an answer of `{key}`, the first is "
@@ -80,17 +82,19 @@ class Replies:
                 )
         return {name: self.records[key] for name, key in methods.items()}
 
-    def seconds(self) -> dict[str, float]:
-        """In all, by method."""
-        known = {example.id for example in self.examples}
-        return {
-            key: round(sum(s for id, s in spent.items() if id in known), 2)
-            for key, spent in sorted(self.times.items())
-        }
+    @property
+    def groundings(self) -> dict[str, Mapping[str, Record]]:
+        """What stage 1 found, by `grounding_key`."""
+        return {step: of for step, of in self.records.items() if is_grounding(step)}
 
 
-def portable(examples: Sequence[Example]) -> list[Example]:
-    """With pictures named from the folder that holds all of them, wherever that lies."""
+def is_grounding(step: str) -> bool:
+    """Whether a step's records are what stage 1 found, not answers."""
+    return step.startswith("grounding ")
+
+
+def make_portable(examples: Sequence[Example]) -> list[Example]:
+    """With images named from the folder that holds all of them, wherever that lies."""
     paths = [os.path.abspath(e.image) for e in examples if isinstance(e.image, Path)]
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
 
@@ -102,81 +106,69 @@ def portable(examples: Sequence[Example]) -> list[Example]:
     return [replace(example, image=name(example)) for example in examples]
 
 
-def asked(examples: Sequence[Example]) -> str:
+def write_questions(examples: Sequence[Example]) -> str:
     """Questions as JSON lines; a field that is left out has its default."""
-    return "".join(json.dumps(_fields(example)) + "\n" for example in portable(examples))
+    return "".join(json.dumps(_fields(example)) + "\n" for example in make_portable(examples))
 
 
-def questions(path: Path) -> list[Example]:
-    """Read what `asked` wrote.
+def read_questions(path: Path) -> list[Example]:
+    """Read what `write_questions` wrote.
 
     Raises:
         CofError: there is no such file, or a line is no question.
     """
     if not path.is_file():
         raise CofError(f"There is no {path}: run the evaluation again to write it.")
-    found = []
+    examples = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
         try:
             values = json.loads(line)
             values |= {"image": Path(values["image"])}
             values |= {name: tuple(values[name]) for name in _TUPLES if name in values}
-            found.append(Example(**values))
+            examples.append(Example(**values))
         except (KeyError, TypeError, ValueError) as error:
             raise CofError(
                 f"{path}, line {number} is no question ({error}): run the evaluation again."
             ) from error
-    return found
+    return examples
 
 
-def lines(
+def write_lines(
     replies: Replies,
     methods: Mapping[str, str],
-    answers: Mapping[str, Mapping[str, Record]],
     about: Mapping[str, Any],
     rules: str,
 ) -> str:
-    """One JSON line for each question, complete in itself: the question, stage 1's reply and
-    boxes, every method's answer, settings and seconds, the rules, the model and the versions.
+    """One JSON line for each question, complete in itself: the question, what stage 1 found, every
+    method's answer, boxes and seconds, the rules, the model and the versions.
 
     Args:
         replies: scored.
         methods: name and key of each method.
-        answers: what each of them said, and perhaps others made of those, by name.
         about: what produced the answers.
         rules: by which they were read.
     """
-    found = replies.records.get(GROUNDING, {})
-    written = []
-    for example in portable(replies.examples):
+    answers = replies.of(methods)
+    lines = []
+    for example in make_portable(replies.examples):
         line: dict[str, Any] = {
             "question": _fields(example),
-            "seconds": _seconds(replies.times, ENCODING, example.id),
+            "seconds": _seconds(replies.costs, ENCODING, example.id),
+            "groundings": {
+                step: _shown(records[example.id], replies.costs, step)
+                for step, records in replies.groundings.items()
+                if example.id in records
+            },
+            "answers": {
+                name: {
+                    "settings": methods[name],
+                    **_shown(records[example.id], replies.costs, methods[name]),
+                }
+                for name, records in answers.items()
+            },
         }
-        reply = found.get(example.id)
-        if reply is not None:
-            line["grounding"] = {
-                "prompt": about.get("grounding_prompt"),
-                "text": reply.text,
-                "found": bool(reply.boxes),
-                "boxes": reply.boxes,
-                "confidence": reply.confidence,
-                "seconds": _seconds(replies.times, GROUNDING, example.id),
-            }
-        line["answers"] = {
-            name: {
-                "settings": methods.get(name),
-                "text": said[example.id].text,
-                "parsed": said[example.id].parsed,
-                "right": said[example.id].right,
-                "boxes": said[example.id].boxes,
-                "confidence": said[example.id].confidence,
-                "seconds": _seconds(replies.times, methods.get(name, ""), example.id),
-            }
-            for name, said in answers.items()
-        }
-        written.append(json.dumps({**line, "rules": rules, "about": about}) + "\n")
-    return "".join(written)
+        lines.append(json.dumps({**line, "rules": rules, "about": about}) + "\n")
+    return "".join(lines)
 
 
 _TUPLES = ("region", "options", "answers")
@@ -191,6 +183,11 @@ def _fields(example: Example) -> dict[str, Any]:
     return {**values, "image": Path(str(example.image)).as_posix()}
 
 
-def _seconds(times: Times, key: str, id: str) -> float | None:
-    seconds = times.get(key, {}).get(id)
-    return None if seconds is None else round(seconds, 4)
+def _shown(record: Record, costs: Costs, step: str) -> dict[str, Any]:
+    values = {k: v for k, v in vars(record).items() if k not in ("id", "method")}
+    return {**values, "seconds": _seconds(costs, step, record.id)}
+
+
+def _seconds(costs: Costs, step: str, id: str) -> float | None:
+    cost = costs.get(step, {}).get(id)
+    return None if cost is None else round(cost.seconds, 4)

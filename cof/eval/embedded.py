@@ -1,0 +1,292 @@
+"""Studies on the embedded benchmark: what is drawn, what is chosen, what is compared."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from cof.engines.base import Engine
+from cof.errors import CofError
+from cof.eval.data.base import Benchmark, PromptStyle
+from cof.eval.data.mmbench import MMBench
+from cof.eval.data.mme import MME
+from cof.eval.data.pope import POPE
+from cof.eval.data.scenes import Scenes
+from cof.eval.evaluate import usual_methods
+from cof.eval.methods import PLAIN, Method
+from cof.eval.study import Methods, Study
+from cof.focuses import FOCUSES
+from cof.grounders import GROUNDERS
+from cof.settings import Settings
+from cof.tiny.benchmark import NUM_OBJECTS, write_benchmark
+from cof.tiny.faces import VALIDATION, write_faces
+from cof.tiny.scenes import SIDE
+from cof.types import Scope
+
+Split = Literal["validation", "test"]
+
+SYNTHETIC: Mapping[str, type[Benchmark]] = {"mme": MME, "pope": POPE, "mmbench": MMBench}
+
+SOURCES = (
+    *(name for name in GROUNDERS if name not in ("given", "none", "detector")),
+    "prompt+attention",
+    "oracle",
+    "random",
+)
+"""Where to look, in a grid; a detector is another model, and compared only if asked for."""
+
+FOCUSES_COMPARED = tuple(name for name in FOCUSES if name not in ("none", "contrast", "beside"))
+"""How to look, in a grid. If asked for: `contrast`, which runs the model twice, and `beside`, which
+is `crop` in models that take one image."""
+
+CONFIDENCES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Thresholds tried on the plain answer's confidence."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large a study is.
+
+    Attributes:
+        scenes: test scenes of each number of objects.
+        validation_scenes: the same for the split on which settings are chosen.
+        num_objects: in the scenes.
+        side: of the scenes' canvases, pixels (`cof.tiny.scenes.make_scene`).
+        kinds: of questions that are asked; empty: all.
+        limit: about so many questions of each task and split; None: all.
+        strengths, expands, scopes: lambda, alpha and scope tried.
+        batch_size: questions in one forward pass.
+        seed: of the control's boxes and of the bootstrap.
+    """
+
+    scenes: int = 32
+    validation_scenes: int = 8
+    num_objects: tuple[int, ...] = NUM_OBJECTS
+    side: int = SIDE
+    kinds: tuple[str, ...] = ()
+    limit: int | None = None
+    strengths: tuple[float, ...] = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
+    expands: tuple[float, ...] = (1.0, 1.3, 1.6)
+    scopes: tuple[Scope, ...] = ("all", "text")
+    batch_size: int = 48
+    seed: int = 0
+
+    def draw_scenes(self, out: Path) -> dict[Split, dict[str, Benchmark]]:
+        """The questions of both splits, drawn into `data/` of a folder."""
+        sizes: dict[Split, int] = {"validation": self.validation_scenes, "test": self.scenes}
+        tasks: dict[Split, dict[str, Benchmark]] = {}
+        for split, scenes in sizes.items():
+            folder = out / "data" / split
+            write_benchmark(
+                folder, split, num_objects=self.num_objects, scenes=scenes, side=self.side
+            )
+            task = Scenes(folder, prompt_style="tiny", limit=self.limit, kinds=self.kinds)
+            tasks[split] = {"scenes": task}
+        return tasks
+
+    def draw_synthetic(self, out: Path, style: PromptStyle) -> dict[Split, dict[str, Benchmark]]:
+        """The same in the formats of MME, POPE and MMBench."""
+        tasks: dict[Split, dict[str, Benchmark]] = {}
+        splits: Sequence[tuple[Split, int, int]] = (
+            ("validation", self.validation_scenes, VALIDATION),
+            ("test", self.scenes, 0),
+        )
+        for split, scenes, first in splits:
+            data = out / "data" / split
+            write_faces(
+                data, num_objects=self.num_objects, scenes=scenes, first=first, side=self.side
+            )
+            tasks[split] = {
+                name: benchmark(data / name, prompt_style=style, limit=self.limit)
+                for name, benchmark in SYNTHETIC.items()
+            }
+        return tasks
+
+
+def run_effect(
+    engine: Engine, settings: Settings, plan: Plan, out: Path, *, console: Console
+) -> dict[str, Any]:
+    """Does it help? The plain model against CoF and its controls, on held-out scenes.
+
+    Lambda, alpha and scope are those with which CoF, looking at its own boxes, answers most
+    validation questions rightly; all other methods have them too. Then a threshold on the plain
+    answer's confidence is chosen for `cof, if unsure`.
+    """
+    base = settings.changed(grounder="prompt", focus="attention")
+    grid = [
+        Method(base.changed(strength=strength, expand=expand, scope=scope))
+        for strength, expand, scope in itertools.product(plan.strengths, plan.expands, plan.scopes)
+    ]
+
+    def thresholds(chosen: Methods) -> dict[str, list[Method]]:
+        cof = chosen["cof"].settings
+        limits = [Method(cof.changed(max_plain_confidence=limit)) for limit in CONFIDENCES]
+        return {"cof, if unsure": limits}
+
+    def compare(chosen: Methods) -> dict[str, Method]:
+        cof = chosen["cof"].settings
+        usual = usual_methods(cof)
+        return {
+            **{name: usual[name] for name in ("plain", "whole", "cof")},
+            "attention": Method(cof.changed(grounder="attention")),
+            "two looks": Method(cof.changed(grounder="prompt+attention")),
+            "cof, if unsure": chosen["cof, if unsure"],
+            **{name: usual[name] for name in ("oracle", "random")},
+        }
+
+    study = Study(
+        "Does it help?",
+        [lambda chosen: {"cof": grid}, thresholds],
+        compare,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+    )
+    return _run(study, engine, plan.draw_scenes(out), plan, out, console)
+
+
+def run_grid(
+    engine: Engine,
+    settings: Settings,
+    plan: Plan,
+    out: Path,
+    *,
+    sources: Sequence[str] = SOURCES,
+    focuses: Sequence[str] = FOCUSES_COMPARED,
+    console: Console,
+) -> dict[str, Any]:
+    """Every grounder with every focus, on small details.
+
+    The strength of each focus (lambda, or alpha where it has none) is chosen on validation scenes,
+    looking at the boxes that the model itself writes; it is then frozen for all grounders. Boxes
+    are decoded by the family's template, if it has one, so that the focus `soft` knows how sure
+    each of their sides is.
+
+    Raises:
+        CofError: a grounder or focus is unknown, or a detector is asked for and none is named.
+    """
+    _check_names("grounder", sources, {*GROUNDERS, "oracle", "random"} - {"given", "none"})
+    _check_names("focus", focuses, set(FOCUSES) - {"none"})
+    if "detector" in sources:
+        settings.make_grounder("detector")  # refused without one before anything is asked
+    boxes = settings.boxes if engine.dialect.form is None else "template"
+    base = settings.changed(grounder="prompt", boxes=boxes)
+
+    def strengths(focus: str) -> list[Method]:
+        of = base.changed(focus=focus)
+        if FOCUSES[focus].uses_strength:
+            return [Method(of.changed(strength=strength)) for strength in plan.strengths]
+        return [Method(of.changed(expand=expand)) for expand in plan.expands]
+
+    def compare(chosen: Methods) -> dict[str, Method]:
+        methods = {"plain": PLAIN}
+        for source, (focus, method) in itertools.product(sources, chosen.items()):
+            # cropping to the whole image, or drawing a frame around it, changes nothing
+            if source != "whole" or FOCUSES[focus].uses_strength:
+                cell = _at(source, method.settings)
+                methods[cell.name] = cell
+        return methods
+
+    study = Study(
+        "Where to look, and how",
+        [lambda chosen: {focus: strengths(focus) for focus in focuses}],
+        compare,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+    )
+    grid = {"sources": list(sources), "focuses": list(focuses)}
+    return _run(study, engine, plan.draw_scenes(out), plan, out, console, grid=grid)
+
+
+def run_synthetic(
+    engine: Engine, settings: Settings, plan: Plan, out: Path, *, console: Console
+) -> dict[str, Any]:
+    """Tables I and II of the paper on synthetic MME, POPE and MMBench.
+
+    Lambda, then alpha, are those with which CoF is right most often on validation scenes, the mean
+    over the three.
+    """
+    mildest = settings.changed(expand=plan.expands[0])
+    study = Study(
+        "Synthetic MME, POPE and MMBench",
+        [
+            lambda chosen: {"cof": [Method(mildest.changed(strength=s)) for s in plan.strengths]},
+            lambda chosen: {
+                "cof": [Method(chosen["cof"].settings.changed(expand=e)) for e in plan.expands]
+            },
+        ],
+        lambda chosen: usual_methods(chosen["cof"].settings),
+        batch_size=plan.batch_size,
+        max_new_tokens=8,
+        seed=plan.seed,
+    )
+    style: PromptStyle = "tiny" if engine.dialect.name == "tiny" else "llava"
+    return _run(study, engine, plan.draw_synthetic(out, style), plan, out, console)
+
+
+def make_sweep(
+    settings: Settings,
+    *,
+    strengths: Sequence[float],
+    expands: Sequence[float],
+    scopes: Sequence[Scope],
+    layers: Sequence[tuple[int, ...] | None] = (None,),
+    heads: Sequence[tuple[int, ...] | None] = (None,),
+    **options: Any,
+) -> Study:
+    """A study that chooses among every combination of settings.
+
+    Args:
+        settings: everything that is not swept.
+        strengths, expands, scopes, layers, heads: what is.
+        options: those of `Study`.
+    """
+    cells = [
+        Method(
+            settings.changed(
+                strength=strength, expand=expand, scope=scope, layers=of_layers, heads=of_heads
+            )
+        )
+        for strength, expand, scope, of_layers, of_heads in itertools.product(
+            strengths, expands, scopes, layers, heads
+        )
+    ]
+    return Study(
+        "Sweep",
+        [lambda chosen: {"cof": cells}],
+        lambda chosen: usual_methods(chosen["cof"].settings),
+        **options,
+    )
+
+
+def _run(
+    study: Study,
+    engine: Engine,
+    tasks: Mapping[Split, Mapping[str, Benchmark]],
+    plan: Plan,
+    out: Path,
+    console: Console,
+    **more: Any,
+) -> dict[str, Any]:
+    return study.run(
+        engine, tasks["validation"], tasks["test"], out, console=console, plan=asdict(plan), **more
+    )
+
+
+def _at(source: str, settings: Settings) -> Method:
+    if source in ("oracle", "random"):
+        return Method(settings, source)  # type: ignore[arg-type]
+    return Method(settings.changed(grounder=source))
+
+
+def _check_names(kind: str, names: Sequence[str], known: set[str]) -> None:
+    unknown = [name for name in names if not set(name.split("+")) <= known]
+    if unknown or not names:
+        raise CofError(
+            f"The grid has no {kind} {', '.join(unknown) or 'at all'}; choose of "
+            f"{', '.join(sorted(known))}."
+        )

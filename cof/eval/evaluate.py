@@ -1,0 +1,233 @@
+"""Methods compared on benchmarks: one pass over the questions, all figures, one results file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cof.engines.base import Engine
+from cof.eval.data.base import Benchmark
+from cof.eval.methods import PLAIN, Method
+from cof.eval.replies import Replies, make_portable, write_lines, write_questions
+from cof.eval.results import collect_results
+from cof.eval.run_info import check_same_run, describe_engine, progress_bar, questions_digest
+from cof.eval.runner import Runner
+from cof.eval.store import Store, write_atomically
+from cof.settings import Settings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is run, and how.
+
+    Attributes:
+        methods: by the names under which they are reported; `plain` is among them unless only
+            stage 1 is measured.
+        grounded: settings whose stage 1 is measured even if no method needs it.
+        batch_size: questions in one forward pass.
+        max_new_tokens: the longest answer.
+        seed: of the control's boxes and of the bootstrap.
+    """
+
+    methods: Mapping[str, Method]
+    grounded: tuple[Settings, ...] = ()
+    batch_size: int = 8
+    max_new_tokens: int = 32
+    seed: int = 0
+
+    @classmethod
+    def compare_usual(cls, settings: Settings, task: Benchmark, **options: Any) -> Evaluation:
+        """The plain model, every image token, and the settings (`cof`); where the data has true
+        regions, those and random boxes as a control."""
+        if task.stage_one:
+            return cls({}, (settings,), **options)
+        methods = usual_methods(settings)
+        if not any(example.region for example in task.examples):
+            del methods["oracle"], methods["random"]
+        return cls(methods, (settings,), **options)
+
+    def run(
+        self,
+        engine: Engine,
+        tasks: Mapping[str, Benchmark],
+        out: Path,
+        *,
+        console: Console,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Ask what `out` does not hold yet, and collect all figures.
+
+        A shard's answers have a file of their own; a run without shards begins with those of all
+        shards that `out` holds.
+
+        Args:
+            engine: the model.
+            tasks: benchmarks by name; the answers of several go to folders of their names.
+            out: folder; a run that was interrupted goes on from there.
+            console: for progress.
+            more: goes into the results as it is.
+
+        Returns:
+            What `results.json` holds; it is written too.
+
+        Raises:
+            CofError: the data has problems, or `out` holds answers of another run.
+        """
+        about = self.describe(engine, tasks)
+        check_same_run(out / "run.json", about)
+        methods = list(self.methods.values())
+        replies = {}
+        with progress_bar(console) as bar:
+            for name, task in tasks.items():
+                folder = task_folder(out, name, tasks)
+                write_atomically(
+                    folder / "questions.jsonl", write_questions(_all_shards(task).examples)
+                )
+                write_atomically(
+                    folder / "data.json", json.dumps(_locate_data(task, folder)) + "\n"
+                )
+                runner = Runner(
+                    engine,
+                    task,
+                    answers_path(folder, task.shard),
+                    batch_size=self.batch_size,
+                    max_new_tokens=self.max_new_tokens,
+                    seed=self.seed,
+                )
+                shards = [] if task.shard[1] > 1 else find_shards(folder)
+                if shards:
+                    store = Store(runner.path)
+                    for path in shards:
+                        store.append(Store(path).records())
+                total = runner.count_answers(methods)
+                counter = bar.add_task(name, total=total)
+                runner.run(methods, self.grounded, partial(bar.advance, counter))
+                examples = make_portable(task.examples)
+                replies[name] = Replies.read(examples, [*shards, runner.path])
+        results = write_results(about, self.methods, tasks, replies, out, **more)
+        tell_errors(results, console)
+        return results
+
+    def describe(self, engine: Engine, tasks: Mapping[str, Benchmark]) -> dict[str, Any]:
+        """What must be the same for answers to belong to one run, and what to cite."""
+        first = next(iter(tasks.values()))
+        asked = [e for task in tasks.values() for e in _all_shards(task).examples]
+        return {
+            "prompt_style": first.prompt_style,
+            "limit": first.limit,
+            "data": questions_digest(asked),
+            **describe_engine(engine),
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+
+def tell_errors(results: Mapping[str, Any], console: Console) -> None:
+    """Say how many questions were refused, and so count as wrong."""
+    for name, numbers in results["tasks"].items():
+        most = max(numbers["errors"].values(), default=0)
+        if most:
+            console.print(
+                f"{name}: {most} question{'s' * (most > 1)} could not be asked and count as wrong; "
+                "`error` in answers.jsonl says why."
+            )
+
+
+def task_folder(out: Path, name: str, tasks: Mapping[str, Any]) -> Path:
+    """Where the answers to a task are, and are made room for."""
+    folder = out if len(tasks) == 1 else out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def usual_methods(settings: Settings) -> dict[str, Method]:
+    """Plain, every image token, the settings, the true regions and random boxes."""
+    return {
+        "plain": PLAIN,
+        "whole": Method(settings.changed(grounder="whole")),
+        "cof": Method(settings),
+        "oracle": Method(settings, "oracle"),
+        "random": Method(settings, "random"),
+    }
+
+
+def write_results(
+    about: Mapping[str, Any],
+    methods: Mapping[str, Method],
+    tasks: Mapping[str, Benchmark],
+    replies: Mapping[str, Replies],
+    out: Path,
+    **more: Any,
+) -> dict[str, Any]:
+    """Collect all figures of tasks, and write `results.json` and each task's `lines.jsonl`.
+
+    Args:
+        about: what produced the replies; `seed` is that of the bootstrap.
+        methods: by the names under which they are reported.
+        tasks: know the rules and figures; their data is not read.
+        replies: to each task's questions.
+        out: folder; the lines of several tasks go to folders of their names in it.
+        more: goes into the results as it is.
+
+    Returns:
+        What `results.json` holds.
+    """
+    keys = {name: method.key for name, method in methods.items()}
+    results: dict[str, Any] = {
+        "about": dict(about),
+        "methods": keys,
+        "settings": {
+            name: {**method.settings.as_dict(), "given": method.given}
+            for name, method in methods.items()
+        },
+        **more,
+        "tasks": {
+            name: collect_results(task, methods, replies[name], seed=about["seed"])
+            for name, task in tasks.items()
+        },
+    }
+    for name, task in tasks.items():
+        folder = task_folder(out, name, tasks)
+        lines = write_lines(replies[name].score(task), keys, about, task.rules)
+        write_atomically(folder / "lines.jsonl", lines)
+    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def answers_path(out: Path, shard: Sequence[int]) -> Path:
+    """Where a run in `out` keeps the replies of a shard."""
+    part, parts = shard
+    return out / ("answers.jsonl" if parts == 1 else f"answers-{part}-of-{parts}.jsonl")
+
+
+def find_shards(out: Path) -> list[Path]:
+    """The replies of all shards that `out` holds."""
+    pattern = re.compile(r"answers-\d+-of-\d+\.jsonl")
+    return sorted(path for path in out.glob("answers-*.jsonl") if pattern.fullmatch(path.name))
+
+
+def _all_shards(task: Benchmark) -> Benchmark:
+    """The task without shards; its questions are not read again where it has none."""
+    return task if task.shard == (1, 1) else replace(task, shard=(1, 1))
+
+
+def _locate_data(task: Benchmark, out: Path) -> dict[str, str | None]:
+    """Where the data lies, as seen from `out`: for images in a report."""
+
+    def seen(path: Path | None) -> str | None:
+        if path is None:
+            return None
+        # folders as they really lie, or ".." would lead elsewhere; a file's link keeps its name
+        real = os.path.join(os.path.realpath(path.parent), path.name)
+        return Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
+
+    return {"path": seen(task.path), "images": seen(task.images)}

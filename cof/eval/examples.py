@@ -1,0 +1,92 @@
+"""What is asked: a task gives examples and scores replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cof.eval.scoring import Score
+from cof.geometry.boxes import XYXY
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An image inside a data file (base64 in a table, bytes in parquet), read when it is needed.
+
+    Attributes:
+        name: unique within the task; questions with the same name share the image.
+        load: gives the bytes of the image file.
+    """
+
+    name: str
+    load: Callable[[], bytes] = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of a task.
+
+    Attributes:
+        id: unique within the task.
+        image: path of its image, or the image in a data file; questions with equal ones share it.
+        prompt: the whole prompt.
+        answer: the true answer.
+        region: the true region, xyxy in 0..1 of the image; None: the whole image, or unknown.
+        kind: category by which results are broken down.
+        num_objects: number of objects in the image; None: unknown.
+        single: whether the region is that of exactly one object.
+        question: what stage 1 is asked about where that is not the prompt; empty: the prompt.
+        options: of a multiple-choice question, in the order A, B, C, ...
+        answers: all accepted answers, where there are several.
+        group: questions that count together share it: an image's pair in MME, the rotations of a
+            question in MMBench; empty: the question counts alone.
+        area: a wider category above `kind`.
+        likelihood: the answer is the option that the model finds most probable as its reply.
+    """
+
+    id: str
+    image: Path | Embedded
+    prompt: str
+    answer: str
+    region: XYXY | None = None
+    kind: str = ""
+    num_objects: int | None = None
+    single: bool = False
+    question: str = ""
+    options: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    group: str = ""
+    area: str = ""
+    likelihood: bool = False
+
+
+class Task(Protocol):
+    """A benchmark as the runner sees it: its questions, and whether a reply is right."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def examples(self) -> Sequence[Example]: ...
+
+    def score(self, example: Example, text: str) -> Score: ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of a task's questions as a task of their own."""
+
+    task: Task
+    examples: Sequence[Example]
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    def score(self, example: Example, text: str) -> Score:
+        return self.task.score(example, text)

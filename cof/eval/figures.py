@@ -1,0 +1,300 @@
+"""The figures of a benchmark, with statistics that know which questions belong together.
+
+Accuracy, acc+, circular accuracy, precision, recall and F1 are each a ratio of counts; MME's score
+is a sum of such ratios. Questions about one image succeed and fail together, and so do the
+rotations of a question and the pair of an MME image: they are one cluster, in every interval and
+in every test. The bootstrap samples clusters, the same ones for every method, so that differences
+are paired; the test exchanges the two methods' answers cluster by cluster.
+
+A share of right answers near 0 or 1 has Wilson's interval, for as many independent units as would
+vary so much: where all are right the bootstrap would claim certainty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cof.eval.examples import Example
+
+Z95 = 1.959963984540054
+"""Half-width of a normal distribution's middle 95 %, in standard deviations."""
+
+RESAMPLES = 4000
+
+Counts = Mapping[str, tuple[float, float]]
+"""Cluster -> what it adds to a ratio's numerator and denominator."""
+
+Clusters = Mapping[str, str]
+"""Question, or group of questions -> its cluster."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A scaled sum of ratios.
+
+    Attributes:
+        ratios: the terms; one ratio over all clusters, usually.
+        scale: of the sum, such as 100 for percent.
+        units: what is right or wrong as one (a question, an image's pair, all rotations of a
+            question), by its name; empty for figures that are no share of right ones.
+        clusters: of the units.
+    """
+
+    ratios: tuple[Counts, ...]
+    scale: float = 100.0
+    units: Mapping[str, bool] = field(default_factory=dict)
+    clusters: Clusters = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The figure; a ratio without a denominator is 0.
+
+        >>> Figure(({"a": (1, 2), "b": (2, 2)},)).value
+        75.0
+        """
+        return self.scale * math.fsum(_ratio(counts) for counts in self.ratios)
+
+
+def find_clusters(examples: Iterable[Example]) -> dict[str, str]:
+    """The cluster of each question and of each group: all that share an image or a group, directly
+    or through others (union-find).
+
+    >>> from pathlib import Path
+    >>> asked = [Example("1", Path("a"), "", "", group="x"), Example("2", Path("b"), "", "",
+    ...          group="x"), Example("3", Path("b"), "", ""), Example("4", Path("c"), "", "")]
+    >>> clusters = find_clusters(asked)
+    >>> clusters["1"] == clusters["2"] == clusters["3"] == clusters["x"] != clusters["4"]
+    True
+    """
+    parent: dict[str, str] = {}
+
+    def root(node: str) -> str:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    members: dict[str, str] = {}
+    for example in examples:
+        image = f"image {example.image}"
+        members[example.id] = image
+        if example.group:
+            members.setdefault(example.group, image)
+            parent[root(f"group {example.group}")] = root(image)
+    return {name: root(image) for name, image in members.items()}
+
+
+def share(units: Mapping[str, bool], clusters: Clusters, scale: float = 100.0) -> Figure:
+    """The share of units that are right.
+
+    >>> share({"1": True, "2": False, "3": True}, {"1": "a", "2": "a", "3": "b"}).ratios
+    ({'a': (1, 2), 'b': (1, 1)},)
+    """
+    counts = ((name, int(right), 1) for name, right in units.items())
+    return Figure((_by_cluster(counts, clusters),), scale, dict(units), clusters)
+
+
+def ratio(
+    counts: Iterable[tuple[str, float, float]], clusters: Clusters, scale: float = 100.0
+) -> Figure:
+    """A ratio of sums, given as `(question, its part, its whole)`."""
+    return Figure((_by_cluster(counts, clusters),), scale)
+
+
+def total(figures: Sequence[Figure], scale: float = 1.0) -> Figure:
+    """The sum of figures, such as MME's score, or their mean with `scale=1 / len(figures)`.
+
+    All have one scale."""
+    ratios = tuple(counts for figure in figures for counts in figure.ratios)
+    return Figure(ratios, scale * figures[0].scale)
+
+
+def group_right(examples: Iterable[Example], right: Mapping[str, bool]) -> dict[str, bool]:
+    """By group, whether all of its questions are right; a question alone is its own group."""
+    together: dict[str, bool] = {}
+    for example in examples:
+        name = example.group or example.id
+        together[name] = together.get(name, True) and right[example.id]
+    return together
+
+
+def compare(
+    figures: Mapping[str, Figure], *, baseline: str = "plain", seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """One figure of several methods, with 95 % intervals, and each against the baseline.
+
+    Args:
+        figures: by method, of the same questions.
+        baseline: what the others are compared with, if it is among them.
+        seed: of the resampling; the same seed, the same intervals.
+
+    Returns:
+        `{method: {value, low, high}}`; of all but the baseline also `difference` with its bounds,
+        and where the figure has units `fixed`, `broken` and `p` (`sign_flip_test`). Of every
+        figure with units `n`, their number.
+    """
+    names = sorted({name for f in figures.values() for counts in f.ratios for name in counts})
+    weights = _resample(len(names), seed)
+    draws = {name: _draw(figure, names, weights) for name, figure in figures.items()}
+    table: dict[str, dict[str, float]] = {}
+    for name, figure in figures.items():
+        row: dict[str, float] = {"n": len(figure.units)} if figure.units else {}
+        row |= _bounds("", _own_interval(figure, draws[name]))
+        if name != baseline and baseline in figures:
+            old = figures[baseline]
+            change = _percentiles(figure.value - old.value, draws[name] - draws[baseline])
+            row |= _bounds("difference", change)
+            if figure.units:
+                fixed, broken = changed_units(figure, old)
+                row |= {"fixed": len(fixed), "broken": len(broken)}
+                row["p"] = sign_flip_test(_cluster_changes(figure, fixed, broken))
+        table[name] = row
+    return table
+
+
+def changed_units(new: Figure, old: Figure) -> tuple[list[str], list[str]]:
+    """Which units only the new method gets right, and which only the old one."""
+    fixed = [name for name, right in new.units.items() if right and not old.units[name]]
+    broken = [name for name, right in new.units.items() if not right and old.units[name]]
+    return fixed, broken
+
+
+def wilson(right: float, total: float) -> Interval:
+    """A proportion with Wilson's score interval, which holds up for few questions and near 0 or 1.
+
+    Args:
+        right: how many are right.
+        total: of how many; where questions depend on each other, of how many independent ones.
+
+    >>> interval = wilson(8, 10)
+    >>> round(interval.value, 3), round(interval.low, 3), round(interval.high, 3)
+    (0.8, 0.49, 0.943)
+
+    Raises:
+        ValueError: not 0 <= right <= total, or no questions.
+    """
+    if not 0 <= right <= total or total == 0:
+        raise ValueError(f"{right} of {total} is no proportion")
+    p, square = right / total, Z95**2
+    middle = (p + square / (2 * total)) / (1 + square / total)
+    half = Z95 / (1 + square / total) * math.sqrt(p * (1 - p) / total + square / (4 * total**2))
+    # at the ends the bounds are exactly 0 and 1
+    low = 0.0 if right == 0 else middle - half
+    high = 1.0 if right == total else middle + half
+    return Interval(p, low, high)
+
+
+def sign_flip_test(changes: Iterable[int]) -> float:
+    """Two-sided p-value of the exact sign-flip test on paired clusters.
+
+    If the methods were alike, each cluster's change could as well have the other sign. With
+    clusters of one question each it is McNemar's exact test.
+
+    Args:
+        changes: of each cluster, units fixed minus units broken.
+
+    >>> sign_flip_test([1] * 9 + [-1])
+    0.021484375
+    >>> sign_flip_test([4, 4, -4]) == sign_flip_test([1, 1, -1])
+    True
+    >>> sign_flip_test([])
+    1.0
+    """
+    changes = [change for change in changes if change]
+    sizes = [abs(change) for change in changes]
+    observed, reach = abs(sum(changes)), sum(sizes)
+    if not sizes:
+        return 1.0
+    mass = np.zeros(2 * reach + 1)  # the distribution of the sum, -reach..reach
+    mass[reach] = 1.0
+    for size in sizes:
+        mass = (np.roll(mass, size) + np.roll(mass, -size)) / 2
+    sums = np.abs(np.arange(-reach, reach + 1))
+    return min(1.0, float(mass[sums >= observed].sum()))
+
+
+def _cluster_changes(figure: Figure, fixed: Iterable[str], broken: Iterable[str]) -> list[int]:
+    changes: dict[str, int] = {}
+    for names, sign in ((fixed, 1), (broken, -1)):
+        for name in names:
+            cluster = figure.clusters[name]
+            changes[cluster] = changes.get(cluster, 0) + sign
+    return list(changes.values())
+
+
+def _by_cluster(counts: Iterable[tuple[str, float, float]], clusters: Clusters) -> Counts:
+    sums: dict[str, tuple[float, float]] = {}
+    for name, part, whole in counts:
+        cluster = clusters[name]
+        parts, wholes = sums.get(cluster, (0, 0))
+        sums[cluster] = (parts + part, wholes + whole)
+    return sums
+
+
+def _ratio(counts: Counts) -> float:
+    whole = math.fsum(of for _, of in counts.values())
+    return math.fsum(part for part, _ in counts.values()) / whole if whole else 0.0
+
+
+def _resample(clusters: int, seed: int) -> NDArray[np.int64]:
+    """`(RESAMPLES, clusters)`: how often each cluster is drawn."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(clusters, np.full(clusters, 1 / max(clusters, 1)), size=RESAMPLES)
+
+
+def _draw(figure: Figure, names: Sequence[str], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`(RESAMPLES,)`: the figure over the clusters drawn; NaN where a ratio has none of its own."""
+    sums = np.zeros(len(weights))
+    for counts in figure.ratios:
+        if not any(whole for _, whole in counts.values()):
+            continue
+        table = np.array([counts.get(name, (0, 0)) for name in names], dtype=np.float64)
+        part, whole = (weights @ table).T
+        sums += np.divide(part, whole, out=np.full(len(weights), np.nan), where=whole > 0)
+    return figure.scale * sums
+
+
+def _own_interval(figure: Figure, draws: NDArray[np.float64]) -> Interval:
+    """Wilson's for a share, else the bootstrap's.
+
+    The number of independent units is that of a binomial with the bootstrap's variance, and at
+    most the number there are; where nothing varies, that of the clusters.
+    """
+    if not figure.units:
+        return _percentiles(figure.value, draws)
+    value = figure.value / figure.scale
+    variance = float(np.nanvar(draws)) / figure.scale**2
+    n: float = len(figure.ratios[0])
+    if 0 < value < 1 and variance > 0:
+        n = min(value * (1 - value) / variance, len(figure.units))
+    interval = wilson(value * n, n)
+    return Interval(figure.value, figure.scale * interval.low, figure.scale * interval.high)
+
+
+def _percentiles(value: float, draws: NDArray[np.float64]) -> Interval:
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def _bounds(name: str, interval: Interval) -> dict[str, float]:
+    prefix = f"{name}_" if name else ""
+    return {
+        name or "value": round(interval.value, 6),
+        f"{prefix}low": round(interval.low, 6),
+        f"{prefix}high": round(interval.high, 6),
+    }
