@@ -18,7 +18,11 @@ from cof.types import CellRule, Scope
 OnMissing = Literal["plain", "whole"]
 Edge = Literal["move", "snap"]
 
+WHERE, HOW = "Where to look", "How to look"
+"""The groups of settings: those of stage 1 and of the region, and those of stage 2."""
+
 T = TypeVar("T")
+Check = Callable[[str, Any], object]
 
 
 def _is_number(value: object) -> bool:
@@ -74,7 +78,7 @@ def _template(name: str, value: Any) -> str | None:
 def _grounders(name: str, value: Any) -> str:
     if isinstance(value, str):
         names = value.split("+")
-        known = all(of in GROUNDERS for of in names) and len(set(names)) == len(names)
+        known = all(each in GROUNDERS for each in names) and len(set(names)) == len(names)
         if known and (len(names) == 1 or not {"given", "none"} & set(names)):
             return value
     raise CofError(
@@ -83,7 +87,7 @@ def _grounders(name: str, value: Any) -> str:
     )
 
 
-def _one_of(*choices: str) -> Callable[[str, Any], str]:
+def _one_of(choices: tuple[str, ...]) -> Check:
     def check(name: str, value: Any) -> str:
         if value not in choices:
             raise CofError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
@@ -92,16 +96,33 @@ def _one_of(*choices: str) -> Callable[[str, Any], str]:
     return check
 
 
-def _setting(default: T, check: Callable[[str, Any], object], help: str, symbol: str = "") -> T:
-    """A field of `Settings`.
+def _setting(
+    group: str,
+    default: T,
+    help: str,
+    check: Check | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+    symbol: str = "",
+) -> T:
+    """A field of `Settings`; its metadata hold all but the default.
 
     Args:
+        group: `WHERE` or `HOW`.
         default: its default.
-        check: returns its value, or refuses it.
         help: for the command line and the documentation.
-        symbol: the paper's, for messages.
+        check: returns its value, or refuses it; None: it must be one of `choices`.
+        choices: the values that it may have, where they can be listed.
+        symbol: the paper's symbol, for messages.
     """
-    value: T = field(default=default, metadata={"check": check, "help": help, "symbol": symbol})
+    metadata = {
+        "group": group,
+        "help": help,
+        "check": check or _one_of(choices),
+        "choices": choices,
+        "symbol": symbol,
+    }
+    value: T = field(default=default, metadata=metadata)
     return value
 
 
@@ -117,107 +138,137 @@ class Settings:
     """
 
     grounder: str = _setting(
+        WHERE,
         "prompt",
+        "Where to look. Several joined by + (prompt+attention): look at each region, and keep the "
+        "answer whose first token is more probable",
         _grounders,
-        "where to look; several joined by +: look at each, keep the answer that is surer by the "
-        "probability of its first token",
-    )
-    focus: str = _setting("attention", _one_of(*FOCUSES), "how to make the model look there")
-    expand: float = _setting(
-        1.3,
-        _positive,
-        "alpha, by which a region is scaled about its centre (section II-B)",
-        "alpha",
-    )
-    strength: float = _setting(
-        2.0, _positive, "lambda of equation 3; 1 leaves the model as it is", "lambda"
-    )
-    scope: Scope = _setting(
-        "all",
-        _one_of(*get_args(Scope)),
-        "which queries attend with the bias: all (the paper), or only the text after the image",
-    )
-    layers: tuple[int, ...] | None = _setting(
-        None, _indices, "decoder layers with the bias, such as 0-15,20; default: all (the paper)"
-    )
-    heads: tuple[int, ...] | None = _setting(
-        None, _indices, "attention heads with the bias, such as 0-7; default: all (the paper)"
-    )
-    guidance: float = _setting(
-        1.3, _positive, "focus contrast: how far to guide away from not looking; 1: not at all"
-    )
-    overlay: Overlay = _setting(
-        "frame", _one_of(*get_args(Overlay)), "focus overlay: what is drawn around the region"
+        choices=tuple(GROUNDERS),
     )
     grounding_prompt: str | None = _setting(
+        WHERE,
         None,
-        _template,
-        "stage 1's prompt: 'paper', or a template with {question} or {first_line} in it; default: "
+        "Prompt of stage 1: 'paper', or a template that holds {question} or {first_line}; default: "
         "the model family's own",
+        _template,
     )
     boxes: Boxes = _setting(
+        WHERE,
         "free",
-        _one_of(*get_args(Boxes)),
-        "how the model's box is decoded: free (as the model likes, the paper), or template (in its "
-        "family's format, of which the model chooses the numbers alone: always readable, and "
-        "faster)",
+        "How the model's box is decoded: free (the paper), or by a template, the format of the "
+        "model family, where the model chooses the numbers alone (always readable, and faster)",
+        choices=get_args(Boxes),
     )
-    grounding_max_new_tokens: int = _setting(128, _count, "the longest reply of stage 1")
+    grounding_max_new_tokens: int = _setting(
+        WHERE, 128, "The longest reply of stage 1, in tokens", _count
+    )
     parser: Parser = _setting(
+        WHERE,
         "tolerant",
-        _one_of(*get_args(Parser)),
-        "how boxes are read: tolerant, or released (the released code's regular expression)",
-    )
-    on_missing: OnMissing = _setting(
-        "plain",
-        _one_of(*get_args(OnMissing)),
-        "when no box is found: the plain model answers, or the whole image is highlighted (the "
-        "released code)",
-    )
-    min_confidence: float = _setting(
-        0.0, _fraction, "boxes less sure than this (0..1) count as not found"
-    )
-    max_plain_confidence: float = _setting(
-        1.0,
-        _fraction,
-        "look only where the plain answer is at most this sure (0..1), which costs one more "
-        "answer; 1: always look",
-    )
-    min_box: float = _setting(
-        0.0,
-        _fraction,
-        "a box is widened to this side at least, 0..1 of the image, before expansion",
-    )
-    square: bool = _setting(
-        False, _flag, "give a box its longer side both ways (the released code)"
-    )
-    edge: Edge = _setting(
-        "move",
-        _one_of(*get_args(Edge)),
-        "a box that leaves the image is moved back inside (the paper), or snaps to the border "
-        "(the released code)",
-    )
-    cells: CellRule = _setting(
-        "coverage",
-        _one_of(*get_args(CellRule)),
-        "how a box becomes image tokens: by what they show of it, or by its corners' grid cells "
-        "(the released code)",
+        "How boxes are read from the reply: tolerant, or released (the released code's regular "
+        "expression)",
+        choices=get_args(Parser),
     )
     grounder_layers: tuple[int, ...] | None = _setting(
+        WHERE,
         None,
-        _indices,
-        "grounders attention and relevance: the decoder layers to read, such as 12-16; default: "
+        "Grounders attention and relevance: the decoder layers to read, such as 12-16; default: "
         "the method's own",
+        _indices,
     )
     detector: str | None = _setting(
-        None, _text, "grounder detector: hub id or path of the open-vocabulary detector"
+        WHERE, None, "Grounder detector: hub id or path of the open-vocabulary detector", _text
+    )
+    min_confidence: float = _setting(
+        WHERE, 0.0, "A box whose confidence (0..1) is lower counts as not found", _fraction
+    )
+    max_plain_confidence: float = _setting(
+        WHERE,
+        1.0,
+        "Answer plainly first, and look only if the plain answer's confidence (0..1) is at most "
+        "this; 1: always look, without the plain answer",
+        _fraction,
+    )
+    on_missing: OnMissing = _setting(
+        WHERE,
+        "plain",
+        "If no box is found: answer plainly, or highlight the whole image (the released code)",
+        choices=get_args(OnMissing),
+    )
+    min_box: float = _setting(
+        WHERE,
+        0.0,
+        "Widen a box to at least this side, in 0..1 of the image, before it is expanded",
+        _fraction,
+    )
+    square: bool = _setting(
+        WHERE, False, "Give a box its longer side in both directions (the released code)", _flag
+    )
+    expand: float = _setting(
+        WHERE,
+        1.3,
+        "alpha: scale the region about its centre by this factor (section II-B)",
+        _positive,
+        symbol="alpha",
+    )
+    edge: Edge = _setting(
+        WHERE,
+        "move",
+        "A box that leaves the image is moved back inside (the paper), or snaps to the border "
+        "(the released code)",
+        choices=get_args(Edge),
+    )
+    focus: str = _setting(
+        HOW, "attention", "How to make the model look there", choices=tuple(FOCUSES)
+    )
+    strength: float = _setting(
+        HOW,
+        2.0,
+        "lambda of equation 3; 1 leaves the model as it is",
+        _positive,
+        symbol="lambda",
+    )
+    scope: Scope = _setting(
+        HOW,
+        "all",
+        "Which queries attend with the bias: all (the paper), or only the text after the image",
+        choices=get_args(Scope),
+    )
+    layers: tuple[int, ...] | None = _setting(
+        HOW,
+        None,
+        "Decoder layers with the bias, such as 0-15,20; default: all (the paper)",
+        _indices,
+    )
+    heads: tuple[int, ...] | None = _setting(
+        HOW, None, "Attention heads with the bias, such as 0-7; default: all (the paper)", _indices
+    )
+    cells: CellRule = _setting(
+        HOW,
+        "coverage",
+        "How a region becomes image tokens: by its coverage of what each token shows, or by the "
+        "grid cells of its corners (the released code)",
+        choices=get_args(CellRule),
+    )
+    guidance: float = _setting(
+        HOW,
+        1.3,
+        "Focus contrast: how far to guide away from not looking; 1: not at all",
+        _positive,
+    )
+    overlay: Overlay = _setting(
+        HOW,
+        "frame",
+        "Focus overlay: draw a frame around the region, or blur or dim the rest",
+        choices=get_args(Overlay),
     )
 
     def __post_init__(self) -> None:
-        for of in fields(self):
-            symbol = of.metadata["symbol"]
-            name = f"{of.name} ({symbol})" if symbol else of.name
-            object.__setattr__(self, of.name, of.metadata["check"](name, getattr(self, of.name)))
+        for each in fields(self):
+            symbol = each.metadata["symbol"]
+            name = f"{each.name} ({symbol})" if symbol else each.name
+            value = each.metadata["check"](name, getattr(self, each.name))
+            object.__setattr__(self, each.name, value)
 
     @property
     def grounders(self) -> tuple[str, ...]:
@@ -247,8 +298,7 @@ class Settings:
 
     def values_of(self, method: type[Any]) -> dict[str, Any]:
         """The settings that a grounder or focus takes, by name."""
-        known = {of.name for of in fields(self)}
-        return {of.name: getattr(self, of.name) for of in fields(method) if of.name in known}
+        return {name: getattr(self, name) for name in settings_of(method)}
 
     def changed(self, **changes: Any) -> Settings:
         """A copy with some values changed.
@@ -256,7 +306,7 @@ class Settings:
         Raises:
             CofError: there is no such setting, or the value is refused.
         """
-        known = [of.name for of in fields(self)]
+        known = [each.name for each in fields(self)]
         for name in changes:
             if name not in known:
                 raise CofError(f"There is no setting {name!r}; there are {', '.join(known)}.")
@@ -265,6 +315,16 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """The values by name, ready for JSON."""
         return asdict(self)
+
+
+def settings_of(method: type[Any]) -> tuple[str, ...]:
+    """The names of the settings that a grounder or focus takes: those of its fields.
+
+    >>> settings_of(GROUNDERS["relevance"])
+    ('grounder_layers', 'min_confidence')
+    """
+    own = {each.name for each in fields(method)}
+    return tuple(each.name for each in fields(Settings) if each.name in own)
 
 
 @dataclass(frozen=True)

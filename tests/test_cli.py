@@ -1,20 +1,28 @@
-"""The command line on a scripted engine: one object with --json, one sentence on errors."""
+"""The command line on a fake engine: one object with --json, one sentence on errors."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 import warnings
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import cof
 from cof import cli
+from cof.cli import common
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError, CofWarning
+from cof.focuses import FOCUSES
+from cof.grounders import GROUNDERS
 from cof.pipeline import CoF
 from cof.prompting.dialects import TINY
 from cof.settings import Settings
@@ -36,6 +44,7 @@ class Loaded:
         self.engine = FakeEngine(reply, dialect=TINY)
         self.model: str | None = None
         self.options: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
 
     def __call__(
         self,
@@ -45,18 +54,20 @@ class Loaded:
         dtype: str | None,
         device_map: str | None,
         pad_to_square: bool | None,
+        quantization: str | None,
+        max_batch_tokens: int | None,
         **settings: Any,
     ) -> CoF:
         self.model = model
+        self.settings = settings
         self.options = {
             "preset": preset,
             "dtype": dtype,
             "device_map": device_map,
             "pad_to_square": pad_to_square,
+            "quantization": quantization,
+            "max_batch_tokens": max_batch_tokens,
         }
-        for name in ("quantization", "max_batch_tokens"):
-            if name in settings:
-                self.options[name] = settings.pop(name)
         return CoF(self.engine, Settings(expand=1.0).changed(**settings))
 
 
@@ -98,6 +109,7 @@ def test_json_is_one_object(loaded: Loaded, image: str) -> None:
         "plain_answer",
         "boxes",
         "found",
+        "grounder",
         "grounding_text",
         "confidence",
         "reason",
@@ -125,33 +137,93 @@ def test_text_output_keeps_brackets(loaded: Loaded, image: str) -> None:
     assert "confidence 0.50" in result.stdout
 
 
-def test_every_option_arrives(loaded: Loaded, image: str) -> None:
-    arguments = shlex.split(
-        "--model m --preset paper --grounder whole --focus attention --strength 4 --expand 2"
-        " --scope text --layers 0-2,5 --heads 1 --grounding-prompt paper --min-confidence 0.1"
-        " --on-missing whole --dtype bfloat16 --device cpu --crop --json"
-    )
-    result = run("ask", image, QUESTION, *arguments)
+def another(field: Field[Any]) -> tuple[list[str], Any]:
+    """The option for another value than a setting's default, and that value."""
+    flag, kind = "--" + field.name.replace("_", "-"), get_type_hints(Settings)[field.name]
+    if kind is bool:
+        return [flag], True
+    if field.metadata["choices"]:
+        value = next(each for each in field.metadata["choices"] if each != field.default)
+        return [flag, value], value
+    if kind in (int, float):
+        return [flag, "1" if field.default != 1 else "0.5"], 1 if field.default != 1 else 0.5
+    if kind == tuple[int, ...] | None:
+        return [flag, "0-2,5"], (0, 1, 2, 5)
+    return [flag, "paper"], "paper"
+
+
+def test_every_setting_has_an_option(loaded: Loaded, image: str) -> None:
+    changes = {field.name: another(field) for field in fields(Settings)}
+    arguments = [part for option, _ in changes.values() for part in option]
+    result = run("ask", image, QUESTION, *arguments, "--json")  # strength 1: no grounder is asked
     assert result.exit_code == 0, result.output
-    settings = Settings(
-        grounder="whole",
-        strength=4,
-        expand=2,
-        scope="text",
-        layers=(0, 1, 2, 5),
-        heads=(1,),
-        grounding_prompt="paper",
-        min_confidence=0.1,
-        on_missing="whole",
+    settings = Settings(**{name: value for name, (_, value) in changes.items()})
+    shown = json.loads(result.stdout)["settings"]
+    assert shown == json.loads(json.dumps(settings.as_dict()))
+    assert not [name for name in shown if shown[name] == Settings().as_dict()[name]]
+
+
+def test_flags_can_be_unset(loaded: Loaded, image: str) -> None:
+    result = run("ask", image, QUESTION, "--no-square", "--json")
+    assert json.loads(result.stdout)["settings"]["square"] is False
+    assert loaded.settings == {"square": False}
+
+
+def test_how_a_model_is_loaded(loaded: Loaded, image: str) -> None:
+    arguments = shlex.split(
+        "--model m --preset paper --dtype bfloat16 --device cpu --crop --quantization 4bit"
+        " --max-batch-tokens 4096"
     )
-    assert json.loads(result.stdout)["settings"] == json.loads(json.dumps(settings.as_dict()))
-    assert loaded.model == "m"
-    assert loaded.options == {
+    expected = {
         "preset": "paper",
         "dtype": "bfloat16",
         "device_map": "cpu",
         "pad_to_square": False,
+        "quantization": "4bit",
+        "max_batch_tokens": 4096,
     }
+    for command in ("ask", "ground"):
+        assert run(command, image, QUESTION, *arguments).exit_code == 0
+        assert (loaded.model, loaded.options, loaded.settings) == ("m", expected, {})
+        assert run(command, image, QUESTION).exit_code == 0
+        assert (loaded.model, loaded.options) == ("tiny", dict.fromkeys(expected))
+
+
+def test_ground_takes_the_settings_of_stage_one(loaded: Loaded, image: str) -> None:
+    arguments = shlex.split("--boxes template --grounder-layers 2-3,5 --detector some/detector")
+    shown = json.loads(run("ground", image, QUESTION, *arguments, "--json").stdout)
+    assert shown["settings"] == json.loads(
+        json.dumps(
+            Settings(
+                expand=1.0, boxes="template", grounder_layers=(2, 3, 5), detector="some/detector"
+            ).as_dict()
+        )
+    )
+    for option in ("--strength", "--expand", "--focus"):
+        assert run("ground", image, QUESTION, option, "2").exit_code == 2
+
+
+def test_a_command_keeps_the_options_that_it_declares() -> None:
+    collected: dict[str, Any] = {}
+
+    @common.with_settings({"layers", "heads"})
+    def command(name: str, settings: dict[str, Any], layers: str = "own") -> None:
+        collected.update(name=name, layers=layers, settings=settings)
+
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, ["x", "--layers", "some", "--heads", "1"])
+    assert result.exit_code == 0, result.output
+    assert collected == {"name": "x", "layers": "some", "settings": {"heads": (1,)}}
+
+
+def test_several_grounders(loaded: Loaded, image: str) -> None:
+    options = ("--grounder", "prompt+whole")
+    assert (
+        json.loads(run("ask", image, QUESTION, *options, "--json").stdout)["grounder"] == "prompt"
+    )
+    text = run("ask", image, QUESTION, *options).stdout
+    assert "found by" in text
 
 
 @pytest.mark.parametrize(
@@ -189,6 +261,9 @@ def test_max_new_tokens(loaded: Loaded, image: str) -> None:
         (["ask", "IMAGE", QUESTION, "--layers", "5-2"], "--layers"),
         (["ask", "IMAGE", QUESTION, "--heads", "x"], "--heads"),
         (["ask", "IMAGE", QUESTION, "--scope", "some"], "all, text"),
+        (["ask", "IMAGE", QUESTION, "--overlay", "glow"], "frame, blur, dim"),
+        (["ground", "IMAGE", QUESTION, "--boxes", "odd"], "free, template"),
+        (["ground", "IMAGE", QUESTION, "--grounder-layers", "x"], "--grounder-layers"),
         (["ask", "IMAGE", QUESTION, "--grounder", "given"], "--box"),
         (["ask", "IMAGE", QUESTION, "--save", "/absent/a.png"], "no folder"),
         (["ask", "IMAGE", QUESTION, "--save", "/"], "is a folder"),
@@ -280,28 +355,6 @@ def test_other_grounders(loaded: Loaded, image: str, command: str) -> None:
     assert "--detector ID" in refused(run(command, image, QUESTION, "--grounder", "detector"))
     options = ("--detector", "/nowhere", "--grounder", "detector")
     assert "/nowhere" in refused(run(command, image, QUESTION, *options))
-    options = ("--grounder-layers", "2-3,5", "--detector", "some/detector", "--json")
-    shown = json.loads(run(command, image, QUESTION, *options).stdout)
-    assert shown["settings"]["grounder_layers"] == [2, 3, 5]
-    assert shown["settings"]["detector"] == "some/detector"
-
-
-@pytest.mark.parametrize("command", ["ask", "ground"])
-def test_how_a_model_is_loaded_and_writes_boxes(loaded: Loaded, image: str, command: str) -> None:
-    options = ["--quantization", "4bit", "--max-batch-tokens", "4096"]
-    result = run(command, image, QUESTION, *options, "--boxes", "template", "--json")
-    assert json.loads(result.stdout)["settings"]["boxes"] == "template"
-    given = {name: loaded.options[name] for name in ("quantization", "max_batch_tokens")}
-    assert given == {"quantization": "4bit", "max_batch_tokens": 4096}
-    run(command, image, QUESTION)
-    assert "free, template" in refused(run(command, image, QUESTION, "--boxes", "odd"))
-
-
-def test_overlays(loaded: Loaded, image: str) -> None:
-    options = ("--focus", "overlay", "--overlay", "blur", "--json")
-    shown = json.loads(run("ask", image, QUESTION, *options).stdout)
-    assert (shown["settings"]["focus"], shown["settings"]["overlay"]) == ("overlay", "blur")
-    assert "frame, blur, dim" in refused(run("ask", image, QUESTION, "--overlay", "glow"))
 
 
 def test_no_bars_for_the_embedded_models(
@@ -314,15 +367,6 @@ def test_no_bars_for_the_embedded_models(
     assert logging.is_progress_bar_enabled()
     assert run("ask", image, QUESTION).exit_code == 0
     assert not logging.is_progress_bar_enabled()
-
-
-def test_contrast(loaded: Loaded, image: str) -> None:
-    options = ("--focus", "contrast", "--guidance", "1.5", "--json")
-    shown = json.loads(run("ask", image, QUESTION, *options).stdout)
-    assert (shown["settings"]["focus"], shown["settings"]["guidance"]) == ("contrast", 1.5)
-    (last,), _ = loaded.engine.calls[-1]
-    assert last.highlight is not None
-    assert last.highlight.guidance == 1.5
 
 
 def test_models_lists_families_and_the_papers_settings() -> None:
@@ -403,7 +447,47 @@ def test_demo_cannot_write(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.M
     assert "file" in refused(run("demo", "--out", str(blocker / "out")))
 
 
-def test_help_tells_defaults() -> None:
-    shown = " ".join(run("ask", "--help").output.split())
-    assert "[default: by device]" in shown
-    assert "[default: GPU if any]" in shown
+def test_settings_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    text, shown = run("settings").stdout, json.loads(run("settings", "--json").stdout)
+    for field in fields(Settings):
+        assert field.name in text
+        assert field.metadata["help"] in text
+        told = shown["settings"][field.name]
+        assert (told["default"], told["help"]) == (field.default, field.metadata["help"])
+    assert shown["settings"]["scope"]["choices"] == ["all", "text"]
+    for kind, registry in (("grounders", GROUNDERS), ("focuses", FOCUSES)):
+        assert list(shown[kind]) == list(registry)
+        assert all(method.help in text for method in registry.values())
+    assert shown["focuses"]["overlay"]["settings"] == ["overlay"]
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"cof {cof.__version__}\n"
+
+
+def test_help_tells_defaults_and_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = " ".join(run("ask", "--help").output.replace("│", "").split())
+    for part in ("[default: by device]", "[default: GPU if any]", "[default: tiny]", "[all, text]"):
+        assert part in shown
+    for panel in ("Where to look", "How to look", "Model"):
+        assert f"─ {panel} ─" in shown
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys; from cof.cli import app; app(['ask', '--help'], standalone_mode=False);"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_choices_are_completed() -> None:
+    environment = {
+        "_COF_COMPLETE": "complete_bash",
+        "COMP_WORDS": "cof ask --scope t",
+        "COMP_CWORD": "3",
+    }
+    result = CliRunner().invoke(cli.app, [], prog_name="cof", env=environment)
+    assert result.stdout.split() == ["text"]

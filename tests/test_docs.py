@@ -43,7 +43,7 @@ def test_its_options_are_those_of_the_command_line() -> None:
     from cof import cli
 
     options = re.findall(r"`(--[a-z-]+)`", SPEED)
-    assert len(options) == 6
+    assert len(options) == 5
     for command in ("ask", "ground", "eval mme"):
         arguments = [*shlex.split(command), "--help"]
         shown = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"}).output

@@ -5,15 +5,18 @@ Whatever needs a model is imported inside the commands, so that `cof --help` is 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from cof import __version__
 from cof.cli.adapt import adapt
 from cof.cli.ask import BoxCommand, ask, ground
 from cof.cli.evaluate import BENCHMARKS, add_benchmark, eval_tiny
 from cof.cli.faces import eval_faces
 from cof.cli.look import demo, scenes
 from cof.cli.matrix import eval_matrix
-from cof.cli.models import models
+from cof.cli.models import models, settings
 from cof.cli.report import report, rescore
 from cof.cli.reproduce import reproduce_paper
 from cof.cli.submit import submit_mmbench
@@ -28,11 +31,30 @@ app = typer.Typer(
     name="cof",
     help="Make a vision-language model look closer, without training it (arXiv 2412.16869).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cof {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """The options of `cof` itself."""
+
+
 app.command(cls=BoxCommand)(ask)
-for _command in (ground, demo, models, scenes, sweep, adapt, report, rescore):
+for _command in (ground, demo, models, settings, scenes, sweep, adapt, report, rescore):
     app.command()(_command)
 
 eval_app = _group("Measure the effect on a benchmark.")

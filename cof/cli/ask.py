@@ -15,36 +15,26 @@ from typer.core import TyperCommand
 
 from cof.cli.common import (
     NUMBER,
-    AdaptiveOption,
     AllowUrlOption,
-    BoxesOption,
-    CropOption,
-    DetectorOption,
-    DeviceOption,
-    DtypeOption,
-    ExpandOption,
-    GrounderLayersOption,
-    GrounderOption,
-    GroundingPromptOption,
     ImageArgument,
     JsonOption,
-    MaxBatchTokensOption,
-    MinConfidenceOption,
-    ModelOption,
-    PresetOption,
-    QuantizationOption,
+    ModelOptions,
     QuestionArgument,
-    StrengthOption,
     indices,
-    load,
     sentences,
+    with_model,
+    with_settings,
 )
 from cof.errors import CofError
+from cof.grounders import GROUNDERS
+from cof.settings import Settings, settings_of
 
 if TYPE_CHECKING:
     from cof.geometry.boxes import XYXY
     from cof.pipeline import Answer
-    from cof.settings import Settings
+
+STAGE_ONE = {"grounder"}.union(*map(settings_of, GROUNDERS.values()))
+"""The settings that `cof ground` takes: those of its grounder."""
 
 
 class BoxCommand(TyperCommand):
@@ -70,14 +60,13 @@ class BoxCommand(TyperCommand):
 
 
 @sentences
+@with_model()
+@with_settings()
 def ask(
     image: ImageArgument,
     question: QuestionArgument,
-    model: ModelOption = None,
-    preset: PresetOption = None,
-    grounder: GrounderOption = None,
-    grounder_layers: GrounderLayersOption = None,
-    detector: DetectorOption = None,
+    model: ModelOptions,
+    settings: dict[str, Any],
     box: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,55 +75,15 @@ def ask(
             help="Look here: fractions of width and height; may be repeated.",
         ),
     ] = None,
-    focus: Annotated[
-        str | None,
-        typer.Option(
-            "--focus",
-            help="How to make it look: attention, soft, contrast, crop, beside, overlay or none.",
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option("--guidance", help="focus contrast: how far from not looking; 1: not at all."),
-    ] = None,
-    overlay: Annotated[
-        str | None,
-        typer.Option("--overlay", help="What focus overlay draws: frame, blur or dim."),
-    ] = None,
-    strength: StrengthOption = None,
-    expand: ExpandOption = None,
-    scope: Annotated[
-        str | None, typer.Option("--scope", help="Which queries attend with the bias: all or text.")
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Only these decoder layers, such as 0-15,20.")
-    ] = None,
-    heads: Annotated[
-        str | None, typer.Option("--heads", help="Only these attention heads, such as 0-7.")
-    ] = None,
-    grounding_prompt: GroundingPromptOption = None,
-    boxes: BoxesOption = None,
-    min_confidence: MinConfidenceOption = None,
-    on_missing: Annotated[
-        str | None,
-        typer.Option("--on-missing", help="When no box is found: plain, or whole (all tokens)."),
-    ] = None,
-    adaptive: AdaptiveOption = "off",
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")
-    ] = 64,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    quantization: QuantizationOption = None,
-    max_batch_tokens: MaxBatchTokensOption = None,
-    crop: CropOption = False,
-    allow_url: AllowUrlOption = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also give the plain model's answer.")
     ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")
+    ] = 64,
     save: Annotated[
         Path | None,
-        typer.Option("--save", help="Write a picture of where it looked (.png, .jpg or .webp)."),
+        typer.Option("--save", help="Write an image of where it looked (.png, .jpg or .webp)."),
     ] = None,
     show_layers: Annotated[
         str | None,
@@ -146,59 +95,33 @@ def ask(
         str | None,
         typer.Option("--show-heads", help="--save: average attention over these. \\[default: all]"),
     ] = None,
+    allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question: find the place, then answer while looking at it."""
-    from cof.adaptive import chosen_rule, unlike
+    """Answer a question: find the place, then answer while looking at it.
+
+    Settings that are not given are the preset's, or the model's own; `cof settings` explains them.
+    """
     from cof.geometry.regions import region_from_boxes
     from cof.images import load_image
-    from cof.pipeline import Query, checked_question
-    from cof.tiny import resolved
+    from cof.query import Query, check_question
     from cof.types import Decoding
     from cof.viz import check_path, save_overlay
 
-    # all that can be refused is refused before minutes are spent on loading a model
+    # refuse what can be refused before minutes are spent on loading a model
     shown_layers = indices("--show-layers", show_layers)
     shown_heads = indices("--show-heads", show_heads)
     if save is not None:
         check_path(save)
     elif shown_layers or shown_heads:
         raise CofError("--show-layers and --show-heads choose what --save draws: add --save.")
-    name = str(resolved(model))
-    rule = chosen_rule(adaptive, name)
     own = boxes_of(box)
     query = Query(
         load_image(image, allow_url=allow_url),
-        checked_question(question),
+        check_question(question),
         region=region_from_boxes(own) if own else None,
     )
-    cof = load(
-        model,
-        preset,
-        dtype,
-        device,
-        crop,
-        grounder=grounder,
-        grounder_layers=indices("--grounder-layers", grounder_layers),
-        detector=detector,
-        focus=focus,
-        guidance=guidance,
-        overlay=overlay,
-        strength=strength,
-        expand=expand,
-        scope=scope,
-        layers=indices("--layers", layers),
-        heads=indices("--heads", heads),
-        grounding_prompt=grounding_prompt,
-        boxes=boxes,
-        min_confidence=min_confidence,
-        quantization=quantization,
-        max_batch_tokens=max_batch_tokens,
-        on_missing=on_missing,
-        adaptive=rule,
-    )
-    if others := unlike(adaptive, name, cof.settings.as_dict()):
-        typer.echo(f"Note: the rule was fitted with {'; '.join(others)}.", err=True)
+    cof = model.load(settings)
     answer = cof.batch([query], decoding=Decoding(max_new_tokens=max_new_tokens))[0]
     plain = answer.plain() if compare else None
     if as_json:
@@ -218,65 +141,42 @@ def ask(
 
 
 @sentences
+@with_model()
+@with_settings(STAGE_ONE)
 def ground(
     image: ImageArgument,
     question: QuestionArgument,
-    model: ModelOption = None,
-    preset: PresetOption = None,
-    grounder: GrounderOption = None,
-    grounder_layers: GrounderLayersOption = None,
-    detector: DetectorOption = None,
-    grounding_prompt: GroundingPromptOption = None,
-    boxes: BoxesOption = None,
-    min_confidence: MinConfidenceOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    quantization: QuantizationOption = None,
-    max_batch_tokens: MaxBatchTokensOption = None,
-    crop: CropOption = False,
+    model: ModelOptions,
+    settings: dict[str, Any],
     allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Only find the place: the box of the region that holds the answer, before expansion."""
     from cof.images import load_image
-    from cof.pipeline import checked_question
+    from cof.query import check_question
 
-    picture, question = load_image(image, allow_url=allow_url), checked_question(question)
-    cof = load(
-        model,
-        preset,
-        dtype,
-        device,
-        crop,
-        grounder=grounder or "prompt",
-        grounder_layers=indices("--grounder-layers", grounder_layers),
-        detector=detector,
-        grounding_prompt=grounding_prompt,
-        boxes=boxes,
-        min_confidence=min_confidence,
-        quantization=quantization,
-        max_batch_tokens=max_batch_tokens,
-    )
-    found = cof.locate(picture, question)
-    places = found.region.boxes if found.region else ()
+    loaded, question = load_image(image, allow_url=allow_url), check_question(question)
+    cof = model.load(settings)
+    grounding = cof.locate(loaded, question)
+    boxes = grounding.region.boxes if grounding.region else ()
     if as_json:
         typer.echo(
             json.dumps(
                 {
-                    "boxes": places,
-                    "found": found.region is not None,
-                    "grounding_text": found.text,
-                    "confidence": found.confidence,
-                    "reason": found.reason,
+                    "boxes": boxes,
+                    "found": grounding.region is not None,
+                    "grounding_text": grounding.text,
+                    "confidence": grounding.confidence,
+                    "reason": grounding.reason,
                     "settings": cof.settings.as_dict(),
                 }
             )
         )
         return
     lines = _lines()
-    _box_lines(lines, places, found.confidence, found.reason)
-    if found.text:
-        lines.add_row("said", Text(found.text))
+    _box_lines(lines, boxes, grounding.confidence, grounding.reason)
+    if grounding.text:
+        lines.add_row("reply", Text(grounding.text))
     Console().print(lines)
 
 
@@ -300,6 +200,7 @@ def _answer_object(answer: Answer, plain: str | None) -> dict[str, Any]:
     return shown | {
         "boxes": answer.boxes,
         "found": answer.found,
+        "grounder": answer.grounder,
         "grounding_text": answer.grounding_text,
         "confidence": answer.confidence,
         "reason": answer.reason,
@@ -321,6 +222,8 @@ def _print_answer(answer: Answer, plain: str | None) -> None:
     if plain is not None:
         lines.add_row("plain", Text(plain))
     _box_lines(lines, answer.boxes, answer.confidence, answer.reason)
+    if len(answer.settings.grounders) > 1:
+        lines.add_row("found by", answer.grounder)
     _settings_line(lines, answer.settings)
     times = answer.timings
     lines.add_row("time", f"{times.ground:.2f} s to look, {times.answer:.2f} s to answer")

@@ -1,20 +1,23 @@
-"""What the commands share: options, loading a model, and errors told in one sentence."""
+"""What the commands share: options, loading a model, and one-sentence error messages."""
 
 from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, get_type_hints
 
 import typer
 
 from cof.errors import CofError, CofWarning
+from cof.settings import Settings
 
 if TYPE_CHECKING:
     from cof.pipeline import CoF
@@ -87,20 +90,6 @@ PresetOption = Annotated[
     str | None,
     typer.Option("--preset", help="paper, paper-parity or tiny; paper:llava-1.5-7b names a row."),
 ]
-GrounderOption = Annotated[
-    str | None,
-    typer.Option(
-        "--grounder",
-        help="Where to look: prompt, attention, relevance, logits, detector, given, whole or none.",
-    ),
-]
-GrounderLayersOption = Annotated[
-    str | None,
-    typer.Option(
-        "--grounder-layers",
-        help="attention, relevance: read these decoder layers, such as 12-16. \\[default: its own]",
-    ),
-]
 DetectorOption = Annotated[
     str | None,
     typer.Option("--detector", help="Hub id or path of the open-vocabulary detector to look with."),
@@ -110,22 +99,6 @@ ExpandOption = Annotated[
 ]
 StrengthOption = Annotated[
     float | None, typer.Option("--strength", help="lambda: 1 leaves the model as it is.")
-]
-GroundingPromptOption = Annotated[
-    str | None,
-    typer.Option("--grounding-prompt", help="'paper', or a template with {question} in it."),
-]
-MinConfidenceOption = Annotated[
-    float | None,
-    typer.Option("--min-confidence", help="Boxes less sure than this (0..1) count as not found."),
-]
-AdaptiveOption = Annotated[
-    str,
-    typer.Option(
-        "--adaptive",
-        metavar="off|on|FILE",
-        help="Look only where it pays: by the model's own rule, or one that `cof adapt` wrote.",
-    ),
 ]
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. \\[default: by device]")
@@ -150,10 +123,6 @@ MaxBatchTokensOption = Annotated[
     typer.Option(
         "--max-batch-tokens", help="Run as many tokens at a time as fit into memory. [16384]"
     ),
-]
-CropOption = Annotated[
-    bool,
-    typer.Option("--crop", help="LLaVA: crop the centre, as the hub's processor does, not pad."),
 ]
 AllowUrlOption = Annotated[
     bool, typer.Option("--allow-url", help="Let IMAGE be an http(s) address.")
@@ -198,29 +167,194 @@ def load(
     dtype: str | None,
     device: str | None,
     crop: bool,
+    quantization: str | None = None,
+    max_batch_tokens: int | None = None,
     **settings: Any,
 ) -> CoF:
     """The pipeline; settings that were not given on the command line (None) stay the preset's."""
-    from cof.pipeline import CoF
-    from cof.tiny import EMBEDDED
-
-    if model is None or model in EMBEDDED:  # loads in a blink
-        _without_bars()
-    gc.disable()  # a fifth of the imports' time would go into looking for garbage where none is
-    try:
-        return CoF.from_pretrained(
-            model,
-            preset=preset,
-            dtype=dtype,
-            device_map=device,
-            pad_to_square=False if crop else None,
-            **{name: value for name, value in settings.items() if value is not None},
-        )
-    finally:
-        gc.enable()
+    given = {name: value for name, value in settings.items() if value is not None}
+    return ModelOptions(model, preset, dtype, device, crop, quantization, max_batch_tokens).load(
+        given
+    )
 
 
-def _without_bars() -> None:
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a command loads its model; `with_model` makes options of these fields."""
+
+    model: str | None = None
+    preset: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    crop: bool = False
+    quantization: str | None = None
+    max_batch_tokens: int | None = None
+
+    def load(self, settings: Mapping[str, Any] | None = None) -> CoF:
+        """The pipeline.
+
+        Args:
+            settings: settings by name, over the preset's.
+
+        Raises:
+            CofError: what `CoF.from_pretrained` refuses.
+        """
+        from cof.pipeline import CoF
+        from cof.tiny import EMBEDDED
+
+        if self.model is None or self.model in EMBEDDED:  # loads at once
+            _hide_progress_bars()
+        gc.disable()  # collection would take a fifth of the imports' time and find nothing
+        try:
+            return CoF.from_pretrained(
+                self.model,
+                preset=self.preset,
+                dtype=self.dtype,
+                device_map=self.device,
+                pad_to_square=False if self.crop else None,
+                quantization=self.quantization,
+                max_batch_tokens=self.max_batch_tokens,
+                **(settings or {}),
+            )
+        finally:
+            gc.enable()
+
+
+MODEL_HELP = {
+    "model": "Hub id, local path, tiny or tiny-early (both embedded).",
+    "preset": "Settings of paper, paper-parity or tiny; paper:llava-1.5-7b names a row.",
+    "dtype": "float32, bfloat16 or float16. \\[default: by device]",
+    "device": "cpu, cuda, ... or auto. \\[default: GPU if any]",
+    "crop": "LLaVA: crop the centre, as the hub's processor does, instead of padding.",
+    "quantization": "Load the weights in 4bit or 8bit (bitsandbytes).",
+    "max_batch_tokens": "Run at most so many tokens at a time. \\[default: 16384]",
+}
+
+Command = Callable[..., None]
+
+
+def with_model(default: str = "tiny") -> Callable[[Command], Command]:
+    """A command whose parameter `model: ModelOptions` becomes one option for each of its fields.
+
+    Args:
+        default: the model that is loaded without `--model`.
+
+    Example: `cof example --model tiny-early --dtype bfloat16`
+
+        @with_model()
+        def example(model: ModelOptions) -> None:
+            print(model.load()("photo.jpg", "What is it?").text)
+    """
+    hints = get_type_hints(ModelOptions)
+
+    def parameter(field: Field[Any]) -> inspect.Parameter:
+        value, help = field.default, MODEL_HELP[field.name]
+        if field.name == "model":
+            value, help = default, f"{help} \\[default: {default}]"
+        return _option(field.name, hints[field.name], value, help, "Model", flag=_flag(field.name))
+
+    options = [parameter(field) for field in fields(ModelOptions)]
+    return lambda command: _expand(command, "model", options, lambda given: ModelOptions(**given))
+
+
+def with_settings(names: Collection[str] | None = None) -> Callable[[Command], Command]:
+    """A command whose parameter `settings: dict[str, Any]` becomes one option for each setting.
+
+    The command gets the settings that were given, by name and with checked syntax; all others
+    stay the preset's. A setting that the command declares as a parameter of its own is left to it.
+
+    Args:
+        names: the settings to offer; None: all of `cof.settings.Settings`.
+
+    Example: `cof example --strength 4 --layers 0-15,20` prints
+    `{'strength': 4.0, 'layers': (0, 1, ..., 15, 20)}`
+
+        @with_settings()
+        def example(settings: dict[str, Any]) -> None:
+            print(settings)
+    """
+    hints = get_type_hints(Settings)
+
+    def collect(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: indices(_flag(name), value) if hints[name] == Indices else value
+            for name, value in given.items()
+            if value is not None
+        }
+
+    def expand(command: Command) -> Command:
+        own = inspect.signature(command).parameters
+        offered = [
+            field
+            for field in fields(Settings)
+            if field.name not in own and (names is None or field.name in names)
+        ]
+        options = [_settings_option(field, hints[field.name]) for field in offered]
+        return _expand(command, "settings", options, collect)
+
+    return expand
+
+
+Indices = tuple[int, ...] | None
+
+
+def _settings_option(field: Field[Any], hint: Any) -> inspect.Parameter:
+    choices, flag, help = field.metadata["choices"], _flag(field.name), field.metadata["help"]
+    if hint is bool:
+        flag = f"{flag}/--no-{flag[2:]}"
+    if choices:
+        help += f" \\[{', '.join(choices)}]"
+    kind = hint if hint in (bool, int, float) else str
+    group = field.metadata["group"]
+    return _option(field.name, kind | None, None, help, group, flag, lambda: list(choices))
+
+
+def _option(
+    name: str,
+    kind: Any,
+    default: Any,
+    help: str,
+    panel: str,
+    flag: str,
+    complete: Callable[[], list[str]] | None = None,
+) -> inspect.Parameter:
+    info = typer.Option(
+        flag, help=help, rich_help_panel=panel, show_default=False, autocompletion=complete
+    )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, info])
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _expand(
+    command: Command,
+    name: str,
+    options: Sequence[inspect.Parameter],
+    collect: Callable[[Mapping[str, Any]], Any],
+) -> Command:
+    """The command with `options` in place of its parameter `name`, which gets `collect` of them.
+
+    Typer reads a command's signature and its annotations, so both are replaced.
+    """
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        given = {option.name: kwargs.pop(option.name, option.default) for option in options}
+        command(*args, **kwargs, **{name: collect(given)})
+
+    kept = [each for each in signature.parameters.values() if each.name != name]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [*(each.replace(kind=keyword) for each in kept), *options]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+def _hide_progress_bars() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read as transformers is imported
     if "transformers" in sys.modules:
         from transformers.utils.logging import disable_progress_bar

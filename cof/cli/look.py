@@ -11,20 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cof.cli.common import PresetOption, SideOption, indices, load, sentences
+from cof.cli.common import ModelOptions, SideOption, indices, sentences, with_model
 from cof.errors import CofError
 
 DEMO = Path(__file__).parents[1] / "demo"
 
 
 @sentences
+@with_model("tiny-early")
 def demo(
-    model: Annotated[
-        str,
-        typer.Option("--model", help="Hub id, local path, or tiny, which has learned to the end."),
-    ] = "tiny-early",
-    preset: PresetOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("cof-demo"),
+    model: ModelOptions,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the images.")] = Path("cof-demo"),
 ) -> None:
     """Ask an embedded model about small details, plainly and with CoF, and draw the boxes."""
     from rich.progress import track
@@ -33,7 +30,7 @@ def demo(
 
     items = _demo_items()
     out.mkdir(parents=True, exist_ok=True)
-    cof = load(model, preset, None, None, False)
+    cof = model.load()
     table = Table("question", "truth", "plain", "CoF", "box", "picture", show_lines=True)
     right = {"plain": 0, "CoF": 0}
     progress = Console(stderr=True)

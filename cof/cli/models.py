@@ -1,14 +1,23 @@
-"""`cof models`: what is supported."""
+"""`cof models` and `cof settings`: what there is to choose from."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from cof.cli.common import sentences
+from cof.cli.common import JsonOption, sentences
+from cof.focuses import FOCUSES, Focus
+from cof.grounders import GROUNDERS, Grounder
+from cof.settings import HOW, WHERE, Settings, settings_of
 
-_SITES = {
+_ADAPTERS = {
     "decoder": "decoder",
     "qformer": "Q-Former",
     "mllama": "cross-attention",
@@ -31,20 +40,15 @@ def models() -> None:
     from cof.settings import PRESETS
 
     console = Console()
-    families = Table(
-        title="Supported models", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    families = _table(
+        "Supported models", "family", "model_type", "bias goes to", "boxes", "prompt style"
     )
-    families.add_column("family", no_wrap=True)
-    families.add_column("model_type", no_wrap=True)
-    families.add_column("bias goes to", no_wrap=True)
-    families.add_column("boxes", no_wrap=True)
-    families.add_column("asked as", no_wrap=True)
     for family in FAMILIES:
         dialect = family.dialect
         families.add_row(
             family.name,
             "\n".join(family.model_types),
-            _SITES[family.adapter],
+            _ADAPTERS[family.adapter],
             _SCALES[dialect.units] + (", yx" if dialect.order == "yxyx" else ""),
             dialect.name,
         )
@@ -60,3 +64,49 @@ def models() -> None:
                 name, row.model, f"{row.settings.expand:g}", f"{row.settings.strength:g}"
             )
     console.print(presets)
+
+
+@sentences
+def settings(as_json: JsonOption = False) -> None:
+    """List all settings of the method, with the grounders and focuses."""
+    methods: dict[str, Mapping[str, type[Grounder] | type[Focus]]]
+    methods = {"grounders": GROUNDERS, "focuses": FOCUSES}
+    if as_json:
+        known = {
+            each.name: {
+                "default": each.default,
+                "help": each.metadata["help"],
+                "choices": list(each.metadata["choices"]),
+            }
+            for each in fields(Settings)
+        }
+        about = {
+            kind: {
+                name: {"help": method.help, "settings": settings_of(method)}
+                for name, method in registry.items()
+            }
+            for kind, registry in methods.items()
+        }
+        typer.echo(json.dumps({"settings": known, **about}))
+        return
+    console = Console()
+    for group in (WHERE, HOW):
+        table = _table(group, "setting", "default", "meaning")
+        for each in fields(Settings):
+            if each.metadata["group"] == group:
+                default = "" if each.default is None else str(each.default)
+                table.add_row(each.name, default, Text(each.metadata["help"]))
+        console.print(table)
+    for kind, registry in methods.items():
+        table = _table(kind.capitalize(), "name", "settings", "meaning")
+        for name, method in registry.items():
+            table.add_row(name, "\n".join(settings_of(method)), Text(method.help))
+        console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns[:-1]:
+        table.add_column(column, no_wrap=True)
+    table.add_column(columns[-1])
+    return table
