@@ -10,12 +10,9 @@ from typing import Annotated
 import typer
 
 from cof import __version__
-from cof.cli.adapt import adapt
 from cof.cli.ask import BoxCommand, ask, ground
-from cof.cli.evaluate import BENCHMARKS, add_benchmark, eval_tiny
-from cof.cli.faces import eval_faces
+from cof.cli.evaluate import BENCHMARKS, add_benchmark, eval_grid, eval_synthetic, eval_tiny
 from cof.cli.look import demo, scenes
-from cof.cli.matrix import eval_matrix
 from cof.cli.models import models, settings
 from cof.cli.report import report, rescore
 from cof.cli.reproduce import reproduce_paper
@@ -54,13 +51,15 @@ def _options(
 
 
 app.command(cls=BoxCommand)(ask)
-for _command in (ground, demo, models, settings, scenes, sweep, adapt, report, rescore):
+for _command in (ground, demo, models, settings, scenes, sweep, report, rescore):
     app.command()(_command)
 
 eval_app = _group("Measure the effect on a benchmark.")
 eval_app.command("tiny")(eval_tiny)
-eval_app.command("faces")(eval_faces)
-eval_app.command("matrix")(eval_matrix)
+eval_app.command("grid")(eval_grid)
+eval_app.command("synthetic")(eval_synthetic)
+eval_app.command("matrix", hidden=True)(eval_grid)  # their former names
+eval_app.command("faces", hidden=True)(eval_synthetic)
 for _name, _about in BENCHMARKS.items():
     add_benchmark(eval_app, _name, _about)
 app.add_typer(eval_app, name="eval")

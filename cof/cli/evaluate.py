@@ -1,4 +1,4 @@
-"""`cof eval`: the embedded benchmark and the public ones."""
+"""`cof eval`: the embedded benchmark's studies, and the public benchmarks."""
 
 from __future__ import annotations
 
@@ -13,78 +13,130 @@ from rich.table import Table
 
 from cof.cli.common import (
     BatchSizeOption,
-    BoxesOption,
     DataArgument,
-    DeviceOption,
-    DtypeOption,
-    ExpandOption,
     ImagesOption,
     LimitOption,
     LongestAnswerOption,
-    MaxBatchTokensOption,
-    ModelOption,
+    ModelOptions,
     OutOption,
-    PresetOption,
     PromptStyleOption,
-    QuantizationOption,
     RulesOption,
     SeedOption,
     SideOption,
-    StrengthOption,
-    load,
     sentences,
+    with_model,
+    with_settings,
 )
 from cof.errors import CofError
 
+ScenesOption = Annotated[
+    int | None,
+    typer.Option("--scenes", min=1, help="Test scenes of each number of objects. \\[default: 32]"),
+]
+KindsOption = Annotated[
+    str | None,
+    typer.Option("--kinds", help="Ask questions of these kinds only, such as digit,letter,color."),
+]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="A few scenes and settings, to see that all runs.")
+]
+
 
 @sentences
+@with_model()
+@with_settings()
 def eval_tiny(
-    model: ModelOption = None,
+    model: ModelOptions,
+    settings: dict[str, Any],
     out: OutOption = Path("results/tiny"),
-    scenes: Annotated[
-        int | None,
-        typer.Option(
-            "--scenes", min=1, help="Test scenes of each num_objects level. \\[default: 32]"
-        ),
-    ] = None,
+    scenes: ScenesOption = None,
     side: SideOption = 160,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first questions of each split.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A few scenes and settings, to see that all runs.")
-    ] = False,
+    kinds: KindsOption = None,
+    limit: LimitOption = None,
+    quick: QuickOption = False,
     batch_size: BatchSizeOption = 48,
     seed: SeedOption = 0,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
 ) -> None:
-    """Plain, reweight-only, CoF, true boxes and random boxes on held-out scenes, compared."""
-    from cof.eval.report.study import write_report
-    from cof.eval.study import Plan
-    from cof.eval.tiny import run_study
+    """Plain, CoF, two looks, and controls on held-out scenes; settings chosen beforehand."""
+    from cof.eval.embedded import run_effect
 
-    plan = Plan.quick() if quick else Plan()
-    if scenes is not None:
-        plan = replace(plan, scenes=scenes, validation_scenes=max(2, scenes // 4))
-    plan = replace(plan, side=side, limit=limit, batch_size=batch_size, seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
-    engine = load(model, None, dtype, device, False).engine
-    console = Console(stderr=True)
-    results = run_study(engine, plan, out, console=console)
-    write_report(results, out)
-    _print_effect(results)
-    typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
+    plan = _plan(scenes, side, kinds, limit, quick, batch_size, seed)
+    cof = model.load(settings)
+    results = run_effect(cof.engine, cof.settings, plan, out, console=Console(stderr=True))
+    finish(results, out)
+
+
+@sentences
+@with_model("tiny-early")
+@with_settings()
+def eval_grid(
+    model: ModelOptions,
+    settings: dict[str, Any],
+    out: OutOption = Path("results/grid"),
+    grounders: Annotated[
+        str | None,
+        typer.Option("--grounders", help="Such as prompt,attention,oracle. \\[default: all]"),
+    ] = None,
+    focuses: Annotated[
+        str | None, typer.Option("--focuses", help="Such as attention,crop. \\[default: all]")
+    ] = None,
+    scenes: ScenesOption = 16,
+    side: SideOption = 160,
+    kinds: KindsOption = "digit,letter,color",
+    limit: LimitOption = None,
+    quick: QuickOption = False,
+    batch_size: BatchSizeOption = 48,
+    seed: SeedOption = 0,
+) -> None:
+    """Every grounder with every focus on small details: accuracy and cost of each."""
+    from cof.eval.embedded import FOCUSES_COMPARED, SOURCES, run_grid
+
+    plan = _plan(scenes, side, kinds, limit, quick, batch_size, seed)
+    plan = replace(plan, strengths=plan.strengths[-5:], expands=(1.0, 1.5, 2.5))
+    cof = model.load(settings)
+    results = run_grid(
+        cof.engine,
+        cof.settings,
+        plan,
+        out,
+        sources=split_names(grounders) or SOURCES,
+        focuses=split_names(focuses) or FOCUSES_COMPARED,
+        console=Console(stderr=True),
+    )
+    finish(results, out)
+
+
+@sentences
+@with_model()
+@with_settings()
+def eval_synthetic(
+    model: ModelOptions,
+    settings: dict[str, Any],
+    out: OutOption = Path("results/synthetic"),
+    scenes: ScenesOption = 16,
+    side: SideOption = 160,
+    limit: LimitOption = None,
+    quick: QuickOption = False,
+    batch_size: BatchSizeOption = 32,
+    seed: SeedOption = 0,
+) -> None:
+    """The paper's tables on scenes in the formats of MME, POPE and MMBench."""
+    from cof.eval.embedded import run_synthetic
+
+    plan = _plan(scenes, side, None, limit, quick, batch_size, seed)
+    cof = model.load(settings)
+    results = run_synthetic(cof.engine, cof.settings, plan, out, console=Console(stderr=True))
+    finish(results, out)
 
 
 BENCHMARKS = {
     "mme": "MME's release folder or parquet files: yes/no in pairs, perception and cognition.",
     "mmbench": "An MMBench TSV file: multiple choice, right in every rotation of the options.",
     "pope": "POPE's three JSON files or parquet files: is there such an object?",
-    "textvqa": "TextVQA's validation JSON or parquet files: reading text in pictures.",
-    "vstar": "V*Bench's folder: small objects in large pictures, with their boxes.",
+    "textvqa": "TextVQA's validation JSON or parquet files: reading text in images.",
+    "vstar": "V*Bench's folder: small objects in large images, with their boxes.",
     "scenes": "What `cof scenes` drew: the embedded benchmark.",
-    "hrbench": "An HR-Bench TSV file: small things in pictures of 4K or 8K.",
+    "hrbench": "An HR-Bench TSV file: small things in images of 4K or 8K.",
     "refcoco": "RefCOCO(+/g) JSON lines or a parquet file: stage 1's boxes alone.",
 }
 
@@ -94,13 +146,13 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
 
     @app.command(name, help=about)
     @sentences
+    @with_model()
+    @with_settings()
     def evaluate(
         path: DataArgument,
-        model: ModelOption = None,
-        preset: PresetOption = None,
-        expand: ExpandOption = None,
-        strength: StrengthOption = None,
-        settings: Annotated[
+        model: ModelOptions,
+        settings: dict[str, Any],
+        chosen: Annotated[
             Path | None,
             typer.Option("--settings", help="The chosen.json of `cof sweep`: its settings."),
         ] = None,
@@ -124,83 +176,133 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         batch_size: BatchSizeOption = 8,
         max_new_tokens: LongestAnswerOption = 32,
         seed: SeedOption = 0,
-        dtype: DtypeOption = None,
-        device: DeviceOption = None,
-        boxes: BoxesOption = None,
-        quantization: QuantizationOption = None,
-        max_batch_tokens: MaxBatchTokensOption = None,
     ) -> None:
-        from cof.eval.benchmarks import BENCHMARKS as READERS
         from cof.eval.chosen import Chosen
-        from cof.eval.compare import Comparison
+        from cof.eval.data import BENCHMARKS as READERS
         from cof.eval.data.hub import local
-        from cof.eval.report.summary import write_summary
+        from cof.eval.evaluate import Evaluation
         from cof.eval.store import write_atomically
 
-        if settings is not None and any(of is not None for of in (preset, expand, strength, boxes)):
+        if chosen is not None and (settings or model.preset):
+            raise CofError("--settings are chosen already: leave --preset and other settings out.")
+        choice = None if chosen is None else Chosen.read(chosen)
+        if part == "test" and choice is None:
             raise CofError(
-                "--settings are chosen already: leave --preset, --expand, --strength, --boxes out."
+                "The test part is not read before the settings are chosen: run `cof sweep "
+                f"{name}` on this data, then name its choice with --settings."
             )
-        chosen = None if settings is None else Chosen.read(settings)
         data = local(path)
         options: dict[str, Any] = {"images": images, "limit": limit, "shard": shard_of(shard)}
-        options |= {"part": part, "chosen": chosen}
-        task = READERS[name](data, rules, prompt_style or "llava", **options)  # type: ignore[arg-type]
+        options |= {"part": part, "share": choice.share if choice else 0.25}
+        style = prompt_style or (choice and choice.about.get("prompt_style")) or "llava"
+        task = READERS[name](data, rules, style, **options)  # type: ignore[arg-type]
         if check:
             _print_check(task.check(), data)
             return
-        task.num_examples()  # so that data with problems is refused before a model is loaded
-        cof = load(
-            model,
-            preset,
-            dtype,
-            device,
-            False,
-            expand=expand,
-            strength=strength,
-            boxes=boxes,
-            quantization=quantization,
-            max_batch_tokens=max_batch_tokens,
-        )
-        if chosen is not None:
-            chosen.warn_of_another(cof.engine.name)
-        if prompt_style is None and cof.engine.dialect.name == "tiny":
+        _ = task.examples  # so that data with problems is refused before a model is loaded
+        cof = model.load(settings)
+        if choice is not None:
+            choice.check(task.examples, cof.engine.name)
+        if prompt_style is None and choice is None and cof.engine.dialect.name == "tiny":
             task = replace(task, prompt_style="tiny")
-        comparison = Comparison.usual(
-            chosen.settings if chosen else cof.settings,
+        evaluation = Evaluation.compare_usual(
+            choice.settings if choice else cof.settings,
             task,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             seed=seed,
         )
-        results = comparison.run(cof.engine, task, out, console=Console(stderr=True))
-        if chosen is not None and settings is not None:  # beside what it led to
-            write_atomically(out / settings.name, settings.read_text("utf-8"))
-        write_summary(results, out)
-        print_headline(results)
-        typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
+        results = evaluation.run(cof.engine, {name: task}, out, console=Console(stderr=True))
+        if chosen is not None:  # beside what it led to
+            write_atomically(out / chosen.name, chosen.read_text("utf-8"))
+        finish(results, out)
 
 
-def _print_effect(results: dict[str, Any]) -> None:
-    """The headline: fine details over all num_objects levels, or all kinds where there are none."""
-    groups = results["test"]["groups"]
-    title, table = next((name, groups[name]) for name in ("fine", "all") if name in groups)
-    shown = Table("method", "accuracy", "against plain", "fixed", "broken", "p", title=title)
-    for method, row in table.items():
-        against = [""] * 4
-        if "difference" in row:
-            counts = [str(row["fixed"]), str(row["broken"]), f"{row['p']:.2g}"]
-            against = [f"{row['difference']:+.3f}", *counts]
-        shown.add_row(method, f"{row['accuracy']:.3f}", *against)
-    Console().print(shown)
+def print_headline(results: dict[str, Any]) -> None:
+    """The figures that papers quote, by method; of stage 1 where that is all there is."""
+    from cof.eval.report.blocks import grid_table
+
+    if "grid" in results:
+        numbers = grid_table(results)
+        _print(numbers.head, numbers.rows, "Accuracy, and how much above the plain model")
+        return
+    for name, task in results["tasks"].items():
+        title = f"{task['benchmark']}, {task['rules']}"
+        metrics = [metric for metric in task["headline"] if metric in task["figures"]]
+        if not metrics:
+            for step, groups in task["grounding"].items():
+                row = groups.get("all", {})
+                if "iou_50" in row:
+                    shown = (
+                        f"{row['iou_50']['value']:.3f}   mean IoU: {row['mean_iou']['value']:.3f}"
+                    )
+                    typer.echo(f"{step.removeprefix('grounding ')}: IoU >= 0.5: {shown}")
+            continue
+        rows = []
+        for method in results["methods"]:
+            row = [method]
+            for metric in metrics:
+                of = task["figures"][metric][method]
+                gain = f" ({of['difference']:+.1f})" if "difference" in of else ""
+                row.append(f"{of['value']:.1f}{gain}")
+            rows.append(row)
+        _print(["method", *metrics], rows, title if len(results["tasks"]) == 1 else name)
 
 
 def shard_of(text: str) -> tuple[int, int]:
     """`2/4` -> `(2, 4)`."""
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if found is None:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None:
         raise CofError(f"--shard takes i/n, such as 2/4, not {text!r}.")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
+
+
+def _plan(
+    scenes: int | None,
+    side: int,
+    kinds: str | None,
+    limit: int | None,
+    quick: bool,
+    batch_size: int,
+    seed: int,
+) -> Any:
+    from cof.eval.embedded import Plan
+
+    plan = Plan(side=side, limit=limit, batch_size=batch_size, seed=seed, kinds=split_names(kinds))
+    if quick:
+        plan = replace(
+            plan,
+            scenes=2,
+            validation_scenes=1,
+            num_objects=(4, 12),
+            strengths=(4.0, 16.0),
+            expands=(1.0,),
+            scopes=("all",),
+        )
+    elif scenes is not None:
+        plan = replace(plan, scenes=scenes, validation_scenes=min(8, max(1, scenes // 3)))
+    return plan
+
+
+def finish(results: dict[str, Any], out: Path) -> None:
+    """Write the tables, and print the headline."""
+    from cof.eval.report.publish import write_table
+
+    write_table(results, out)
+    print_headline(results)
+    typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
+
+
+def split_names(text: str | None) -> tuple[str, ...]:
+    """`prompt, whole` -> `("prompt", "whole")`."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _print(head: Any, rows: Any, title: str) -> None:
+    shown = Table(*head, title=title)
+    for row in rows:
+        shown.add_row(*map(str, row))
+    Console().print(shown)
 
 
 def _print_check(problems: list[str], path: Path) -> None:
@@ -210,18 +312,3 @@ def _print_check(problems: list[str], path: Path) -> None:
     for problem in problems:
         typer.echo(problem)
     raise CofError(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}, listed above.")
-
-
-def print_headline(results: dict[str, Any]) -> None:
-    """The figures that papers quote, by method; of stage 1 where that is all there is."""
-    by_method = results["metrics"][results["rules"]]
-    if not by_method:
-        for row in results["grounding"].values():
-            typer.echo(f"IoU >= 0.5: {row['iou_50']:.3f}   mean IoU: {row['mean_iou']:.3f}")
-        return
-    known = next(iter(by_method.values()))
-    names = [name for name in results["headline"] if name in known] or list(known)
-    shown = Table("method", *names, title=f"{results['about']['benchmark']}, {results['rules']}")
-    for method, metrics in by_method.items():
-        shown.add_row(method, *(f"{metrics[name]:.1f}" for name in names))
-    Console().print(shown)

@@ -32,9 +32,9 @@ def report(
     written = publish(_there(directory), most=most)
     page, text = written.files[:2]
     typer.echo(f"{page}: {written.runs} run{'s' * (written.runs != 1)}, {_size(page)}")
-    if written.without_picture:
+    if written.without_image:
         typer.echo(
-            f"{written.without_picture} of {written.shown} pictures are no longer where the run "
+            f"{written.without_image} of {written.shown} images are no longer where the run "
             "found them."
         )
     parts = directory / PARTS

@@ -12,14 +12,13 @@ from rich.text import Text
 
 from cof.cli.common import (
     BatchSizeOption,
-    DeviceOption,
-    DtypeOption,
+    LimitOption,
     LongestAnswerOption,
-    ModelOption,
+    ModelOptions,
     OutOption,
-    PresetOption,
-    load,
     sentences,
+    with_model,
+    with_settings,
 )
 from cof.errors import CofError
 
@@ -29,54 +28,52 @@ if TYPE_CHECKING:
 
 
 @sentences
+@with_model()
+@with_settings()
 def reproduce_paper(
     data: Annotated[
         Path, typer.Option("--data", help="Folder with mme/, mmbench/ and pope/ as downloaded.")
     ],
-    model: ModelOption = None,
-    preset: PresetOption = None,
+    model: ModelOptions,
+    settings: dict[str, Any],
     out: OutOption = Path("results/paper"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is there, what is missing, how long.")
     ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="About so many questions of each part.")
-    ] = None,
+    limit: LimitOption = None,
     batch_size: BatchSizeOption = 8,
     max_new_tokens: LongestAnswerOption = 32,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
 ) -> None:
     """Tables I and II: plain, reweighting alone, CoF, and CoF as its released code has it."""
-    from cof.eval.paper import parts, run_paper, usable
+    from cof.eval.paper import check_parts, find_parts, run_paper
     from cof.eval.report.document import markdown
-    from cof.eval.report.paper import blocks
+    from cof.eval.report.paper import paper_blocks
 
-    found = parts(data)
+    found = find_parts(data)
     if not dry_run:
-        usable(found)  # before minutes are spent on loading a model
+        check_parts(found)  # before minutes are spent on loading a model
     try:
-        cof = load(model, preset, dtype, device, False)
+        cof = model.load(settings)
     except CofError as error:
         if not dry_run:
             raise
         _print_parts(found)
         raise CofError(f"The model is not there: {error}") from error
-    prompt_style = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
-    found = parts(data, prompt_style=prompt_style, limit=limit)  # type: ignore[arg-type]
+    style = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
+    found = find_parts(data, prompt_style=style, limit=limit)  # type: ignore[arg-type]
     how = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     if dry_run:
         _print_parts(found)
-        usable(found)
+        check_parts(found)
         _print_cost(cof, found, how)
         return
     console = Console(stderr=True)
     for part in found:
         if part.task is None:
             console.print(f"{part.name} is not there and left out: put it at {part.needed}")
-    numbers = run_paper(cof.engine, cof.settings, found, out, console=console, **how)
-    typer.echo(markdown(blocks(numbers)))
-    typer.echo(f"All numbers: {out / 'paper.md'}, {out / 'paper.json'}, and a folder for each part")
+    results = run_paper(cof.engine, cof.settings, found, out, console=console, **how)
+    typer.echo(markdown(paper_blocks(results)))
+    typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
 
 
 def _print_parts(found: list[Part]) -> None:
@@ -87,7 +84,7 @@ def _print_parts(found: list[Part]) -> None:
             shown.add_row(part.name, f"no: put it at {part.needed}", "", "")
             continue
         try:
-            shown.add_row(part.name, str(part.task.path), str(part.task.num_examples()), "none")
+            shown.add_row(part.name, str(part.task.path), str(len(part.task.examples)), "none")
         except CofError as error:
             shown.add_row(part.name, str(part.task.path), "", Text(str(error)))
     Console().print(shown)
@@ -95,7 +92,7 @@ def _print_parts(found: list[Part]) -> None:
 
 def _print_cost(cof: CoF, found: list[Part], how: dict[str, Any]) -> None:
     """Memory of the weights, and time measured on one batch of each part."""
-    from cof.eval.paper import seconds
+    from cof.eval.paper import estimate_seconds
 
     model = getattr(cof.engine, "model", None)
     if model is not None:
@@ -104,7 +101,7 @@ def _print_cost(cof: CoF, found: list[Part], how: dict[str, Any]) -> None:
     total = 0.0
     for part in found:
         if part.task is not None:
-            spent = seconds(cof.engine, cof.settings, part.task, **how)
+            spent = estimate_seconds(cof.engine, cof.settings, part.task, **how)
             total += spent
             typer.echo(f"{part.name}: about {spent / 60:.1f} minutes")
     typer.echo(f"In all about {total / 60:.1f} minutes, from one batch of each part.")

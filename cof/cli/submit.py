@@ -23,10 +23,10 @@ def submit_mmbench(
 ) -> None:
     """Write DIR/submission-METHOD.xlsx: the split's columns with the replies as predictions."""
     from cof.eval.data.mmbench import MMBench
-    from cof.eval.runs import read
+    from cof.eval.runs import read_json_object
     from cof.eval.submit import submit_mmbench
 
-    methods = read(directory / "results.json").get("methods")
+    methods = read_json_object(directory / "results.json").get("methods")
     if not methods:
         raise CofError(
             f"There is no finished run in {directory}: run `cof eval mmbench` with --out "

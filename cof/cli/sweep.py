@@ -12,36 +12,35 @@ from rich.console import Console
 
 from cof.cli.common import (
     BatchSizeOption,
-    DeviceOption,
-    DtypeOption,
     ImagesOption,
     LimitOption,
     LongestAnswerOption,
-    ModelOption,
-    PresetOption,
+    ModelOptions,
     PromptStyleOption,
     RulesOption,
     indices,
-    load,
     sentences,
+    with_model,
+    with_settings,
 )
-from cof.cli.evaluate import print_headline
+from cof.cli.evaluate import finish, split_names
 from cof.errors import CofError
 
 if TYPE_CHECKING:
-    from cof.engines.base import Engine
-    from cof.eval.chosen import Chosen
     from cof.eval.data.base import Benchmark
-    from cof.eval.sweep import Indices, Sweep
-    from cof.settings import Settings
 
 EMBEDDED = "tiny"
 
 T = TypeVar("T")
+Indices = tuple[int, ...] | None
 
 
 @sentences
+@with_model()
+@with_settings()
 def sweep(
+    model: ModelOptions,
+    settings: dict[str, Any],
     benchmark: Annotated[
         str,
         typer.Argument(metavar="[BENCHMARK]", help="tiny, or a name of `cof eval` with its PATH."),
@@ -50,8 +49,6 @@ def sweep(
         str | None,
         typer.Argument(metavar="[PATH]", help="The data as downloaded, or hf://owner/name/folder."),
     ] = None,
-    model: ModelOption = None,
-    preset: PresetOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -64,7 +61,7 @@ def sweep(
         float,
         typer.Option(
             "--share",
-            help="Of the pictures, for choosing; the others stay for --part test. 1: all of PATH.",
+            help="Of the images, for choosing; the others stay for --part test. 1: all of PATH.",
         ),
     ] = 0.25,
     strengths: Annotated[str, typer.Option("--strengths", help="lambdas.")] = "1.5,2,4,8,16,32",
@@ -107,7 +104,7 @@ def sweep(
     prompt_style: PromptStyleOption = None,
     limit: LimitOption = None,
     scenes: Annotated[
-        int, typer.Option("--scenes", min=1, help="tiny: scenes of each num_objects level.")
+        int, typer.Option("--scenes", min=1, help="tiny: scenes of each number of objects.")
     ] = 16,
     side: Annotated[
         int, typer.Option("--side", help="tiny: of the scenes; above 160 details are smaller.")
@@ -115,134 +112,96 @@ def sweep(
     batch_size: BatchSizeOption = 32,
     max_new_tokens: LongestAnswerOption = 32,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of the questions.")] = 0,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
 ) -> None:
     """Choose lambda, alpha, scope and layers on validation questions, and freeze the choice.
 
     Without BENCHMARK and PATH: on the embedded benchmark's validation scenes, with the embedded
     model, in some minutes. DIR/chosen.json goes to `cof eval --settings`.
     """
-    from cof.eval.report.sweep import write_report
-    from cof.eval.sweep import Grid, Sweep
+    from cof.eval.embedded import make_sweep
     from cof.settings import Settings
+    from cof.tiny.benchmark import FINE
 
     folder = out or Path("results") / f"sweep-{benchmark}"
-    options: dict[str, Any] = {"images": images, "rules": rules, "limit": limit}
     if benchmark == EMBEDDED:
         if path is not None:
             raise CofError(f"`cof sweep {EMBEDDED}` draws its own data: leave PATH out.")
-        task, test = _scenes(folder, scenes, side, limit)
+        validation, test = _draw(folder, scenes, side, limit, then_test)
     else:
-        task, test = _parts(benchmark, path, share, then_test, options)
-    task.num_examples()  # so that data with problems is refused before a model is loaded
+        options = {"images": images, "rules": rules, "limit": limit, "share": share}
+        validation, test = _parts(benchmark, path, then_test, options)
+    _ = validation.examples  # so that data with problems is refused before a model is loaded
 
-    def planned(settings: Settings, layer_count: int) -> Sweep:
-        return Sweep(
-            settings,
-            Grid(
-                _listed("--strengths", strengths, float),
-                _listed("--expands", expands, float),
-                _listed("--scopes", scopes, str),  # type: ignore[arg-type]
-                _chosen_indices("--layers", layers or ["all", "lower", "upper"], layer_count),
-                _chosen_indices("--heads", heads or ["all"], None),
-            ),
-            rungs,
-            keep,
-            batch_size,
-            max_new_tokens,
-            seed,
-            _kinds(benchmark, kinds),
+    def plan(base: Settings, layer_count: int) -> Any:
+        return make_sweep(
+            base,
+            strengths=_listed("--strengths", strengths, float),
+            expands=_listed("--expands", expands, float),
+            scopes=_listed("--scopes", scopes, str),  # type: ignore[arg-type]
+            layers=_indices("--layers", layers or ["all", "lower", "upper"], layer_count),
+            heads=_indices("--heads", heads or ["all"], None),
+            rungs=rungs,
+            keep=keep,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            kinds=split_names(kinds) or (FINE if benchmark == EMBEDDED else ()),
         )
 
-    # refused before minutes are spent on loading a model
-    planned(Settings(), 2).grid.methods(Settings())
-    cof = load(model, preset, dtype, device, False)
-    usual = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
-    task = replace(task, prompt_style=prompt_style or usual)  # type: ignore[arg-type]
-    plan = planned(cof.settings, _layer_count(cof.engine))
-    console = Console(stderr=True)
-    chosen = plan.run(cof.engine, task, folder, console=console)
-    write_report(folder)
-    settings = chosen.settings
+    plan(Settings(), 2)  # refused before minutes are spent on loading a model
+    cof = model.load(settings)
+    style = prompt_style or ("tiny" if cof.engine.dialect.name == "tiny" else "llava")
+    validation = replace(validation, prompt_style=style)  # type: ignore[arg-type]
+    layer_count, _ = cof.engine.adapter.shape  # type: ignore[attr-defined]
+    study, console = plan(cof.settings, layer_count), Console(stderr=True)
+    choice = study.choose(cof.engine, {benchmark: validation}, folder, console=console)
+    best = choice.tried["cof"]
+    accuracy = next(of["accuracy"] for of in best if of["key"] == choice.chosen["cof"].key)
     typer.echo(
-        f"Chosen: lambda {settings.strength:g}, alpha {settings.expand:g}, scope {settings.scope}, "
-        f"layers {'all' if settings.layers is None else settings.layers}; accuracy "
-        f"{chosen.about['accuracy']:.3f}, plain {chosen.about['plain_accuracy']:.3f}"
+        f"Chosen of {len(best)}: {choice.chosen['cof'].key}; accuracy {accuracy:.3f}, plain "
+        f"{choice.plain:.3f} on {choice.questions} validation questions"
     )
-    if chosen.about["accuracy"] <= chosen.about["plain_accuracy"]:
+    if accuracy <= choice.plain:
         typer.echo("No setting answers more of these questions than the plain model.")
-    typer.echo(f"Frozen in {folder / 'chosen.json'}; all settings: {folder / 'sweep.md'}")
-    if then_test:
-        rest = replace(test(chosen), prompt_style=task.prompt_style)
-        _measure(cof.engine, chosen, rest, plan, folder / "test", console)
+    typer.echo(f"Frozen in {folder / 'chosen.json'}; all settings: {folder / 'choice.json'}")
+    if test is not None:
+        task = replace(test, prompt_style=style)  # type: ignore[arg-type]
+        finish(
+            study.measure(cof.engine, {benchmark: task}, choice, folder, console=console), folder
+        )
 
 
-def _scenes(
-    folder: Path, scenes: int, side: int, limit: int | None
-) -> tuple[Benchmark, Callable[[Chosen], Benchmark]]:
-    """The validation scenes, and how to come by the test scenes, twice as many."""
+def _draw(
+    folder: Path, scenes: int, side: int, limit: int | None, then_test: bool
+) -> tuple[Benchmark, Benchmark | None]:
+    """The validation scenes, and twice as many test scenes."""
     from cof.eval.data.scenes import Scenes
     from cof.tiny.benchmark import write_benchmark
 
-    def drawn(split: str, scenes: int) -> Path:
-        data = folder / "work" / split
+    def draw(split: str, scenes: int) -> Benchmark:
+        data = folder / "data" / split
         write_benchmark(data, split, scenes=scenes, side=side)
-        return data
+        return Scenes(data, limit=limit)
 
-    return Scenes(drawn("validation", scenes), limit=limit), lambda chosen: Scenes(
-        drawn("test", 2 * scenes), limit=limit, chosen=chosen
-    )
+    return draw("validation", scenes), draw("test", 2 * scenes) if then_test else None
 
 
 def _parts(
-    name: str, path: str | None, share: float, then_test: bool, options: dict[str, Any]
-) -> tuple[Benchmark, Callable[[Chosen], Benchmark]]:
-    """The validation part of a benchmark's data, and how to come by its test part."""
-    from cof.eval.benchmarks import BENCHMARKS
+    name: str, path: str | None, then_test: bool, options: dict[str, Any]
+) -> tuple[Benchmark, Benchmark | None]:
+    """The validation part of a benchmark's data, and its test part."""
+    from cof.eval.data import BENCHMARKS
     from cof.eval.data.hub import local
 
     if name not in BENCHMARKS:
         raise CofError(f"There is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
     if path is None:
         raise CofError(f"Name the data of {name}: cof sweep {name} PATH.")
-    if then_test and share == 1:
+    if then_test and options["share"] == 1:
         raise CofError("With --share 1 nothing is left to test on: name other data to `cof eval`.")
     reader, data = BENCHMARKS[name], local(path)
-    part = reader(data, part="validation", share=share, **options)
-    return part, lambda chosen: reader(data, part="test", chosen=chosen, **options)
-
-
-def _measure(
-    engine: Engine, chosen: Chosen, test: Benchmark, plan: Sweep, out: Path, console: Console
-) -> None:
-    from cof.eval.compare import Comparison
-    from cof.eval.report.summary import write_summary
-
-    comparison = Comparison.usual(
-        chosen.settings,
-        test,
-        batch_size=plan.batch_size,
-        max_new_tokens=plan.max_new_tokens,
-        seed=plan.seed,
-    )
-    results = comparison.run(engine, test, out, console=console)
-    write_summary(results, out)
-    print_headline(results)
-    typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
-
-
-def _kinds(benchmark: str, text: str | None) -> tuple[str, ...]:
-    from cof.tiny.benchmark import FINE
-
-    if text is None:
-        return FINE if benchmark == EMBEDDED else ()
-    return tuple(part.strip() for part in text.split(","))
-
-
-def _layer_count(engine: Any) -> int:
-    layers, _ = engine.adapter.shape
-    return int(layers)
+    test = reader(data, part="test", **options) if then_test else None
+    return reader(data, part="validation", **options), test
 
 
 def _listed(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
@@ -253,11 +212,10 @@ def _listed(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
         raise CofError(f"{option} takes numbers such as 1,2.5, not {text!r}.") from error
 
 
-def _chosen_indices(option: str, texts: Sequence[str], count: int | None) -> tuple[Indices, ...]:
-    from cof.eval.sweep import halves
-
+def _indices(option: str, texts: Sequence[str], count: int | None) -> tuple[Indices, ...]:
     named: dict[str, Indices] = {"all": None}
     if count is not None:
-        named |= dict(zip(("all", "lower", "upper"), halves(count), strict=True))
-    found = [named[text] if text in named else indices(option, text) for text in texts]
-    return tuple(dict.fromkeys(found))
+        middle = count // 2
+        named |= {"lower": tuple(range(middle)), "upper": tuple(range(middle, count))}
+    chosen = [named[text] if text in named else indices(option, text) for text in texts]
+    return tuple(dict.fromkeys(chosen))

@@ -116,6 +116,7 @@ class Study:
         about = {
             "study": self.name,
             **describe_engine(engine),
+            "prompt_style": next(iter(tasks.values())).prompt_style,
             "validation": digest("".join(e.id + e.prompt for of in asked.values() for e in of)),
             "batch_size": self.batch_size,
             "max_new_tokens": self.max_new_tokens,
