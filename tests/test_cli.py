@@ -7,12 +7,13 @@ import shlex
 import subprocess
 import sys
 import warnings
-from dataclasses import Field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 import typer
+from option_values import other_values
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -137,30 +138,17 @@ def test_text_output_keeps_brackets(loaded: Loaded, image: str) -> None:
     assert "confidence 0.50" in result.stdout
 
 
-def another(field: Field[Any]) -> tuple[list[str], Any]:
-    """The option for another value than a setting's default, and that value."""
-    flag, kind = "--" + field.name.replace("_", "-"), get_type_hints(Settings)[field.name]
-    if kind is bool:
-        return [flag], True
-    if field.metadata["choices"]:
-        value = next(each for each in field.metadata["choices"] if each != field.default)
-        return [flag, value], value
-    if kind in (int, float):
-        return [flag, "1" if field.default != 1 else "0.5"], 1 if field.default != 1 else 0.5
-    if kind == tuple[int, ...] | None:
-        return [flag, "0-2,5"], (0, 1, 2, 5)
-    return [flag, "paper"], "paper"
-
-
 def test_every_setting_has_an_option(loaded: Loaded, image: str) -> None:
-    changes = {field.name: another(field) for field in fields(Settings)}
-    arguments = [part for option, _ in changes.values() for part in option]
-    result = run("ask", image, QUESTION, *arguments, "--json")  # strength 1: no grounder is asked
+    values, arguments = other_values(), []
+    for name, (text, value) in values.items():
+        flag = "--" + name.replace("_", "-")
+        arguments += [flag] if value is True else [flag, text]
+    result = run("ask", image, QUESTION, *arguments, "--json")
     assert result.exit_code == 0, result.output
-    settings = Settings(**{name: value for name, (_, value) in changes.items()})
+    settings = Settings(**{name: value for name, (_, value) in values.items()})
     shown = json.loads(result.stdout)["settings"]
     assert shown == json.loads(json.dumps(settings.as_dict()))
-    assert not [name for name in shown if shown[name] == Settings().as_dict()[name]]
+    assert not [name for name, value in Settings().as_dict().items() if shown[name] == value]
 
 
 def test_flags_can_be_unset(loaded: Loaded, image: str) -> None:

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
+import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from cof.adaptive import RULE_FILE, Rule, load_rule, save_rule
 from models import checkpoint
+from option_values import other_values
 from PIL import Image
-from rich.console import Console
 
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.eval.compare import Comparison
-from cof.eval.data.pope import POPE
-from cof.eval.methods import PLAIN, Method
-from cof.eval.store import Store
-from cof.images import load_image
-from cof.lmms.adapter import Asked, answers, pipeline
+from cof.lmms.adapter import MODEL_OPTIONS, EvalRequest, answer_requests, load_pipeline
 from cof.pipeline import CoF
 from cof.settings import Settings
-from cof.tiny import checkpoint_path
-from cof.tiny.faces import write_faces
+from cof.tiny.questions import verify
+from cof.tiny.scenes import make_scene, render
 from cof.types import Decoding
 
 BOX = "[0.1, 0.1, 0.5, 0.5]"
@@ -86,19 +81,12 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def instance(documents: list[Any], number: int, prompt: str, **options: Any) -> Instance:
-    def pictures(document: Any) -> list[Image.Image]:
-        return document["pictures"]
-
-    return Instance((prompt, options, pictures, number, "task", "test"))
+    return Instance((prompt, options, lambda document: document["images"], number, "task", "test"))
 
 
-def document(*colors: str) -> dict[str, Any]:
-    return {"pictures": [Image.new("RGB", (8, 8), color) for color in colors]}
-
-
-def asked(prompt: str, images: int = 1, **options: Any) -> Asked:
-    pictures = [Image.new("RGB", (8, 8), (40 * n, 0, 0)) for n in range(images)]
-    return Asked(prompt, options, lambda: pictures)
+def request(prompt: str, images: int = 1, **options: Any) -> EvalRequest:
+    loaded = [Image.new("RGB", (8, 8), (40 * n, 0, 0)) for n in range(images)]
+    return EvalRequest(prompt, options, lambda: loaded)
 
 
 def test_found_by_its_entry_point(plugin: Any) -> None:
@@ -110,31 +98,25 @@ def test_found_by_its_entry_point(plugin: Any) -> None:
     assert plugin.CoFModel.is_simple
 
 
-def test_same_answers_as_the_runner(plugin: Any, tmp_path: Path) -> None:
-    """POPE-like questions to a random LLaVA, batches of other sizes and company."""
-    write_faces(tmp_path / "data", num_objects=(4,), scenes=1)
-    task = POPE(tmp_path / "data" / "pope", prompt_style="lmms-eval")
+def test_same_answers_as_the_pipeline(plugin: Any) -> None:
+    """Yes/no questions to a random LLaVA; the pipeline runs them in batches of another size."""
+    scenes = [make_scene(seed, 4) for seed in range(6)]
+    documents = [{"images": [render(scene)]} for scene in scenes]
+    prompts = [verify(scene, random.Random(0)).text for scene in scenes]
     # a random model finds no boxes, and looks at the whole image then
     options = {"pretrained": str(checkpoint("llava")), "strength": 500, "on_missing": "whole"}
     model = plugin.CoFModel(batch_size="4", device="cpu", **options)
-    comparison = Comparison(
-        model.cof.settings,
-        {"plain": PLAIN, "cof": Method.of("cof", model.cof.settings)},
-        max_new_tokens=3,
-    )
-    comparison.run(model.cof.engine, task, tmp_path / "out", console=Console(quiet=True))
-    store = Store(tmp_path / "out" / "answers.jsonl")
-    documents = [{"pictures": [load_image(Path(str(e.image)))]} for e in task.examples]
     model.task_dict = {"task": {"test": documents}}
     requests = [
-        instance(documents, number, example.prompt, max_new_tokens=3, temperature=0, until=["\n\n"])
-        for number, example in enumerate(task.examples)
+        instance(documents, number, prompt, max_new_tokens=3, temperature=0, until=["\n\n"])
+        for number, prompt in enumerate(prompts)
     ]
-    ours = store.method(comparison.methods["cof"].key)
-    expected = [ours[example.id].text for example in task.examples]
+    queries = [(doc["images"][0], prompt) for doc, prompt in zip(documents, prompts, strict=True)]
+    answers = model.cof.batch(queries, decoding=Decoding(max_new_tokens=3), batch_size=6)
+    expected = [answer.text for answer in answers]
     assert model.generate_until(requests) == expected
-    assert expected != [store["plain", example.id].text for example in task.examples]
-    assert [reply for _, _, reply in model.cache_hook.seen] == expected
+    assert expected != [answer.plain() for answer in answers]
+    assert sorted(reply for _, _, reply in model.cache_hook.seen) == sorted(expected)
     model.clean()
     assert model.cleaned
     assert not hasattr(model, "cof")
@@ -152,17 +134,17 @@ def test_what_it_does_not_offer(plugin: Any) -> None:
         plugin.CoFModel(batch_size="auto")
 
 
-def test_decoded_alike_run_together_and_answers_keep_their_places() -> None:
+def test_same_decoding_runs_together_and_answers_keep_their_places() -> None:
     engine = FakeEngine(lambda request: BOX if "box" in request.prompt else request.prompt)
     cof = CoF(engine, Settings())
     requests = [
-        asked("one", max_new_tokens=4),
-        asked("two", max_new_tokens=9, num_beams=3),
-        asked("three\n\nmore", max_new_tokens=4, until=["\n\n", "re"]),
-        asked("four"),
+        request("one", max_new_tokens=4),
+        request("two", max_new_tokens=9, num_beams=3),
+        request("three\n\nmore", max_new_tokens=4, until=["\n\n", "re"]),
+        request("four"),
     ]
-    found = dict(answers(cof, requests, batch_size=8))
-    assert [found[n] for n in range(4)] == ["one", "two", "th", "four"]
+    texts = dict(answer_requests(cof, requests, batch_size=8))
+    assert [texts[n] for n in range(4)] == ["one", "two", "th", "four"]
     decodings = [decoding for call, decoding in engine.calls if call[0].highlight]
     assert decodings == [
         Decoding(max_new_tokens=4),
@@ -173,34 +155,53 @@ def test_decoded_alike_run_together_and_answers_keep_their_places() -> None:
 
 def test_decoding() -> None:
     usual = {"temperature": 0, "top_p": None, "num_beams": 1, "do_sample": False}
-    assert asked("x", max_new_tokens=16, **usual).decoding == Decoding(max_new_tokens=16)
-    sampled = asked("x", temperature=0.5, top_p=0.9).decoding
+    assert request("x", max_new_tokens=16, **usual).decoding == Decoding(max_new_tokens=16)
+    sampled = request("x", temperature=0.5, top_p=0.9).decoding
     assert (sampled.temperature, sampled.top_p) == (0.5, 0.9)
-    assert asked("x", until="b").ended("abc") == "a"
-    assert asked("x", until=[""]).ended("abc") == "abc"
+    assert request("x", until="b").cut("abc") == "a"
+    assert request("x", until=[""]).cut("abc") == "abc"
 
 
 @pytest.mark.parametrize("images", [0, 2])
-def test_one_picture_each(images: int) -> None:
-    with pytest.raises(CofError, match=f"one picture each, and this one has {images}"):
-        _ = asked("x", images=images).query
+def test_one_image_each(images: int) -> None:
+    with pytest.raises(CofError, match=f"one image each, and this one has {images}"):
+        _ = request("x", images=images).query
 
 
-def test_options(tmp_path: Path) -> None:
+def as_lmms_eval_reads(text: str) -> Any:
+    """A value of `--model_args`, as `lmms_eval.utils.handle_arg_string` reads it."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.isnumeric():
+        return int(text)
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def test_every_setting_is_an_option() -> None:
+    values = other_values()
+    options = {name: as_lmms_eval_reads(text) for name, (text, _) in values.items()}
+    cof = load_pipeline(pretrained=str(checkpoint("llava")), **options)
+    assert cof.settings == Settings(**{name: value for name, (_, value) in values.items()})
+
+
+def test_options() -> None:
     model = str(checkpoint("llava"))
-    cof = pipeline(pretrained=model, layers="0-1", grounder="whole", strength=4)
-    assert cof.settings == cof.settings.changed(layers=(0, 1), grounder="whole", strength=4)
-    assert pipeline(pretrained=model, layers=1).settings.layers == (1,)
-    own = pipeline(pretrained=model, grounder="attention", grounder_layers="0-1").settings
-    assert own.grounder_layers == (0, 1)
-    save_rule(tmp_path / "rule.json", Rule(plain_at_most=0.5), {})
-    ruled = pipeline(pretrained=model, adaptive=str(tmp_path / "rule.json"))
-    assert ruled.settings.adaptive == Rule(plain_at_most=0.5)
-    assert pipeline(pretrained=model, adaptive="off").settings.adaptive is None
-    assert pipeline(adaptive="on").settings.adaptive == load_rule(checkpoint_path() / RULE_FILE)
-    with pytest.raises(CofError, match="No rule comes with"):
-        pipeline(pretrained=model, adaptive="on")
-    with pytest.raises(CofError, match=r"knows no 'lambda', but pretrained, .*strength"):
-        pipeline(**{"pretrained": model, "lambda": 2})
+    assert load_pipeline(pretrained=model, layers=1).settings.layers == (1,)
+    with pytest.raises(CofError, match=r"has no 'lambda'; it has pretrained, .*strength"):
+        load_pipeline(**{"pretrained": model, "lambda": 2})
     with pytest.raises(CofError, match="grounder must be one of"):
-        pipeline(pretrained=model, grounder="mine")
+        load_pipeline(pretrained=model, grounder="mine")
+    with pytest.raises(CofError, match="layers takes numbers and ranges"):
+        load_pipeline(pretrained=model, layers=0.5)
+
+
+def test_all_arguments_of_from_pretrained_are_options() -> None:
+    ours = {"pretrained" if name == "model" else name for name in signature(CoF.from_pretrained)}
+    assert ours - {"settings", "allow_url"} == set(MODEL_OPTIONS)
+
+
+def signature(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)

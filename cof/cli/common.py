@@ -22,6 +22,9 @@ from cof.settings import Settings
 if TYPE_CHECKING:
     from cof.pipeline import CoF
 
+Indices = tuple[int, ...] | None
+"""The type of those settings that are written like `0-15,20`."""
+
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf)"
 
 
@@ -295,9 +298,6 @@ def with_settings(names: Collection[str] | None = None) -> Callable[[Command], C
     return expand
 
 
-Indices = tuple[int, ...] | None
-
-
 def _settings_option(field: Field[Any], hint: Any) -> inspect.Parameter:
     choices, flag, help = field.metadata["choices"], _flag(field.name), field.metadata["help"]
     if hint is bool:
@@ -363,13 +363,20 @@ def _hide_progress_bars() -> None:
 
 
 def indices(option: str, text: str | None) -> tuple[int, ...] | None:
-    """`0-3,7` -> `(0, 1, 2, 3, 7)`."""
+    """The numbers and ranges of an option; `+` separates them like a comma.
+
+    >>> indices("--layers", "0-3,7")
+    (0, 1, 2, 3, 7)
+
+    Raises:
+        CofError: the text is something else; the message names the option.
+    """
     if text is None:
         return None
-    indices: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part)
-        if found is None or (found[2] and int(found[2]) < int(found[1])):
+    numbers: list[int] = []
+    for part in re.split("[,+]", text):
+        match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise CofError(f"{option} takes numbers and ranges such as 0-15,20, not {text!r}.")
-        indices += range(int(found[1]), int(found[2] or found[1]) + 1)
-    return tuple(dict.fromkeys(indices))
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(dict.fromkeys(numbers))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval is told: the model's name and where its class is."""
+    """The model's name, and where lmms-eval finds its class."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="cof", simple_class_path="cof.lmms.model.CoFModel")

@@ -1,58 +1,69 @@
-"""lmms-eval's requests as questions for the pipeline, and its options as settings."""
+"""lmms-eval's requests as queries for the pipeline, and its `--model_args` as settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from cof.adaptive import chosen_rule
-from cof.cli.common import indices
+from cof.cli.common import Indices, indices
 from cof.errors import CofError
 from cof.pipeline import CoF, Query
 from cof.settings import Settings
-from cof.tiny import resolved
 from cof.types import Decoding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-OPTIONS = ("pretrained", "preset", "dtype", "device_map", "pad_to_square")
-"""Of `--model_args`, beside the fields of `cof.settings.Settings`."""
+MODEL_OPTIONS = (
+    "pretrained",
+    "preset",
+    "dtype",
+    "device_map",
+    "pad_to_square",
+    "quantization",
+    "max_batch_tokens",
+)
+"""What `--model_args` takes beside the fields of `cof.settings.Settings`: the arguments of
+`CoF.from_pretrained`, the first of them as `pretrained`."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request, read.
+class EvalRequest:
+    """One request of lmms-eval.
 
     Attributes:
         prompt: the whole prompt.
         options: the task's `generation_kwargs`.
-        images: gives the request's pictures.
+        load_images: returns the request's images.
     """
 
     prompt: str
     options: Mapping[str, Any]
-    images: Callable[[], Sequence[Image]]
+    load_images: Callable[[], Sequence[Image]]
 
     @classmethod
-    def read(cls, arguments: Sequence[Any], documents: Mapping[str, Any]) -> Asked:
-        """From an `Instance`'s arguments `(context, options, pictures of a document, number,
-        task, split)` and the documents `{task: {split: [...]}}`."""
-        prompt, options, pictures, number, task, split = arguments
-        return cls(prompt, options, lambda: pictures(documents[task][split][number]) or ())
+    def from_arguments(cls, arguments: Sequence[Any], documents: Mapping[str, Any]) -> EvalRequest:
+        """A request from an lmms-eval `Instance`.
+
+        Args:
+            arguments: its `(context, options, images of a document, number, task, split)`.
+            documents: `{task: {split: [document, ...]}}`.
+        """
+        prompt, options, images_of, number, task, split = arguments
+        return cls(prompt, options, lambda: images_of(documents[task][split][number]) or ())
 
     @property
     def query(self) -> Query:
-        """The question for the pipeline.
+        """The query for the pipeline.
 
         Raises:
-            CofError: it has no picture, or several.
+            CofError: it has no image, or several.
         """
-        images = list(self.images())
+        images = list(self.load_images())
         if len(images) != 1:
             raise CofError(
-                f"cof answers questions about one picture each, and this one has {len(images)}: "
+                f"cof answers questions about one image each, and this one has {len(images)}: "
                 f"choose another task ({self.prompt[:60]!r})."
             )
         return Query(images[0], self.prompt)
@@ -69,53 +80,55 @@ class Asked:
             seed=0 if options.get("temperature") else None,
         )
 
-    def ended(self, text: str) -> str:
+    def cut(self, reply: str) -> str:
         """The reply up to the first of the task's stop strings."""
         stops = self.options.get("until") or ()
         for stop in [stops] if isinstance(stops, str) else stops:
             if stop:
-                text = text.split(stop)[0]
-        return text
+                reply = reply.split(stop)[0]
+        return reply
 
 
-def pipeline(**options: Any) -> CoF:
-    """The pipeline of `--model_args`: `OPTIONS` as of `CoF.from_pretrained`, and any setting;
-    layers and heads as `0-15`, `adaptive` as `off`, `on` or a rule's file.
+def load_pipeline(**options: Any) -> CoF:
+    """The pipeline that `--model_args` describes.
+
+    Args:
+        options: `MODEL_OPTIONS` and any setting; layers and heads are written `0-15+20`, because
+            a comma ends an option of lmms-eval.
 
     Raises:
         CofError: no such option, or a value is refused.
     """
-    known = [field.name for field in fields(Settings)]
+    known = (*MODEL_OPTIONS, *(field.name for field in fields(Settings)))
     for name in options:
-        if name not in (*OPTIONS, *known):
-            raise CofError(f"--model_args knows no {name!r}, but {', '.join((*OPTIONS, *known))}.")
-    for name in ("layers", "heads", "grounder_layers"):
-        if name in options:
+        if name not in known:
+            raise CofError(f"--model_args has no {name!r}; it has {', '.join(known)}.")
+    for name, kind in get_type_hints(Settings).items():
+        if kind == Indices and name in options:
             options[name] = indices(name, str(options[name]))
-    model = options.pop("pretrained", None)
-    if "adaptive" in options:
-        options["adaptive"] = chosen_rule(str(options["adaptive"]), str(resolved(model)))
-    return CoF.from_pretrained(model, **options)
+    return CoF.from_pretrained(options.pop("pretrained", None), **options)
 
 
-def answers(cof: CoF, asked: Sequence[Asked], *, batch_size: int) -> Iterator[tuple[int, str]]:
-    """Answer all requests; those that are decoded alike run together.
+def answer_requests(
+    cof: CoF, requests: Sequence[EvalRequest], *, batch_size: int
+) -> Iterator[tuple[int, str]]:
+    """Answer all requests; those with the same decoding run together.
 
     Args:
         cof: the pipeline.
-        asked: the requests.
+        requests: the requests.
         batch_size: questions in one forward pass.
 
     Yields:
-        Number of a request and its answer, in the order of answering.
+        The number of a request and its answer, in the order of answering.
     """
-    alike: dict[Decoding, list[int]] = {}
-    for number, request in enumerate(asked):
-        alike.setdefault(request.decoding, []).append(number)
-    for decoding, numbers in alike.items():
+    numbers_by_decoding: dict[Decoding, list[int]] = {}
+    for number, request in enumerate(requests):
+        numbers_by_decoding.setdefault(request.decoding, []).append(number)
+    for decoding, numbers in numbers_by_decoding.items():
         for start in range(0, len(numbers), batch_size):
-            rows = numbers[start : start + batch_size]
-            queries = [asked[row].query for row in rows]
-            found = cof.batch(queries, decoding=decoding, batch_size=batch_size)
-            for row, answer in zip(rows, found, strict=True):
-                yield row, asked[row].ended(answer.text)
+            batch = numbers[start : start + batch_size]
+            queries = [requests[number].query for number in batch]
+            answers = cof.batch(queries, decoding=decoding, batch_size=batch_size)
+            for number, answer in zip(batch, answers, strict=True):
+                yield number, requests[number].cut(answer.text)

@@ -1,4 +1,4 @@
-"""The class that lmms-eval loads. Its package must be installed (`pip install "cof[lmms]"`)."""
+"""The class that lmms-eval loads. It needs lmms-eval (`pip install "cof[lmms]"`)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from lmms_eval.api.model import lmms
 from rich.console import Console
+from rich.progress import track
 
 from cof.errors import CofError
-from cof.eval.about import progress_bar
-from cof.lmms.adapter import Asked, answers, pipeline
+from cof.lmms.adapter import EvalRequest, answer_requests, load_pipeline
 
 
 class CoFModel(lmms):
     """Answers lmms-eval's requests with both stages of CoF.
 
-    Every part of `--model_args` but those of `cof.lmms.adapter.OPTIONS` is a field of
+    Every option of `--model_args` but those of `cof.lmms.adapter.MODEL_OPTIONS` is a field of
     `cof.settings.Settings`: `grounder=none` is the plain model, `grounder=whole` reweights every
     image token, `strength` is lambda and `expand` alpha.
     """
@@ -36,44 +36,47 @@ class CoFModel(lmms):
         Args:
             batch_size: questions in one forward pass.
             max_batch_size: ignored: there is no automatic batch size.
-            device: of the model, unless `device_map` is among the options; None: the GPU of this
-                process, of several that `accelerate launch` or `torchrun` started.
+            device: of the model, unless `device_map` is among the options; None: this process's
+                GPU where `accelerate launch` or `torchrun` started several processes.
             options: `--model_args`.
 
         Raises:
-            CofError: an option or a value is not known.
+            CofError: there is no such option, or a value is refused.
         """
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise CofError(f"--batch_size takes a number with cof, not {batch_size!r}.")
         self.batch_size = int(batch_size)
         device = device or _own_gpu()
-        self.cof = pipeline(**({"device_map": device} if device else {}) | options)
+        self.cof = load_pipeline(**({"device_map": device} if device else {}) | options)
         self.device = getattr(getattr(self.cof.engine, "model", None), "device", "cpu")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """One answer for each request, in order."""
-        asked = [Asked.read(request.args, self.task_dict) for request in requests]
-        found = [""] * len(asked)
-        with progress_bar(Console(stderr=True, quiet=self.rank != 0)) as bar:
-            counter = bar.add_task("cof", total=len(asked))
-            for number, text in answers(self.cof, asked, batch_size=self.batch_size):
-                bar.advance(counter)
-                found[number] = text
-                request = (asked[number].prompt, asked[number].options)
-                self.cache_hook.add_partial("generate_until", request, text)
-        return found
+        ours = [EvalRequest.from_arguments(request.args, self.task_dict) for request in requests]
+        texts = [""] * len(ours)
+        for number, text in track(
+            answer_requests(self.cof, ours, batch_size=self.batch_size),
+            "cof",
+            total=len(ours),
+            console=Console(stderr=True),
+            disable=self.rank != 0,
+        ):
+            texts[number] = text
+            key = (ours[number].prompt, ours[number].options)
+            self.cache_hook.add_partial("generate_until", key, text)
+        return texts
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not offered: CoF's second stage writes an answer."""
-        raise CofError("cof writes answers: choose a task whose output_type is generate_until.")
+        """Not offered: CoF's second stage generates an answer."""
+        raise CofError("cof generates answers: choose a task whose output_type is generate_until.")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not offered: every question is about one picture and stands alone."""
+        """Not offered: every question is about one image and stands alone."""
         raise CofError("cof has no conversations: choose a task of single questions.")
 
     def clean(self) -> None:
-        """Lets go of the model, so that a judge may have the memory."""
+        """Free the model's memory, for a judge model."""
         self.__dict__.pop("cof", None)
         super().clean()
 
