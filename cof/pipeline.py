@@ -32,27 +32,31 @@ __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 
 OnError = Literal["raise", "return"]
 
+NO_IMAGE = PIL.Image.new("RGB", (1, 1))
+"""The image of an answer whose query was refused before its image was loaded."""
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What came out of one query.
+    """The answer to one query, and how it came about.
 
     Attributes:
         text: the answer.
-        boxes: the boxes looked at, in 0..1 of the image, after expansion; empty: the answer is
-            the plain model's.
-        raw_boxes: the same before post-processing, as the grounder found them.
+        boxes: the boxes that the model was made to look at, in 0..1 of the image, after
+            expansion; empty: the answer is the plain model's.
+        raw_boxes: the boxes as the grounder found them, before post-processing.
         found: whether the grounder found a region.
-        grounder: the grounder whose look was kept.
-        grounding_text: what the model said when it was asked where to look, verbatim.
+        grounder: the name of the grounder whose look was kept, of several in the settings.
+        grounding_text: the model's reply to the grounding prompt, verbatim.
         confidence: of the box, 0..1 (`cof.types.Grounding.confidence`); None if unknown.
-        reason: why nothing was found or looked for; empty otherwise.
-        region: the region looked at, after expansion; None: the plain model answered.
-        settings: those of this row.
-        timings: seconds of the two stages, of the whole batch that the row was run in.
-        image: the image, upright RGB.
+        reason: why no region was found or needed, one sentence; empty otherwise.
+        region: the region that the model was made to look at, after expansion; None: the plain
+            model answered.
+        settings: the settings of this query.
+        timings: seconds of the two stages, for the whole batch that the query was part of.
+        image: the image, upright RGB; `NO_IMAGE` if the query was refused before it was loaded.
         question: the question.
-        error: why there is no answer (`batch` with `on_error="return"`); empty otherwise.
+        error: why the query was refused (`batch` with `on_error="return"`); empty otherwise.
     """
 
     text: str
@@ -196,11 +200,11 @@ class CoF:
             queries: `Query`s, dicts with its fields, or `(image, question)` pairs.
             decoding: how answers are decoded (stage 1 is always greedy).
             batch_size: questions in one forward pass.
-            on_error: `raise`: the first query that is refused ends the call; `return`: it gets an
-                answer with its `error`, and the others are answered.
+            on_error: `raise`: the first refused query ends the call; `return`: a refused query
+                gets an answer with its `error`, and all others are answered.
 
         Returns:
-            The answers in order, as one by one.
+            The answers, in the order of the queries; each is what its query gets alone.
 
         Raises:
             CofError: a query is refused, and errors are not returned.
@@ -209,45 +213,71 @@ class CoF:
             raise CofError(f"on_error must be raise or return, not {on_error!r}.")
         if batch_size < 1:
             raise CofError(f"batch_size must be at least 1, not {batch_size}.")
-        asked = [as_query(item) for item in queries]
+        items, decoding = list(queries), decoding or Decoding()
         answers: list[Answer] = []
-        for start in range(0, len(asked), batch_size):
-            part = asked[start : start + batch_size]
-            answers += self._batch(part, decoding or Decoding(), on_error)
+        for start in range(0, len(items), batch_size):
+            batch = items[start : start + batch_size]
+            answers += self._answer_batch(batch, decoding, raising=on_error == "raise")
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
-        """Stage 1 alone: where the settings' grounder looks, before post-processing; of several
-        grounders the first that finds something."""
+        """Stage 1 alone: where the settings' grounder looks, before post-processing.
+
+        Of several grounders it is the first that finds something.
+        """
         sample = Sample.from_query(Query(image, question), self.settings, self.allow_url, {})
         request = Request(sample.encoded or sample.image, sample.question)
         asked = [stage_one_request(sample, request)]
-        found = [
-            self.settings.make_grounder(name).locate(self.engine, asked)[0]
-            for name in self.settings.grounders
-        ]
-        return next((grounding for grounding in found if grounding.region), found[0])
+        groundings = []
+        for name in self.settings.grounders:
+            groundings += self.settings.make_grounder(name).locate(self.engine, asked)
+            if groundings[-1].region is not None:
+                return groundings[-1]
+        return groundings[0]
 
-    def _batch(self, queries: list[Query], decoding: Decoding, on_error: OnError) -> list[Answer]:
-        """One batch; where a query is refused and errors are returned, the others are answered."""
-        try:
-            return self._answers(queries, decoding)
-        except CofError as error:
-            if on_error == "raise":
-                raise
-            if len(queries) == 1:
-                return [_failed(queries[0], self.settings, str(error))]
-        middle = len(queries) // 2
-        return [
-            *self._batch(queries[:middle], decoding, on_error),
-            *self._batch(queries[middle:], decoding, on_error),
-        ]
-
-    def _answers(self, queries: list[Query], decoding: Decoding) -> list[Answer]:
+    def _answer_batch(
+        self, items: Sequence[QueryLike], decoding: Decoding, *, raising: bool
+    ) -> list[Answer]:
+        """One batch; unless `raising`, refused queries get answers with errors."""
         images: dict[object, Image] = {}
-        samples = [
-            Sample.from_query(query, self.settings, self.allow_url, images) for query in queries
+        samples: dict[int, Sample] = {}
+        answers: dict[int, Answer] = {}
+        for number, item in enumerate(items):
+            question = ""
+            try:
+                query = as_query(item)
+                question = str(query.question)
+                samples[number] = Sample.from_query(query, self.settings, self.allow_url, images)
+            except CofError as error:
+                if raising:
+                    raise
+                answers[number] = _refused(NO_IMAGE, question, self.settings, error)
+        replies = self._answer_samples(list(samples.values()), decoding, raising=raising)
+        answers |= zip(samples, replies, strict=True)
+        return [answers[number] for number in range(len(items))]
+
+    def _answer_samples(
+        self, samples: list[Sample], decoding: Decoding, *, raising: bool
+    ) -> list[Answer]:
+        """Checked samples; if the engine refuses one, the halves of the batch are run apart."""
+        try:
+            return self._run(samples, decoding) if samples else []
+        except CofError as error:
+            if raising:
+                raise
+            if len(samples) == 1:
+                only = samples[0]
+                return [_refused(only.image, only.question, only.settings, error)]
+        middle = len(samples) // 2
+        halves = (samples[:middle], samples[middle:])
+        return [
+            answer
+            for half in halves
+            for answer in self._answer_samples(half, decoding, raising=raising)
         ]
+
+    def _run(self, samples: list[Sample], decoding: Decoding) -> list[Answer]:
+        """Both stages."""
         start = time.perf_counter()
         encoded = self._encoded(samples)
         requests = [Request(encoded[id(sample.image)], sample.question) for sample in samples]
@@ -298,21 +328,22 @@ class CoF:
         )
 
     def _encoded(self, samples: list[Sample]) -> dict[int, EncodedImage]:
-        """Each distinct image encoded once, by `id`.
+        """Each distinct image encoded once, by the `id` of the image.
 
         All of them are prefilled or none: a batch needs equal prefix lengths.
         """
         known = {id(sample.image): sample.encoded for sample in samples if sample.encoded}
         distinct = {id(s.image): s.image for s in samples if id(s.image) not in known}
         calls = sum(s.engine_calls for s in samples if id(s.image) in distinct)
-        several = any(of.prefix is not None for of in known.values()) or calls > len(distinct)
-        fresh = self.engine.encode(list(distinct.values()), prefill=several) if distinct else []
+        prefilled = any(image.prefix is not None for image in known.values())
+        prefill = prefilled or calls > len(distinct)
+        fresh = self.engine.encode(list(distinct.values()), prefill=prefill) if distinct else []
         return known | dict(zip(distinct, fresh, strict=True))
 
     def _drafts(
         self, samples: list[Sample], requests: list[Request], decoding: Decoding
     ) -> list[Generation | None]:
-        """The plain answers of those samples that are looked at only where they are unsure."""
+        """The plain answers of the samples that look only if these are not sure enough."""
         numbers = [number for number, sample in enumerate(samples) if sample.drafts]
         drafts: list[Generation | None] = [None] * len(samples)
         replies = self.engine.generate([requests[n] for n in numbers], decoding) if numbers else []
@@ -333,10 +364,8 @@ class CoF:
         return plain
 
 
-def _failed(query: Query, settings: Settings, error: str) -> Answer:
+def _refused(image: Image, question: str, settings: Settings, error: CofError) -> Answer:
     """The place of an answer to a query that was refused."""
-    source = query.image
-    image = source.image if isinstance(source, EncodedImage) else source
     return Answer(
         text="",
         boxes=(),
@@ -349,8 +378,8 @@ def _failed(query: Query, settings: Settings, error: str) -> Answer:
         region=None,
         settings=settings,
         timings=Timings(),
-        image=image if isinstance(image, PIL.Image.Image) else PIL.Image.new("RGB", (1, 1)),
-        question=str(query.question),
-        error=error,
+        image=image,
+        question=question,
+        error=str(error),
         _plain=lambda: "",
     )

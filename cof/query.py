@@ -1,4 +1,4 @@
-"""Questions as they are asked, as checked samples, and what stage 2 does with each."""
+"""Queries as users write them, checked samples, and the region that stage 2 looks at."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ class Query:
     """One question about one image, with what may differ between the queries of a batch.
 
     Attributes:
-        image: anything `cof.images.load_image` takes, or what `CoF.encode` made of it.
-        question: what to ask, with options and answer instruction if any; it is stripped.
-        boxes: the caller's own boxes, `(x1, y1, x2, y2)` in 0..1 of the image.
-        polygon: or the points `(x, y)` of a polygon, in 0..1 of the image.
-        mask: or an `(H, W)` mask of any resolution over the whole image.
-        region: or a region made beforehand.
-        strength: lambda of this query; None: the settings'.
-        grounding_question: what stage 1 is asked about; None: the question.
+        image: anything that `cof.images.load_image` takes, or the result of `CoF.encode`.
+        question: the question, with its options and answer instruction if any; it is stripped.
+        boxes: the caller's own boxes, `(x1, y1, x2, y2)` in 0..1 of the image. A query with
+            boxes, a polygon, a mask or a region uses the grounder `given`.
+        polygon: instead, the points `(x, y)` of a polygon, in 0..1 of the image.
+        mask: instead, an `(H, W)` mask of any resolution over the whole image.
+        region: instead, a `cof.Region`.
+        strength: lambda of this query; None: that of the settings.
+        grounding_question: the question that stage 1 gets, such as one without options and answer
+            instruction; None: `question`.
     """
 
     image: ImageSource | EncodedImage
@@ -59,7 +61,16 @@ QueryLike: TypeAlias = "Query | Mapping[str, Any] | tuple[ImageSource | EncodedI
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A checked query: its image loaded, its region built, its own settings."""
+    """A checked query: its image loaded, its region built, its own settings.
+
+    Attributes:
+        image: upright RGB.
+        question: stripped, not empty.
+        region: the caller's own region; None: there is none.
+        settings: the pipeline's, with this query's changes.
+        grounding_question: the question that stage 1 gets.
+        encoded: the image as the caller encoded it; None: it is not encoded yet.
+    """
 
     image: Image
     question: str
@@ -72,7 +83,18 @@ class Sample:
     def from_query(
         cls, query: Query, settings: Settings, allow_url: bool, images: dict[object, Image]
     ) -> Sample:
-        """Check a query; `images` remembers what was loaded, so that it is encoded once."""
+        """Check a query.
+
+        Args:
+            query: the query.
+            settings: the pipeline's.
+            allow_url: whether images are fetched from addresses.
+            images: the images loaded so far, by their source, so that each is loaded and encoded
+                once; it is added to.
+
+        Raises:
+            CofError: the image, the question or the region cannot be used.
+        """
         question = check_question(query.question)
         source = query.image
         encoded = source if isinstance(source, EncodedImage) else None
@@ -89,14 +111,14 @@ class Sample:
             settings = settings.changed(grounder="given")
         if query.strength is not None:
             settings = settings.changed(strength=query.strength)
-        asked = question
+        grounding_question = question
         if query.grounding_question is not None:
-            asked = check_question(query.grounding_question)
-        return cls(image, question, region, settings, asked, encoded)
+            grounding_question = check_question(query.grounding_question)
+        return cls(image, question, region, settings, grounding_question, encoded)
 
     @property
     def engine_calls(self) -> int:
-        """How many times the engine is called about the image."""
+        """How many times the engine is called for this image, at most."""
         if self.settings.changes_nothing:
             return 1
         looks = [GROUNDERS[name].engine_calls for name in self.settings.grounders]
@@ -104,33 +126,41 @@ class Sample:
 
     @property
     def drafts(self) -> bool:
-        """Whether the plain answer comes first, to see if looking is needed."""
+        """Whether the plain answer is generated first, to see whether it is sure enough."""
         settings = self.settings
-        unsure = settings.max_plain_confidence < 1 and not settings.changes_nothing
-        return unsure and settings.grounder not in ("given", "none")
+        limited = settings.max_plain_confidence < 1 and not settings.changes_nothing
+        return limited and settings.grounder not in ("given", "none")
 
     def skips(self, draft: Generation | None) -> str:
-        """Why stage 1 is skipped, given the plain answer if there is one; empty: it is not."""
+        """Why stage 1 is skipped, one sentence; empty: it is not skipped.
+
+        Args:
+            draft: the plain answer, if there is one.
+        """
         if self.settings.changes_nothing or draft is None:
             return self.settings.changes_nothing
-        sure, limit = confidence(draft), self.settings.max_plain_confidence
-        if sure is None or sure <= limit:
+        plain, limit = confidence(draft), self.settings.max_plain_confidence
+        if plain is None or plain <= limit:
             return ""
-        return f"Nothing was looked for: the plain answer is {sure:.2f} sure, above {limit:g}."
+        return f"The plain answer was kept: its confidence of {plain:.2f} is above {limit:g}."
 
-    def target(self, found: Region | None) -> Region | None:
-        """The region that stage 2 looks at, given what stage 1 found; None: the plain model."""
+    def target(self, region: Region | None) -> Region | None:
+        """The region that stage 2 looks at; None: the plain model answers.
+
+        Args:
+            region: the region that a grounder found; None: it found none.
+        """
         settings = self.settings
         if settings.changes_nothing:
             return None
-        if found is None:
+        if region is None:
             whole = settings.on_missing == "whole" and settings.grounder != "none"
-            return EVERYTHING if whole and not self.drafts else None
-        return post_process(found, settings, self.image.size)
+            return EVERYTHING if whole else None
+        return post_process(region, settings, self.image.size)
 
 
 def focus_request(request: Request, region: Region | None, settings: Settings) -> Request:
-    """The request of stage 2 that looks at a region; None: the request as it is."""
+    """The request with the settings' focus on a region; unchanged without a region."""
     return request if region is None else settings.make_focus().apply(request, region)
 
 
@@ -138,7 +168,7 @@ def check_question(question: str) -> str:
     """The question, stripped.
 
     Raises:
-        CofError: it is empty, or holds what no tokenizer can read.
+        CofError: it is empty, or holds half of a surrogate pair.
     """
     if not isinstance(question, str) or not question.strip():
         raise CofError("The question is empty: ask something about the image.")
@@ -146,20 +176,25 @@ def check_question(question: str) -> str:
         question.encode()
     except UnicodeEncodeError:
         raise CofError(
-            "The question holds half of a surrogate pair, which is no character: remove it."
+            "The question holds half of a surrogate pair, which is not a character: remove it."
         ) from None
     return question.strip()
 
 
 def post_process(region: Region, settings: Settings, image_wh: tuple[int, int]) -> Region:
-    """A found region ready for stage 2: widened, squared, expanded (paper, section II-B).
+    """A region ready for stage 2: widened, squared, expanded (paper, section II-B).
 
     With `edge="snap"` boxes follow the released code and may leave 0..1 (into the padding).
 
+    Args:
+        region: as it was found, in 0..1 of the image.
+        settings: `min_box`, `square`, `expand` and `edge` are used.
+        image_wh: of the original image.
+
     Example: alpha = 2 about the centre, moved inside.
 
-        >>> found = Region(boxes=((0.0, 0.75, 0.25, 1.0),))
-        >>> post_process(found, Settings(expand=2.0), (100, 100)).boxes
+        >>> corner = Region(boxes=((0.0, 0.75, 0.25, 1.0),))
+        >>> post_process(corner, Settings(expand=2.0), (100, 100)).boxes
         ((0.0, 0.5, 0.5, 1.0),)
     """
     if region.whole:
@@ -180,17 +215,16 @@ def post_process(region: Region, settings: Settings, image_wh: tuple[int, int]) 
 
 
 def as_query(item: QueryLike) -> Query:
-    """A query out of any of the forms it may come in.
+    """A query from a `Query`, a dict with its fields, or an `(image, question)` pair.
 
     Raises:
-        CofError: it has none of them.
+        CofError: it is none of these.
     """
     if isinstance(item, Query):
         return item
     if isinstance(item, Mapping):
         known = [field.name for field in fields(Query)]
-        unknown = [key for key in item if key not in known]
-        if unknown or not {"image", "question"} <= item.keys():
+        if not {"image", "question"} <= item.keys() <= set(known):
             raise CofError(
                 f"A query has image and question, and may have {', '.join(known[2:])}; "
                 f"this one has {', '.join(map(str, item))}."
@@ -202,9 +236,8 @@ def as_query(item: QueryLike) -> Query:
 
 
 def _own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
-    given = [
-        name for name in ("boxes", "polygon", "mask", "region") if getattr(query, name) is not None
-    ]
+    names = ("boxes", "polygon", "mask", "region")
+    given = [name for name in names if getattr(query, name) is not None]
     if len(given) > 1:
         raise CofError(f"Give one of {', '.join(given)}, not several.")
     if query.boxes is not None:
@@ -213,15 +246,15 @@ def _own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
         return region_from_polygon(query.polygon, image_wh)
     if query.mask is not None:
         return region_from_mask(query.mask)
-    return query.region and _checked(query.region)
+    return None if query.region is None else _check_region(query.region)
 
 
-def _checked(region: Region) -> Region:
-    """A region made by hand: its boxes are a mask's, or reach into the image."""
+def _check_region(region: Region) -> Region:
+    """A region made by hand; its boxes are set to its mask's, or must reach into the image."""
     if not isinstance(region, Region):
         raise CofError(
-            f"region takes a cof.Region, not {type(region).__name__}; boxes, polygon and mask take "
-            "what one is made of."
+            f"region takes a cof.Region, not {type(region).__name__}; pass boxes, a polygon or a "
+            "mask under those names."
         )
     if region.whole:
         return region

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cof.engines.base import Engine
 from cof.geometry.regions import Region
+from cof.grounders import Grounder
 from cof.query import Sample, focus_request
 from cof.types import Generation, Grounding, Request
 
@@ -16,12 +17,12 @@ Generate = Callable[[Sequence[Request], Sequence[int]], list[Generation]]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What one grounder found for one sample.
+    """One grounder's outcome for one sample.
 
     Attributes:
-        grounder: its name.
-        grounding: what it found.
-        region: what stage 2 looks at; None: the plain model answers.
+        grounder: the grounder's name.
+        grounding: what it returned.
+        region: the region that stage 2 looks at, after expansion; None: the plain model answers.
     """
 
     grounder: str
@@ -30,13 +31,13 @@ class Look:
 
     @classmethod
     def of(cls, sample: Sample, grounder: str, grounding: Grounding) -> Look:
-        """With the region post-processed by the sample's settings."""
+        """The look with its region post-processed by the sample's settings."""
         return cls(grounder, grounding, sample.target(grounding.region))
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The answer to one sample, and the look that it came from."""
+    """The reply to one sample, and the look that it came from."""
 
     reply: Generation
     look: Look
@@ -48,7 +49,7 @@ def locate(
     requests: Sequence[Request],
     drafts: Sequence[Generation | None],
 ) -> list[list[Look]]:
-    """Stage 1: one engine call for each grounder in use; samples that need no region are skipped.
+    """Stage 1. Each grounder in use is called once; samples that need no region are skipped.
 
     Args:
         samples: the batch.
@@ -56,24 +57,25 @@ def locate(
         drafts: the plain answer of each; None where the settings do not ask for one first.
 
     Returns:
-        The looks of each sample, one for each of its grounders.
+        The looks of each sample, one for each of its grounders, in the order of the settings; a
+        skipped sample has a single look without a region.
     """
-    skipped = [sample.skips(draft) for sample, draft in zip(samples, drafts, strict=True)]
-    found: dict[tuple[int, str], Grounding] = {}
-    calls: dict[tuple[str, object], list[int]] = {}
-    for number, sample in enumerate(samples):
-        for name in sample.settings.grounders:
-            if skipped[number]:
-                found[number, name] = Grounding(None, reason=skipped[number])
-            else:
-                calls.setdefault((name, sample.settings.make_grounder(name)), []).append(number)
+    looks: list[dict[str, Look]] = [{} for _ in samples]
+    calls: dict[tuple[str, Grounder], list[int]] = {}
+    for number, (sample, draft) in enumerate(zip(samples, drafts, strict=True)):
+        names = sample.settings.grounders
+        if reason := sample.skips(draft):
+            looks[number][names[0]] = Look(names[0], Grounding(None, reason=reason), None)
+            continue
+        for name in names:
+            calls.setdefault((name, sample.settings.make_grounder(name)), []).append(number)
     for (name, grounder), numbers in calls.items():
-        asked = [stage_one_request(samples[n], requests[n]) for n in numbers]
-        groundings = grounder.locate(engine, asked)  # type: ignore[attr-defined]
-        found |= {(n, name): of for n, of in zip(numbers, groundings, strict=True)}
+        asked = [stage_one_request(samples[number], requests[number]) for number in numbers]
+        for number, grounding in zip(numbers, grounder.locate(engine, asked), strict=True):
+            looks[number][name] = Look.of(samples[number], name, grounding)
     return [
-        [Look.of(sample, name, found[number, name]) for name in sample.settings.grounders]
-        for number, sample in enumerate(samples)
+        [by_name[name] for name in sample.settings.grounders if name in by_name]
+        for sample, by_name in zip(samples, looks, strict=True)
     ]
 
 
@@ -89,44 +91,30 @@ def answer(
     looks: Sequence[Sequence[Look]],
     drafts: Sequence[Generation | None],
 ) -> list[Outcome]:
-    """Stage 2: all looks of all samples in one call; of several answers the surer one is kept.
+    """Stage 2. All looks of all samples are asked in one call, and the surest answer is kept.
 
-    A look without a region is the plain answer, which is asked once, and not at all where a draft
-    of it is there. The surer answer is that whose first token is more probable.
+    Looks that found nothing do not count where another look found something; where none did, the
+    sample is asked once. The surest answer is the one whose first token is most probable; of
+    equal ones the first. A draft is the reply to the plain request, which is not asked again.
     """
-    asked: dict[tuple[int, int], Request] = {}  # (sample, look) -> request; look -1: plain
-    for number, sample in enumerate(samples):
-        for place, look in enumerate(looks[number]):
-            if look.region is not None:
-                focused = focus_request(requests[number], look.region, sample.settings)
-                asked[number, place] = focused
-            elif drafts[number] is None:
-                asked[number, -1] = requests[number]
-    numbers = [number for number, _ in asked]
-    replies = generate(list(asked.values()), numbers) if asked else []
-    said = dict(zip(asked, replies, strict=True))
-    return [
-        _surest([Outcome(_reply(said, drafts[n], n, place, look), look) for place, look in of])
-        for n, of in enumerate(map(list, map(enumerate, looks)))
-    ]
-
-
-def _surest(outcomes: Sequence[Outcome]) -> Outcome:
-    """Of looks that found a region, if any did, that whose first token is most probable."""
-    found = [outcome for outcome in outcomes if outcome.look.region is not None] or outcomes
-    return max(found, key=lambda outcome: _first_logprob(outcome.reply))
-
-
-def _reply(
-    said: dict[tuple[int, int], Generation],
-    draft: Generation | None,
-    number: int,
-    place: int,
-    look: Look,
-) -> Generation:
-    if look.region is not None:
-        return said[number, place]
-    return said[number, -1] if draft is None else draft
+    asked: list[tuple[int, Look]] = []
+    replies: dict[int, Generation] = {}  # by position in `asked`
+    focused: dict[int, Request] = {}
+    for number, (sample, request) in enumerate(zip(samples, requests, strict=True)):
+        for look in [look for look in looks[number] if look.grounding.region] or looks[number][:1]:
+            draft = drafts[number]
+            if look.region is None and draft is not None:
+                replies[len(asked)] = draft
+            else:
+                focused[len(asked)] = focus_request(request, look.region, sample.settings)
+            asked.append((number, look))
+    if focused:
+        numbers = [asked[position][0] for position in focused]
+        replies |= zip(focused, generate(list(focused.values()), numbers), strict=True)
+    outcomes: list[list[Outcome]] = [[] for _ in samples]
+    for position, (number, look) in enumerate(asked):
+        outcomes[number].append(Outcome(replies[position], look))
+    return [max(each, key=lambda outcome: _first_logprob(outcome.reply)) for each in outcomes]
 
 
 def _first_logprob(reply: Generation) -> float:

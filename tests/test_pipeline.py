@@ -1,4 +1,4 @@
-"""The two stages on a scripted engine: what is asked, in which order, and what comes out."""
+"""The pipeline on a fake engine: what is asked, in which order, and what comes out."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_batch_asks_each_stage_once_with_every_rows_own_highlight() -> None:
     assert len(stage_one) == 2  # the two rows without a region and with a lambda that matters
     strengths = [r.highlight.strength if r.highlight else None for r in stage_two]
     assert strengths == [2.0, 9.0, None, 2.0, 4.0]
-    assert len(fake.encoded[0]) == 2  # two distinct pictures in five rows
+    assert len(fake.encoded[0]) == 2  # two distinct images in five queries
 
 
 def test_batch_takes_pairs_and_dicts(tmp_path: Path) -> None:
@@ -315,6 +315,87 @@ def test_batch_takes_pairs_and_dicts(tmp_path: Path) -> None:
     assert [a.text for a in answers] == ["focused"] * 3
     assert len(fake.encoded[0]) == 1
     assert CoF(fake).batch([]) == []
+
+
+def bad_queries() -> list[tuple[Any, str]]:
+    """Queries, each with a part of the sentence that refuses it."""
+    return [
+        ({"image": SQUARE}, "image and question"),
+        ((b"\x89PNG\r\n\x1a\n", QUESTION), "not an image"),
+        (("absent.png", QUESTION), "no image file"),
+        ((SQUARE, " "), "question is empty"),
+        ((SQUARE, "\ud800"), "surrogate"),
+        (Query(SQUARE, QUESTION, boxes=[(1, 2, 3, 4)]), "outside 0..1"),
+        (Query(SQUARE, QUESTION, strength=-1), "lambda"),
+        (Query(SQUARE, QUESTION, grounding_question=""), "question is empty"),
+        (Query(SQUARE, QUESTION, grounding_question="\udfff"), "surrogate"),
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_refused_queries_leave_the_others_as_they_are(batch_size: int) -> None:
+    good = [(SQUARE, QUESTION), Query(SQUARE, QUESTION, boxes=[BOX]), (SQUARE, QUESTION)]
+    bad = bad_queries()
+    mixed = [
+        good[0],
+        *(item for item, _ in bad[:4]),
+        good[1],
+        *(item for item, _ in bad[4:]),
+        good[2],
+    ]
+    fake, clean = engine(), engine()
+    answers = CoF(fake).batch(mixed, batch_size=batch_size, on_error="return")
+    expected = CoF(clean).batch(good, batch_size=batch_size)
+    assert len(answers) == len(mixed)
+    kept = [answers[0], answers[5], answers[-1]]
+    assert [(a.text, a.boxes, a.error) for a in kept] == [(a.text, a.boxes, "") for a in expected]
+    refused = answers[1:5] + answers[6:-1]
+    for answer, (_, says) in zip(refused, bad, strict=True):
+        assert says in answer.error
+        assert (answer.text, answer.plain(), answer.boxes, answer.found) == ("", "", (), False)
+    assert [answer.question for answer in refused[1:4]] == [QUESTION, QUESTION, " "]
+    if batch_size == 16:  # refused before the engine is called, so that batches are equal
+        assert len(fake.calls) == len(clean.calls)
+
+
+@pytest.mark.parametrize("refused", [0, 2, 4])
+def test_what_the_engine_refuses_leaves_the_others_as_they_are(refused: int) -> None:
+    def reply(request: Request) -> str:
+        if "too long" in request.prompt:
+            raise CofError("The question is too long.")
+        return request.prompt
+
+    questions = [f"question {n}" for n in range(5)]
+    questions[refused] = "too long"
+    queries = [(SQUARE, question) for question in questions]
+    cof = CoF(FakeEngine(reply), Settings(grounder="whole"))
+    answers = cof.batch(queries, on_error="return")
+    texts = [question if question != "too long" else "" for question in questions]
+    assert [answer.text for answer in answers] == texts
+    assert [answer.error for answer in answers if answer.error] == ["The question is too long."]
+    assert answers[refused].question == "too long"
+    with pytest.raises(CofError, match="too long"):
+        cof.batch(queries)
+
+
+@pytest.mark.parametrize(("item", "says"), bad_queries())
+def test_errors_are_raised_unless_they_are_to_be_returned(item: Any, says: str) -> None:
+    with pytest.raises(CofError, match=says):
+        CoF(engine()).batch([(SQUARE, QUESTION), item])
+
+
+def test_bad_on_error() -> None:
+    with pytest.raises(CofError, match="raise or return"):
+        CoF(engine()).batch([], on_error="ignore")  # type: ignore[arg-type]
+
+
+def test_a_question_of_its_own_for_stage_one() -> None:
+    fake = engine()
+    query = Query(SQUARE, QUESTION, grounding_question=" the red star ")
+    (answer,) = CoF(fake, Settings(expand=1.0)).batch([query])
+    asked = [request.prompt for requests, _ in fake.calls for request in requests]
+    assert asked == [TINY.grounding_prompt("the red star"), QUESTION]
+    assert (answer.question, answer.text, answer.boxes) == (QUESTION, "focused", (BOX,))
 
 
 @pytest.mark.parametrize(
