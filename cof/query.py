@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cof.errors import CofError
-from cof.geometry.boxes import area, at_least, clip, expand_snapped, squared
+from cof.geometry.boxes import area, clip, expand_snapped, make_square, widen
 from cof.geometry.regions import (
     EVERYTHING,
     Region,
@@ -203,14 +203,14 @@ def post_process(region: Region, settings: Settings, image_wh: tuple[int, int]) 
         return expand_region(region, settings.expand)
     boxes = region.boxes
     if settings.min_box > 0:
-        boxes = tuple(at_least(box, settings.min_box) for box in boxes)
+        boxes = tuple(widen(box, settings.min_box) for box in boxes)
     if settings.edge == "snap":
         boxes = tuple(
             expand_snapped(box, settings.expand, image_wh, square=settings.square) for box in boxes
         )
         return replace(region, boxes=boxes)
     if settings.square:
-        boxes = tuple(squared(box, image_wh) for box in boxes)
+        boxes = tuple(make_square(box, image_wh) for box in boxes)
     return expand_region(replace(region, boxes=boxes), settings.expand)
 
 
@@ -259,7 +259,7 @@ def _check_region(region: Region) -> Region:
     if region.whole:
         return region
     if region.mask is not None:
-        return replace(region_from_mask(region.mask), heat=region.heat)
+        return replace(region_from_mask(region.mask), heat_map=region.heat_map)
     if not region.boxes or any(area(box) * area(clip(box)) == 0 for box in region.boxes):
         raise CofError(
             "A region needs boxes (x1, y1, x2, y2) with an area inside the image, in 0..1 of its "

@@ -27,21 +27,21 @@ CellRule = Literal["coverage", "corners"]
 
 @dataclass(frozen=True)
 class Highlight:
-    """Which image tokens get log(strength) added to their pre-softmax attention scores.
+    """A bias: log(strength) is added to the pre-softmax attention scores of some image tokens.
 
     Attributes:
-        region: where.
+        region: the image tokens in it get the bias.
         strength: lambda > 0 of the paper's equation 3; 1 changes nothing.
         scope: `all`: every query attends with the bias, as in the paper; `text`: only queries
-            after the last image token do (so the image prefix is computed once for both stages).
-        layers: decoder layers that carry the bias; None: all of them, as in the paper.
-        heads: attention heads that carry it; None: all of them.
-        cells: how a box becomes tokens: `coverage` (the processor's own geometry) or `corners`
-            (the released code's `int(x * (grid - 1))`, both ends included).
-        graded: whether tokens count by degrees: one with weight m in 0..1, from the region's heat
-            or else from the share of it that is inside, gets log(1 + m (strength - 1)).
-        guidance: how far the answer is led away from the one with 1 / strength in place of
-            strength: g in log p = log p2 + g (log p1 - log p2), greedily; 1: not at all.
+            after the last image token do (so both stages can share the image's prefix cache).
+        layers: decoder layers with the bias; None: all of them, as in the paper.
+        heads: attention heads with the bias; None: all of them.
+        cells: how a box becomes image tokens: `coverage` (the processor's own geometry) or
+            `corners` (the released code's `int(x * (grid - 1))`, both ends included).
+        graded: whether tokens are weighted: a token with weight m in 0..1, from the region's heat
+            map or else the part of the token that is inside, gets log(1 + m (strength - 1)).
+        guidance: g in log p = log p2 + g (log p1 - log p2), greedily; p2 is the distribution with
+            1 / strength in place of strength. 1: no guidance.
     """
 
     region: Region
@@ -63,16 +63,16 @@ class Highlight:
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An image with what an engine has already computed of it: `Engine.encode` makes one.
+    """An image with what an engine has computed of it; `Engine.encode` makes one.
 
-    Passing it in place of the image, to as many requests and calls as one likes, spares the
-    vision encoder; the answers are the same. It belongs to the engine that made it.
+    It can be passed in place of the image to any number of requests and calls, which then skip
+    the vision encoder; the answers are the same. It belongs to the engine that made it.
 
     Attributes:
-        image: the upright RGB image itself.
-        pixels: the processor's output for it; opaque to everybody but the engine.
-        features: the vision encoder's output; opaque likewise.
-        prefix: the decoder's state after the image, once it was computed; opaque likewise.
+        image: the image, upright RGB.
+        pixels: the processor's output; only the engine reads it.
+        features: the vision encoder's output; only the engine reads it.
+        prefix: the decoder's prefix cache of the image, once computed; only the engine reads it.
     """
 
     image: Image
@@ -91,11 +91,11 @@ class Request:
     """One question about one image, as an engine takes it.
 
     Attributes:
-        image: upright RGB (`cof.images.load_image` makes it so), or the same image encoded.
-        prompt: what the user says after the image; the engine adds the chat template.
-        highlight: what to look at in `image` while answering; None: the plain model.
-        beside: a second image, shown after the first; where a model takes only one it is shown in
-            its place, with a `CofWarning`. None: there is none.
+        image: upright RGB (as `cof.images.load_image` returns it), or the same image encoded.
+        prompt: the user's text after the image; the engine adds the chat template.
+        highlight: the bias while answering; None: the plain model.
+        beside: a second image, shown after the first; a model that takes only one image gets it
+            in place of the first, with a `CofWarning`. None: there is no second image.
         region: the caller's own region, for the grounder `given`; engines do not read it.
     """
 
@@ -107,7 +107,7 @@ class Request:
 
     @property
     def pil_image(self) -> Image:
-        """The image itself, encoded or not."""
+        """The image itself, whether it is encoded or not."""
         return self.image.image if isinstance(self.image, EncodedImage) else self.image
 
 
@@ -115,9 +115,9 @@ class Request:
 class Decoding:
     """How tokens are chosen. Greedy by default, as in the paper's benchmarks.
 
-    What a checkpoint's own generation_config.json asks for beyond that (a repetition penalty,
-    suppressed tokens) holds for answers too, as with transformers' `generate`, but not for boxes
-    written in a form.
+    Other options of a checkpoint's generation_config.json (a repetition penalty, suppressed
+    tokens) apply to answers as in transformers' `generate`, but not to boxes decoded by a
+    template.
 
     Raises:
         CofError: a value is out of range.
@@ -164,7 +164,7 @@ class Generation:
 
 
 def confidence(reply: Generation) -> float | None:
-    """Geometric mean probability of a reply's tokens, 0..1; None if the engine tells none.
+    """Geometric mean probability of a reply's tokens, 0..1; None without log-probabilities.
 
     >>> confidence(Generation("[0.1]", (1, 2), (math.log(0.5), math.log(0.125))))
     0.25
@@ -180,9 +180,9 @@ class Grounding:
 
     Attributes:
         region: where the answer is, before expansion; None: not found.
-        text: what the model said, verbatim; empty for grounders that do not ask.
-        confidence: of the box, 0..1: the geometric mean probability of its tokens, the share of a
-            heat map inside it, or a detector's score; None if unknown.
+        text: the model's reply, verbatim; empty for grounders that do not generate one.
+        confidence: of the box, 0..1: the geometric mean probability of its tokens, the part of a
+            heat map's sum inside it, or a detector's score; None if unknown.
         reason: why `region` is None, one sentence; empty otherwise.
     """
 
@@ -194,9 +194,9 @@ class Grounding:
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds of one call: encoding the images and finding the places, and answering.
+    """Wall-clock seconds of a batch: encoding the images and finding the regions, and answering.
 
-    A batch shares its call's times.
+    Every answer of a batch has the times of the whole batch.
     """
 
     ground: float = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import functools
 import random
 
@@ -11,12 +10,11 @@ import pytest
 from models import GRID, LAYERS, checkpoint, picture
 from zoo import zoo
 
-import cof.grounders.maps
 from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.geometry.boxes import centre, contains_point
-from cof.geometry.heatmap import HeatMap, heat_map
+from cof.geometry.heatmap import HeatMap, make_heat_map
 from cof.geometry.regions import Region
 from cof.grounders import (
     AttentionGrounder,
@@ -24,6 +22,7 @@ from cof.grounders import (
     RelevanceGrounder,
 )
 from cof.grounders.attention import GENERIC
+from cof.grounders.maps import ground_heat_map
 from cof.pipeline import CoF
 from cof.prompting.dialects import SHORT_ANSWER
 from cof.settings import Settings
@@ -55,7 +54,7 @@ def rows() -> list[Request]:
 
 def mask_of(heat: np.ndarray, request: Request) -> np.ndarray:
     size = request.image.size
-    return heat_map(heat, engine().token_centres(size), size).mask()
+    return make_heat_map(heat, engine().token_centres(size), size).mask()
 
 
 def found(grounding: Grounding) -> Region:
@@ -63,14 +62,9 @@ def found(grounding: Grounding) -> Region:
     return grounding.region
 
 
-def test_examples() -> None:
-    assert doctest.testmod(cof.grounders.maps).failed == 0
-    assert doctest.testmod(cof.grounders.maps).attempted > 0
-
-
 def test_a_flat_map_points_nowhere() -> None:
     edges = np.linspace(0.0, 1.0, 5)
-    flat = cof.grounders.maps.grounding(HeatMap(np.ones((4, 4)), edges, edges), (9, 9), 0.0)
+    flat = ground_heat_map(HeatMap(np.ones((4, 4)), edges, edges), (9, 9), 0.0)
     assert flat == Grounding(None, reason=flat.reason)
     assert "nowhere in particular" in flat.reason
 
@@ -84,12 +78,12 @@ class TestEveryReader:
             assert 0 <= x1 < x2 <= 1
             assert 0 <= y1 < y2 <= 1
             assert region.mask is None
-            assert region.heat is not None
-            assert region.heat.dtype == np.float32
-            assert region.heat.min() >= 0
-            assert region.heat.max() == 1
+            assert region.heat_map is not None
+            assert region.heat_map.dtype == np.float32
+            assert region.heat_map.min() >= 0
+            assert region.heat_map.max() == 1
             width, height = request.image.size
-            rows_, columns = region.heat.shape
+            rows_, columns = region.heat_map.shape
             # padded to a square: the longer side has all the tokens
             assert max(rows_, columns) == GRID * 8
             assert min(rows_, columns) >= GRID * 8 * min(width, height) / max(width, height)
@@ -101,7 +95,7 @@ class TestEveryReader:
             locate(name, rows()), [locate(name, [row])[0] for row in rows()], strict=True
         ):
             assert found(a).boxes == found(b).boxes
-            np.testing.assert_allclose(found(a).heat, found(b).heat, atol=1e-3)
+            np.testing.assert_allclose(found(a).heat_map, found(b).heat_map, atol=1e-3)
             assert a.confidence == pytest.approx(b.confidence, abs=1e-4)
 
     def test_encoded_images_change_nothing(self, name: str) -> None:
@@ -109,7 +103,7 @@ class TestEveryReader:
         kept = [Request(image, row.prompt) for image, row in zip(images, rows(), strict=True)]
         for a, b in zip(locate(name, kept), locate(name, rows()), strict=True):
             assert found(a).boxes == found(b).boxes
-            np.testing.assert_allclose(found(a).heat, found(b).heat, atol=1e-3)
+            np.testing.assert_allclose(found(a).heat_map, found(b).heat_map, atol=1e-3)
 
     def test_the_question_matters(self, name: str) -> None:
         image = picture((64, 64))
@@ -117,8 +111,8 @@ class TestEveryReader:
             name,
             [Request(image, f"Where is the {thing}?") for thing in ("red bus", "zebra", "red bus")],
         )
-        assert not np.allclose(found(one).heat, found(other).heat, atol=0.01)
-        np.testing.assert_allclose(found(one).heat, found(again).heat, atol=1e-4)
+        assert not np.allclose(found(one).heat_map, found(other).heat_map, atol=0.01)
+        np.testing.assert_allclose(found(one).heat_map, found(again).heat_map, atol=1e-4)
 
     def test_boxes_that_are_not_sure_count_as_not_found(self, name: str) -> None:
         (sure,) = locate(name, rows()[:1])
@@ -140,7 +134,7 @@ class TestEveryReader:
         assert answer.raw_boxes == answer.boxes == found(direct).boxes
         assert answer.confidence == pytest.approx(direct.confidence, abs=1e-4)
         assert answer.region is not None
-        np.testing.assert_allclose(answer.region.heat, found(direct).heat, atol=1e-3)
+        np.testing.assert_allclose(answer.region.heat_map, found(direct).heat_map, atol=1e-3)
 
 
 class TestAttention:
@@ -159,7 +153,7 @@ class TestAttention:
         ours, theirs = (of[chosen].mean((0, 1)) for of in (asked, generic))
         visible = np.isfinite(engine().token_centres((60, 40))[..., 0])
         heat = ours / (theirs + smoothing * theirs[visible].mean())
-        np.testing.assert_allclose(found(grounding).heat, mask_of(heat, request), rtol=1e-4)
+        np.testing.assert_allclose(found(grounding).heat_map, mask_of(heat, request), rtol=1e-4)
 
     def test_one_pass_for_each_question_and_one_for_each_picture(
         self, monkeypatch: pytest.MonkeyPatch
@@ -212,7 +206,7 @@ class TestRelevance:
                 product *= scaled(mean)
             heats.append(scaled(product))
         expected = mask_of(np.maximum(*heats), request)
-        np.testing.assert_allclose(found(grounding).heat, expected, atol=1e-4)
+        np.testing.assert_allclose(found(grounding).heat_map, expected, atol=1e-4)
 
     def test_layers_that_keep_no_keys(self) -> None:
         """Qwen3.5's first layer attends linearly; by itself it leaves nothing to compare."""
@@ -233,7 +227,7 @@ class TestLogits:
         (said,) = engine().word_probabilities([request.image], [["red", "bus", "cat"]])
         red, bus, cat = (of / of[visible].sum() for of in said)
         expected = mask_of(np.maximum((red + bus) / 2, cat), request)
-        np.testing.assert_allclose(found(grounding).heat, expected, rtol=1e-4)
+        np.testing.assert_allclose(found(grounding).heat_map, expected, rtol=1e-4)
 
 
 def test_padding_has_no_heat_and_no_say() -> None:
@@ -267,7 +261,7 @@ def test_padding_has_no_heat_and_no_say() -> None:
         grounder = Settings().make_grounder(name)
         (a,), (b,) = grounder.locate(loud, [request]), grounder.locate(engine(), [request])
         assert found(a).boxes == found(b).boxes
-        np.testing.assert_array_equal(found(a).heat, found(b).heat)
+        np.testing.assert_array_equal(found(a).heat_map, found(b).heat_map)
 
 
 def test_attention_finds_the_object_on_the_embedded_model() -> None:
@@ -303,4 +297,4 @@ def test_attention_where_the_image_is_looked_at_through_cross_attention(name: st
             assert alone.region is None
             continue
         assert found(alone).boxes == found(grounding).boxes
-        np.testing.assert_allclose(found(alone).heat, found(grounding).heat, atol=1e-3)
+        np.testing.assert_allclose(found(alone).heat_map, found(grounding).heat_map, atol=1e-3)

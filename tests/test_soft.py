@@ -49,7 +49,7 @@ def request() -> Request:
 def test_with_zeros_and_ones_it_is_the_binary_focus(name: str, scope: str) -> None:
     soft, hard = SoftFocus(STRENGTH, scope), AttentionFocus(STRENGTH, scope)  # type: ignore[arg-type]
     asked = [
-        soft.apply(request(), Region(boxes=((0.0, 0.0, 0.1, 0.1),), heat=of_pixels(marked()))),
+        soft.apply(request(), Region(boxes=((0.0, 0.0, 0.1, 0.1),), heat_map=of_pixels(marked()))),
         soft.apply(request(), Region(boxes=(CELLS,), mask=of_pixels(marked()))),
         soft.apply(request(), Region(boxes=(CELLS,))),
         hard.apply(request(), Region(boxes=(CELLS,))),
@@ -71,7 +71,7 @@ def test_the_whole_image_likewise() -> None:
 def test_the_first_layers_attention_follows_the_formula() -> None:
     """Layer 0 sees the plain keys in scope text: a' = (1 + m (lambda - 1)) a / sum."""
     made = engine("llava")
-    region = Region(boxes=(CELLS,), heat=heat())
+    region = Region(boxes=(CELLS,), heat_map=heat())
     plain = made.image_attention(request())[0]
     biased = made.image_attention(SoftFocus(STRENGTH, "text").apply(request(), region))[0]
     weights = made.token_weights((112, 112), region)
@@ -91,12 +91,12 @@ def test_without_heat_tokens_at_the_edge_count_by_their_share() -> None:
 
 def test_padding_is_not_meant() -> None:
     made = engine("llava")
-    weights = made.token_weights((112, 56), Region(heat=np.ones((4, 4), dtype=np.float32)))
+    weights = made.token_weights((112, 56), Region(heat_map=np.ones((4, 4), dtype=np.float32)))
     np.testing.assert_array_equal(weights > 0, made.tokens.extent((112, 56)).visible)
 
 
 def test_heat_goes_through_the_pipeline_as_it_is() -> None:
-    region = Region(boxes=((0.0, 0.0, 0.5, 0.5),), heat=heat())
+    region = Region(boxes=((0.0, 0.0, 0.5, 0.5),), heat_map=heat())
     for settings in (
         Settings(expand=2.0),
         Settings(min_box=0.9),
@@ -104,7 +104,7 @@ def test_heat_goes_through_the_pipeline_as_it_is() -> None:
         Settings(edge="snap"),
     ):
         after = post_process(region, settings, (60, 40))
-        np.testing.assert_array_equal(after.heat, heat())
+        np.testing.assert_array_equal(after.heat_map, heat())
     cof = CoF(engine("llava"), Settings(grounder="attention", focus="soft", strength=STRENGTH))
     answer = cof(picture((60, 40)), "Where is the bus?")
     assert answer.region is not None

@@ -85,8 +85,8 @@ class ImageTokens:
         shown = self.extent(reduced(image_wh))
         if region.whole:
             return np.ones(shown.span.shape)
-        if region.heat is not None:
-            region = Region(boxes=region.boxes, mask=region.heat)
+        if region.heat_map is not None:
+            region = Region(boxes=region.boxes, mask=region.heat_map)
         return np.nan_to_num(token_coverage(self.brightness, shown, region))
 
     def centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:

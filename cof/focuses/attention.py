@@ -1,4 +1,4 @@
-"""Raise the attention to the region's image tokens: the paper's focus and its variations."""
+"""Raise the attention to the region's image tokens: the paper's focus, and variations of it."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ class AttentionFocus:
 
 @dataclass(frozen=True)
 class SoftFocus(AttentionFocus):
-    """`AttentionFocus` by degrees: log(1 + m (strength - 1)) for a token with weight m in 0..1.
+    """`AttentionFocus` with weights: log(1 + m (strength - 1)) for a token with weight m in 0..1.
 
-    m is the heat map of the region that a grounder found, or how likely each place is in a box
-    whose coordinates are distributions (`boxes="template"`), which alpha does not change; of any
-    other region it is the share of what the token shows that lies inside. For m of 0 and 1 it is
-    equation 3. Between them a weight is multiplied by 1 + m (strength - 1): the mean of what
-    equation 3 would multiply it with, were the token inside with probability m. (strength ** m
-    would be the mean of the scores instead, and give a doubtful token less: at strength 8 and
-    m = 1/2 the factors are 4.5 and 2.8.)
+    m comes from the heat map that a grounder found, or from the probability that each point is
+    inside a box whose coordinates are distributions (`boxes="template"`); alpha changes neither.
+    For any other region m is the part of what the token shows that lies inside.
+
+    For m = 0 and m = 1 this is equation 3. Otherwise the attention weight (before softmax
+    normalisation) is multiplied by 1 + m (strength - 1): the mean of the factors of equation 3 if
+    the token is inside with probability m. (strength ** m would be the mean of the scores, and
+    smaller: at strength 8 and m = 1/2 the factors are 4.5 and 2.8.)
     """
 
-    help: ClassVar[str] = "the same, weighted by a heat map or by how sure the box's sides are"
+    help: ClassVar[str] = "the same, weighted by a heat map or by the box's probabilities"
     uses_heat_map: ClassVar[bool] = True
 
     def _variation(self) -> dict[str, Any]:
@@ -56,10 +57,10 @@ class SoftFocus(AttentionFocus):
 class ContrastFocus(AttentionFocus):
     """`AttentionFocus` with guidance (Prompt Highlighter, arXiv 2312.04302).
 
-    Two branches are decoded side by side, at twice the cost: one attends to the region with
-    log(strength), the other with -log(strength), and each token is chosen by
-    log p = log p2 + g (log p1 - log p2). Greedily only. Departure: the paper's second branch has
-    the embeddings of the highlighted tokens scaled down, and attends as usual.
+    Two branches are decoded together, at twice the cost: one attends to the region with
+    log(strength), the other with -log(strength). Each token is chosen greedily by
+    log p = log p2 + g (log p1 - log p2). Departure: the paper's second branch scales the
+    embeddings of the highlighted tokens down, and attends as usual.
 
     Attributes:
         guidance: g; 1 is `AttentionFocus`.
@@ -71,7 +72,7 @@ class ContrastFocus(AttentionFocus):
 
 @dataclass(frozen=True)
 class NoFocus:
-    """The request as it is: the plain model."""
+    """Leaves the request unchanged: the plain model."""
 
     help: ClassVar[str] = "nothing: the plain model"
     uses_strength: ClassVar[bool] = False

@@ -11,13 +11,13 @@ from cof.types import Request
 class Focus(Protocol):
     """Makes a request look at a region (stage 2 of the paper).
 
-    A frozen dataclass; its fields that are named as settings (`cof.settings.Settings`) are filled
-    from them.
+    A frozen dataclass; each field that has the name of a setting (`cof.settings.Settings`) gets
+    that setting's value.
 
     Attributes:
         help: what it does, in a few words, for the command line.
         uses_strength: whether lambda changes anything.
-        uses_heat_map: whether it reads `Region.heat`, where a grounder gives one.
+        uses_heat_map: whether it reads `Region.heat_map`, where a grounder gives one.
     """
 
     help: ClassVar[str]

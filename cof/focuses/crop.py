@@ -14,9 +14,9 @@ from cof.types import Request
 
 @dataclass(frozen=True)
 class CropFocus:
-    """Only the region, which the model's processor then enlarges: all that the model sees.
+    """The model sees the region alone, which its processor enlarges.
 
-    A region that is longer and thinner than images may be (`cof.images.MAX_ASPECT`) is widened.
+    A region that is longer and thinner than an image may be (`cof.images.MAX_ASPECT`) is widened.
 
     >>> from PIL import Image
     >>> request = Request(Image.new("RGB", (100, 50)), "Which digit?")
@@ -33,17 +33,18 @@ class CropFocus:
             return request
         image = request.pil_image
         left, top, right, bottom = pixel_box(union(region.boxes), image.size)
-        thinnest = math.ceil(max(right - left, bottom - top) / MAX_ASPECT)
-        left, right = _widened(left, right, thinnest, image.width)
-        top, bottom = _widened(top, bottom, thinnest, image.height)
+        shortest = math.ceil(max(right - left, bottom - top) / MAX_ASPECT)
+        left, right = _widen(left, right, shortest, image.width)
+        top, bottom = _widen(top, bottom, shortest, image.height)
         return replace(request, image=image.crop((left, top, right, bottom)))
 
 
 @dataclass(frozen=True)
 class BesideFocus:
-    """The whole image and after it the region, enlarged (ViCrop, arXiv 2502.17422, section 5).
+    """The model sees the whole image, and after it the enlarged region (ViCrop, arXiv 2502.17422,
+    section 5).
 
-    A model that takes one image only is shown the region alone, like `CropFocus`.
+    A model that takes only one image sees the region alone, as with `CropFocus`.
     """
 
     help: ClassVar[str] = "show it the region after the whole image"
@@ -56,8 +57,8 @@ class BesideFocus:
         return replace(request, beside=CropFocus().apply(request, region).image)
 
 
-def _widened(start: int, end: int, least: int, size: int) -> tuple[int, int]:
-    """At least so many pixels, about the same middle, moved inside 0..size."""
-    pixels = max(end - start, least)
+def _widen(start: int, end: int, shortest: int, size: int) -> tuple[int, int]:
+    """Widen to at least `shortest` pixels about the same middle, then move inside 0..size."""
+    pixels = max(end - start, shortest)
     start = min(max(0, start - (pixels - (end - start)) // 2), size - pixels)
     return start, start + pixels

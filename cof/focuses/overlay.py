@@ -16,11 +16,11 @@ Overlay = Literal["frame", "blur", "dim"]
 
 @dataclass(frozen=True)
 class OverlayFocus:
-    """The whole image, with the region drawn into it.
+    """The model sees the whole image with the region drawn into it.
 
-    `frame`: a red frame around each box ("red circle", arXiv 2304.06712). `blur`: all but the
-    region is blurred (fine-grained visual prompting, arXiv 2306.04356). `dim`: all but the region
-    is darkened.
+    `frame`: a red frame around each box ("red circle", arXiv 2304.06712). `blur`: everything but
+    the region is blurred (fine-grained visual prompting, arXiv 2306.04356). `dim`: everything but
+    the region is darkened.
 
         >>> request = Request(Image.new("RGB", (100, 50), "white"), "Which digit?")
         >>> dimmed = OverlayFocus("dim").apply(request, Region(boxes=((0.5, 0.2, 0.75, 0.6),)))
@@ -29,13 +29,13 @@ class OverlayFocus:
 
     Attributes:
         overlay: `frame`, `blur` or `dim`.
-        colour: of the frame, RGB.
-        width: of its line, as a share of the image's shorter side; two pixels at least.
-        radius: of the blur, as a share of the image's shorter side.
-        dimming: brightness of the darkened part, as a share of what it was.
+        colour: RGB of the frame.
+        width: line width of the frame, as a share of the image's shorter side; at least 2 pixels.
+        radius: radius of the blur, as a share of the image's shorter side.
+        dimming: brightness of the darkened part, as a share of the original.
     """
 
-    help: ClassVar[str] = "draw the region into the image: a frame, or all else blurred or dimmed"
+    help: ClassVar[str] = "draw a frame around the region, or blur or dim the rest of the image"
     uses_strength: ClassVar[bool] = False
     uses_heat_map: ClassVar[bool] = False
     overlay: Overlay = "frame"
@@ -49,7 +49,7 @@ class OverlayFocus:
             return request
         image = request.pil_image
         if self.overlay == "frame":
-            return replace(request, image=self._framed(image, region.boxes))
+            return replace(request, image=self._draw_frames(image, region.boxes))
         if self.overlay == "blur":
             rest = image.filter(ImageFilter.GaussianBlur(self.radius * min(image.size)))
         else:
@@ -57,7 +57,7 @@ class OverlayFocus:
         inside = coverage_image(region, image.size)
         return replace(request, image=Image.composite(image, rest, inside))
 
-    def _framed(self, image: Image.Image, boxes: tuple[XYXY, ...]) -> Image.Image:
+    def _draw_frames(self, image: Image.Image, boxes: tuple[XYXY, ...]) -> Image.Image:
         framed = image.copy()
         line = max(2, round(self.width * min(framed.size)))
         draw = ImageDraw.Draw(framed)

@@ -1,8 +1,8 @@
-"""Boxes, frames and regions: pure geometry.
+"""Boxes and frames: pure geometry.
 
 A box is `xyxy = (x1, y1, x2, y2)`, x to the right and y down. Unless a name says otherwise its
-numbers are fractions (0..1) of the ORIGINAL, upright image. A model writes boxes in a frame of
-its own (fractions of a padded square, thousandths, pixels after resizing); `Frame` converts.
+numbers are fractions (0..1) of the ORIGINAL, upright image. A model writes boxes in its own frame
+(fractions of a padded square, thousandths, pixels after resizing); `Frame` converts.
 """
 
 from __future__ import annotations
@@ -10,12 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cof.errors import CofError
-
-if TYPE_CHECKING:
-    pass
 
 XYXY = tuple[float, float, float, float]
 
@@ -49,10 +45,10 @@ class Frame:
 
     @classmethod
     def padded_square(cls, image_wh: tuple[int, int], scale: float = 1.0) -> Frame:
-        """The image in the middle of a square of its longer side, the square being 0..scale.
+        """The image in the middle of a square of its longer side; the square is 0..scale.
 
-        The padding is split with integer division, as LLaVA's `expand2square` does, so an odd
-        difference leaves the image half a pixel off the centre.
+        The padding is split with integer division, as in LLaVA's `expand2square`, so with an odd
+        difference the image is half a pixel off the centre.
         """
         width, height = image_wh
         side = max(width, height)
@@ -66,9 +62,9 @@ class Frame:
 
     @classmethod
     def centre_crop(cls, image_wh: tuple[int, int], scale: float = 1.0) -> Frame:
-        """The image around its central square of the shorter side, the square being 0..scale.
+        """The image around its central square of the shorter side; the square is 0..scale.
 
-        What lies outside 0..scale is cut off: the model never sees it.
+        The model never sees the parts outside 0..scale.
 
             >>> Frame.centre_crop((500, 300), scale=3.0)
             Frame(left=-1.0, top=0.0, right=4.0, bottom=3.0)
@@ -80,7 +76,7 @@ class Frame:
 
     @classmethod
     def of_image(cls, scale: float = 1.0) -> Frame:
-        """Fractions of the original image times `scale` (1000: thousandths)."""
+        """Fractions of the original image, times `scale` (1000: thousandths)."""
         return cls(0.0, 0.0, scale, scale)
 
     @classmethod
@@ -89,7 +85,7 @@ class Frame:
         return cls(0.0, 0.0, float(wh[0]), float(wh[1]))
 
     def to_image(self, xyxy: XYXY) -> XYXY:
-        """Native coordinates -> 0..1 of the original; outside 0..1 where the box leaves it."""
+        """Native coordinates -> 0..1 of the original; beyond 0..1 where the box leaves it."""
         x1, y1, x2, y2 = xyxy
         width, height = self.right - self.left, self.bottom - self.top
         return (
@@ -140,7 +136,7 @@ def contains_point(xyxy: XYXY, point: tuple[float, float]) -> bool:
 
 
 def clip(xyxy: XYXY) -> XYXY:
-    """The part of a box that is inside 0..1; area 0 when nothing is.
+    """The part of a box that is inside 0..1; its area is 0 if no part is inside.
 
     >>> clip((-0.5, 0.25, 0.5, 1.25))
     (0.0, 0.25, 0.5, 1.0)
@@ -178,8 +174,8 @@ def union(boxes: Iterable[XYXY]) -> XYXY:
 def expand(xyxy: XYXY, alpha: float) -> XYXY:
     """Scale a box by `alpha` about its centre, then move it inside 0..1 (paper, section II-B).
 
-    The box is moved, never clipped, so it keeps its size; only where it is larger than the
-    image does it become the image's full extent on that axis.
+    The box is moved, never clipped, so it keeps its size. On an axis where it is larger than the
+    image it becomes as large as the image.
 
     Examples: twice as wide and high; a corner box moved back inside; one too wide.
 
@@ -203,21 +199,21 @@ def expand(xyxy: XYXY, alpha: float) -> XYXY:
 def expand_snapped(
     xyxy: XYXY, alpha: float, image_wh: tuple[int, int], *, square: bool = False
 ) -> XYXY:
-    """Scale a box as the paper's released code does, its defect at the border included.
+    """Scale a box as the paper's released code does, including its defect at the border.
 
-    Its edge test asks whether `centre - width` (not half the width) leaves the image, and then
-    sets that edge to the border: a box near the border grows up to it instead of being moved.
-    The border is that of the image padded to a square, so on an image that is not square the
-    result may leave 0..1 (it then reaches into the padding).
+    The released code tests whether `centre - width` (not half the width) leaves the image, and
+    then sets that edge to the border: a box near the border grows to it and is not moved. The
+    border is that of the image padded to a square, so on an image that is not square the result
+    may leave 0..1 (it then reaches into the padding).
 
-    Two-decimal boxes meet that test's equality often, so the arithmetic is the released code's,
-    operation by operation, in its frame.
+    Boxes with two decimals often lie exactly on the limit of that test, so the arithmetic is the
+    released code's, operation by operation, in its frame.
 
     Args:
         xyxy: 0..1 of the image.
         alpha: the factor.
-        image_wh: of the original image.
-        square: take the longer side both ways (in pixels) before the edge test.
+        image_wh: size of the original image.
+        square: use the longer side (in pixels) for both sides before the edge test.
 
     Example on a square image: the left and the top edge snap, though the box would fit.
 
@@ -229,7 +225,7 @@ def expand_snapped(
     """
     check_alpha(alpha)
     frame = Frame.padded_square(image_wh)
-    # undo the rounding of the way from the model's decimals to 0..1 of the image and back
+    # undo the rounding errors of the model's decimals -> 0..1 of the image -> back
     x1, y1, x2, y2 = (round(value, 9) for value in frame.from_image(xyxy))
     width, height = (x2 - x1) * alpha, (y2 - y1) * alpha
     if square:
@@ -239,14 +235,14 @@ def expand_snapped(
     return frame.to_image((left, top, right, bottom))
 
 
-def squared(xyxy: XYXY, image_wh: tuple[int, int]) -> XYXY:
-    """Give a box its longer side both ways, measured in pixels, about its centre.
+def make_square(xyxy: XYXY, image_wh: tuple[int, int]) -> XYXY:
+    """Make a box square in pixels: its longer side in both directions, about its centre.
 
-    The released code does so, on by default. The result may leave 0..1; an expansion follows.
+    The released code does so by default. The result may leave 0..1; an expansion follows.
 
     Example: 50 x 25 pixels become 50 x 50; on this 200x100 image that is 0.25 by 0.5.
 
-        >>> squared((0.25, 0.5, 0.5, 0.75), (200, 100))
+        >>> make_square((0.25, 0.5, 0.5, 0.75), (200, 100))
         (0.25, 0.375, 0.5, 0.875)
     """
     width, height = image_wh
@@ -257,10 +253,10 @@ def squared(xyxy: XYXY, image_wh: tuple[int, int]) -> XYXY:
     return (x - half_x, y - half_y, x + half_x, y + half_y)
 
 
-def at_least(xyxy: XYXY, side: float) -> XYXY:
-    """Widen a box to `side` (0..1) where it is smaller, about its centre, moved inside 0..1.
+def widen(xyxy: XYXY, side: float) -> XYXY:
+    """Widen a box to `side` (0..1) on each axis where it is smaller, then move it inside 0..1.
 
-    >>> at_least((0.5, 0.25, 0.5, 0.75), 0.25)
+    >>> widen((0.5, 0.25, 0.5, 0.75), 0.25)
     (0.375, 0.25, 0.625, 0.75)
     """
     x1, y1, x2, y2 = xyxy
@@ -270,8 +266,8 @@ def at_least(xyxy: XYXY, side: float) -> XYXY:
 
 
 def pixel_box(xyxy: XYXY, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The pixels `(left, top, right, bottom)` that a box touches, right and bottom excluded; one
-    at least.
+    """The pixels `(left, top, right, bottom)` that a box touches, right and bottom excluded; at
+    least one pixel.
 
     >>> pixel_box((0.5, 0.5, 0.5, 0.5), (10, 10)), pixel_box((0.26, 0.0, 1.2, 0.5), (10, 10))
     ((5, 5, 6, 6), (2, 0, 10, 5))
@@ -279,13 +275,17 @@ def pixel_box(xyxy: XYXY, image_wh: tuple[int, int]) -> tuple[int, int, int, int
     width, height = image_wh
     x1, y1, x2, y2 = clip(xyxy)
     left, top = min(int(x1 * width), width - 1), min(int(y1 * height), height - 1)
-    # rounded: 0.6 * 50 must not become 31 pixels for the last digit of a float
+    # rounded, because 0.6 * 50 is a float a little above 30 and would become 31 pixels
     right = max(left + 1, math.ceil(round(x2 * width, 6)))
     bottom = max(top + 1, math.ceil(round(y2 * height, 6)))
     return left, top, right, bottom
 
 
 def check_alpha(alpha: float) -> None:
+    """
+    Raises:
+        CofError: alpha is not a finite number above 0.
+    """
     if not (math.isfinite(alpha) and alpha > 0):
         raise CofError(
             f"expand (alpha) must be a finite number above 0, not {alpha}; 1 keeps the box."
@@ -293,7 +293,7 @@ def check_alpha(alpha: float) -> None:
 
 
 def _scaled_and_moved(low: float, high: float, alpha: float) -> tuple[float, float]:
-    if alpha == 1 and low >= 0 and high <= 1:  # keep the numbers bit for bit
+    if alpha == 1 and low >= 0 and high <= 1:  # no rounding
         return low, high
     middle, half = (low + high) / 2, (high - low) * alpha / 2
     if half >= 0.5:

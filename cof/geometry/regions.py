@@ -24,18 +24,18 @@ class Region:
 
     Attributes:
         boxes: `(x1, y1, x2, y2)` each, in 0..1 of the original image.
-        mask: `(H, W)` float32 in 0..1 laid over the whole image at any resolution, for regions
-            that are no rectangles; `boxes` then holds its bounding box.
-        whole: every image token, those of the padding included (the paper's Table II,
+        mask: `(H, W)` float32 in 0..1 over the whole image at any resolution, for regions that
+            are not rectangles; `boxes` then holds its bounding box.
+        whole: every image token, including those of the padding (the paper's Table II,
             "reweight" without "ground").
-        heat: `(H, W)` float32 in 0..1 over the whole image: how much each place is meant, for
-            focuses that take degrees (`soft`); the others look at `boxes` or `mask`.
+        heat_map: `(H, W)` float32 in 0..1 over the whole image, a weight for each point; used by
+            the focus `soft`, all others use `boxes` or `mask`.
     """
 
     boxes: tuple[XYXY, ...] = ()
     mask: NDArray[np.float32] | None = field(default=None, compare=False)
     whole: bool = False
-    heat: NDArray[np.float32] | None = field(default=None, compare=False)
+    heat_map: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 EVERYTHING = Region(boxes=((0.0, 0.0, 1.0, 1.0),), whole=True)
@@ -45,15 +45,15 @@ def region_from_boxes(boxes: Sequence[Sequence[float]]) -> Region:
     """A region of the user's own boxes, each `(x1, y1, x2, y2)` in 0..1 of the image.
 
     Raises:
-        CofError: no box, not four finite numbers, outside 0..1, or without area.
+        CofError: there is no box, or one is not four finite numbers in 0..1 with an area.
     """
     try:
         boxes = list(boxes)
     except TypeError:
-        raise CofError(f"boxes is a list of (x1, y1, x2, y2), not {boxes!r}.") from None
+        raise CofError(f"boxes must be a list of (x1, y1, x2, y2), not {boxes!r}.") from None
     if not boxes:
         raise CofError("boxes is empty: give at least one (x1, y1, x2, y2), or leave it out.")
-    return Region(boxes=tuple(_checked_box(box) for box in boxes))
+    return Region(boxes=tuple(_check_box(box) for box in boxes))
 
 
 def region_from_polygon(points: Sequence[tuple[float, float]], image_wh: tuple[int, int]) -> Region:
@@ -65,14 +65,14 @@ def region_from_polygon(points: Sequence[tuple[float, float]], image_wh: tuple[i
     try:
         corners = [(float(x), float(y)) for x, y in points]
     except (TypeError, ValueError):
-        raise CofError(f"A polygon is a list of (x, y) points, not {points!r}.") from None
+        raise CofError(f"A polygon must be a list of (x, y) points, not {points!r}.") from None
     if len(corners) < 3:
         raise CofError(f"A polygon needs at least three (x, y) points, not {len(corners)}.")
     for corner in corners:
         if not all(0 <= value <= 1 for value in corner):
             raise CofError(
-                f"Polygon point {corner} is not (x, y) in 0..1: give fractions of the "
-                "image's width and height."
+                f"Polygon point {corner} is outside 0..1: give fractions of the image's width and "
+                "height."
             )
     width, height = image_wh
     canvas = Image.new("L", image_wh)
@@ -82,10 +82,10 @@ def region_from_polygon(points: Sequence[tuple[float, float]], image_wh: tuple[i
 
 
 def region_from_mask(array: ArrayLike) -> Region:
-    """A region from an `(H, W)` mask laid over the whole image, at any resolution.
+    """A region from an `(H, W)` mask over the whole image, at any resolution.
 
-    Bool, integers (0..255, white inside) or floats in 0..1. The region's box is the mask's
-    bounding box:
+    The mask holds bool, integers (0 or 1, or 0..255 with white inside) or floats in 0..1. The
+    region's box is the mask's bounding box:
 
         >>> mask = np.zeros((4, 8), bool); mask[1:3, 2:4] = True
         >>> region_from_mask(mask).boxes
@@ -97,26 +97,26 @@ def region_from_mask(array: ArrayLike) -> Region:
     try:
         given = np.asarray(array)
     except ValueError:
-        raise CofError("A mask is an (H, W) array, so it has rows of one length.") from None
+        raise CofError("A mask must be an (H, W) array with rows of equal length.") from None
     if given.ndim != 2 or given.size == 0:
-        raise CofError(f"A mask is an (H, W) array, not one of shape {given.shape}.")
+        raise CofError(f"A mask must be an (H, W) array, not one of shape {given.shape}.")
     if given.dtype.kind not in "buif":
-        raise CofError(f"A mask holds bool, 0..255 or 0..1, not {given.dtype}.")
+        raise CofError(f"A mask must hold bool, 0..255 or 0..1, not {given.dtype}.")
     mask = given.astype(np.float32)
     if given.dtype.kind in "ui":
         mask /= 255.0 if mask.max() > 1 else 1.0
     if not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
-        raise CofError("A mask of floats holds numbers in 0..1, and one of integers in 0..255.")
+        raise CofError("A mask must hold floats in 0..1, or integers in 0..255.")
     if not mask.any():
         raise CofError("The mask is empty: mark at least one pixel.")
     return Region(boxes=(_mask_box(mask),), mask=mask)
 
 
 def expand_region(region: Region, alpha: float) -> Region:
-    """`expand` each box of a region; scale a mask likewise about its bounding box's centre.
+    """`expand` each box of a region, or scale its mask about the centre of its bounding box.
 
-    A mask is moved inside with its bounding box, and squeezed on an axis where that box would
-    outgrow the image. The whole image stays the whole image, and a heat map as it is.
+    A mask is moved inside the image with its bounding box; on an axis where that box would be
+    larger than the image, the mask is scaled to the image. A heat map stays as it is.
 
         >>> expand_region(Region(boxes=((0.25, 0.25, 0.5, 0.5), (0.0, 0.75, 0.25, 1.0))), 2).boxes
         ((0.125, 0.125, 0.625, 0.625), (0.0, 0.5, 0.5, 1.0))
@@ -130,15 +130,14 @@ def expand_region(region: Region, alpha: float) -> Region:
         return region
     source = _mask_box(region.mask)
     target = expand(source, alpha)
-    mask = _stretched(region.mask, source, target)
-    return replace(region, boxes=(target,), mask=mask)
+    return replace(region, boxes=(target,), mask=_stretch(region.mask, source, target))
 
 
 def coverage_image(region: Region, image_wh: tuple[int, int]) -> Image.Image:
-    """A picture ('L') of the original's size, white inside the region, black outside.
+    """The region as an image ('L') of the original's size: white inside, black outside.
 
-    A pixel is inside a box when its centre is. A region that would fall between the pixels'
-    centres keeps the pixel it lies in, so none but an empty region is all black.
+    A pixel is inside a box if its centre is. A box that contains no pixel's centre gets the pixel
+    that it lies in, so only an empty region is all black.
     """
     width, height = image_wh
     if region.whole:
@@ -155,27 +154,25 @@ def coverage_image(region: Region, image_wh: tuple[int, int]) -> Image.Image:
     return canvas
 
 
-def _checked_box(box: Sequence[float]) -> XYXY:
+def _check_box(box: Sequence[float]) -> XYXY:
     try:
         x1, y1, x2, y2 = (float(value) for value in box)
     except (TypeError, ValueError):
-        raise CofError(
-            f"boxes is a list of (x1, y1, x2, y2), so {box!r} is not one of its boxes."
-        ) from None
-    found = ordered((x1, y1, x2, y2))
+        raise CofError(f"Invalid box {box!r}: boxes must be a list of (x1, y1, x2, y2).") from None
+    checked = ordered((x1, y1, x2, y2))
     shown = ", ".join(f"{value:g}" for value in (x1, y1, x2, y2))
     if not all(math.isfinite(v) and 0 <= v <= 1 for v in (x1, y1, x2, y2)):
         raise CofError(
-            f"Box ({shown}) is outside 0..1: a box is given as fractions of the image's width "
-            "and height, so divide pixels by them."
+            f"Box ({shown}) is outside 0..1: give fractions of the image's width and height "
+            "(pixels divided by them)."
         )
-    if area(found) == 0:
+    if area(checked) == 0:
         raise CofError(f"Box ({shown}) has no area: give two different corners.")
-    return found
+    return checked
 
 
 def _pixel_span(low: float, high: float, size: int) -> tuple[int, int]:
-    """Pixels `start..end` (end excluded) whose centres are in low..high; one pixel at least."""
+    """Pixels `start..end` (end excluded) whose centres are in low..high; at least one pixel."""
     start, end = math.ceil(low * size - 0.5), math.ceil(high * size - 0.5)
     if end <= start:
         start = min(size - 1, int((low + high) / 2 * size))
@@ -195,28 +192,28 @@ def _mask_box(mask: NDArray[np.float32]) -> XYXY:
 
 
 def _mask_image(mask: NDArray[np.float32], image_wh: tuple[int, int]) -> Image.Image:
-    picture = Image.fromarray(np.round(mask * 255).astype(np.uint8))
-    if picture.size != image_wh:
-        picture = picture.resize(image_wh, Image.Resampling.BILINEAR)
-    if picture.getbbox() is None:  # a speck, lost in the rounding or the resizing
+    image = Image.fromarray(np.round(mask * 255).astype(np.uint8))
+    if image.size != image_wh:
+        image = image.resize(image_wh, Image.Resampling.BILINEAR)
+    if image.getbbox() is None:  # the mask was too small or faint to survive rounding and resizing
         width, height = image_wh
         x, y = centre(_mask_box(mask))
-        picture.putpixel((min(width - 1, int(x * width)), min(height - 1, int(y * height))), 255)
-    return picture
+        image.putpixel((min(width - 1, int(x * width)), min(height - 1, int(y * height))), 255)
+    return image
 
 
-def _stretched(mask: NDArray[np.float32], source: XYXY, target: XYXY) -> NDArray[np.float32]:
-    """The mask with its content in `source` moved to `target` (both in 0..1)."""
+def _stretch(mask: NDArray[np.float32], source: XYXY, target: XYXY) -> NDArray[np.float32]:
+    """The mask with its part in `source` moved and scaled to `target` (both in 0..1)."""
     height, width = mask.shape
     scale_x = (source[2] - source[0]) / (target[2] - target[0])
     scale_y = (source[3] - source[1]) / (target[3] - target[1])
     offset_x = (source[0] - target[0] * scale_x) * width
     offset_y = (source[1] - target[1] * scale_y) * height
-    picture = Image.fromarray(mask, mode="F").transform(
+    image = Image.fromarray(mask, mode="F").transform(
         (width, height),
         Image.Transform.AFFINE,
         (scale_x, 0.0, offset_x, 0.0, scale_y, offset_y),
         resample=Image.Resampling.BILINEAR,
     )
-    stretched = np.clip(np.asarray(picture, dtype=np.float32), 0.0, 1.0)
+    stretched = np.clip(np.asarray(image, dtype=np.float32), 0.0, 1.0)
     return stretched if stretched.any() else mask

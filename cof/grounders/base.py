@@ -12,13 +12,13 @@ from cof.types import Grounding, Request
 class Grounder(Protocol):
     """Finds, for each request, the region of its image that holds the answer.
 
-    A frozen dataclass; its fields that are named as settings (`cof.settings.Settings`) are filled
-    from them.
+    A frozen dataclass; each field that has the name of a setting (`cof.settings.Settings`) gets
+    that setting's value.
 
     Attributes:
-        help: where it looks, in a few words, for the command line.
-        engine_calls: engine calls per image; an image that is used more than once, the answer
-            included, is worth caching.
+        help: where it looks, and what it asks of the engine, in a few words for the command line.
+        engine_calls: how often it calls the engine for an image in a way that a prefix cache of
+            the image makes cheaper; the pipeline caches an image that is used more than once.
         reads_states: whether the engine must be a `cof.engines.base.StateReader`.
     """
 

@@ -18,16 +18,20 @@ class DetectorGrounder:
     """An open-vocabulary detector beside the model (OWLv2, arXiv 2306.09683; Grounding DINO,
     arXiv 2303.05499).
 
-    It looks for each object that the question names (`noun_phrases.object_words`); the best box of
-    each counts if its score is high enough. The confidence is the lowest score of those.
+    It looks for each object that the question names (`noun_phrases.object_words`), and takes the
+    best box of each whose score is high enough. The confidence is the lowest of their scores.
+
+    Asks nothing of the engine; the detector runs once for each object.
 
     Attributes:
-        detector: folder or hub id, loaded when it is first needed.
+        detector: folder or hub id of the detector, which is loaded at the first use.
         threshold: the lowest score that counts, 0..1.
-        min_confidence: likewise, the caller's.
+        min_confidence: likewise, from the settings; the higher of the two holds.
     """
 
-    help: ClassVar[str] = "where an open-vocabulary detector finds the question's objects"
+    help: ClassVar[str] = (
+        "where an open-vocabulary detector finds the question's objects; the model is not asked"
+    )
     engine_calls: ClassVar[int] = 0
     reads_states: ClassVar[bool] = False
     detector: str | None = None
@@ -46,20 +50,17 @@ class DetectorGrounder:
 
         assert self.detector is not None
         detector = load_detector(self.detector)
-        least = max(self.threshold, self.min_confidence)
+        threshold = max(self.threshold, self.min_confidence)
         groundings = []
         for request in requests:
             phrases = object_words(request.prompt)
-            found = [
-                best
-                for best in (detector.find(request.pil_image, phrase) for phrase in phrases)
-                if best is not None and best[1] >= least
-            ]
-            if found:
-                region = Region(boxes=tuple(box for box, _ in found))
-                groundings.append(Grounding(region, confidence=min(score for _, score in found)))
+            detections = [detector.find(request.pil_image, phrase) for phrase in phrases]
+            good = [each for each in detections if each is not None and each[1] >= threshold]
+            if good:
+                region = Region(boxes=tuple(box for box, _ in good))
+                groundings.append(Grounding(region, confidence=min(score for _, score in good)))
             else:
                 named = ", ".join(phrases)
-                reason = f"The detector finds no {named} with a score of {least:g} or more."
+                reason = f"The detector finds no {named} with a score of {threshold:g} or more."
                 groundings.append(Grounding(None, reason=reason))
         return groundings

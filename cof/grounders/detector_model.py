@@ -1,4 +1,4 @@
-"""Open-vocabulary detectors from transformers: boxes of what a phrase names."""
+"""Open-vocabulary detectors from transformers: the box of what a phrase names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cof.errors import CofError
 from cof.geometry.boxes import XYXY, area, clip
 
 _PROMPTS = {"owlvit": "a photo of a {}", "owlv2": "a photo of a {}"}
-"""How a model type is asked for a thing, where its makers do not use the bare phrase."""
+"""The prompt of a model type for an object, where its authors do not use the bare phrase."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +25,16 @@ class Detector:
     processor: Any
 
     def find(self, image: Image.Image, phrase: str) -> tuple[XYXY, float] | None:
-        """The box that fits a phrase best, 0..1 of the image, and its score in 0..1.
+        """The box that fits a phrase best, in 0..1 of the image, and its score in 0..1.
 
-        None if no box has any area inside the image.
+        None if no box has an area inside the image.
 
         Raises:
             CofError: the detector's image processor needs a package that is missing.
         """
         width, height = image.size
         config = self.model.config
-        longest = (
+        max_length = (
             getattr(config, "max_text_len", None) or config.text_config.max_position_embeddings
         )
         text = _PROMPTS.get(config.model_type, "{}").format(phrase.lower())
@@ -43,7 +43,7 @@ class Detector:
                 images=image,
                 text=[[text]],
                 truncation=True,
-                max_length=longest,
+                max_length=max_length,
                 return_tensors="pt",
             )
         except ImportError as error:
@@ -52,12 +52,12 @@ class Detector:
             ) from error
         with torch.inference_mode():
             output = self.model(**inputs.to(self.model.device))
-        (found,) = self.processor.post_process_grounded_object_detection(
+        (detections,) = self.processor.post_process_grounded_object_detection(
             output, threshold=0.0, target_sizes=[(height, width)]
         )
         best: tuple[XYXY, float] | None = None
         for (x1, y1, x2, y2), score in zip(
-            found["boxes"].tolist(), found["scores"].tolist(), strict=True
+            detections["boxes"].tolist(), detections["scores"].tolist(), strict=True
         ):
             box = clip((x1 / width, y1 / height, x2 / width, y2 / height))
             if area(box) > 0 and (best is None or score > best[1]):
@@ -67,13 +67,13 @@ class Detector:
 
 @lru_cache(maxsize=1)
 def load_detector(name: str) -> Detector:
-    """A detector from a folder or the hub, on the GPU if there is one; the last one is kept.
+    """A detector from a folder or the hub, on the GPU if there is one; the last one is cached.
 
     Raises:
-        CofError: it cannot be loaded, or is no open-vocabulary detector.
+        CofError: it cannot be loaded, or is not an open-vocabulary detector.
     """
     try:
-        config = AutoConfig.from_pretrained(name)  # one small file tells whether it is there
+        config = AutoConfig.from_pretrained(name)  # one small file shows whether it is there
         processor = AutoProcessor.from_pretrained(name, backend="pil")
         model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(name, config=config)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""Grounders that ask nobody: the caller's regions, every image token, nowhere."""
+"""Grounders that ask nothing of the engine: the caller's regions, every image token, nowhere."""
 
 from __future__ import annotations
 

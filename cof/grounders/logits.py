@@ -1,4 +1,4 @@
-"""Look where the image tokens say what the question names."""
+"""Look where the image tokens predict the question's objects (VGA)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from cof.engines.base import Engine
-from cof.geometry.heatmap import heat_map
-from cof.grounders.maps import grounding, image_id, state_reader
+from cof.geometry.heatmap import make_heat_map
+from cof.grounders.maps import ground_heat_map, image_id, require_state_reader
 from cof.prompting.noun_phrases import object_words
 from cof.types import Grounding, Request
 
@@ -19,38 +19,42 @@ from cof.types import Grounding, Request
 class LogitsGrounder:
     """Visual semantic confidence (VGA, arXiv 2511.20032, section 3.1).
 
-    The decoder's last states at the image tokens go through the head that chooses words: where an
-    object is, its name is more probable. The map of each word is scaled to sum 1; those of an
-    object's words are averaged, and of several objects the highest value counts. One pass for
-    each picture, whatever is asked about it, nothing is decoded. The box:
+    The decoder's last states at the image tokens go through the language-model head: where an
+    object is, its name is more probable. The map of each word is scaled to sum 1; the maps of an
+    object's words are averaged, and of several objects the highest value counts. The box:
     `heatmap.sliding_window`.
 
-    Departures: objects are found by `noun_phrases.object_words`, not by a parser; all words of an
-    object are read, not the first token of its name alone, which would be the colour of a "red
-    umbrella"; and of several words the mean is taken.
+    Asks the engine for one forward pass for each image, whatever the questions; nothing is
+    decoded.
 
-    It needs a model whose image tokens are near the words for what they show: on the embedded one,
-    trained from scratch, its boxes are no better than random ones.
+    Departures from VGA: objects are found by `noun_phrases.object_words`, not by a parser; and
+    all words of an object are read and averaged, not the first token of its name alone, which
+    would be the colour of a "red umbrella".
+
+    It needs a model whose image tokens are near the words for what they show: on the embedded
+    model, trained from scratch, its boxes are no better than random ones.
 
     Attributes:
-        min_confidence: boxes that hold less of the map's heat count as not found.
+        min_confidence: a box with a smaller part of the map's sum counts as not found.
     """
 
-    help: ClassVar[str] = "where image tokens predict the question's objects (VGA)"
-    engine_calls: ClassVar[int] = 0  # a cached prefix is of no use: all its states are read
+    help: ClassVar[str] = (
+        "where image tokens predict the question's objects (VGA); one forward pass per image"
+    )
+    engine_calls: ClassVar[int] = 0  # it reads all states of the image, so no prefix cache helps
     reads_states: ClassVar[bool] = True
     min_confidence: float = 0.0
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
-        reader = state_reader(engine, "logits")
+        reader = require_state_reader(engine, "logits")
         phrases = [object_words(request.prompt) for request in requests]
         images = {image_id(request): request.image for request in requests}
-        words: dict[int, dict[str, int]] = {picture: {} for picture in images}
-        for request, of in zip(requests, phrases, strict=True):
-            known = words[image_id(request)]
-            for word in (word for phrase in of for word in phrase.split()):
-                known.setdefault(word, len(known))
-        maps = dict(
+        words: dict[int, dict[str, int]] = {image: {} for image in images}  # word -> its number
+        for request, objects in zip(requests, phrases, strict=True):
+            numbers = words[image_id(request)]
+            for word in (word for phrase in objects for word in phrase.split()):
+                numbers.setdefault(word, len(numbers))
+        probabilities = dict(
             zip(
                 images,
                 reader.word_probabilities(list(images.values()), [list(w) for w in words.values()]),
@@ -58,16 +62,16 @@ class LogitsGrounder:
             )
         )
         groundings = []
-        for request, of in zip(requests, phrases, strict=True):
-            picture, image_wh = image_id(request), request.image.size
+        for request, objects in zip(requests, phrases, strict=True):
+            image, image_wh = image_id(request), request.image.size
             centres = reader.token_centres(image_wh)
-            seen = np.isfinite(centres.sum(-1))
-            shares = maps[picture] / np.maximum(maps[picture][:, seen].sum(1), 1e-30).reshape(
-                -1, *[1] * seen.ndim
-            )
-            objects = [
-                shares[[words[picture][word] for word in phrase.split()]].mean(0) for phrase in of
+            visible = np.isfinite(centres.sum(-1))
+            total = np.maximum(probabilities[image][:, visible].sum(1), 1e-30)
+            shares = probabilities[image] / total.reshape(-1, *[1] * visible.ndim)
+            maps = [
+                shares[[words[image][word] for word in phrase.split()]].mean(0)
+                for phrase in objects
             ]
-            heat = heat_map(np.max(objects, axis=0), centres, image_wh)
-            groundings.append(grounding(heat, image_wh, self.min_confidence))
+            heat_map = make_heat_map(np.max(maps, axis=0), centres, image_wh)
+            groundings.append(ground_heat_map(heat_map, image_wh, self.min_confidence))
         return groundings

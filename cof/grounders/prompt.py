@@ -1,4 +1,4 @@
-"""Ask the model itself for the box."""
+"""Ask the model itself for the box (the paper)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from cof.engines.base import Engine
 from cof.errors import CofWarning
-from cof.geometry.box_distribution import soft_mask
+from cof.geometry.box_distribution import expected_mask
 from cof.geometry.regions import Region
 from cof.prompting.box_parsing import parse_boxes, parse_released
 from cof.prompting.dialects import fill, grounding_template
@@ -23,18 +23,19 @@ Parser = Literal["tolerant", "released"]
 class PromptGrounder:
     """Ask the model itself for the box (paper, section II-B).
 
-    A box that is decoded by a template comes with a heat map: how likely each place is inside it.
+    Asks the engine for one reply for each question, decoded greedily. A box that is decoded by a
+    template comes with a heat map: the probability that each point is inside it.
 
     Attributes:
-        grounding_prompt: None: the model family's own; `paper`; or a template with `{question}` or
-            `{first_line}` in it.
+        grounding_prompt: None: the model family's own; `paper`; or a template that holds
+            `{question}` or `{first_line}`.
         parser: `tolerant` or `released` (`box_parsing`).
-        grounding_max_new_tokens: the longest reply.
-        min_confidence: boxes below it count as not found.
+        grounding_max_new_tokens: the longest reply, in tokens.
+        min_confidence: a box with a lower confidence counts as not found.
         boxes: `free` or `template` (`cof.settings.Settings`).
     """
 
-    help: ClassVar[str] = "ask the model for the box (the paper)"
+    help: ClassVar[str] = "ask the model for the box (the paper); one reply per question"
     engine_calls: ClassVar[int] = 1
     reads_states: ClassVar[bool] = False
     grounding_prompt: str | None = None
@@ -67,12 +68,12 @@ class PromptGrounder:
             parsed = parse_released(reply.text, frame)
         else:
             parsed = parse_boxes(reply.text, frame, units=dialect.units, order=dialect.order)
-        sure = confidence(reply)
+        probability = confidence(reply)
         reason = parsed.reason
-        if parsed.boxes and sure is not None and sure < self.min_confidence:
-            reason = f"The box's confidence of {sure:.2f} is below {self.min_confidence:g}."
-        heat = None
+        if parsed.boxes and probability is not None and probability < self.min_confidence:
+            reason = f"The box's confidence of {probability:.2f} is below {self.min_confidence:g}."
+        heat_map = None
         if reply.likely is not None and dialect.form is not None:
-            heat = soft_mask(reply.likely, dialect.form.numbers, frame, dialect.order)
-        region = None if reason else Region(boxes=parsed.boxes, heat=heat)
-        return Grounding(region, text=reply.text, confidence=sure, reason=reason)
+            heat_map = expected_mask(reply.likely, dialect.form.numbers, frame, dialect.order)
+        region = None if reason else Region(boxes=parsed.boxes, heat_map=heat_map)
+        return Grounding(region, text=reply.text, confidence=probability, reason=reason)

@@ -1,4 +1,4 @@
-"""Reading boxes out of what a model said: tolerant, never raising, in an explicit frame."""
+"""Read boxes from a model's reply: tolerant, without exceptions, in an explicit frame."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SCALE: dict[Units, float] = {
     "loc1024": 1024.0,
     "cells32": 32.0,
 }
-"""Where each scale ends; `pixels` end where the frame does."""
+"""The end of each scale; `pixels` end where the frame ends."""
 
-_OVER = 0.25  # by which fractions may leave the image and still be known as fractions
-_LONGEST = 20_000  # characters: a box comes early, and a looping model must not cost seconds
+_OVER = 0.25  # fractions up to this far outside the image are still read as fractions
+_LONGEST = 20_000  # characters read: a box comes early, and a looping model must not cost seconds
 
-# Number, then its unit. The text is lower case and its white space single blanks by then, so
-# none of the patterns below can backtrack over long runs.
+# A number and its unit. The patterns are used on lower-case text with single blanks only, so none
+# of them can backtrack over long runs of white space.
 _NUMBER = (
     r"[\"']?([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?))"
     r"( ?%| ?px)?[\"']?"
@@ -41,7 +41,7 @@ _LIST = re.compile(rf"[\[({{] ?{_FOUR}(?: ?,)? ?[\])}}]")
 _CORNERS = re.compile(rf"{_TWO}[^\[(\d]{{0,40}}{_TWO}")
 _BARE = re.compile(rf"(?<![\w.\-+]){_FOUR}(?!\w)")
 
-# Which keys make a box; the last two of a "size" schema are width and height.
+# The keys of a box, and whether the last two are its width and height.
 _SCHEMAS: tuple[tuple[tuple[str, str, str, str], bool], ...] = (
     (("x0", "y0", "x1", "y1"), False),
     (("x1", "y1", "x2", "y2"), False),
@@ -73,24 +73,24 @@ class Parsed:
 
 
 def parse_boxes(text: str, frame: Frame, *, units: Units = "unit", order: Order = "xyxy") -> Parsed:
-    """All boxes of a reply, in 0..1 of the original image. Never raises.
+    """All boxes of a reply, in 0..1 of the original image. It never raises.
 
-    Read are, in this order of preference: pairs of cells (`<patch_index_0044>`, in `cells32`
-    alone), location tokens (`<loc0512>`, `<loc_512>`), keys
-    (`x1 y1 x2 y2`, `x0 y0 x1 y1`, `xmin ...`, `left top right bottom`, or two of them with
-    `width height`), lists of four, two corners, and four bare numbers; so JSON, fenced or
-    broken, and `<box>` tags need no rules of their own. Prose around them is skipped.
+    The parser reads, in this order of preference: pairs of cells (`<patch_index_0044>`, in
+    `cells32` only), location tokens (`<loc0512>`, `<loc_512>`), keys (`x1 y1 x2 y2`,
+    `x0 y0 x1 y1`, `xmin ...`, `left top right bottom`, or two of them with `width height`), lists
+    of four numbers, two corners, and four bare numbers. So JSON, in a code block or broken, and
+    `<box>` tags need no rules of their own. Other text is skipped.
 
-    The frame is never guessed from the size of the numbers, with two exceptions that cannot be
-    meant otherwise: a percent sign, and fractions around 0..1 on a scale of tens or more.
-    Corners in the wrong order are swapped, a box partly outside is clipped to the image, and a box
-    that is outside, without area, not finite, or beyond twice the scale is refused.
+    The scale is never guessed from the size of the numbers, with two unambiguous exceptions: a
+    percent sign, and fractions around 0..1 on a scale of tens or more. Corners in the wrong order
+    are swapped, and a box partly outside is clipped to the image. A box is refused if it is
+    outside, has no area, is not finite, or lies beyond twice the scale.
 
     Args:
         text: the model's reply.
         frame: the original image's rectangle in the model's native coordinates.
         units: what the model's numbers measure (`dialects.Dialect.units`).
-        order: order of four numbers without keys.
+        order: the order of four numbers without keys.
 
     Examples: a 640x480 image padded to a square; thousandths, y first.
 
@@ -105,8 +105,8 @@ def parse_boxes(text: str, frame: Frame, *, units: Units = "unit", order: Order 
     boxes: list[XYXY] = []
     refusals: list[str] = []
     spaced = re.sub(r"\s+", " ", text[:_LONGEST].lower())
-    paired = list(_paired(spaced)) if units == "cells32" else []
-    for numbers in paired or _candidates(spaced, order):
+    cells = list(_read_cells(spaced)) if units == "cells32" else []
+    for numbers in cells or _candidates(spaced, order):
         outcome = _to_image(numbers, frame, units)
         if isinstance(outcome, str):
             refusals.append(outcome)
@@ -120,14 +120,14 @@ def parse_boxes(text: str, frame: Frame, *, units: Units = "unit", order: Order 
 
 
 def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
-    """Width and height of what the model's coordinates measure, the padding included.
+    """Width and height of the frame that the model's coordinates measure, with the padding.
 
     >>> native_wh(Frame.padded_square((640, 480)), "unit")
     (1.0, 1.0)
     >>> native_wh(Frame.pixels((112, 84)), "pixels")
     (112.0, 84.0)
     """
-    # of pixels no scale is known, but the padding is the same on both sides
+    # `pixels` have no fixed scale, but the padding is equal on both sides
     return (
         SCALE.get(units, frame.left + frame.right),
         SCALE.get(units, frame.top + frame.bottom),
@@ -135,58 +135,55 @@ def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
 
 
 def parse_released(text: str, frame: Frame) -> Parsed:
-    """The first `[d.d, d.d, d.d, d.d]` of a reply, exactly as the paper's released code reads it.
+    """The first `[d.d, d.d, d.d, d.d]` of a reply, read exactly as by the paper's released code.
 
-    All four numbers need a decimal point, and the separators are a comma and one blank. Nothing
-    is swapped, clipped or refused, so the box may leave 0..1.
+    All four numbers need a decimal point, and each separator is a comma and one blank. Corners
+    are not swapped, and the box is neither clipped nor refused, so it may leave 0..1.
 
         >>> parse_released("[0.25, 0.125, 0.75, 0.5]", Frame.of_image()).boxes
         ((0.25, 0.125, 0.75, 0.5),)
         >>> parse_released("[0, 0.125, 0.75, 0.5]", Frame.of_image()).reason
-        'The reply holds no [d.d, d.d, d.d, d.d], the only form that the released code reads.'
+        'The reply holds no [d.d, d.d, d.d, d.d], the only format that the released code reads.'
     """
-    found = _RELEASED.search(text)
-    if found is None:
+    match = _RELEASED.search(text)
+    if match is None:
         return Parsed(
-            reason="The reply holds no [d.d, d.d, d.d, d.d], the only form that the released "
+            reason="The reply holds no [d.d, d.d, d.d, d.d], the only format that the released "
             "code reads."
         )
-    x1, y1, x2, y2 = (float(number) for number in found.groups())
+    x1, y1, x2, y2 = (float(number) for number in match.groups())
     return Parsed((frame.to_image((x1, y1, x2, y2)),))
 
 
 def _candidates(text: str, order: Order) -> Iterator[_Four]:
-    """Fours of numbers as x1 y1 x2 y2, in the first form that occurs in the text."""
-    located = [_four(found) for found in _LOCATION.finditer(text)]
-    if located:
-        yield from (_reordered(four, order) for four in located)
+    """Four numbers each, as x1 y1 x2 y2, in the first format that occurs in the text."""
+    if locations := [_read_four(match) for match in _LOCATION.finditer(text)]:
+        yield from (_reorder(four, order) for four in locations)
         return
-    keyed = list(_keyed(text))
-    if keyed:
+    if keyed := list(_read_keys(text)):
         yield from keyed
         return
     for pattern in (_LIST, _CORNERS, _BARE):
-        listed = [_four(found) for found in pattern.finditer(text)]
-        if listed:
-            yield from (_reordered(four, order) for four in listed)
+        if fours := [_read_four(match) for match in pattern.finditer(text)]:
+            yield from (_reorder(four, order) for four in fours)
             return
 
 
-def _paired(text: str) -> Iterator[_Four]:
+def _read_cells(text: str) -> Iterator[_Four]:
     """Boxes of a first and a last cell, numbered row by row, as Kosmos-2's authors read them.
 
-    They reach from the middle of the one to the middle of the other; in a single row or column
-    they are the cells themselves.
+    A box reaches from the middle of the one cell to the middle of the other; cells in the same row
+    or column are taken whole.
     """
     side = int(SCALE["cells32"])
-    for found in _CELLS.finditer(text):
-        (y1, x1), (y2, x2) = (divmod(int(number), side) for number in found.groups())
-        first, last = (0.0, 1.0) if x1 == x2 or y1 == y2 else (0.5, 0.5)
-        yield (x1 + first, ""), (y1 + first, ""), (x2 + last, ""), (y2 + last, "")
+    for match in _CELLS.finditer(text):
+        (y1, x1), (y2, x2) = (divmod(int(number), side) for number in match.groups())
+        start, end = (0.0, 1.0) if x1 == x2 or y1 == y2 else (0.5, 0.5)
+        yield (x1 + start, ""), (y1 + start, ""), (x2 + end, ""), (y2 + end, "")
 
 
-def _four(found: re.Match[str]) -> _Four:
-    groups = found.groups()
+def _read_four(match: re.Match[str]) -> _Four:
+    groups = match.groups()
     a, b, c, d = (_number(groups[i], groups[i + 1]) for i in range(0, 8, 2))
     return a, b, c, d
 
@@ -195,30 +192,30 @@ def _number(digits: str, unit: str | None) -> _Number:
     return float(digits), (unit or "").strip()
 
 
-def _reordered(four: _Four, order: Order) -> _Four:
+def _reorder(four: _Four, order: Order) -> _Four:
     if order == "yxyx":
         y1, x1, y2, x2 = four
         return x1, y1, x2, y2
     return four
 
 
-def _keyed(text: str) -> Iterator[_Four]:
-    """Boxes written as key and number; a key that comes again begins the next box."""
+def _read_keys(text: str) -> Iterator[_Four]:
+    """Boxes written as keys and numbers; a repeated key begins the next box."""
     fields: dict[str, _Number] = {}
-    for found in _KEYED.finditer(text):
-        key = found[1].replace("_", "")
+    for match in _KEYED.finditer(text):
+        key = match[1].replace("_", "")
         if key in fields:
-            yield from _from_fields(fields)
+            yield from _box_of_keys(fields)
             fields = {}
-        fields[key] = _number(found[2], found[3])
-    yield from _from_fields(fields)
+        fields[key] = _number(match[2], match[3])
+    yield from _box_of_keys(fields)
 
 
-def _from_fields(fields: dict[str, _Number]) -> Iterator[_Four]:
-    for keys, sized in _SCHEMAS:
+def _box_of_keys(fields: dict[str, _Number]) -> Iterator[_Four]:
+    for keys, has_size in _SCHEMAS:
         if all(key in fields for key in keys):
             first, second, third, fourth = (fields[key] for key in keys)
-            if sized:  # a width without a unit of its own is in the corner's
+            if has_size:  # a width without a unit has that of the corner
                 third = (first[0] + third[0], third[1] or first[1])
                 fourth = (second[0] + fourth[0], fourth[1] or second[1])
             yield first, second, third, fourth
@@ -226,10 +223,10 @@ def _from_fields(fields: dict[str, _Number]) -> Iterator[_Four]:
 
 
 def _to_image(numbers: _Four, frame: Frame, units: Units) -> XYXY | str:
-    """A box in 0..1 of the original, or one sentence why it is none."""
+    """A box in 0..1 of the original, or one sentence that says why it is refused."""
     shown = "(" + ", ".join(f"{value:g}{unit}" for value, unit in numbers) + ")"
     if not all(math.isfinite(value) for value, _ in numbers):
-        return f"The box {shown} is not made of finite numbers."
+        return f"The box {shown} has numbers that are not finite."
     if units != "pixels" and any(unit == "px" for _, unit in numbers):
         return f"The box {shown} is in pixels, but this model's boxes are read as {units}."
     width, height = native_wh(frame, units)

@@ -21,13 +21,13 @@ PAPER_PROMPT = (
 LLAVA_PROMPT = (
     "Please provide the bounding box coordinate of the region this sentence describes: {first_line}"
 )
-"""LLaVA-1.5's own prompt_style, as in its referring-expression training data."""
+"""LLaVA-1.5's own prompt, as in its referring-expression training data."""
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
-"""What LLaVA-1.5's evaluations append to a question with a short answer (MME, POPE, VQA)."""
+"""LLaVA-1.5's evaluations append this to a question with a short answer (MME, POPE, VQA)."""
 
 OPTION_LETTER = "\nAnswer with the option's letter from the given choices directly."
-"""What LLaVA-1.5's evaluations append to a multiple-choice question (MMBench)."""
+"""LLaVA-1.5's evaluations append this to a multiple-choice question (MMBench)."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Dialect:
 
     Attributes:
         name: for messages and settings.
-        template: the grounding prompt; `{question}` is the whole question, `{first_line}` its
-            first line (the released code drops options and answer suffixes that way).
-        order: order of a box's four numbers.
-        units: what the numbers measure: `unit` 0..1, `percent` 0..100, `thousand` 0..1000,
+        template: the grounding prompt; `{question}` stands for the whole question, `{first_line}`
+            for its first line (so the released code leaves options and answer suffixes out).
+        order: the order of a box's four numbers.
+        units: the scale of the numbers: `unit` 0..1, `percent` 0..100, `thousand` 0..1000,
             `loc1024` 0..1024 (location tokens), `cells32` cells of a 32 by 32 grid, `pixels`.
-            Where 0 and the end of the scale lie on the image is the engine's `Frame`.
+            The engine's `Frame` says where the scale begins and ends on the image.
         form: the one way it writes a box, for `Settings.boxes = "template"`; None: not known.
     """
 
@@ -61,8 +61,12 @@ class Dialect:
 
 
 def grounding_template(prompt: str | None, dialect: Dialect) -> str:
-    """The template of stage 1's prompt: the dialect's own for None, the paper's for `paper`, else
-    the prompt itself."""
+    """The template of stage 1's prompt.
+
+    Args:
+        prompt: None: the dialect's own; `paper`: the paper's; else the template itself.
+        dialect: of the model.
+    """
     return PAPER_PROMPT if prompt == "paper" else prompt or dialect.template
 
 
@@ -76,13 +80,13 @@ def first_line(question: str) -> str:
 
 
 def fill(template: str, question: str) -> str:
-    """Put a question into a template; other braces (JSON examples) are left as they are.
+    """Put a question into a template; other braces, as in JSON examples, stay as they are.
 
     >>> fill("{first_line} Reply as {\\"box\\": []}.", "Where?\\nA. left\\nB. right")
     'Where? Reply as {"box": []}.'
     """
     values = {"question": question, "first_line": first_line(question)}
-    return re.sub(r"\{(question|first_line)\}", lambda found: values[found[1]], template)
+    return re.sub(r"\{(question|first_line)\}", lambda match: values[match[1]], template)
 
 
 PAPER = Dialect("paper", PAPER_PROMPT)

@@ -1,4 +1,4 @@
-"""Which words of a question name what it is about, by a list of words that do not."""
+"""The words of a question that name objects, by a list of words that do not."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _LIST = """
     scene object objects thing things item items please using single word phrase left right top
     bottom side middle center centre part front back so such same other another only also very
     just about"""
-_EMPTY = frozenset(_LIST.split())
+_STOP_WORDS = frozenset(_LIST.split())
 _WORD = r"\w+(?:['’-]\w+)*"
 _SHORTENED = re.compile(r"(?:(?<!ca)n['’]t|['’]\w+)$")  # isn't, can't, what's
 
 
 def object_words(question: str) -> tuple[str, ...]:
-    """The phrases of a question that name objects: runs of words with a meaning of their own.
+    """The phrases of a question that name objects: runs of words that are not in a stop list.
 
-    A phrase that follows what, which or whose is asked for, not there to be found. Where nothing
-    else is left it counts all the same, and where there is no phrase at all every word does.
-    Options and the answer suffix, that is whatever follows the first line or question mark, are
-    left out. It knows English only, and no grammar: FOCUS (arXiv 2506.21710) has the model itself
-    name the objects, at the price of one more answer.
+    A phrase after what, which or whose is what the question asks for, not an object to find; it
+    counts only if there is no other phrase. Without any phrase every word counts. Text after the
+    first line or the first question mark (options, answer instruction) is left out. The stop list
+    is English, and no grammar is used: FOCUS (arXiv 2506.21710) asks the model itself for the
+    objects, which costs one more answer.
 
         >>> object_words("What letter is on the yellow cross?\\nAnswer with a single word.")
         ('yellow cross',)
@@ -41,17 +41,17 @@ def object_words(question: str) -> tuple[str, ...]:
     """
     asked = first_line(question).split("?", 1)[0]
     phrases: list[str] = []
-    wanted: list[str] = []
-    end, follows = -1, False  # where the last phrase ends; whether it is asked for
-    for found in re.finditer(_WORD, asked):
-        word = _SHORTENED.sub("", found[0].lower())
-        if word in _EMPTY or word in _ASKING:
-            end, follows = -1, word in _ASKING
+    asked_for: list[str] = []
+    end, after_asking = -1, False  # where the last phrase ends; whether it is asked for
+    for match in re.finditer(_WORD, asked):
+        word = _SHORTENED.sub("", match[0].lower())
+        if word in _STOP_WORDS or word in _ASKING:
+            end, after_asking = -1, word in _ASKING
             continue
-        into = wanted if follows else phrases
-        if end >= 0 and not asked[end : found.start()].strip():
-            into[-1] = asked[asked.rindex(into[-1], 0, end) : found.end()]
+        group = asked_for if after_asking else phrases
+        if end >= 0 and not asked[end : match.start()].strip():
+            group[-1] = asked[asked.rindex(group[-1], 0, end) : match.end()]
         else:
-            into.append(found[0])
-        end = found.end()
-    return tuple(phrases or wanted or re.findall(_WORD, asked) or (question.strip(),))
+            group.append(match[0])
+        end = match.end()
+    return tuple(phrases or asked_for or re.findall(_WORD, asked) or (question.strip(),))

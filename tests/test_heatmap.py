@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 
-import cof.geometry.heatmap
-import cof.prompting.noun_phrases
-from cof.geometry.heatmap import HeatMap, heat_map, sliding_window
-
-
-def test_examples() -> None:
-    for module in (cof.geometry.heatmap, cof.prompting.noun_phrases):
-        result = doctest.testmod(module)
-        assert result.attempted
-        assert not result.failed
+from cof.geometry.heatmap import HeatMap, make_heat_map, sliding_window
 
 
 def raster(rows: int, columns: int) -> np.ndarray:
@@ -27,7 +16,7 @@ def raster(rows: int, columns: int) -> np.ndarray:
 
 def test_a_raster_keeps_its_cells() -> None:
     values = np.random.default_rng(0).random((3, 5))
-    found = heat_map(values, raster(3, 5), (50, 30))
+    found = make_heat_map(values, raster(3, 5), (50, 30))
     np.testing.assert_array_equal(found.values, values)
     np.testing.assert_allclose(found.x_edges, np.linspace(0, 1, 6), atol=1e-6)
     np.testing.assert_allclose(found.mask()[4::8, 4::8], values / values.max(), rtol=1e-6)
@@ -42,7 +31,7 @@ def test_padding_is_left_out_and_cells_that_show_some_end_at_the_border() -> Non
     values = np.zeros((10, 10))
     values[0] = 100.0
     values[2, 3] = 1.0
-    found = heat_map(values, centres, (100, 50))
+    found = make_heat_map(values, centres, (100, 50))
     assert found.values.shape == (6, 10)
     assert found.values.sum() == 1.0
     np.testing.assert_allclose(found.y_edges, [0, 0.1, 0.3, 0.5, 0.7, 0.9, 1], atol=1e-6)
@@ -52,7 +41,7 @@ def test_padding_is_left_out_and_cells_that_show_some_end_at_the_border() -> Non
 @pytest.mark.parametrize("tokens", [1, 2, 5])
 def test_few_tokens(tokens: int) -> None:
     values = np.arange(1.0, tokens + 1)[None]
-    found = heat_map(values, raster(1, tokens), (40, 40))
+    found = make_heat_map(values, raster(1, tokens), (40, 40))
     assert found.y_edges.tolist() == [0.0, 1.0]
     np.testing.assert_allclose(found.x_edges, np.linspace(0, 1, tokens + 1), atol=1e-6)
     x1, y1, x2, y2 = sliding_window(found, (40, 40))
@@ -67,7 +56,7 @@ def test_tokens_in_no_raster_are_averaged_where_they_look() -> None:
     tiles = [(slice(y, y + 4), slice(x, x + 4)) for y in (0, 4) for x in (0, 4)]
     values = np.concatenate([np.zeros(16), *(warm[tile].ravel() for tile in tiles)])
     centres = np.concatenate([coarse.reshape(-1, 2), *(fine[t].reshape(-1, 2) for t in tiles)])
-    found = heat_map(values, centres, (80, 80))
+    found = make_heat_map(values, centres, (80, 80))
     rows, columns = found.values.shape
     assert rows == columns == 6
     assert found.inside((0.5, 0.0, 1.0, 0.5)) == pytest.approx(1.0)
@@ -76,9 +65,11 @@ def test_tokens_in_no_raster_are_averaged_where_they_look() -> None:
 
 def test_a_cell_that_no_token_looks_at_takes_the_nearest_ones_heat() -> None:
     centres = np.array([[0.05, 0.5], [0.1, 0.5], [0.15, 0.5], [0.9, 0.5]])
-    found = heat_map(np.array([1.0, 1.0, 1.0, 7.0]), centres, (300, 30))
+    found = make_heat_map(np.array([1.0, 1.0, 1.0, 7.0]), centres, (300, 30))
     assert found.values.shape == (1, 2)
-    found = heat_map(np.array([1.0] * 6 + [7.0, 7.0]), np.repeat(centres, 2, axis=0), (300, 30))
+    found = make_heat_map(
+        np.array([1.0] * 6 + [7.0, 7.0]), np.repeat(centres, 2, axis=0), (300, 30)
+    )
     assert found.values.tolist() == [[1.0, 1.0, 7.0, 7.0]]
 
 

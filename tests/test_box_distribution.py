@@ -1,15 +1,13 @@
-"""Masks with degrees from the probabilities of a box's numbers."""
+"""The expected mask of a box whose coordinates are distributions."""
 
 from __future__ import annotations
 
-import doctest
 import itertools
 
 import numpy as np
 import pytest
 
-from cof.geometry import box_distribution as softmask
-from cof.geometry.box_distribution import soft_mask
+from cof.geometry.box_distribution import expected_mask
 from cof.geometry.boxes import Frame
 from cof.prompting.dialects import Order
 
@@ -18,16 +16,16 @@ FRAMES = {"image": Frame.of_image(100.0), "padded": Frame.padded_square((60, 40)
 
 
 def certain(*places: int) -> np.ndarray:
-    likely = np.zeros((4, len(NUMBERS)))
-    likely[range(4), places] = 1
-    return likely
+    probabilities = np.zeros((4, len(NUMBERS)))
+    probabilities[range(4), places] = 1
+    return probabilities
 
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 @pytest.mark.parametrize("order", ["xyxy", "yxyx"])
 def test_a_certain_box_is_its_own_mask(frame: Frame, order: Order) -> None:
     places = {"xyxy": (2, 3, 7, 6), "yxyx": (3, 2, 6, 7)}[order]
-    mask = soft_mask(certain(*places), NUMBERS, frame, order, (50, 60))
+    mask = expected_mask(certain(*places), NUMBERS, frame, order, (50, 60))
     x1, y1, x2, y2 = frame.to_image((20.0, 30.0, 70.0, 60.0))
     x, y = (np.arange(60) + 0.5) / 60, (np.arange(50) + 0.5) / 50
     inside = ((y1 <= y) & (y < y2))[:, None] & ((x1 <= x) & (x < x2))[None, :]
@@ -37,16 +35,13 @@ def test_a_certain_box_is_its_own_mask(frame: Frame, order: Order) -> None:
 
 def test_is_the_expectation_over_all_boxes() -> None:
     frame = FRAMES["padded"]
-    likely = np.random.default_rng(0).dirichlet(np.ones(len(NUMBERS)), 4)
-    few = np.where(likely >= np.sort(likely)[:, -3:-2], likely, 0)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(len(NUMBERS)), 4)
+    few = np.where(probabilities >= np.sort(probabilities)[:, -3:-2], probabilities, 0)
     few /= few.sum(1, keepdims=True)
     expected = np.zeros((9, 8))
     for places in itertools.product(*(row.nonzero()[0] for row in few)):
         weight = np.prod(few[range(4), list(places)])
-        expected += weight * soft_mask(certain(*places), NUMBERS, frame, shape=(9, 8))
-    np.testing.assert_allclose(soft_mask(few, NUMBERS, frame, shape=(9, 8)), expected, atol=1e-6)
-
-
-def test_worked_examples() -> None:
-    failed, tried = doctest.testmod(softmask)
-    assert (failed, tried > 0) == (0, True)
+        expected += weight * expected_mask(certain(*places), NUMBERS, frame, shape=(9, 8))
+    np.testing.assert_allclose(
+        expected_mask(few, NUMBERS, frame, shape=(9, 8)), expected, atol=1e-6
+    )
