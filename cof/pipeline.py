@@ -139,9 +139,9 @@ class CoF:
         Raises:
             CofError: unknown model, preset or setting.
         """
-        from cof.tiny import resolved
+        from cof.tiny import resolve_model
 
-        model = resolved(model)
+        model = resolve_model(model)
         named = named_preset(preset, str(model)) if preset else None
         # checked before minutes are spent on loading a model
         (named or Settings()).changed(**settings)

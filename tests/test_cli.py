@@ -399,7 +399,7 @@ def test_demo(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = run("demo", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     pictures = [tmp_path / "out" / name for name in ("01-scene.png", "02-scene.png")]
-    for part in (QUESTION, "[7]", "truth", "plain", "50% sure", *map(str, pictures)):
+    for part in (QUESTION, "[7]", "truth", "plain", "confidence 50%", *map(str, pictures)):
         assert part in result.stdout
     assert "Right: plain 0 of 2, CoF 1 of 2." in result.stdout
     for picture in pictures:

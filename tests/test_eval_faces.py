@@ -26,7 +26,7 @@ from cof.eval.report.faces import markdown
 from cof.eval.store import Record
 from cof.prompting.dialects import TINY
 from cof.settings import Settings
-from cof.tiny.faces import VALIDATION, write_faces
+from cof.tiny.synthetic import VALIDATION, write_synthetic
 from cof.types import EncodedImage, Request
 
 PLAN = Plan(
@@ -51,7 +51,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Benchmark]:
     found: list[Benchmark] = []
     for first, scenes in ((VALIDATION, 1), (0, 2)):
         folder = tmp_path_factory.mktemp("faces")
-        write_faces(folder, num_objects=PLAN.num_objects, scenes=scenes, first=first)
+        write_synthetic(folder, num_objects=PLAN.num_objects, scenes=scenes, first=first)
         found += [reader(folder / name, prompt_style="tiny") for name, reader in FACES.items()]
     return found
 

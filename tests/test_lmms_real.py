@@ -27,7 +27,7 @@ from cof.eval.rules import POPE as POPE_READERS
 from cof.eval.store import Store
 from cof.eval.tasks import Example
 from cof.pipeline import CoF
-from cof.tiny.faces import write_faces
+from cof.tiny.synthetic import write_synthetic
 
 pytestmark = [
     pytest.mark.skipif(
@@ -90,7 +90,7 @@ def test_mme_answers() -> None:
 def test_mme_score(tmp_path: Path) -> None:
     from lmms_eval.tasks.mme.utils import mme_aggregate_results, mme_process_results
 
-    write_faces(tmp_path, num_objects=(4, 8), scenes=2)
+    write_synthetic(tmp_path, num_objects=(4, 8), scenes=2)
     task = MME(tmp_path / "mme")
     said = dict(zip((e.id for e in task.examples), replies(len(task.examples), 2), strict=True)) | {
         e.id: e.answer for e in task.examples[::2]
@@ -160,7 +160,7 @@ def test_prompts(tmp_path: Path) -> None:
     from lmms_eval.tasks.mme.utils import mme_doc_to_text
     from lmms_eval.tasks.pope.utils import pope_doc_to_text
 
-    write_faces(tmp_path, num_objects=(4,), scenes=1)
+    write_synthetic(tmp_path, num_objects=(4,), scenes=1)
     short = {
         "pre_prompt": "",
         "post_prompt": "\nAnswer the question using a single word or phrase.",
@@ -183,7 +183,7 @@ def test_prompts(tmp_path: Path) -> None:
 )
 def test_command(tmp_path: Path, options: str, where: Any) -> None:
     """A local task offline: the same answers as our own runner's, and its score."""
-    write_faces(tmp_path / "data", num_objects=(4,), scenes=2)
+    write_synthetic(tmp_path / "data", num_objects=(4,), scenes=2)
     model = str(checkpoint("llava"))
     task = MME(tmp_path / "data" / "mme", "lmms-eval", "lmms-eval")
     _save(task.examples, tmp_path)

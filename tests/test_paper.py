@@ -19,7 +19,7 @@ from cof.eval.data.mme import MME
 from cof.eval.paper import PARITY, PUBLISHED, parts, published, rows, run_paper
 from cof.eval.report.paper import FIGURES
 from cof.settings import PRESETS, Settings, default_settings
-from cof.tiny.faces import write_faces
+from cof.tiny.synthetic import write_synthetic
 from cof.types import Request
 
 SUMS = {  # as printed in table I
@@ -166,7 +166,7 @@ def invoke(*arguments: Any) -> Result:
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
-    write_faces(folder, num_objects=(4,), scenes=1)
+    write_synthetic(folder, num_objects=(4,), scenes=1)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The embedded model's data and training code: what it is trained on is what it will be asked."""
+"""The embedded model's data and training code: it is trained on what it will be asked."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cof.geometry.boxes import Frame
 from cof.grounders import PromptGrounder
 from cof.prompting.box_parsing import parse_boxes, parse_released
 from cof.prompting.dialects import LLAVA, PAPER, TINY
-from cof.tiny import checkpoint_path, resolved
-from cof.tiny.data import offset, padded
-from cof.tiny.export import export, untrained
+from cof.tiny import checkpoint_path, resolve_model
+from cof.tiny.data import offset, pad_to_square
+from cof.tiny.export import export, make_untrained
 from cof.tiny.model import PATCH, image_features, normalize
 from cof.tiny.questions import KINDS, YES_NO, absent, position
 from cof.tiny.scenes import SIDE, make_scene, render
@@ -62,7 +62,7 @@ def test_scenes_that_are_not_square_are_padded_as_the_processor_pads_them(words)
     assert image.width != image.height
     processor = make_processor(words.tokenizer, PATCH)
     theirs = processor.image_processor(image, return_tensors="pt")["pixel_values"]
-    ours = normalize(torch.from_numpy(padded(image).copy())[None])
+    ours = normalize(torch.from_numpy(pad_to_square(image).copy())[None])
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
 
 
@@ -147,7 +147,7 @@ def test_packed_training_equals_the_model_asked_one_question(words):
     trainer = Trainer(words)
     model = trainer.model.float()
     scene = make_scene(21, 6)
-    pixels = normalize(torch.from_numpy(padded(render(scene)).copy())[None])
+    pixels = normalize(torch.from_numpy(pad_to_square(render(scene)).copy())[None])
     rows = pack(scene, random.Random(4), words)
     batch = Batch.of([rows])
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_an_exported_checkpoint_loads_whole_and_runs(tmp_path):
     from cof.engines.transformers.engine import TransformersEngine
     from cof.types import Decoding, Request
 
-    model = untrained()
+    model = make_untrained()
     export(model, tmp_path / "tiny")
     engine = TransformersEngine.from_pretrained(tmp_path / "tiny")
     assert engine.dialect == TINY
@@ -196,21 +196,23 @@ def test_an_exported_checkpoint_loads_whole_and_runs(tmp_path):
     asked = Request(image, TINY.grounding_prompt("the red star"))
     (reply,) = engine.generate([asked], Decoding(max_new_tokens=3))
     assert 1 <= len(reply.token_ids) <= 3
-    (found,) = PromptGrounder(max_new_tokens=3).locate(engine, [Request(image, "the red star")])
+    (found,) = PromptGrounder(grounding_max_new_tokens=3).locate(
+        engine, [Request(image, "the red star")]
+    )
     assert found.text == reply.text
 
 
 def test_export_replaces_checkpoints_and_nothing_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(CofError, match="no checkpoint"):
-        export(untrained(), tmp_path)
+        export(make_untrained(), tmp_path)
     assert (tmp_path / "thesis.txt").exists()
     old = tmp_path / "old"
     old.mkdir()
-    for name in ("config.json", "adaptive.json"):
+    for name in ("config.json", "old.json"):
         (old / name).touch()
-    export(untrained(), old)
-    assert not (old / "adaptive.json").exists()
+    export(make_untrained(), old)
+    assert not (old / "old.json").exists()
 
 
 def test_a_batch_trains(words):
@@ -220,7 +222,7 @@ def test_a_batch_trains(words):
     scene = make_scene(2, 3)
     batch = Batch.of([pack(scene, random.Random(0), words)])
     features = image_features(
-        model, normalize(torch.from_numpy(padded(render(scene)).copy())[None])
+        model, normalize(torch.from_numpy(pad_to_square(render(scene)).copy())[None])
     )
     spoken = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
     optimizer = torch.optim.AdamW(spoken, lr=3e-3)
@@ -236,11 +238,11 @@ def test_a_batch_trains(words):
 
 def test_embedded_models_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resolved(None) == resolved("tiny") == checkpoint_path()
-    assert resolved("tiny-early") == checkpoint_path("tiny-early") != checkpoint_path()
-    assert resolved("some/model") == "some/model"
+    assert resolve_model(None) == resolve_model("tiny") == checkpoint_path()
+    assert resolve_model("tiny-early") == checkpoint_path("tiny-early") != checkpoint_path()
+    assert resolve_model("some/model") == "some/model"
     (tmp_path / "tiny").mkdir()  # such as results/tiny, seen from results
-    assert resolved("tiny") == checkpoint_path()
+    assert resolve_model("tiny") == checkpoint_path()
     (tmp_path / "tiny" / "config.json").touch()
-    assert resolved("tiny") == "tiny"
-    assert resolved(None) == checkpoint_path()
+    assert resolve_model("tiny") == "tiny"
+    assert resolve_model(None) == checkpoint_path()

@@ -1,4 +1,4 @@
-"""`cof demo` and `cof scenes`: what there is to see without data of one's own."""
+"""`cof demo` and `cof scenes`: what can be tried without data."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ def demo(
     items = _demo_items()
     out.mkdir(parents=True, exist_ok=True)
     cof = model.load()
-    table = Table("question", "truth", "plain", "CoF", "box", "picture", show_lines=True)
+    table = Table("question", "truth", "plain", "CoF", "box", "image", show_lines=True)
     right = {"plain": 0, "CoF": 0}
     progress = Console(stderr=True)
     for number, item in enumerate(track(items, "asking", console=progress, transient=True), 1):
         answer = cof(DEMO / item["image"], item["question"])
         plain, truth = answer.plain(), item.get("answer")
-        picture = out / f"{number:02d}-{Path(item['image']).stem}.png"
-        save_overlay(picture, cof.engine, answer, plain=plain, truth=truth)
+        drawing = out / f"{number:02d}-{Path(item['image']).stem}.png"
+        save_overlay(drawing, cof.engine, answer, plain=plain, truth=truth)
         cells = []
         for who, text in (("plain", plain), ("CoF", answer.text)):
             good = truth is not None and same_answer(text, truth)
             right[who] += good
             cells.append(Text(text, style="" if truth is None else "green" if good else "red"))
-        sure = "" if answer.confidence is None else f"{answer.confidence:.0%} sure"
+        found = "found" if answer.confidence is None else f"confidence {answer.confidence:.0%}"
         table.add_row(
             Text(item["question"]),
             Text(truth or ""),
             *cells,
-            sure if answer.boxes else "none",
-            Text(str(picture), overflow="fold"),
+            found if answer.boxes else "none",
+            Text(str(drawing), overflow="fold"),
         )
     console = Console()
     console.print(table)
     if items and all("answer" in item for item in items):
         total = len(items)
         console.print(f"Right: plain {right['plain']} of {total}, CoF {right['CoF']} of {total}.")
-        console.print("The pictures were chosen; `cof eval tiny` measures how often it helps.")
+        console.print("These images were selected; `cof eval tiny` measures how often CoF helps.")
 
 
 @sentences
@@ -67,21 +67,21 @@ def scenes(
     num_objects: Annotated[
         str, typer.Option("--num-objects", help="Numbers of objects in a scene.")
     ] = "4,8,12,16",
-    scenes: Annotated[int, typer.Option("--scenes", help="Scenes of each number.")] = 32,
+    scenes: Annotated[int, typer.Option("--scenes", help="Scenes for each number.")] = 32,
     side: SideOption = 160,
-    faces: Annotated[
-        bool, typer.Option("--faces", help="In the formats of MME, POPE and MMBench instead.")
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="In the formats of MME, POPE and MMBench instead.")
     ] = False,
 ) -> None:
     """Draw the embedded benchmark: images/*.png and questions.jsonl, the same every time."""
     from cof.tiny.benchmark import write_benchmark
-    from cof.tiny.faces import write_faces
+    from cof.tiny.synthetic import write_synthetic
 
     levels = indices("--num-objects", num_objects) or ()
-    if faces:
+    if synthetic:
         if split != "test":
-            raise CofError("--faces has scenes of its own, and no splits: leave --split out.")
-        write_faces(out, num_objects=levels, scenes=scenes, side=side)
+            raise CofError("--synthetic has its own scenes and no splits: leave --split out.")
+        write_synthetic(out, num_objects=levels, scenes=scenes, side=side)
         typer.echo(f"For `cof eval`: {', '.join(str(out / n) for n in ('mme', 'pope', 'mmbench'))}")
         return
     path = write_benchmark(out, split, num_objects=levels, scenes=scenes, side=side)
@@ -93,7 +93,7 @@ def _demo_items() -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = json.loads((DEMO / "questions.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CofError(
-            "The demonstration's pictures are not part of this installation: install the package "
-            f"again ({error})."
+            "The images of the demo are not part of this installation: install the package again "
+            f"({error})."
         ) from error
     return items

@@ -24,8 +24,8 @@ from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.settings import Settings
 from cof.tiny.benchmark import NUM_OBJECTS, write_benchmark
-from cof.tiny.faces import VALIDATION, write_faces
 from cof.tiny.scenes import SIDE
+from cof.tiny.synthetic import VALIDATION, write_synthetic
 from cof.types import Scope
 
 Split = Literal["validation", "test"]
@@ -98,7 +98,7 @@ class Plan:
         )
         for split, scenes, first in splits:
             data = out / "data" / split
-            write_faces(
+            write_synthetic(
                 data, num_objects=self.num_objects, scenes=scenes, first=first, side=self.side
             )
             tasks[split] = {

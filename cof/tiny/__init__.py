@@ -1,8 +1,7 @@
 """The embedded models: a small LLaVA trained from scratch on scenes that this package draws.
 
-`tiny` was trained to the end; `tiny-early` is the same training left off after an eighth of it,
-when it finds and reads most things but not all: a model on which a way to look can show what it
-is good for.
+`tiny` was trained to the end. `tiny-early` is a checkpoint after an eighth of the same training,
+when the model finds and reads most things but not all, so that looking closer can show an effect.
 """
 
 from __future__ import annotations
@@ -22,9 +21,13 @@ def checkpoint_path(name: str = "tiny") -> Path:
     return Path(__file__).parent / EMBEDDED[name]
 
 
-def resolved(model: str | PathLike[str] | None) -> str | PathLike[str]:
-    """The folder of an embedded model for its name (None: `tiny`); anything else as it is, a
-    model's folder of the same name included."""
+def resolve_model(model: str | PathLike[str] | None) -> str | PathLike[str]:
+    """The folder of an embedded model, given its name; any other model unchanged.
+
+    Args:
+        model: a hub id, a path, or a key of `EMBEDDED`; a folder of that name that holds a model
+            takes precedence. None: `tiny`.
+    """
     if model is None:
         return checkpoint_path()
     known = str(model) in EMBEDDED and not (Path(model) / "config.json").exists()

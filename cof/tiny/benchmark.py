@@ -4,19 +4,19 @@ One line of `questions.jsonl` is one question:
 
     id        `test-08-0003-digit-1`: split, num_objects, scene, kind, number
     image     path of the PNG, relative to the folder
-    question  the whole prompt, answer suffix and options included
+    question  the whole prompt, with options and answer instruction
     answer    one word, digit, letter or option letter
     kind      digit, letter, color, shape, size, existence, count, position, verify, choice
-    region    `[x1, y1, x2, y2]` around the objects one must see, 0..1 of the image;
-              null where that is the whole image
-    targets   which of `boxes` those are
+    region    `[x1, y1, x2, y2]` around the objects that the answer depends on, 0..1 of the image;
+              null: the whole image
+    targets   the numbers of these objects in `boxes`
     boxes     every object's `[x1, y1, x2, y2]`, 0..1 of the image
     num_objects   number of objects
     split     validation or test
     seed      of the scene
 
-The same arguments give the same bytes. Seeds of the splits lie far from each other and below
-those of training (`cof.tiny.data.TRAIN_SEEDS`).
+The same arguments give the same bytes. The seeds of the splits never overlap, and lie below those
+of training (`cof.tiny.data.TRAIN_SEEDS`).
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from cof.tiny.scenes import SIDE, Scene, make_scene, render
 
 SPLITS = {"validation": 1_000_000, "test": 2_000_000}
 NUM_OBJECTS = (4, 8, 12, 16)
-MOST_SCENES = 10_000  # of one num_objects level, so that seeds of levels and splits never meet
+MOST_SCENES = 10_000  # with one num_objects, so that the seeds of levels and splits never overlap
 
 FINE = ("digit", "letter", "color")
-"""Kinds that need one small detail of one object: what coarse-to-fine looking is for."""
+"""Kinds of questions about a small detail of one object, for which looking closer is made."""
 
 Asker = Callable[[Scene, random.Random], Question]
-_ASKED: dict[str, tuple[int, tuple[Asker, ...]]] = {  # kind: how many a scene, drawn by what
+_MIX: dict[str, tuple[int, tuple[Asker, ...]]] = {  # kind: (questions per scene, their makers)
     "digit": (2, (glyph,)),
     "letter": (2, (glyph,)),
     "color": (2, (color,)),
@@ -65,12 +65,12 @@ _ASKED: dict[str, tuple[int, tuple[Asker, ...]]] = {  # kind: how many a scene, 
     "verify": (1, (verify,)),
     "choice": (1, (choice,)),
 }
-KINDS = tuple(_ASKED)
-PER_SCENE = sum(number for number, _ in _ASKED.values())
+KINDS = tuple(_MIX)
+PER_SCENE = sum(number for number, _ in _MIX.values())
 
 
 def scene_seed(split: str, num_objects: int, index: int) -> int:
-    """Seed of the `index`-th scene of a level: more scenes or other levels change none.
+    """Seed of the `index`-th scene with so many objects, whatever else is drawn.
 
     >>> scene_seed("test", 8, 3)
     2080003
@@ -79,22 +79,22 @@ def scene_seed(split: str, num_objects: int, index: int) -> int:
 
 
 def questions(scene: Scene) -> list[Question]:
-    """The scene's questions, kinds in the order of `KINDS`, no text twice.
+    """The scene's questions, in the order of `KINDS`, all different.
 
-    A kind that the scene cannot give (a letter where there are only digits) is left out.
+    A kind that the scene does not allow (a letter where there are only digits) is left out.
     """
     rng = random.Random(f"benchmark-{scene.seed}")
-    found: list[Question] = []
-    for kind, (wanted, askers) in _ASKED.items():
+    chosen: list[Question] = []
+    for kind, (wanted, askers) in _MIX.items():
         seen: set[str] = set()
         for _ in range(100):
             question = rng.choice(askers)(scene, rng)
             if question.kind == kind and question.text not in seen:
                 seen.add(question.text)
-                found.append(question)
+                chosen.append(question)
             if len(seen) == wanted:
                 break
-    return found
+    return chosen
 
 
 def write_benchmark(
@@ -108,11 +108,11 @@ def write_benchmark(
     """Draw a split of the benchmark.
 
     Args:
-        folder: where `images/` and `questions.jsonl` go; files of the same names are replaced.
+        folder: gets `images/` and `questions.jsonl`; files of the same names are replaced.
         split: a key of `SPLITS`.
         num_objects: numbers of objects, 1..16 each.
-        scenes: how many scenes of each; every fourth one of at most 8 objects is not square.
-        side: of the canvases, pixels; above `SIDE` details are smaller than in training.
+        scenes: scenes for each number; every fourth one with at most 8 objects is not square.
+        side: side of the canvases in pixels; above `SIDE` details are smaller than in training.
 
     Returns:
         The path of `questions.jsonl`, written last.
@@ -142,14 +142,21 @@ def write_benchmark(
 def check_scenes(
     num_objects: Sequence[int], scenes: int, side: int, *, fewest: int = 1, first: int = 0
 ) -> None:
-    """What is asked to be drawn: `fewest`..16 objects, `scenes` of each number from `first` on.
+    """Check the arguments of a function that draws scenes.
+
+    Args:
+        num_objects: numbers of objects, `fewest`..16 each.
+        scenes: scenes for each number.
+        side: side of the canvases in pixels.
+        fewest: the smallest number of objects.
+        first: the number of the first scene.
 
     Raises:
         CofError: a number is out of range.
     """
     if not num_objects or not all(fewest <= n <= 16 for n in num_objects):
         raise CofError(
-            f"num_objects is one or more numbers of objects in {fewest}..16, such as 4,8,12,16."
+            f"num_objects must be one or more numbers in {fewest}..16, such as 4,8,12,16."
         )
     if not 1 <= scenes <= MOST_SCENES - first:
         raise CofError(f"scenes must be in 1..{MOST_SCENES - first}, not {scenes}.")
@@ -158,7 +165,7 @@ def check_scenes(
 
 
 def _records(scene: Scene, split: str, name: str) -> Iterable[dict[str, Any]]:
-    boxes = [rounded(scene.xyxy(thing)) for thing in scene.things]
+    boxes = [round_box(scene.xyxy(thing)) for thing in scene.things]
     numbers = dict.fromkeys(KINDS, 0)
     for question in questions(scene):
         numbers[question.kind] += 1
@@ -168,7 +175,7 @@ def _records(scene: Scene, split: str, name: str) -> Iterable[dict[str, Any]]:
             "question": question.text + question.suffix,
             "answer": question.answer,
             "kind": question.kind,
-            "region": rounded(question.region(scene)) if question.things else None,
+            "region": round_box(question.region(scene)) if question.things else None,
             "targets": list(question.things),
             "boxes": boxes,
             "num_objects": len(scene.things),
@@ -177,6 +184,6 @@ def _records(scene: Scene, split: str, name: str) -> Iterable[dict[str, Any]]:
         }
 
 
-def rounded(xyxy: XYXY) -> list[float]:
-    """A box as it is written to files."""
+def round_box(xyxy: XYXY) -> list[float]:
+    """A box as it is written to files: six decimals."""
     return [round(value, 6) for value in xyxy]

@@ -16,7 +16,7 @@ EARLY = 500  # the step of `tiny-early`
 
 
 def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """`{name: [(step, value), ...]}` of a JSON-lines log; a resumed run's later lines count."""
+    """`{name: [(step, value), ...]}` of a JSON-lines log; the last line of a step counts."""
     rows: dict[int, dict[str, Any]] = {}
     for line in path.read_text("utf-8").splitlines():
         row = json.loads(line)
@@ -29,7 +29,7 @@ def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def draw(speak: Path, out: Path) -> None:
-    """Two panels: answers, and boxes (right within 0.04 of the side)."""
+    """Plot accuracy over steps in two panels: answers, and box coordinates (within 0.04)."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

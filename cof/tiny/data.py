@@ -1,4 +1,4 @@
-"""Training data: a pool of rendered scenes, padded to squares, and batches made ahead."""
+"""Training data: a pool of rendered scenes, padded to squares, and prefetched batches."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from cof.tiny.scenes import SIDE, Scene, make_scene, render
 
-PAD = (122, 116, 104)  # CLIP's mean colour: what LlavaImageProcessor(do_pad=True) pads with
-NUM_OBJECTS = (1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16)  # drawn from uniformly
-WORKERS = max(1, (os.cpu_count() or 2) - 2)  # processes that make batches ahead
-TRAIN_SEEDS = 10_000_000  # training scenes count up from here; held-out splits stay below
+PAD = (122, 116, 104)  # CLIP's mean colour, with which LlavaImageProcessor(do_pad=True) pads
+NUM_OBJECTS = (1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16)  # sampled uniformly
+WORKERS = max(1, (os.cpu_count() or 2) - 2)  # processes that prefetch batches
+TRAIN_SEEDS = 10_000_000  # the first seed of training scenes; held-out splits lie below
 
 
-def padded(image: Image.Image) -> NDArray[np.uint8]:
-    """`(SIDE, SIDE, 3)`: the image padded to a square as the processor does it."""
+def pad_to_square(image: Image.Image) -> NDArray[np.uint8]:
+    """`(SIDE, SIDE, 3)` uint8: the image padded to a square and resized, as by the processor."""
     if image.size != (image.width, image.width):
         side = max(image.size)
         canvas = Image.new("RGB", (side, side), PAD)
@@ -37,7 +37,7 @@ def padded(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def offset(wh: tuple[int, int]) -> tuple[int, int]:
-    """Top left corner of an image of size `wh` inside its padded square, pixels."""
+    """The top left corner `(x, y)` of an image of size `wh` inside its padded square, pixels."""
     side = max(wh)
     return (side - wh[0]) // 2, (side - wh[1]) // 2
 
@@ -53,19 +53,19 @@ def _render_range(args: tuple[str, int, int]) -> None:
     path, start, stop = args
     pool = np.load(path, mmap_mode="r+")
     for i in range(start, stop):
-        pool[i] = padded(render(pool_scene(i), scale=2 if i % 8 == 5 else 1))
+        pool[i] = pad_to_square(render(pool_scene(i), scale=2 if i % 8 == 5 else 1))
     pool.flush()
 
 
 @dataclass(frozen=True)
 class Pool:
-    """`(size, SIDE, SIDE, 3)` uint8 pixels of scenes: on disk, or on a device as a whole."""
+    """`(size, SIDE, SIDE, 3)` uint8 pixels of scenes, memory-mapped or on a device."""
 
     data: Tensor
 
     @classmethod
     def open(cls, folder: Path, size: int) -> Pool:
-        """Rendered once into `folder`, by all processors, then memory-mapped."""
+        """The pool in `folder`, memory-mapped; it is rendered on all processors the first time."""
         folder.mkdir(parents=True, exist_ok=True)
         path, part = folder / f"pool-{size}.npy", folder / f"pool-{size}.part"
         if not path.exists():
@@ -79,11 +79,11 @@ class Pool:
         return cls(torch.from_numpy(np.load(path, mmap_mode="c")))
 
     def to(self, device: str) -> Pool:
-        """A copy on an accelerator, if that is what `device` is."""
+        """A copy on an accelerator; unchanged for the CPU."""
         return self if device == "cpu" else Pool(self.data.to(device))
 
     def pixels(self, index: Tensor) -> Tensor:
-        """`(B, SIDE, SIDE, 3)` uint8 of some scenes."""
+        """`(B, SIDE, SIDE, 3)` uint8 of the scenes with these numbers."""
         return self.data[index.to(self.data.device)]
 
 
@@ -91,7 +91,7 @@ T = TypeVar("T")
 
 
 def batches(dataset: Dataset[T], steps: range, workers: int) -> Iterator[tuple[int, T]]:
-    """`(step, dataset[step])` for every step, in order, made ahead by `workers` processes."""
+    """`(step, dataset[step])` for every step, in order, prefetched by `workers` processes."""
     loader = DataLoader(
         dataset,
         batch_size=None,

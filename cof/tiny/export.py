@@ -41,24 +41,25 @@ def hub_name(name: str) -> str:
 
 
 def hub_weights(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
-    """All weights in bf16 under their hub names; those that no feature reads are zero."""
+    """All weights in bf16 under their hub names; those that the features do not use are zero."""
     weights = {}
     for name, value in model.state_dict().items():
-        unread = "encoder.layers.6." in name or "post_layernorm" in name
-        weights[hub_name(name)] = (torch.zeros_like(value) if unread else value).bfloat16()
+        unused = "encoder.layers.6." in name or "post_layernorm" in name
+        weights[hub_name(name)] = (torch.zeros_like(value) if unused else value).bfloat16()
     return weights
 
 
 def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write config, weights, tokenizer, processor and chat template to `folder`, in place of the
-    checkpoint that is there.
+    """Write config, weights, tokenizer, processor and chat template to `folder`.
+
+    An older checkpoint in it is replaced.
 
     Raises:
-        CofError: something else is there.
+        CofError: the folder holds something else.
     """
     if folder.exists():
         if any(folder.iterdir()) and not (folder / "config.json").is_file():
-            raise CofError(f"{folder} holds no checkpoint that could be replaced: name a new one.")
+            raise CofError(f"{folder} holds no checkpoint to replace: name a new folder.")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     tokenizer = make_tokenizer()
@@ -76,7 +77,7 @@ def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
     save_file(hub_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def untrained() -> LlavaForConditionalGeneration:
+def make_untrained() -> LlavaForConditionalGeneration:
     """The architecture with fresh weights, in bf16."""
     tokenizer = make_tokenizer()
     image, pad, bos, eos = (tokenizer.get_vocab()[t] for t in (IMAGE, PAD, BOS, EOS))
@@ -86,10 +87,12 @@ def untrained() -> LlavaForConditionalGeneration:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--step", type=int, help="one that was kept [default: the last]")
+    parser.add_argument(
+        "--step", type=int, help="a step of `speak --keep` [default: the last step]"
+    )
     parser.add_argument("--out", type=Path, default=checkpoint_path())
     args = parser.parse_args()
-    model = untrained()
+    model = make_untrained()
     if args.step is None:
         state = torch.load(args.run / "speak.pt", weights_only=True, map_location="cpu")
         weights = state["speaks"]["high"] | state["sees"]["high"]

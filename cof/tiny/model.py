@@ -25,10 +25,10 @@ VISION_DIM = 192
 def make_config(
     vocab_size: int, image_token_id: int, pad_id: int, bos_id: int, eos_id: int
 ) -> LlavaConfig:
-    """LLaVA-1.5's shape in small: about 3 M parameters that see, 5 M that speak.
+    """LLaVA-1.5's architecture, small: about 3 M parameters of vision tower, 5 M of decoder.
 
-    As in LLaVA-1.5 the features are those before the last vision layer, so that every
-    implementation (some add the final layer norm after the last layer) reads the same ones.
+    As in LLaVA-1.5 the features come from before the last vision layer, so that all
+    implementations (some add a final layer norm after the last layer) use the same features.
     """
     vision = CLIPVisionConfig(
         hidden_size=VISION_DIM,
@@ -68,8 +68,10 @@ def make_config(
 def full_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> tuple[Tensor, None]:
-    """Attention without a mask as two products: three times faster here to train than SDPA,
-    whose backward pass is slow on CPUs at these sizes."""
+    """Attention without a mask as two matrix products.
+
+    It trains three times faster than SDPA here, whose backward pass is slow on CPUs at this size.
+    """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     return (scores.softmax(-1) @ value).transpose(1, 2), None
 
@@ -78,7 +80,10 @@ AttentionInterface.register("cof_tiny_full", full_attention)
 
 
 def make_model(config: LlavaConfig, seed: int = 0) -> LlavaForConditionalGeneration:
-    """Fresh weights; positions start as strong sines, without which no box is ever learned."""
+    """A model with random weights.
+
+    Its position embeddings start as sines of large amplitude, without which it learns no boxes.
+    """
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
     model.set_attn_implementation({"vision_config": "cof_tiny_full"})
@@ -93,22 +98,22 @@ def make_model(config: LlavaConfig, seed: int = 0) -> LlavaForConditionalGenerat
 def sincos_positions(grid: int, dim: int) -> Tensor:
     """`(grid * grid, dim)` two-dimensional sine-cosine positions in raster order, RMS 0.7."""
     frequency = math.pi * torch.logspace(-0.5, 1.0, dim // 4) / grid
-    at = torch.arange(grid)[:, None] * frequency  # (grid, dim / 4)
-    one = torch.cat([at.sin(), at.cos()], dim=1)  # (grid, dim / 2)
-    rows = one[:, None].expand(grid, grid, -1)
-    columns = one[None, :].expand(grid, grid, -1)
+    angles = torch.arange(grid)[:, None] * frequency  # (grid, dim / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, dim / 2)
+    rows = axis[:, None].expand(grid, grid, -1)
+    columns = axis[None, :].expand(grid, grid, -1)
     return torch.cat([rows, columns], dim=-1).reshape(grid * grid, dim)
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """`(B, H, W, 3)` uint8 -> `(B, 3, H, W)` float, with CLIP's mean and deviation."""
+    """`(B, H, W, 3)` uint8 -> `(B, 3, H, W)` float, with CLIP's mean and standard deviation."""
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], device=pixels.device)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711], device=pixels.device)
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def image_features(model: Any, pixel_values: Tensor) -> Tensor:
-    """`(B, GRID * GRID, VISION_DIM)`: what the projector gets, without running the unused layer."""
+    """`(B, GRID * GRID, VISION_DIM)`: the projector's input; the unused last layer is not run."""
     tower = model.model.vision_tower
     hidden: Tensor = tower.pre_layrnorm(tower.embeddings(pixel_values.to(tower.dtype)))
     for layer in tower.encoder.layers[:-1]:

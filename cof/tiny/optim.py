@@ -10,15 +10,15 @@ from torch import nn
 
 
 class MixedOptimizer:
-    """Steps float32 copies of bf16 parameters, then writes them back.
+    """Updates float32 copies of bf16 parameters, then writes them back.
 
-    On CPUs with bf16 instructions the products run about five times faster than in float32;
-    steps smaller than bf16 resolves would be lost without the copies.
+    On CPUs with bf16 instructions matrix products run about five times faster in bf16 than in
+    float32; without the copies, updates below the resolution of bf16 would be lost.
 
     Args:
-        named: parameters of the model that is run.
-        lr_matrix: Muon's rate for two-dimensional weights between layers.
-        lr_rest: AdamW's rate for embeddings, heads, norms and biases.
+        named: parameters of the model by name.
+        lr_matrix: Muon's learning rate, for matrices between layers.
+        lr_rest: AdamW's learning rate, for embeddings, heads, norms and biases.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class MixedOptimizer:
         self.base = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
 
     def step(self, scale: float, clip: float = 1.0) -> float:
-        """One update at `scale` times the base rates; returns the gradient's norm."""
+        """One update at `scale` times the base learning rates; returns the gradient's norm."""
         for name, p in self.low.items():
             self.high[name].grad = None if p.grad is None else p.grad.float()
             p.grad = None
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # many small products: waking threads costs more than they save
+        torch.set_num_threads(1)  # for many small products, threads cost more than they save
         norm = float(torch.nn.utils.clip_grad_norm_(self.high.values(), clip))
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group, lr in zip(optimizer.param_groups, base, strict=True):

@@ -1,7 +1,7 @@
 """Questions about a scene, in the style of POPE, MME and MMBench, each with its region.
 
-The first line of a question says what is asked; options and answer suffixes follow on lines of
-their own, as LLaVA-1.5's evaluations write them.
+The first line of a question is the question itself; options and answer instruction follow on
+lines of their own, as in LLaVA-1.5's evaluations.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ class Question:
     """One question about a scene.
 
     Attributes:
-        kind: what is asked, a key of `KINDS`.
-        text: the prompt without answer suffix.
+        kind: `digit`, `letter`, `color`, `shape`, `size`, `existence`, `count`, `position`,
+            `verify` or `choice`.
+        text: the prompt without answer instruction.
         answer: one word, digit, letter or option letter.
-        things: indices of the objects that one must see; empty: the whole image.
-        suffix: what LLaVA-1.5's evaluations would append.
+        things: indices of the objects that the answer depends on; empty: the whole image.
+        suffix: the answer instruction that LLaVA-1.5's evaluations append.
     """
 
     kind: str
@@ -37,14 +38,14 @@ class Question:
     suffix: str = SHORT_ANSWER
 
     def region(self, scene: Scene) -> XYXY:
-        """The box around all of `things`, 0..1 of the scene; the whole scene without any."""
+        """The box around all of `things`, 0..1 of the scene; without any, the whole scene."""
         if not self.things:
             return FULL
         return union(scene.xyxy(scene.things[i]) for i in self.things)
 
 
 def a(noun: str) -> str:
-    """With its indefinite article: `an orange star`."""
+    """The noun with its indefinite article: `an orange star`."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
@@ -76,9 +77,9 @@ def size(scene: Scene, rng: random.Random) -> Question:
 
 
 def absent(scene: Scene, rng: random.Random, kind: str = "any") -> str:
-    """A "colour shape" that the scene lacks.
+    """A "colour shape" that is not in the scene.
 
-    Of kind `adversarial` both its colour and its shape occur, on different objects.
+    For kind `adversarial` both its colour and its shape occur, on different objects.
     """
     present = {t.name for t in scene.things}
     colors = {t.color for t in scene.things} if kind == "adversarial" else set(COLOR_NAMES)
@@ -170,7 +171,7 @@ def verify(scene: Scene, rng: random.Random) -> Question:
 
 
 def choice(scene: Scene, rng: random.Random) -> Question:
-    """Four options; the wrong ones are taken from the scene's other objects where it has them."""
+    """A question with four options; wrong ones come from the scene's other objects if possible."""
     q = rng.choice((glyph, color, shape))(scene, rng)
     t = scene.things[q.things[0]]
     alphabet: str | tuple[str, ...]

@@ -1,8 +1,8 @@
-"""Scenes of small objects on cluttered backgrounds, drawn from a seed.
+"""Scenes of small objects on noisy backgrounds, made from a seed.
 
 An object has a shape, a colour, a size and one printed digit or letter: tilted, wide or narrow,
-thin or bold, dark or light. Within a scene every (colour, shape) pair and every glyph occurs once,
-so that a question can name an object by either. Positions are pixels of the scene's canvas;
+thin or bold, dark or light. In a scene every (colour, shape) pair and every glyph occurs at most
+once, so that a question can name an object by either. Positions are pixels of the scene's canvas;
 `Scene.xyxy` gives 0..1.
 """
 
@@ -35,7 +35,7 @@ SIDE = 160  # longer side of a canvas, pixels; the model's input resolution
 DIAMETERS = {"small": (21, 25), "large": (30, 36)}
 FONT_PX = {"small": 14, "large": 19}
 INKS = {"dark": (12, 12, 12), "light": (250, 250, 250)}
-DARK_FILLS = ("red", "green", "blue", "purple")  # those on which light ink can be read
+DARK_FILLS = ("red", "green", "blue", "purple")  # light ink is legible on these
 SUPERSAMPLE = 4
 
 
@@ -72,10 +72,10 @@ class Print:
     """How a glyph is printed.
 
     Attributes:
-        grow: of the font's size.
-        squeeze: width over height, relative to the font's own.
+        grow: factor on the font's size.
+        squeeze: factor on the width.
         tilt: degrees, counter-clockwise.
-        bold: with thicker strokes.
+        bold: whether strokes are thicker.
         ink: a key of `INKS`.
     """
 
@@ -86,8 +86,8 @@ class Print:
     ink: str
 
     @classmethod
-    def drawn(cls, color: str, rng: random.Random) -> Print:
-        """By chance; light ink only where the fill's colour is dark enough for it."""
+    def sample(cls, color: str, rng: random.Random) -> Print:
+        """A random style; light ink only on fills that are dark enough."""
         return cls(
             grow=rng.choice((0.9, 1.0, 1.1)),
             squeeze=rng.choice((0.85, 1.0, 1.15)),
@@ -116,12 +116,12 @@ def make_scene(seed: int, n_things: int, *, square: bool = True, side: int = SID
     """Place `n_things` (1..16) objects without overlap.
 
     Args:
-        seed: fixes everything.
-        n_things: how many objects.
-        square: False draws a wide or tall canvas (ratio up to 1.6) for at most 8 objects, so that
-            pad-to-square is part of the data.
-        side: the canvas's longer side, pixels. Objects keep their size in pixels while the model
-            sees `SIDE` pixels, so that at 200 every detail is 0.8 of the size it was trained on.
+        seed: determines the scene.
+        n_things: number of objects.
+        square: False makes a wide or tall canvas (ratio up to 1.6) if there are at most 8 objects,
+            so that padding to a square is part of the data.
+        side: the canvas's longer side in pixels. Objects keep their size in pixels, and the model
+            sees `SIDE` pixels, so at 200 every detail has 0.8 of the size in training.
     """
     if not 1 <= n_things <= 16:
         raise ValueError(f"a scene holds 1 to 16 things, not {n_things}")
@@ -138,7 +138,7 @@ def make_scene(seed: int, n_things: int, *, square: bool = True, side: int = SID
         boxes = _place([rng.randint(*DIAMETERS[s]) for s in sizes], wh, rng)
         if boxes is not None:
             break
-        p_large *= 0.8  # too full: fewer large ones, another try
+        p_large *= 0.8  # no room: try again with fewer large ones
     things = tuple(
         Thing(shape, color, size, glyph, box)
         for (color, shape), size, glyph, box in zip(pairs, sizes, glyphs, boxes, strict=True)
@@ -167,13 +167,13 @@ def _place(
 
 
 def render(scene: Scene, scale: int = 1) -> Image.Image:
-    """Draw a scene as RGB, `scale` times its canvas in pixels; the same seed, the same pixels."""
+    """Draw a scene as RGB, `scale` times its canvas in pixels; equal seeds give equal pixels."""
     w, h = (side * scale for side in scene.wh)
     rng = np.random.default_rng([scene.seed, 7])
     corners = rng.integers(70, 190, size=(3, 3, 3), dtype=np.uint8)
     image = Image.fromarray(corners).resize((w, h), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
-    for _ in range(int(rng.integers(4, 10))):  # background num_objects: faint strokes
+    for _ in range(int(rng.integers(4, 10))):  # faint strokes in the background
         x1, x2 = (int(v) for v in rng.integers(0, w, 2))
         y1, y2 = (int(v) for v in rng.integers(0, h, 2))
         stroke = tuple(int(v) for v in rng.integers(60, 200, 3))
@@ -181,17 +181,17 @@ def render(scene: Scene, scale: int = 1) -> Image.Image:
     noise = rng.normal(0, rng.uniform(2, 9), size=(h, w, 1))
     pixels = np.asarray(image, dtype=np.float32) + noise
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    style = random.Random(f"print-{scene.seed}")  # of its own: the same at every scale
+    print_rng = random.Random(f"print-{scene.seed}")  # a separate one: equal at every scale
     for thing in scene.things:
         x1, y1, x2, _ = (v * scale for v in thing.xyxy)
-        jitter = [style.randint(-18, 18) for _ in range(3)]
+        jitter = [print_rng.randint(-18, 18) for _ in range(3)]
         fill = tuple(int(v) for v in np.clip(np.add(COLORS[thing.color], jitter), 0, 255))
         image.paste(fill, (x1, y1), _shape_mask(thing.shape, x2 - x1))
-        how = Print.drawn(thing.color, style)
-        glyph = _glyph_mask(thing.glyph, FONT_PX[thing.size] * scale, how)
-        low = 0.6 if thing.shape == "triangle" else 0.5  # a triangle is wide only below
-        cx, cy = (x1 + x2) // 2, round(y1 + (x2 - x1) * low)
-        image.paste(INKS[how.ink], (cx - glyph.width // 2, cy - glyph.height // 2), glyph)
+        style = Print.sample(thing.color, print_rng)
+        glyph = _glyph_mask(thing.glyph, FONT_PX[thing.size] * scale, style)
+        height = 0.6 if thing.shape == "triangle" else 0.5  # a triangle is wide only below
+        cx, cy = (x1 + x2) // 2, round(y1 + (x2 - x1) * height)
+        image.paste(INKS[style.ink], (cx - glyph.width // 2, cy - glyph.height // 2), glyph)
     return image
 
 
@@ -227,15 +227,15 @@ def _corners(shape: str) -> list[tuple[float, float]]:
 
 
 @lru_cache(maxsize=32768)
-def _glyph_mask(glyph: str, font_px: int, how: Print) -> Image.Image:
-    """The printed glyph at its place's resolution, cut to its ink."""
-    font = ImageFont.load_default(font_px * how.grow * SUPERSAMPLE)
-    stroke = round(font_px * SUPERSAMPLE / 28) if how.bold else 0
+def _glyph_mask(glyph: str, font_px: int, style: Print) -> Image.Image:
+    """The printed glyph as a mask, cropped to its ink."""
+    font = ImageFont.load_default(font_px * style.grow * SUPERSAMPLE)
+    stroke = round(font_px * SUPERSAMPLE / 28) if style.bold else 0
     left, top, right, bottom = font.getbbox(glyph, stroke_width=stroke)
     mask = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)))
     draw = ImageDraw.Draw(mask)
     draw.text((-left, -top), glyph, fill=255, font=font, stroke_width=stroke, stroke_fill=255)
-    mask = mask.resize((max(1, round(mask.width * how.squeeze)), mask.height))
-    mask = mask.rotate(how.tilt, Image.Resampling.BICUBIC, expand=True)
+    mask = mask.resize((max(1, round(mask.width * style.squeeze)), mask.height))
+    mask = mask.rotate(style.tilt, Image.Resampling.BICUBIC, expand=True)
     w, h = (math.ceil(side / SUPERSAMPLE) for side in mask.size)
     return mask.resize((w, h), Image.Resampling.BOX)

@@ -1,7 +1,7 @@
-"""Phase 1: the vision tower learns to name, for every patch, the object it shows.
+"""Phase 1 of training: the vision tower learns to name the object that each patch shows.
 
-Dense labels per patch: shape, colour, size, glyph and the object's box. They reach the decoder
-only as features; nothing of the probe is kept.
+Each patch has labels: shape, colour, size, glyph and the object's box. The decoder gets the
+features alone; the probe that predicts the labels is discarded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cof.tiny.model import (
 from cof.tiny.optim import MixedOptimizer
 from cof.tiny.scenes import COLORS, DIGITS, LETTERS, SHAPES, SIDE, Scene
 
-LEVELS = 51  # coordinates are told in steps of 0.02
+LEVELS = 51  # coordinates in steps of 0.02
 COLOR_NAMES = tuple(COLORS)
 GLYPHS = DIGITS + LETTERS
 HEADS = {
@@ -44,9 +44,9 @@ HEADS = {
 
 
 def patch_labels(scene: Scene) -> NDArray[np.int16]:
-    """`(GRID * GRID, 8)`: shape, colour, size, glyph (0 = background) and the box's four levels.
+    """`(GRID * GRID, 8)`: shape, colour, size, glyph (0: background) and the box's four levels.
 
-    A patch shows the object that covers most of it, if that is at least a tenth.
+    A patch shows the object that covers most of it, if it covers at least a tenth.
     """
     labels = np.zeros((GRID, GRID, 8), dtype=np.int16)
     best = np.zeros((GRID, GRID))
@@ -57,9 +57,9 @@ def patch_labels(scene: Scene) -> NDArray[np.int16]:
         across = np.clip(np.minimum(edges[1:], x2) - np.maximum(edges[:-1], x1), 0, None)
         down = np.clip(np.minimum(edges[1:], y2) - np.maximum(edges[:-1], y1), 0, None)
         cover = down[:, None] * across[None, :] / PATCH**2
-        mine = (cover > best) & (cover >= 0.1)
-        best = np.where(mine, cover, best)
-        labels[mine] = (
+        shows = (cover > best) & (cover >= 0.1)
+        best = np.where(shows, cover, best)
+        labels[shows] = (
             1 + SHAPES.index(t.shape),
             1 + COLOR_NAMES.index(t.color),
             1 + (t.size == "large"),
@@ -70,7 +70,7 @@ def patch_labels(scene: Scene) -> NDArray[np.int16]:
 
 
 class Probe(nn.Module):
-    """Linear readings of the features, one per label."""
+    """Linear classifiers on the features, one for each label."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,8 +96,8 @@ class Probe(nn.Module):
         return loss, stats
 
 
-class Labelled(Dataset[tuple[Tensor, Tensor]]):
-    """The batch of each step, `(indices into the pool, labels)`: the same for the same step."""
+class PatchBatches(Dataset[tuple[Tensor, Tensor]]):
+    """The batch of each step, `(indices into the pool, labels)`; the step determines it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -110,18 +110,18 @@ class Labelled(Dataset[tuple[Tensor, Tensor]]):
 
 
 def train(args: argparse.Namespace) -> None:
-    """Goes on from `see.pt` if there is one."""
+    """Train; resumes from `see.pt` if there is one."""
     torch.manual_seed(0)
     pool = Pool.open(args.out, args.pool).to(args.device)
     model = make_model(make_config(64, 3, 0, 1, 2)).to(args.device)
     tower = model.model.vision_tower.to(torch.bfloat16)
     probe = Probe().to(torch.bfloat16).to(args.device)
-    read = [
+    used = [
         (n, p)
         for n, p in tower.named_parameters()
         if "layers.6." not in n and "post_layernorm" not in n
     ]
-    named = [*read, *((f"probe.{n}", p) for n, p in probe.named_parameters())]
+    named = [*used, *((f"probe.{n}", p) for n, p in probe.named_parameters())]
     optimizer = MixedOptimizer(named, lr_matrix=0.02, lr_rest=2e-3)
     checkpoint, start = args.out / "see.pt", 0
     if checkpoint.exists():
@@ -129,7 +129,9 @@ def train(args: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     began = time.time()
-    for step, (index, labels) in batches(Labelled(args), range(start, args.steps), args.workers):
+    for step, (index, labels) in batches(
+        PatchBatches(args), range(start, args.steps), args.workers
+    ):
         pixels = normalize(pool.pixels(index)).to(torch.bfloat16)
         loss, stats = probe(image_features(model, pixels), labels.long().to(args.device))
         loss.backward()
@@ -152,7 +154,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_600)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=WORKERS, help="that make batches")
+    parser.add_argument(
+        "--workers", type=int, default=WORKERS, help="processes that prefetch batches"
+    )
     train(parser.parse_args())
 
 

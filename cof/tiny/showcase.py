@@ -1,8 +1,8 @@
-"""Choose the demo's pictures: held-out scenes where CoF changes the early model's answer.
+"""Select the demo's images: held-out scenes where CoF changes the early model's answer.
 
-They are chosen to show what happens, four questions that it puts right, one that both answer
-rightly and one that it breaks if there is one; how often each happens is what `cof eval tiny`
-measures, on scenes that nobody chose.
+The demo shows four questions that CoF fixes, one that both answer correctly, and one that CoF
+breaks, if there is one. `cof eval tiny` measures how often each happens, on scenes that are not
+selected.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from cof.pipeline import CoF
 from cof.tiny.questions import glyph
 from cof.tiny.scenes import make_scene, render
 
-SEEDS = 6_000_000  # apart from training and every benchmark
-MODEL = "tiny-early"  # the finished one answers nearly all of these rightly by itself
-SCALE = 3  # drawn larger than the model sees them, for the people who look
+SEEDS = 6_000_000  # not used by training or by any benchmark
+MODEL = "tiny-early"  # `tiny` answers nearly all of these correctly without CoF
+SCALE = 3  # images are larger than the model sees them, for human eyes
 WANTED = {"fixed": 4, "both": 1, "broken": 1}
 
 
 def showcase(folder: Path, scenes: int, objects: int = 12) -> list[dict[str, str]]:
-    """Write pictures and `questions.json` to `folder`; return the questions."""
+    """Write images and `questions.json` to `folder`; return the questions."""
     cof = CoF.from_pretrained(MODEL)
     left = dict(WANTED)
     items: list[dict[str, str]] = []
@@ -50,7 +50,7 @@ def showcase(folder: Path, scenes: int, objects: int = 12) -> list[dict[str, str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo")
-    parser.add_argument("--scenes", type=int, default=300, help="how many to look through")
+    parser.add_argument("--scenes", type=int, default=300, help="how many scenes to try")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for item in showcase(args.out, args.scenes):

@@ -1,9 +1,9 @@
-"""Phase 2: the decoder learns to answer and to ground.
+"""Phase 2 of training: the decoder learns to answer and to ground.
 
-The losses are those of plain answers and of grounding alone; the bias of CoF is never applied.
-One auxiliary loss belongs to grounding: in one middle layer, half of the heads are asked to
-look at the object when the box is about to be written (and only then). The vision tower stays
-as it is in the first part, and then learns slowly with the decoder.
+The losses are those of plain answers and of grounding; the bias of CoF is never applied. An
+auxiliary loss belongs to grounding: in one middle layer, half of the heads learn to attend to the
+object at the position that predicts the first token of the box, and only there. The vision tower
+is frozen in the first part, and then learns slowly with the decoder.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from cof.tiny.turns import (
 )
 
 LOOK_LAYER, LOOK_HEADS = 3, 4
-READ, TUNE = 0.25, 0.5  # shares of the steps: details only; the tower as it is
-TUNE_RATE = 0.1  # of the decoder's
+READ, TUNE = 0.25, 0.5  # shares of the steps: with the mix DETAILS; with a frozen vision tower
+TUNE_RATE = 0.1  # learning rate of the vision tower over that of the decoder
 
 
 def soft_targets(words: Words, vocab: int, spread: float = 0.7) -> Tensor:
-    """`(V, V)`: what each token as a target asks for; near coordinates share the credit."""
+    """`(V, V)`: the target distribution of each token; that of a coordinate covers near ones."""
     table = torch.eye(vocab)
     at = torch.arange(LEVELS)
     near = torch.exp(-((at[:, None] - at[None]) ** 2) / (2 * spread**2))
@@ -75,17 +75,17 @@ def block(
 ) -> tuple[Tensor, Tensor]:
     """One decoder layer over `[prefix | rows]`: the prefix is causal, a row sees it and itself.
 
-    The same weights and arithmetic as transformers' layer, with two block products instead of
-    one masked square, and written out so that it compiles into a few fused loops.
+    The weights and the arithmetic are those of transformers' layer, with two block products in
+    place of one masked square; it is written so that it compiles into a few fused loops.
 
     Args:
         x: `(B, PREFIX + ROWS * ROW, dim)`.
         cos, sin: `(B, T, 1, D)` rotary tables.
-        causal: `(PREFIX, PREFIX)` additive.
-        own: `(B, 1, ROWS, ROW, ROW)` additive, who sees whom within a row.
+        causal: `(PREFIX, PREFIX)` additive mask.
+        own: `(B, 1, ROWS, ROW, ROW)` additive mask within each row.
 
     Returns:
-        the layer's output and its attention weights `(B, H, ROWS, ROW, PREFIX + ROW)`.
+        The layer's output, and its attention weights `(B, H, ROWS, ROW, PREFIX + ROW)`.
     """
     attention, mlp = layer.self_attn, layer.mlp
     b, t, _ = x.shape
@@ -111,10 +111,10 @@ def block(
 
 
 def look_loss(weights: Tensor, queries: tuple[Tensor, Tensor], cells: Tensor) -> Tensor:
-    """How far the looking heads are from the object where a box is about to be written.
+    """Negative log of the attention to the object where the first token of a box is predicted.
 
     Args:
-        weights: of the look layer, `(B, H, ROWS, ROW, PREFIX + ROW)`.
+        weights: attention weights of the look layer, `(B, H, ROWS, ROW, PREFIX + ROW)`.
         queries: `(batch index, row position)`, `(N,)` each.
         cells: `(N, GRID * GRID)`, 1 on the object.
     """
@@ -129,16 +129,16 @@ def load_tower(model: Any, path: Path) -> None:
     tower = {n: w for n, w in weights.items() if not n.startswith("probe.")}
     _, unexpected = model.model.vision_tower.load_state_dict(tower, strict=False)
     if unexpected:
-        raise ValueError(f"{path} is no vision tower: {unexpected}")
+        raise ValueError(f"{path} is not a vision tower: {unexpected}")
 
 
 def curriculum(step: int, total: int) -> int:
-    """The most objects in a scene at this step: from 3 to 16 over the first fifth."""
+    """The largest number of objects at this step: from 3 to 16 over the first fifth."""
     return 3 + int(13 * min(1.0, step / (0.2 * total)))
 
 
 class Trainer:
-    """The model with what a step needs; `loss` is the whole of the method."""
+    """The model with its constant tensors; `loss` is all that training minimises."""
 
     def __init__(self, words: Words, *, device: str = "cpu", compiled: bool = False) -> None:
         config = make_config(
@@ -170,7 +170,10 @@ class Trainer:
         return decoder.norm(x[:, PREFIX:]), looking
 
     def loss(self, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Answers, boxes (twice as heavy), ends, and looking; with what to log (NaN: not asked)."""
+        """The loss over answers, boxes, ends and attention, and the values to log.
+
+        A logged value is NaN if no question of its kind was in the batch.
+        """
         hidden, weights = self.forward(features, batch)
         looked = look_loss(weights, (batch.look_image, batch.look_at), batch.cells)
         chosen = batch.targets >= 0
@@ -178,15 +181,15 @@ class Trainer:
         logits = self.model.lm_head(hidden[chosen]).float()
         each = -(self.soft[goal] * logits.log_softmax(-1)).sum(-1)
         answer, end, box = role == 1, role == 6, (role >= 2) & (role <= 5)
-        told = torch.where(answer, each, 0.0).sum() / answer.sum().clamp(min=1)
-        loss = told + 2 * mean(each, box) + 0.1 * mean(each, end)
+        answers = torch.where(answer, each, 0.0).sum() / answer.sum().clamp(min=1)
+        loss = answers + 2 * mean(each, box) + 0.1 * mean(each, end)
         stats = {
             "answer_loss": mean(each, answer),
             "box_loss": mean(each, box),
             "look": torch.exp(-looked),
         }
         right = (logits.argmax(-1) == goal).float()
-        off = (logits.argmax(-1) - goal).abs()  # a slot's levels are neighbours in the table
+        off = (logits.argmax(-1) - goal).abs()  # neighbouring coordinates have neighbouring ids
         for i, name in enumerate(KIND_NAMES):
             stats[name] = mean(right, answer & (kind == i))
         for i, name in enumerate(("x1", "y1", "x2", "y2")):
@@ -195,12 +198,12 @@ class Trainer:
 
 
 def mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """Of the chosen ones; NaN if there is none, without asking the device how many there are."""
+    """The mean of the chosen values, NaN without any; it does not wait for the device."""
     return torch.where(chosen, values, 0.0).sum() / chosen.sum()
 
 
-class Asked(torch.utils.data.Dataset[tuple[Tensor, Batch]]):
-    """The batch of each step, `(indices into the pool, rows)`: the same for the same step."""
+class QuestionBatches(torch.utils.data.Dataset[tuple[Tensor, Batch]]):
+    """The batch of each step, `(indices into the pool, rows)`; the step determines it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -219,26 +222,26 @@ class Asked(torch.utils.data.Dataset[tuple[Tensor, Batch]]):
 
 
 def train(args: argparse.Namespace) -> None:
-    """Goes on from `speak.pt` if there is one."""
+    """Train; resumes from `speak.pt` if there is one."""
     torch.manual_seed(0)
-    asked = Asked(args)
-    trainer = Trainer(asked.words, device=args.device, compiled=True)
+    dataset = QuestionBatches(args)
+    trainer = Trainer(dataset.words, device=args.device, compiled=True)
     model = trainer.model
     load_tower(model, args.out / "see.pt")
     pool = Pool.open(args.out, args.pool).to(args.device)
     named = list(model.named_parameters())
-    speaks = MixedOptimizer([(n, p) for n, p in named if "vision_tower" not in n], 0.02, 2e-3)
-    sees = MixedOptimizer([(n, p) for n, p in named if _is_read(n)], 0.02, 2e-3)
+    decoder = MixedOptimizer([(n, p) for n, p in named if "vision_tower" not in n], 0.02, 2e-3)
+    tower = MixedOptimizer([(n, p) for n, p in named if _is_used(n)], 0.02, 2e-3)
     checkpoint, start = args.out / "speak.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=args.device)
-        speaks.load_state_dict(state["speaks"])
-        sees.load_state_dict(state["sees"])
+        decoder.load_state_dict(state["speaks"])
+        tower.load_state_dict(state["sees"])
         start = state["step"]
     began = time.time()
     running: list[dict[str, Tensor]] = []
     stop = min(args.stop or args.steps, args.steps)
-    for step, (index, batch) in batches(asked, range(start, stop), args.workers):
+    for step, (index, batch) in batches(dataset, range(start, stop), args.workers):
         tuned = step >= TUNE * args.steps
         with torch.set_grad_enabled(tuned):
             features = image_features(model, normalize(pool.pixels(index)))
@@ -246,9 +249,9 @@ def train(args: argparse.Namespace) -> None:
         loss.backward()
         warm, left = min(1.0, (step + 1) / 200), 1 - step / args.steps
         rate = warm * min(1.0, left / 0.5)
-        speaks.step(rate)
+        decoder.step(rate)
         if tuned:
-            sees.step(TUNE_RATE * rate)
+            tower.step(TUNE_RATE * rate)
 
         running.append(stats)
         if step % 50 == 49:
@@ -260,16 +263,16 @@ def train(args: argparse.Namespace) -> None:
                 print(json.dumps(line), file=log)
             running = []
         if step + 1 in args.keep:
-            weights = {n: p.detach().cpu() for n, p in (speaks.low | sees.low).items()}
+            weights = {n: p.detach().cpu() for n, p in (decoder.low | tower.low).items()}
             torch.save({"weights": weights, "step": step + 1}, args.out / f"speak-{step + 1}.pt")
         if step % 500 == 499 or step + 1 == stop:
-            state = {"speaks": speaks.state_dict(), "sees": sees.state_dict(), "step": step + 1}
+            state = {"speaks": decoder.state_dict(), "sees": tower.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
 
 
-def _is_read(name: str) -> bool:
-    """Whether a weight of the tower has a part in the features."""
+def _is_used(name: str) -> bool:
+    """Whether the features depend on a weight of the vision tower."""
     return "vision_tower" in name and "layers.6." not in name and "post_layernorm" not in name
 
 
@@ -279,13 +282,20 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=120_000)
     parser.add_argument("--steps", type=int, default=4_200)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--sparse", type=int, default=SPARSE, help="most objects, to read details")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=WORKERS, help="that make batches")
     parser.add_argument(
-        "--keep", type=int, nargs="*", default=[], help="steps whose weights are kept apart"
+        "--sparse",
+        type=int,
+        default=SPARSE,
+        help="scenes with more objects get no questions about details",
     )
-    parser.add_argument("--stop", type=int, help="leave off at this step; the schedule stays")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--workers", type=int, default=WORKERS, help="processes that prefetch batches"
+    )
+    parser.add_argument(
+        "--keep", type=int, nargs="*", default=[], help="steps whose weights are saved separately"
+    )
+    parser.add_argument("--stop", type=int, help="stop at this step of the same schedule")
     train(parser.parse_args())
 
 

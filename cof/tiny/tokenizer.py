@@ -1,9 +1,8 @@
 """The embedded model's tokenizer and processor.
 
-Byte-level BPE, so that any text can be asked, with whole words of the training questions as
-tokens. Three kinds of longer tokens save most of every sequence: a coordinate with its
-punctuation (a box is four tokens and still reads `[0.10, 0.24, 0.40, 0.56]`), the prompt_style of
-prompts that never varies, and option labels.
+Byte-level BPE, which encodes any text; frequent words of the training questions are one token.
+Three kinds of longer tokens shorten every sequence: a coordinate with its punctuation (a box is
+four tokens and reads `[0.10, 0.24, 0.40, 0.56]`), the constant parts of prompts, and option labels.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ CHAT_TEMPLATE = (
 
 
 def coordinate_tokens() -> tuple[list[str], list[str], list[str]]:
-    """Tokens of x1, of y1 and x2, and of y2: ` [0.10`, `, 0.24`, `, 0.56]`."""
+    """The tokens for x1, for y1 and x2, and for y2: ` [0.10`, `, 0.24`, `, 0.56]`."""
     values = [f"{k / (LEVELS - 1):.2f}" for k in range(LEVELS)]
     return (
         [f" [{v}" for v in values],
@@ -49,7 +48,7 @@ def coordinate_tokens() -> tuple[list[str], list[str], list[str]]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Built anew, the same every time."""
+    """Train the tokenizer; the result is always the same."""
     rng = random.Random("tokenizer")
     corpus = []
     for seed in range(3000):
@@ -59,7 +58,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
             corpus.append(f"{q.text} {q.answer}")
         corpus.append(phrase(scene, rng)[0])
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # a digit is a token, with its space
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # a digit with its blank is one token
         [
             pre_tokenizers.Split(Regex(r" ?[0-9]| ?[A-Za-z]+|\s+|."), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

@@ -1,9 +1,9 @@
-"""What the decoder is trained on: the questions of an image, packed into rows.
+"""Training sequences of the decoder: the questions about an image, packed into rows.
 
-Many questions share one image: a sequence is `[prefix | rows]`, the prefix holds the image, a
-row holds several questions one after another, and every question is a small tree: its first
-line, then an answer branch and a box branch. A branch sees the prefix, its question and itself,
-so the model never sees more than it will at inference, and the image is paid for once.
+Many questions share one image: a sequence is `[prefix | rows]`. The prefix holds the image, a row
+holds several questions one after another, and every question is a small tree: its first line, then
+an answer branch and a box branch. A branch sees the prefix, its question and itself, so the model
+sees exactly what it will see at inference, and the image is computed once.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ N_IMAGE = GRID * GRID
 IMAGE_AT = 2  # the prefix is <s>, "USER: ", the image tokens, "\n"
 PREFIX = IMAGE_AT + N_IMAGE + 1
 Mix = dict[str, int]
-DETAILS: Mix = {  # shares of the question kinds at first
+DETAILS: Mix = {  # shares of the question kinds in the first part of training
     "glyph": 5, "color": 3, "shape": 2, "size": 1, "existence": 2, "glyph_existence": 1,
     "count": 1, "verify_count": 1, "position": 2, "verify": 3, "choice": 3,
 }  # fmt: skip
-LOGIC: Mix = {  # and afterwards, when details can be read: more that compares
+LOGIC: Mix = {  # and in the second part, with more questions that compare
     "glyph": 3, "color": 2, "shape": 3, "size": 1, "existence": 4, "glyph_existence": 2,
     "count": 1, "verify_count": 1, "position": 3, "verify": 5, "choice": 5,
 }  # fmt: skip
 P_PHRASE = 0.2  # share of bare referring expressions among the turns
 WIDE = ("existence", "count", "verify_count", "position")
-"""Kinds that ask about the scene; the others read details of one object."""
+"""Kinds that ask about the scene; all others ask about details of one object."""
 SPARSE = 2
-"""Details are read in scenes of at most so many objects, boxes told in all: data for grounding is
-dense where data for answers is sparse, and it leaves room for a method that looks."""
+"""Questions about details are answered in scenes of at most so many objects, boxes in all scenes:
+so grounding gets more data than answering, and looking closer can help."""
 
 
 class Words:
-    """Token ids of the texts that training strings together."""
+    """Token ids of the texts that make up training sequences."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -80,12 +80,12 @@ class Rows:
     """The packed questions of one image, flat over `ROWS * ROW` positions."""
 
     tokens: NDArray[np.int64]
-    targets: NDArray[np.int64]  # -1: nothing to learn here
+    targets: NDArray[np.int64]  # -1: no loss
     part: NDArray[np.int64]  # 3 * question + (0 question, 1 answer branch, 2 box branch)
     place: NDArray[np.int64]  # position id, counted from the prefix's end
     role: NDArray[np.int64]  # of the target: 0 none, 1 answer, 2..5 coordinates, 6 end
     kind: NDArray[np.int64]
-    look: list[tuple[int, Pixels]]  # position that starts a box, the box
+    look: list[tuple[int, Pixels]]  # position that predicts a box's first token, and the box
 
 
 KIND_NAMES = (*KINDS, "phrase")
@@ -94,8 +94,8 @@ Pixels = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Branch:
-    """A continuation of a question: `tokens`, of which the last `len(targets)` positions predict
-    `targets` in the given `roles`."""
+    """A continuation of a question: the last `len(targets)` positions of `tokens` predict
+    `targets`, which have the given `roles`."""
 
     part: int  # 1 answer, 2 box
     tokens: list[int]
@@ -105,12 +105,12 @@ class Branch:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question as a tree: its first line, then an answer and a box (or a box alone)."""
+    """One question as a tree: its first line, then an answer and a box, or a box alone."""
 
     kind: str
     stem: list[int]
     branches: tuple[Branch, ...]
-    xyxy: Pixels | None  # of the objects, in the padded square; None: nothing to look at
+    xyxy: Pixels | None  # box of the objects, in the padded square; None: no object
 
     def __len__(self) -> int:
         return len(self.stem) + sum(len(branch.tokens) for branch in self.branches)
@@ -119,8 +119,10 @@ class Turn:
 def make_turn(
     scene: Scene, rng: random.Random, words: Words, mix: Mix, sparse: int = SPARSE
 ) -> Turn:
-    """Ask something about a scene, with one of the wordings that the model is to know; for a
-    detail only if the scene has no more than `sparse` objects."""
+    """A random question about a scene, in one of the prompt styles that the model learns.
+
+    A question about a detail has an answer only if the scene has at most `sparse` objects.
+    """
     branches: list[Branch] = []
     things: tuple[int, ...]
     if rng.random() < P_PHRASE:
@@ -154,7 +156,7 @@ def make_turn(
 
 
 def around(scene: Scene, things: tuple[int, ...]) -> Pixels:
-    """The box around some objects, or the whole scene without any, in the padded square."""
+    """The box around some objects, without any that of the whole scene, in the padded square."""
     dx, dy = offset(scene.wh)
     if not things:
         return dx, dy, dx + scene.wh[0], dy + scene.wh[1]
@@ -201,7 +203,7 @@ def pack(
 
 
 def object_cells(xyxy: Pixels) -> NDArray[np.float32]:
-    """`(GRID * GRID,)`: 1 for patches of which the box covers a quarter or more, or the most."""
+    """`(GRID * GRID,)`: 1 for patches that the box covers to a quarter or more, or the most."""
     edges = np.arange(GRID + 1) * PATCH
     across = np.clip(np.minimum(edges[1:], xyxy[2]) - np.maximum(edges[:-1], xyxy[0]), 0, None)
     down = np.clip(np.minimum(edges[1:], xyxy[3]) - np.maximum(edges[:-1], xyxy[1]), 0, None)
@@ -211,7 +213,7 @@ def object_cells(xyxy: Pixels) -> NDArray[np.float32]:
 
 
 def own_mask(part: Tensor) -> Tensor:
-    """`(..., ROW)` parts -> `(..., ROW, ROW)` additive: tree visibility within a row."""
+    """`(..., ROW)` parts -> `(..., ROW, ROW)` additive mask: who sees whom in the row's trees."""
     same = part[..., :, None] // 3 == part[..., None, :] // 3
     branch = part % 3
     shared = (branch[..., None, :] == 0) | (branch[..., :, None] == branch[..., None, :])
@@ -229,8 +231,8 @@ class Batch:
     place: Tensor
     role: Tensor
     kind: Tensor
-    look_image: Tensor  # (N,): index of the image in which a box is about to be written
-    look_at: Tensor  # (N,): position among its rows
+    look_image: Tensor  # (N,): index of the image of a box
+    look_at: Tensor  # (N,): position in its rows that predicts the box's first token
     cells: Tensor  # (N, GRID * GRID)
 
     @classmethod

@@ -1,20 +1,21 @@
-"""Held-out scenes in the files of the paper's three benchmarks: `mme/`, `pope/`, `mmbench/`.
+"""Synthetic MME, POPE and MMBench: held-out scenes in the files of the paper's three benchmarks.
 
-    mme/<task>/*.png, *.txt       a question with the answer yes and one with no about each scene;
-                                  the five tasks that scenes can give
-    pope/scenes_pope_<kind>.json  six questions a scene about objects that are there or not; absent
-                                  ones drawn at random, popular ones first, or adversarially
-    mmbench/scenes_dev.tsv        four options each, the pictures inside as base64
+    mme/<task>/*.png, *.txt       for each scene a question with the answer yes and one with no;
+                                  the five tasks that scenes allow
+    pope/scenes_pope_<kind>.json  for each scene six questions about objects that are present or
+                                  absent; absent ones are sampled at random, the most frequent
+                                  first, or adversarially
+    mmbench/scenes_dev.tsv        questions with four options each; images as base64
 
-Beside each of them `annotations.jsonl` holds what the formats have no place for, a line for each
-question (in MMBench's case for all its rotations):
+In each folder `annotations.jsonl` holds what the formats have no field for, one line for each
+question (for MMBench, one line for all its rotations):
 
-    id           the question's
-    scene        seed of its picture: the same scene, the same picture
-    region       `[x1, y1, x2, y2]` around the objects one must see, 0..1 of the image; null: all
-                 of it, as of an object that is not there
+    id           the question's id
+    scene        seed of the scene; equal seeds have equal images
+    region       `[x1, y1, x2, y2]` around the objects that the answer depends on, 0..1 of the
+                 image; null: the whole image, as for an absent object
     boxes        every object's `[x1, y1, x2, y2]`, 0..1 of the image
-    num_objects      number of objects
+    num_objects  number of objects
     single       whether the region is that of one object
     smallest_px  side of the smallest object asked about, pixels; null without any
     difficulty   easy, medium or hard (`difficulty`)
@@ -38,7 +39,7 @@ from typing import Any
 from PIL import Image
 
 from cof.geometry.boxes import union
-from cof.tiny.benchmark import MOST_SCENES, NUM_OBJECTS, check_scenes, rounded
+from cof.tiny.benchmark import MOST_SCENES, NUM_OBJECTS, check_scenes, round_box
 from cof.tiny.questions import (
     YES_NO,
     Question,
@@ -52,13 +53,13 @@ from cof.tiny.questions import (
 from cof.tiny.scenes import COLORS, DIAMETERS, SHAPES, SIDE, Scene, make_scene, render
 
 SEEDS = {"mme": 3_000_000, "pope": 4_000_000, "mmbench": 5_000_000}
-"""Where each benchmark's scenes begin; those of training begin beyond."""
+"""The first seed of each benchmark's scenes; those of training lie above."""
 
 NAMES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
-POSITIVES = 3  # objects a scene in POPE, and as many negatives
+POSITIVES = 3  # questions per scene about present objects in POPE, and as many about absent ones
 DIFFICULTIES = ("easy", "medium", "hard")
 VALIDATION = 9_000
-"""The first scene of each level that is for choosing settings: `write_faces(first=VALIDATION)`."""
+"""Number of the first scene for choosing settings: `write_synthetic(first=VALIDATION)`."""
 
 Asker = Callable[[Scene, random.Random], Question]
 _TASKS: dict[str, tuple[Asker, Callable[[str], bool]]] = {
@@ -70,7 +71,7 @@ _TASKS: dict[str, tuple[Asker, Callable[[str], bool]]] = {
 }
 
 
-def write_faces(
+def write_synthetic(
     folder: Path,
     *,
     num_objects: Sequence[int] = NUM_OBJECTS,
@@ -78,33 +79,33 @@ def write_faces(
     first: int = 0,
     side: int = SIDE,
 ) -> None:
-    """Draw all three.
+    """Draw all three benchmarks.
 
     Args:
-        folder: where `mme/`, `pope/` and `mmbench/` go; files of the same names are replaced.
+        folder: gets `mme/`, `pope/` and `mmbench/`; files of the same names are replaced.
         num_objects: numbers of objects, 2..16 each.
-        scenes: how many scenes of each number, for each benchmark.
-        first: number of the first of them: those from `VALIDATION` on are for choosing settings.
-        side: of the canvases, pixels; above `SIDE` details are smaller than in training.
+        scenes: scenes for each number, in each benchmark.
+        first: number of the first scene; those from `VALIDATION` on are for choosing settings.
+        side: side of the canvases in pixels; above `SIDE` details are smaller than in training.
 
     Raises:
-        CofError: a number out of range.
+        CofError: a number is out of range.
     """
     check_scenes(num_objects, scenes, side, fewest=2, first=first)
     for name, write in (("mme", _mme), ("pope", _pope), ("mmbench", _mmbench)):
-        drawn = [
+        chosen = [
             make_scene(SEEDS[name] + MOST_SCENES * n + i, n, square=i % 4 != 3, side=side)
             for i in range(first, first + scenes)
             for n in sorted(set(num_objects))
         ]
         (folder / name).mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(record) for record in write(folder / name, drawn)]
+        lines = [json.dumps(record) for record in write(folder / name, chosen)]
         (folder / name / "annotations.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def difficulty(num_objects: int, smallest_px: int | None) -> str:
-    """One step up for more than 8 objects, one for a small object asked about; an object that is
-    not there counts as a small one.
+    """One level up for more than 8 objects, and one for a question about a small object; an
+    absent object counts as small.
 
     >>> difficulty(8, 32), difficulty(8, 24), difficulty(12, None)
     ('easy', 'medium', 'hard')
@@ -114,12 +115,12 @@ def difficulty(num_objects: int, smallest_px: int | None) -> str:
 
 
 def _mme(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
-    pictures = {scene.seed: _png(render(scene)) for scene in scenes}
+    images = {scene.seed: _png(render(scene)) for scene in scenes}
     for task, (ask, belongs) in _TASKS.items():
         (folder / task).mkdir(exist_ok=True)
         for scene in scenes:
             name = f"{len(scene.things):02d}-{scene.seed % MOST_SCENES:04d}"
-            (folder / task / f"{name}.png").write_bytes(pictures[scene.seed])
+            (folder / task / f"{name}.png").write_bytes(images[scene.seed])
             pair = _pair(scene, ask, belongs)
             lines = [f"{q.text}{YES_NO}\t{q.answer.capitalize()}\n" for q in pair]
             (folder / task / f"{name}.txt").write_text("".join(lines), "utf-8")
@@ -128,14 +129,14 @@ def _mme(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
 
 
 def _pair(scene: Scene, ask: Asker, belongs: Callable[[str], bool]) -> tuple[Question, Question]:
-    """The first two questions with the answers yes and no, in that order."""
+    """The first questions with the answers yes and no, in that order."""
     rng = random.Random(f"mme-{scene.seed}")
-    found: dict[str, Question] = {}
-    while len(found) < 2:
+    pair: dict[str, Question] = {}
+    while len(pair) < 2:
         question = ask(scene, rng)
         if belongs(question.text):
-            found.setdefault(question.answer, question)
-    return found["yes"], found["no"]
+            pair.setdefault(question.answer, question)
+    return pair["yes"], pair["no"]
 
 
 def _pope(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
@@ -152,14 +153,14 @@ def _pope(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
         for number, scene in enumerate(scenes):
             rng = random.Random(f"pope-{scene.seed}")
-            here = {thing.name: i for i, thing in enumerate(scene.things)}
-            asked = rng.sample(list(here), min(POSITIVES, len(here)))
-            absent = [name for name in NAMES if name not in here]
+            present = {thing.name: i for i, thing in enumerate(scene.things)}
+            asked = rng.sample(list(present), min(POSITIVES, len(present)))
+            absent = [name for name in NAMES if name not in present]
             rng.shuffle(absent)
             if kind == "popular":
                 absent.sort(key=lambda name: -counts[name])
             elif kind == "adversarial":
-                absent.sort(key=lambda name: _likeness(name, here, together), reverse=True)
+                absent.sort(key=lambda name: _suggestion(name, present, together), reverse=True)
             pairs = zip(asked, absent[: len(asked)], strict=True)
             for name in (name for pair in pairs for name in pair):
                 lines.append(
@@ -167,23 +168,26 @@ def _pope(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
                         "question_id": len(lines) + 1,
                         "image": _pope_image(number),
                         "text": f"Is there {a(name)} in the image?",
-                        "label": "yes" if name in here else "no",
+                        "label": "yes" if name in present else "no",
                     }
                 )
-                things = (here[name],) if name in here else ()
+                things = (present[name],) if name in present else ()
                 yield _annotation(f"{kind}-{len(lines)}", scene, things)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / f"scenes_pope_{kind}.json").write_text(text, "utf-8")
 
 
-def _likeness(
-    name: str, here: dict[str, int], together: Counter[frozenset[str]]
+def _suggestion(
+    name: str, present: dict[str, int], together: Counter[frozenset[str]]
 ) -> tuple[bool, int]:
-    """How strongly a scene suggests an object that it lacks: both its colour and its shape are
-    there on others; then how often it stands beside the scene's objects elsewhere."""
+    """How strongly a scene suggests an absent object.
+
+    First, whether other objects have its colour and its shape; then, how often other scenes hold
+    it together with objects of this scene.
+    """
     color, shape = name.split()
-    both = any(n.startswith(color) for n in here) and any(n.endswith(shape) for n in here)
-    return both, sum(together[frozenset((name, other))] for other in here)
+    both = any(n.startswith(color) for n in present) and any(n.endswith(shape) for n in present)
+    return both, sum(together[frozenset((name, other))] for other in present)
 
 
 def _pope_image(number: int) -> str:
@@ -194,7 +198,7 @@ def _mmbench(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for scene in scenes:
         rng = random.Random(f"mmbench-{scene.seed}")
-        picture = base64.b64encode(_png(render(scene))).decode()
+        image = base64.b64encode(_png(render(scene))).decode()
         for question in _choices(scene, rng):
             text, *options = question.text.split("\n")
             kind = text.split()[1]
@@ -206,7 +210,7 @@ def _mmbench(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
                     **{option[0]: option[3:] for option in options},
                     "answer": question.answer,
                     "category": kind,
-                    "image": picture,
+                    "image": image,
                     "source": "scenes",
                     "l2-category": "shape" if kind == "shape" else "fine details",
                     "comment": "",
@@ -221,20 +225,20 @@ def _mmbench(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
 
 
 def _choices(scene: Scene, rng: random.Random, wanted: int = 3) -> list[Question]:
-    """Four options each, no question twice."""
-    found: dict[str, Question] = {}
+    """Different questions with four options each."""
+    chosen: dict[str, Question] = {}
     for _ in range(100):
         question = choice(scene, rng)
         if question.text.count("\n") == 4:
-            found.setdefault(question.text.split("\n")[0], question)
-        if len(found) == wanted:
+            chosen.setdefault(question.text.split("\n")[0], question)
+        if len(chosen) == wanted:
             break
-    return list(found.values())
+    return list(chosen.values())
 
 
 def _annotation(id: str, scene: Scene, things: Sequence[int]) -> dict[str, Any]:
-    boxes = [rounded(scene.xyxy(thing)) for thing in scene.things]
-    region = rounded(union(scene.xyxy(scene.things[i]) for i in things)) if things else None
+    boxes = [round_box(scene.xyxy(thing)) for thing in scene.things]
+    region = round_box(union(scene.xyxy(scene.things[i]) for i in things)) if things else None
     sides = [scene.things[i].xyxy[2] - scene.things[i].xyxy[0] for i in things]
     smallest = min(sides, default=None)
     return {

@@ -14,14 +14,14 @@ from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import KINDS, POPE
 from cof.tiny.data import TRAIN_SEEDS
-from cof.tiny.faces import NAMES, SEEDS, write_faces
 from cof.tiny.scenes import Scene, make_scene
+from cof.tiny.synthetic import NAMES, SEEDS, write_synthetic
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
-    write_faces(folder, num_objects=(3, 12), scenes=2)
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_synthetic(folder, num_objects=(3, 12), scenes=2)
     return folder
 
 
@@ -38,7 +38,7 @@ def test_all_three_are_read_without_a_problem(folder: Path) -> None:
     ]
     for task in tasks:
         assert task.check() == []
-    assert [task.num_examples() for task in tasks[:2]] == [5 * 4 * 2, 3 * 4 * 6]
+    assert [len(task.examples) for task in tasks[:2]] == [5 * 4 * 2, 3 * 4 * 6]
     for task in tasks:
         for example in task.examples:
             assert example.num_objects in (3, 12)
@@ -103,7 +103,7 @@ def test_mmbench_answers_are_true(folder: Path) -> None:
 
 
 def test_the_same_again_and_held_out(folder: Path, tmp_path: Path) -> None:
-    write_faces(tmp_path, num_objects=(12, 3), scenes=2)
+    write_synthetic(tmp_path, num_objects=(12, 3), scenes=2)
     for path in (p for p in folder.rglob("*") if p.is_file()):
         assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes()
     assert max(SEEDS.values()) + 17 * 10_000 < TRAIN_SEEDS
@@ -114,5 +114,5 @@ def test_the_same_again_and_held_out(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"num_objects": ()}, {"num_objects": (1,)}, {"scenes": 0}])
 def test_refusals(tmp_path: Path, options: dict[str, object]) -> None:
-    with pytest.raises(CofError, match=r"num_objects is|scenes must"):
-        write_faces(tmp_path, **options)  # type: ignore[arg-type]
+    with pytest.raises(CofError, match=r"num_objects must|scenes must"):
+        write_synthetic(tmp_path, **options)  # type: ignore[arg-type]
