@@ -97,6 +97,9 @@ class Request:
         beside: a second image, shown after the first; a model that takes only one image gets it
             in place of the first, with a `CofWarning`. None: there is no second image.
         region: the caller's own region, for the grounder `given`; engines do not read it.
+        notation: the spans `(start, end)` of the prompt that are a grounding template's own words:
+            special tokens of the model's grounding notation are meant as such there. Everywhere
+            else they are plain text.
     """
 
     image: Image | EncodedImage
@@ -104,6 +107,7 @@ class Request:
     highlight: Highlight | None = None
     beside: Image | EncodedImage | None = None
     region: Region | None = None
+    notation: tuple[tuple[int, int], ...] = ()
 
     @property
     def pil_image(self) -> Image:

@@ -189,6 +189,22 @@ class TestPlacement:
         np.testing.assert_allclose((left + right)[shown.visible], 1, atol=0.02)
         assert shown.visible.any()
 
+    @pytest.mark.parametrize("wh", [(400, 2), (2, 400), (200, 1), (1, 200), (1, 1)], ids=str)
+    def test_images_of_any_shape(self, name: str, wh: tuple[int, int]) -> None:
+        """As long and thin as `cof.images.MAX_ASPECT` allows, or of a single pixel."""
+        made = engine(name)
+        halves = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
+        if wh[1] > wh[0]:
+            halves = [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)]
+        lights = [Highlight(Region(boxes=(half,)), 9.0) for half in halves]
+        first, second = (made.token_mask(wh, light) for light in lights)
+        assert first.any()
+        assert second.any()
+        assert wh == (1, 1) or (first != second).any()
+        for light in lights:
+            (reply,) = made.generate([Request(picture(wh), "which?", light)], Decoding(1))
+            assert math.isfinite(reply.logprobs[0])
+
 
 @pytest.mark.parametrize("name", BUILDERS)
 class TestReweighting:

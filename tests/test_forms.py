@@ -21,7 +21,7 @@ from cof.engines.transformers.prefix_cache import extended
 from cof.errors import CofWarning
 from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region
-from cof.grounders import PromptGrounder, confidence
+from cof.grounders import PromptGrounder
 from cof.pipeline import CoF
 from cof.prompting import box_template as forms
 from cof.prompting.box_parsing import parse_boxes
@@ -29,7 +29,7 @@ from cof.prompting.box_template import BoxTemplate, compile_box_template
 from cof.prompting.dialects import LLAVA, TINY
 from cof.settings import Settings
 from cof.tiny.tokenizer import coordinate_tokens, make_tokenizer
-from cof.types import Decoding, Generation, Highlight, Request
+from cof.types import Decoding, Generation, Highlight, Request, confidence
 
 INTEGERS = BoxTemplate('{{"box": [{}, {}, {}, {}]}}', tuple(map(str, range(200))))
 """As JSON, numbers of one to three digits: rows of a batch fall out of step."""
@@ -332,8 +332,8 @@ def test_falls_back_with_a_warning() -> None:
     with pytest.warns(CofWarning, match="cannot write boxes in a given form"):
         freely = made.generate(question, Decoding(max_new_tokens=3, form=LLAVA.form))
     assert freely == made.generate(question, Decoding(max_new_tokens=3))
-    with pytest.warns(CofWarning, match="form in which paper models write boxes is not known"):
-        PromptGrounder(boxes="template", max_new_tokens=3).locate(made, question)
+    with pytest.warns(CofWarning, match="No box template is known for paper models"):
+        PromptGrounder(boxes="template", grounding_max_new_tokens=3).locate(made, question)
 
 
 def test_worked_examples() -> None:

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import formats
 import pytest
 import torch
 from models import checkpoint, picture
-from rich.console import Console
 
 from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.option_scoring import likelihoods
 from cof.errors import CofError
-from cof.eval.compare import Comparison
-from cof.eval.data.vstar import VStar
-from cof.eval.pictures import picture as picture_of
-from cof.eval.store import Store
 from cof.geometry.regions import EVERYTHING, Region
-from cof.settings import Settings
 from cof.types import Decoding, Highlight, Request
 
 NAMES = ["llava", "blip-2", "blip-2 with T5", "instructblip"]
@@ -127,44 +119,3 @@ def test_other_engines_are_refused() -> None:
     request = Request(picture((8, 8)), "What?")
     with pytest.raises(CofError, match="scripted cannot say how likely"):
         likelihoods(FakeEngine({}), [request], ["red"])
-
-
-def test_vstar_in_its_own_wording_is_answered_by_likelihood(tmp_path: Path) -> None:
-    task = VStar(formats.vstar(tmp_path / "data"), prompt_style="official")
-    assert task.check() == []
-    assert [(e.id, e.prompt, e.answer) for e in task.examples] == [
-        ("0", "How?", "A"),
-        ("1", "How?", "A"),
-    ]
-    model = engine("llava")
-    comparison = Comparison.usual(Settings(expand=1.0, strength=30.0), task, batch_size=2)
-    results = comparison.run(model, task, tmp_path / "out", console=Console(quiet=True))
-    assert {"plain", "whole", "oracle"} <= set(results["methods"])
-    store = Store(tmp_path / "out" / "answers.jsonl")
-    for example in task.examples:
-        for where in ("plain", "whole", "oracle"):
-            record = store[results["methods"][where], example.id]
-            light = {
-                "plain": None,
-                "whole": Highlight(EVERYTHING, 30.0),
-                "oracle": Highlight(Region(boxes=(example.region,)), 30.0),
-            }[where]
-            request = Request(picture_of(example.image), example.prompt, light)
-            means = [
-                summed(reply) / len(reply.logprobs)
-                for option in example.options
-                for reply in likelihoods(model, [request], [option])
-            ]
-            best = means.index(max(means))
-            assert (record.text, record.parsed) == (example.options[best], "ABCD"[best])
-            assert record.right == (best == 0)
-    metrics = results["metrics"]
-    assert metrics["official"] == metrics["vlmevalkit"]
-    assert metrics["official"]["plain"]["unparsed"] == 0
-
-
-def test_likelihood_is_asked_of_models_alone(tmp_path: Path) -> None:
-    task = VStar(formats.vstar(tmp_path / "data"), prompt_style="official")
-    comparison = Comparison.usual(Settings(), task)
-    with pytest.raises(CofError, match="cannot say how likely"):
-        comparison.run(FakeEngine(lambda _: "A"), task, tmp_path, console=Console(quiet=True))

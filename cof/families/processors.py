@@ -6,23 +6,57 @@ not: PIL is always there, and computes the same everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import transformers
 from transformers import AutoProcessor
+from transformers.image_utils import SizeDict
 from transformers.models.auto.auto_mappings import (
     IMAGE_PROCESSOR_MAPPING_NAMES,
     PROCESSOR_MAPPING_NAMES,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.pixtral import image_processing_pil_pixtral as stock_pixtral
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from cof.errors import CofError
 
 _VIDEO = "video_processor"
 _NO_VIDEOS = SimpleNamespace(num_frames=None, fps=None)  # SmolVLM's chats ask even without videos
+
+
+class PixtralImageProcessorPil(stock_pixtral.PixtralImageProcessorPil):
+    """transformers' class of this name, for images of any shape.
+
+    transformers shrinks the shorter side of a long and thin image to no pixel at all, and Mistral 3
+    fails on an image of one token. The pixels of such images are repeated first.
+
+    Attributes:
+        least_tokens: the fewest tokens of an image, 1 or 2.
+    """
+
+    least_tokens = 1
+
+    def resize(  # type: ignore[override]
+        self,
+        image: np.ndarray[Any, Any],
+        size: SizeDict,
+        patch_size: SizeDict,
+        resample: Any = None,
+        **kwargs: Any,
+    ) -> np.ndarray[Any, Any]:
+        longest = size.longest_edge or min(size.height or 1, size.width or 1)
+        for axis in (-2, -1):
+            times = math.ceil(max(image.shape[-2:]) / longest / image.shape[axis])
+            image = np.repeat(image, times, axis)
+        height, width = image.shape[-2:]
+        if self.least_tokens > 1 and height <= patch_size.height and width <= patch_size.width:
+            image = np.repeat(image, patch_size.width // width + 1, axis=-1)
+        return super().resize(image, size, patch_size, resample, **kwargs)
 
 
 class PixtralProcessor(ProcessorMixin):
@@ -45,6 +79,7 @@ class PixtralProcessor(ProcessorMixin):
         image_end_token: str = "[IMG_END]",
         **kwargs: Any,
     ) -> None:
+        image_processor = PixtralImageProcessorPil.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
         self.patch_size, self.spatial_merge_size = patch_size, spatial_merge_size
         self.image_token, self.image_token_id = image_token, _number(tokenizer, image_token)
@@ -52,6 +87,7 @@ class PixtralProcessor(ProcessorMixin):
         # images are resized to whole tokens, not to whole patches
         side = patch_size * spatial_merge_size
         image_processor.patch_size = {"height": side, "width": side}
+        image_processor.least_tokens = 1 if spatial_merge_size == 1 else 2
 
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **_: Any) -> str:
         side = self.patch_size * self.spatial_merge_size

@@ -12,7 +12,7 @@ from cof.errors import CofWarning
 from cof.geometry.box_distribution import expected_mask
 from cof.geometry.regions import Region
 from cof.prompting.box_parsing import parse_boxes, parse_released
-from cof.prompting.dialects import fill, grounding_template
+from cof.prompting.dialects import fill, grounding_template, own_words
 from cof.types import Decoding, Generation, Grounding, Request, confidence
 
 Boxes = Literal["free", "template"]
@@ -46,7 +46,14 @@ class PromptGrounder:
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         template = grounding_template(self.grounding_prompt, engine.dialect)
-        asked = [Request(request.image, fill(template, request.prompt)) for request in requests]
+        asked = [
+            Request(
+                request.image,
+                fill(template, request.prompt),
+                notation=own_words(template, request.prompt),
+            )
+            for request in requests
+        ]
         form = engine.dialect.form if self.boxes == "template" else None
         if self.boxes == "template" and form is None:
             warnings.warn(

@@ -85,8 +85,28 @@ def fill(template: str, question: str) -> str:
     >>> fill("{first_line} Reply as {\\"box\\": []}.", "Where?\\nA. left\\nB. right")
     'Where? Reply as {"box": []}.'
     """
+    return "".join(text for text, _ in _filled(template, question))
+
+
+def own_words(template: str, question: str) -> tuple[tuple[int, int], ...]:
+    """The spans `(start, end)` of `fill(template, question)` that the template itself wrote.
+
+    >>> own_words("<ref>{first_line}</ref>", "a dog")
+    ((0, 5), (10, 16))
+    """
+    spans, end = [], 0
+    for text, own in _filled(template, question):
+        start, end = end, end + len(text)
+        if own and text:
+            spans.append((start, end))
+    return tuple(spans)
+
+
+def _filled(template: str, question: str) -> list[tuple[str, bool]]:
+    """The pieces of a filled template, and whether each is the template's own."""
     values = {"question": question, "first_line": first_line(question)}
-    return re.sub(r"\{(question|first_line)\}", lambda match: values[match[1]], template)
+    pieces = re.split(r"\{(question|first_line)\}", template)
+    return [(values[text], False) if n % 2 else (text, True) for n, text in enumerate(pieces)]
 
 
 PAPER = Dialect("paper", PAPER_PROMPT)

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from cof.attention.registry import attach_cross, attach_qformer, record_weights, reweight
 from cof.engines.transformers.prefix_cache import Prefix, Prompts
+from cof.engines.transformers.special_tokens import SpecialTokens, tokenize, unescape
 
 if TYPE_CHECKING:
     from cof.families.family import Family
@@ -81,20 +82,17 @@ class QFormerAdapter(CrossAttentionAdapter):
     ) -> dict[str, Tensor]:
         # Padding stands between queries and text; T5's positions are distances, and would see it.
         side = "right" if self.generator.config.is_encoder_decoder else "left"
-        inputs = dict(
-            self.processor.tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
-        )
+        inputs = tokenize(self.processor.tokenizer, texts, padding_side=side)
         reader = getattr(self.processor, "qformer_tokenizer", None)
         if reader is not None:
+            special = SpecialTokens.of_tokenizer(reader)
             # The processor would pad this one on the left too, and shift its absolute positions,
             # of which there are no more than 512 (InstructBLIP's authors cut the text as well).
-            read = reader(
-                texts,
-                padding=True,
+            read = tokenize(
+                reader,
+                [special.escape(unescape(text)) for text in texts],
                 padding_side="right",
-                truncation=True,
                 max_length=self.model.config.qformer_config.max_position_embeddings,
-                return_tensors="pt",
             )
             inputs["qformer_input_ids"] = read["input_ids"]
             inputs["qformer_attention_mask"] = read["attention_mask"]
@@ -198,15 +196,7 @@ class MllamaAdapter(CrossAttentionAdapter):
         tokenizer = self.processor.tokenizer
         # Its chat template writes the start token itself: it must not come twice.
         bos = tokenizer.bos_token
-        inputs = dict(
-            tokenizer(
-                texts,
-                padding=True,
-                return_tensors="pt",
-                return_token_type_ids=False,
-                add_special_tokens=not (bos and bos in texts[0]),
-            )
-        )
+        inputs = tokenize(tokenizer, texts, add_special_tokens=not (bos and bos in texts[0]))
         is_image = inputs["input_ids"] == self.model.config.image_token_index
         after = is_image.cumsum(1) > 0  # (B, L): the text that sees the image
         tiles = torch.cat([torch.as_tensor(of["aspect_ratio_mask"]) for (of,) in pixels])
@@ -290,15 +280,8 @@ class Kosmos2Adapter(CrossAttentionAdapter):
             for text in texts
         ]
         filled = processor.preprocess_examples(prompts, [True] * len(texts), num_image_tokens=count)
-        inputs = dict(
-            tokenizer(
-                [f"{tokenizer.bos_token}{text}" for text in filled],
-                padding=True,
-                return_tensors="pt",
-                add_special_tokens=False,
-                return_token_type_ids=False,
-            )
-        )
+        texts = [f"{tokenizer.bos_token}{text}" for text in filled]
+        inputs = tokenize(tokenizer, texts, add_special_tokens=False)
         ids = inputs["input_ids"]
         begins = (ids == tokenizer.convert_tokens_to_ids(processor.boi_token)).int().argmax(1) + 1
         at = torch.arange(ids.shape[1]) - begins[:, None]  # (B, L)

@@ -36,6 +36,7 @@ from cof.engines.transformers.prefix_cache import (
     unbiased,
     whole_cache,
 )
+from cof.engines.transformers.special_tokens import tokenize
 
 if TYPE_CHECKING:
     from cof.families.family import Family
@@ -148,12 +149,8 @@ class DecoderAdapter:
         tokenizer = self.processor.tokenizer
         # Some chat templates write the start token themselves: it must not come twice.
         bos = tokenizer.bos_token
-        inputs = tokenizer(
-            expanded,
-            padding=True,
-            return_tensors="pt",
-            return_token_type_ids=False,
-            add_special_tokens=not (bos and texts[0].startswith(bos)),
+        inputs = tokenize(
+            tokenizer, expanded, add_special_tokens=not (bos and texts[0].startswith(bos))
         )
         takes = inspect.signature(self.model.forward).parameters
         types = {

@@ -295,7 +295,7 @@ class TransformersEngine:
         places = [
             phrase_tokens(
                 self.processor.tokenizer,
-                self.prompt_builder.chat(request.prompt),
+                self.prompt_builder.text(request),
                 phrase,
                 within=request.prompt.strip(),  # some chats strip it
             )
@@ -324,7 +324,8 @@ class TransformersEngine:
             CofError: the image is not among the decoder's tokens.
         """
         adapter = self._decoder()
-        ids = [[first_token(self.processor.tokenizer, word) for word in of] for of in words]
+        tokenizer, special = self.processor.tokenizer, self.prompt_builder.special
+        ids = [[first_token(tokenizer, word, special) for word in of] for of in words]
         config = self._generation_config(Decoding(max_new_tokens=1))
         config.output_hidden_states = True
         return self._read(
@@ -437,7 +438,9 @@ class TransformersEngine:
                 stacklevel=3,
             )
             return [
-                request if request.beside is None else Request(request.beside, request.prompt)
+                request
+                if request.beside is None
+                else Request(request.beside, request.prompt, notation=request.notation)
                 for request in requests
             ]
         encoded = iter(self._encoded([Request(image, "") for image in beside]))

@@ -16,6 +16,12 @@ from torch import Tensor
 
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.engines.transformers.prefix_cache import Prompts
+from cof.engines.transformers.special_tokens import (
+    SpecialTokens,
+    token_ids,
+    token_spans,
+    unescape,
+)
 
 States = Literal["values", "keys"]
 
@@ -24,29 +30,30 @@ _ROWS = 256  # image tokens whose probabilities of all words are held at once
 
 
 def phrase_tokens(tokenizer: Any, text: str, phrase: str, within: str = "") -> list[int]:
-    """Where the tokens of a phrase are in a text, from the end: -1 is the last one.
+    """Where the tokens of a phrase are in an escaped text, from the end: -1 is the last one.
 
     Of several occurrences the last counts, where the text holds `within` the last one in that: a
     chat has words of its own behind the prompt. A phrase that is not there has no tokens.
     """
-    first, last = 0, len(text)
-    if within and within in text:
-        first = text.rindex(within)
+    plain = unescape(text)
+    first, last = 0, len(plain)
+    if within and within in plain:
+        first = plain.rindex(within)
         last = first + len(within)
-    found = list(re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)").finditer(text, first, last))
+    found = list(re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)").finditer(plain, first, last))
     if not found:
         return []
     start, end = found[-1].span()
-    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    spans = encoded["offset_mapping"]
+    spans = token_spans(tokenizer, text)
     return [number - len(spans) for number, (a, b) in enumerate(spans) if a < end and b > start]
 
 
-def first_token(tokenizer: Any, word: str) -> int:
+def first_token(tokenizer: Any, word: str, special: SpecialTokens) -> int:
     """The first token of a word in the middle of a text."""
-    text = f"the {word}"
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids[phrase_tokens(tokenizer, text, word)[0]]
+    text = special.escape(f"the {word}")
+    return token_ids(tokenizer, text, add_special_tokens=False)[
+        phrase_tokens(tokenizer, text, word)[0]
+    ]
 
 
 def similarities(

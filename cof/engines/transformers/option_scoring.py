@@ -13,6 +13,7 @@ from cof.engines.base import Engine
 from cof.engines.transformers.batching import grouped
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.loading import out_of_memory
+from cof.engines.transformers.special_tokens import token_ids
 from cof.errors import CofError
 from cof.types import Decoding, Generation, Request
 
@@ -97,15 +98,13 @@ def _tokens(engine: TransformersEngine, replies: Sequence[str]) -> list[list[int
         before = engine.prompt_builder.chat("")
         lead = "" if before[-1:].isspace() else " "
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    base = encode(before)
+    base = token_ids(tokenizer, before, add_special_tokens=False)
     found = []
     for reply in replies:
-        whole = encode(before + lead + reply)
+        text = lead + engine.prompt_builder.special.escape(reply)
+        whole = token_ids(tokenizer, before + text, add_special_tokens=False)
         # where the prompt's last token would take a part of the reply, the reply stands alone
         alone = whole[: len(base)] != base
-        found.append([*(encode(lead + reply) if alone else whole[len(base) :]), end])
+        ids = token_ids(tokenizer, text, add_special_tokens=False) if alone else whole[len(base) :]
+        found.append([*ids, end])
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from cof.attention.bias_mask import Bias, gates
 from cof.engines.transformers.batching import threaded
 from cof.engines.transformers.prefix_cache import Prompts
+from cof.engines.transformers.special_tokens import SpecialTokens
 from cof.families import Family
 from cof.families.image_tokens import ImageTokens
 from cof.types import EncodedImage, Request
@@ -57,6 +59,26 @@ class PromptBuilder:
     adapter: Any
     tokens: ImageTokens
 
+    @cached_property
+    def special(self) -> SpecialTokens:
+        """The model's special tokens."""
+        return SpecialTokens.of_tokenizer(self.processor.tokenizer, self.processor, self.chat(""))
+
+    @cached_property
+    def _notation(self) -> frozenset[str]:
+        """Those in which its own grounding prompt is written."""
+        template = self.tokens.dialect.template
+        return frozenset(text for text in self.special.texts if text in template)
+
+    def text(self, request: Request, images: int = 1) -> str:
+        """A request as `chat`, the special tokens in what the user typed escaped.
+
+        Raises:
+            CofError: the prompt cannot be encoded.
+        """
+        escaped = self.special.escape(request.prompt, request.notation, self._notation)
+        return self.chat(escaped, images)
+
     def chat(self, prompt: str, images: int = 1) -> str:
         """A user's turn as the model was trained to read it, up to where the answer begins."""
         if getattr(self.processor, "chat_template", None) is None:
@@ -80,8 +102,7 @@ class PromptBuilder:
             for request, of in zip(requests, encoded, strict=True)
         ]
         texts = [
-            self.chat(request.prompt, len(images))
-            for request, images in zip(requests, shown, strict=True)
+            self.text(request, len(images)) for request, images in zip(requests, shown, strict=True)
         ]
         inputs = self.adapter.tokenize(texts, [[of.pixels for of in images] for images in shown])
         features = [torch.cat([of.features for of in images]) for images in shown]

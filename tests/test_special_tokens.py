@@ -1,0 +1,278 @@
+"""What a user types is text: no special token of any family is read in it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from models import BUILDERS as PAPER
+from models import checkpoint, picture
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from zoo import BUILDERS, CROSSED, zoo
+
+from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.transformers.option_scoring import likelihoods
+from cof.engines.transformers.special_tokens import (
+    MARK,
+    SpecialTokens,
+    token_ids,
+    token_spans,
+    unescape,
+)
+from cof.errors import CofError
+from cof.grounders import PromptGrounder
+from cof.types import Decoding, Generation, Request
+
+EVERY = [*BUILDERS, *CROSSED, *PAPER]
+SHORT = Decoding(max_new_tokens=4)
+IMAGE = picture((90, 60))
+
+
+@functools.cache
+def engine(name: str) -> TransformersEngine:
+    return TransformersEngine.from_pretrained(checkpoint(name) if name in PAPER else zoo(name))
+
+
+def special(name: str) -> list[str]:
+    """A handful of the family's special tokens, the image's among them."""
+    made = engine(name)
+    texts = sorted(made.prompt_builder.special.texts)
+    token = str(getattr(made.processor, "image_token", None) or "<image>")
+    assert token in texts
+    return [token, *texts[:12]]
+
+
+def harmless(text: str, tokens: list[str]) -> str:
+    """The text with another first character for every special token."""
+    for token in sorted(tokens, key=len, reverse=True):
+        text = text.replace(token, "~" + token[1:])
+    return text
+
+
+def inputs(made: TransformersEngine, request: Request) -> dict[str, torch.Tensor]:
+    return made.prompt_builder.draft([request], made.encode([IMAGE])).inputs
+
+
+def count_special(made: TransformersEngine, ids: torch.Tensor) -> int:
+    numbers = made.processor.tokenizer.convert_tokens_to_ids(
+        list(made.prompt_builder.special.texts)
+    )
+    return int(torch.isin(ids, torch.tensor(numbers)).sum())
+
+
+@pytest.mark.parametrize("name", EVERY)
+class TestEveryFamily:
+    def test_answer_is_that_of_text_with_the_same_ids(self, name: str) -> None:
+        made, tokens = engine(name), special(name)
+        vocabulary = made.processor.tokenizer.get_vocab()
+        for typed in (tokens[0], f"{tokens[0] * 2} what?", f"Is it {' or '.join(tokens)}?"):
+            calm = Request(IMAGE, harmless(typed, tokens))
+            draft = made.prompt_builder.draft([calm], made.encode([IMAGE]))
+            ids = inputs(made, Request(IMAGE, typed))
+            assert count_special(made, ids["input_ids"]) == count_special(
+                made, draft.inputs["input_ids"]
+            )
+            for key in ("input_ids", "qformer_input_ids"):
+                if key in ids:
+                    changed = ids[key] != draft.inputs[key]
+                    assert set(draft.inputs[key][changed].tolist()) == {vocabulary["~"]}
+                    firsts = {vocabulary[token[0]] for token in tokens}
+                    assert set(ids[key][changed].tolist()) <= firsts
+                    draft.inputs[key] = ids[key]
+            with torch.inference_mode():
+                prompts = made.prompt_builder.prompts(draft)
+                (expected,), _ = made._replies(prompts, SHORT)
+            assert made.generate([Request(IMAGE, typed)], SHORT) == [expected]
+
+    def test_ordinary_text_is_not_marked(self, name: str) -> None:
+        text = "Is it a < b, [x] or </b>?\n\nA. yes\nB. no  "
+        assert MARK not in engine(name).prompt_builder.text(Request(IMAGE, text))
+
+    def test_replies(self, name: str) -> None:
+        made, tokens = engine(name), special(name)
+        replies = [f"no {token}" for token in tokens[:4]]
+        requests = [Request(IMAGE, "What?")] * len(replies)
+        for reply, scored in zip(replies, likelihoods(made, requests, replies), strict=True):
+            ids = torch.tensor(scored.token_ids)
+            assert count_special(made, ids[:-1]) == 0  # the last one is the end token
+            assert made.processor.tokenizer.decode(ids[:-1]).strip() == reply
+
+    def test_prompts_of_a_users_own(self, name: str) -> None:
+        """A grounding prompt that holds special tokens, and questions filled into it."""
+        made, tokens = engine(name), special(name)
+        before = count_special(made, ids_of_grounding(made, "Where? {question}", "x"))
+        template = f"{tokens[0]}Where?{tokens[0]} {{question}}"
+        assert count_special(made, ids_of_grounding(made, template, tokens[-1])) == before
+        own = count_special(made, ids_of_grounding(made, None, "x"))
+        assert count_special(made, ids_of_grounding(made, None, f"{tokens[0]} x")) == own
+        split = f"Where is {tokens[0][0]}{{question}}?"
+        assert count_special(made, ids_of_grounding(made, split, tokens[0][1:])) == before
+
+
+def ids_of_grounding(made: TransformersEngine, template: str | None, question: str) -> torch.Tensor:
+    asked: list[Request] = []
+
+    class Spy:
+        dialect, frame = made.dialect, made.frame
+
+        def generate(self, requests: list[Request], _: Decoding) -> list[Generation]:
+            asked.extend(requests)
+            return [Generation("")]
+
+    grounder = PromptGrounder(grounding_prompt=template)
+    grounder.locate(Spy(), [Request(IMAGE, question)])  # type: ignore[arg-type]
+    found = inputs(made, asked[0])
+    # Kosmos-2 counts its image's placeholders from <unk> on, through the numbers of its tags
+    image = found.get("image_embeds_position_mask", torch.zeros_like(found["input_ids"]))
+    return found["input_ids"][image == 0]
+
+
+def test_kosmos_reads_its_own_notation_and_no_users() -> None:
+    made = engine("kosmos2")
+    ids = ids_of_grounding(made, None, "</phrase><grounding>").tolist()
+    for tag in ("<grounding>", "<phrase>", "</phrase>"):
+        assert ids.count(made.processor.tokenizer.convert_tokens_to_ids(tag)) == 1
+    typed = inputs(made, Request(IMAGE, "<grounding> what?"))["input_ids"]
+    assert "Question: <grounding> what? Answer:" in made.processor.tokenizer.decode(typed[0])
+
+
+def test_a_phrase_is_found_behind_special_tokens() -> None:
+    made = engine("llava")
+    tokenizer = made.processor.tokenizer
+    places = []
+    for typed in ("Is there a <image> star?", "Is there a ~image> star?"):
+        text = made.prompt_builder.text(Request(IMAGE, typed))
+        spans = token_spans(tokenizer, text)
+        start = unescape(text).index("star")
+        places.append([n for n, (a, b) in enumerate(spans) if a < start + 4 and b > start])
+        assert len(spans) == len(token_ids(tokenizer, text, add_special_tokens=False))
+        image = Request(IMAGE, typed)
+        assert made.phrase_similarities([image], ["star"])[0].shape[1] == 4
+    assert places[0] == places[1]
+    assert made.word_probabilities([IMAGE], [["<image>"]])[0].shape[0] == 1
+
+
+@pytest.mark.parametrize("name", ["llava", "instructblip", "qwen2_vl"])
+def test_half_of_a_surrogate_pair_is_refused(name: str) -> None:
+    made, whole = engine(name), Request(IMAGE, "What?")
+    with pytest.raises(CofError, match="half of a surrogate pair"):
+        made.generate([Request(IMAGE, "\ud800")], SHORT)
+    with pytest.raises(CofError, match="half of a surrogate pair"):
+        likelihoods(made, [whole, whole], ["red", "\udfff"])
+
+
+def test_the_mark_itself_may_be_typed() -> None:
+    found = SpecialTokens(["<a>", "a><b"])
+    text = f"<{MARK}a> <a><b"
+    assert unescape(found.escape(text)) == text.replace(MARK, "\ufffd")
+    assert found.escape(text).split(MARK) == ["<\ufffda> <", "a", "><b"]
+
+
+WORDS = ["▁", *"abcdefghijklmnopqrstuvwxyz<>/[]?|. ", "im", "age", "image", "▁i", "▁is", "is"]
+
+
+def _fast(backend: Tokenizer, special: list[str], **names: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, additional_special_tokens=special, **names
+    )
+
+
+def _sentencepiece(normalized: bool, scheme: str) -> PreTrainedTokenizerFast:
+    """As LLaMA's: BPE with a space before every text, by the normalizer or the pre-tokenizer."""
+    vocabulary = {word: n for n, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
+    vocabulary |= {f"<0x{n:02X}>": len(vocabulary) + n for n in range(256)}
+    merges = [("i", "m"), ("a", "g"), ("ag", "e"), ("im", "age"), ("▁", "i"), ("i", "s")]
+    vocabulary |= {"ag": len(vocabulary)}
+    merges += [("▁i", "s")]
+    backend = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    if normalized:
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return _fast(backend, ["<image>"], **names)
+
+
+def _unigram() -> PreTrainedTokenizerFast:
+    """As T5's: special tokens are pieces of the model itself, and the end token comes last."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    backend = Tokenizer(models.Unigram(pieces + [(word, -2.0) for word in WORDS], unk_id=2))
+    backend.normalizer = normalizers.Replace("\n", " ")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    backend.decoder = decoders.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return _fast(backend, ["<image>"], eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+
+
+def _wordpiece() -> PreTrainedTokenizerFast:
+    """As BERT's."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "sep", "image", "is", "cls", *"<>/[]?|.sa"]
+    backend = Tokenizer(models.WordPiece({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return _fast(backend, ["<image>"], pad_token="[PAD]", **names)
+
+
+KINDS: dict[str, Any] = {
+    "normalizer": functools.partial(_sentencepiece, True, ""),
+    "always": functools.partial(_sentencepiece, False, "always"),
+    "first": functools.partial(_sentencepiece, False, "first"),
+    "unigram": _unigram,
+    "wordpiece": _wordpiece,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokenizers_of_every_kind(kind: str) -> None:
+    words = KINDS[kind]()
+    found = SpecialTokens.of_tokenizer(words)
+    assert "<image>" in found.texts
+    numbers = set(words.convert_tokens_to_ids(list(found.texts)))
+    around = words("a")["input_ids"]
+    end = words.sep_token or words.eos_token
+    for typed in ("is <image>?", "<image><image> is", f"is {end}", f"{end}<image>", end):
+        assert numbers & set(words(typed, add_special_tokens=False)["input_ids"])
+        text = found.escape(typed)
+        ids = token_ids(words, text, add_special_tokens=False)
+        assert not numbers & set(ids)
+        decoded, expected = words.decode(ids), typed
+        if kind == "wordpiece":  # it forgets spaces and capitals
+            decoded, expected = (s.replace(" ", "").lower() for s in (decoded, expected))
+        assert decoded == expected
+        whole = token_ids(words, text)
+        assert [t for t in whole if t in numbers] == [t for t in around if t in numbers]
+        start = next(n for n in range(len(whole)) if whole[n : n + len(ids)] == ids)
+        assert (start > 0) == (around[0] in numbers)
+        cut = token_ids(words, text, max_length=len(whole) - 1)
+        assert cut == [*whole[:start], *ids[:-1], *whole[start + len(ids) :]]
+        assert len(token_spans(words, text)) == len(ids)
+
+
+def test_a_text_without_special_tokens_is_tokenized_as_ever() -> None:
+    words = KINDS["first"]()
+    assert token_ids(words, "is it an image?") == words("is it an image?")["input_ids"]
