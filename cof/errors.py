@@ -8,5 +8,9 @@ class CofError(Exception):
     """
 
 
+class OutOfMemory(CofError):
+    """There is not enough memory; less at a time may fit."""
+
+
 class CofWarning(UserWarning):
     """The call goes on, but does less than was asked; the message says what and why."""

@@ -8,6 +8,7 @@ import os
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -43,7 +44,11 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray
 
 
 def load_image(
-    source: ImageSource, *, allow_url: bool = False, max_pixels: int = MAX_PIXELS
+    source: ImageSource,
+    *,
+    allow_url: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
 ) -> Image.Image:
     """Any picture as an upright RGB `PIL.Image`.
 
@@ -56,11 +61,12 @@ def load_image(
             where `allow_url` is set, an http(s) address.
         allow_url: whether addresses are fetched.
         max_pixels: refuse pictures with more pixels than this before decoding them.
+        formats: of Pillow, such as `PNG`, that are read of files and bytes; None: all.
 
     Raises:
         CofError: missing, empty, corrupt, too large, too long and thin, or of an unknown kind.
     """
-    picture, name = _opened(source, allow_url)
+    picture, name = _opened(source, allow_url, formats)
     width, height = picture.size
     if width * height > max_pixels:
         raise CofError(
@@ -87,19 +93,21 @@ def load_image(
     return loaded
 
 
-def _opened(source: ImageSource, allow_url: bool) -> tuple[Image.Image, str]:
+def _opened(
+    source: ImageSource, allow_url: bool, formats: Sequence[str] | None
+) -> tuple[Image.Image, str]:
     """The picture, not decoded yet, and what to call it in a message."""
     if isinstance(source, Image.Image):
         return source, "The image"
     if isinstance(source, np.ndarray):
         return _from_array(source), "The array"
     if isinstance(source, (bytes, bytearray)):
-        return _decoded(bytes(source), "The image"), "The image"
+        return _decoded(bytes(source), "The image", formats), "The image"
     if isinstance(source, (str, os.PathLike)):
         address = os.fspath(source)
         if address.lower().startswith(("http://", "https://")):
-            return _decoded(_download(address, allow_url), address), address
-        return _decoded(_read(address), address), address
+            return _decoded(_download(address, allow_url), address, formats), address
+        return _decoded(_read(address), address, formats), address
     raise CofError(
         f"An image is a path, bytes, a PIL image or a numpy array, not {type(source).__name__}."
     )
@@ -136,16 +144,17 @@ def _download(address: str, allow_url: bool) -> bytes:
     return data
 
 
-def _decoded(data: bytes, name: str) -> Image.Image:
+def _decoded(data: bytes, name: str, formats: Sequence[str] | None) -> Image.Image:
     if not data:
         raise CofError(f"{name} is empty (0 bytes).")
     try:
         with warnings.catch_warnings():
             # load_image refuses by its own limit, so a warning below it would say nothing new
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
-        raise CofError(f"{name} is not an image of a kind that Pillow reads.") from None
+        kinds = "a kind that Pillow reads" if formats is None else f"the kinds {', '.join(formats)}"
+        raise CofError(f"{name} is not an image of {kinds}.") from None
     except Image.DecompressionBombError as error:
         raise CofError(f"{name} is too large to decode: {error}") from error
     except Exception as error:  # Pillow's decoders raise many kinds on damaged data

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import PIL.Image
-
+from cof.answer import NO_IMAGE, Answer, refused_answer
 from cof.engines.base import Engine
 from cof.errors import CofError
-from cof.geometry.boxes import XYXY
-from cof.geometry.regions import Region
 from cof.images import load_image
 from cof.query import Query, QueryLike, Sample, as_query
 from cof.settings import Settings, default_settings
@@ -31,53 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 
 OnError = Literal["raise", "return"]
-
-NO_IMAGE = PIL.Image.new("RGB", (1, 1))
-"""The image of an answer whose query was refused before its image was loaded."""
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """The answer to one query, and how it came about.
-
-    Attributes:
-        text: the answer.
-        boxes: the boxes that the model was made to look at, in 0..1 of the image, after
-            expansion; empty: the answer is the plain model's.
-        raw_boxes: the boxes as the grounder found them, before post-processing.
-        found: whether the grounder found a region.
-        grounder: the name of the grounder whose look was kept, of several in the settings.
-        grounding_text: the model's reply to the grounding prompt, verbatim.
-        confidence: of the box, 0..1 (`cof.types.Grounding.confidence`); None if unknown.
-        reason: why no region was found or needed, one sentence; empty otherwise.
-        region: the region that the model was made to look at, after expansion; None: the plain
-            model answered.
-        settings: the settings of this query.
-        timings: seconds of the two stages, for the whole batch that the query was part of.
-        image: the image, upright RGB; `NO_IMAGE` if the query was refused before it was loaded.
-        question: the question.
-        error: why the query was refused (`batch` with `on_error="return"`); empty otherwise.
-    """
-
-    text: str
-    boxes: tuple[XYXY, ...]
-    raw_boxes: tuple[XYXY, ...]
-    found: bool
-    grounder: str
-    grounding_text: str
-    confidence: float | None
-    reason: str
-    region: Region | None
-    settings: Settings
-    timings: Timings
-    image: Image = field(repr=False)
-    question: str = field(repr=False)
-    _plain: Callable[[], str] = field(repr=False)
-    error: str = ""
-
-    def plain(self) -> str:
-        """The same model's answer without CoF, computed when first asked for."""
-        return self._plain()
 
 
 class CoF:
@@ -251,7 +200,7 @@ class CoF:
             except CofError as error:
                 if raising:
                     raise
-                answers[number] = _refused(NO_IMAGE, question, self.settings, error)
+                answers[number] = refused_answer(NO_IMAGE, question, self.settings, error)
         replies = self._answer_samples(list(samples.values()), decoding, raising=raising)
         answers |= zip(samples, replies, strict=True)
         return [answers[number] for number in range(len(items))]
@@ -267,7 +216,7 @@ class CoF:
                 raise
             if len(samples) == 1:
                 only = samples[0]
-                return [_refused(only.image, only.question, only.settings, error)]
+                return [refused_answer(only.image, only.question, only.settings, error)]
         middle = len(samples) // 2
         halves = (samples[:middle], samples[middle:])
         return [
@@ -278,9 +227,14 @@ class CoF:
 
     def _run(self, samples: list[Sample], decoding: Decoding) -> list[Answer]:
         """Both stages."""
+        if any(sample.beside is not None for sample in samples) and not self.engine.takes_two:
+            raise CofError(f"{self.engine.name} takes one image at a time: leave beside out.")
         start = time.perf_counter()
         encoded = self._encoded(samples)
-        requests = [Request(encoded[id(sample.image)], sample.question) for sample in samples]
+        requests = [
+            Request(encoded[id(sample.image)], sample.question, beside=sample.beside)
+            for sample in samples
+        ]
         before = time.perf_counter()
         drafts = self._drafts(samples, requests, decoding)
         drafted = time.perf_counter()
@@ -324,6 +278,7 @@ class CoF:
             timings=timings,
             image=sample.image,
             question=sample.question,
+            num_tokens=len(outcome.reply.token_ids),
             _plain=self._plain(sample, decoding, plain),
         )
 
@@ -358,28 +313,8 @@ class CoF:
         def plain() -> str:
             if known is not None:
                 return known.text
-            request = Request(sample.encoded or sample.image, sample.question)
+            image = sample.encoded or sample.image
+            request = Request(image, sample.question, beside=sample.beside)
             return self.engine.generate([request], decoding)[0].text
 
         return plain
-
-
-def _refused(image: Image, question: str, settings: Settings, error: CofError) -> Answer:
-    """The place of an answer to a query that was refused."""
-    return Answer(
-        text="",
-        boxes=(),
-        raw_boxes=(),
-        found=False,
-        grounder="",
-        grounding_text="",
-        confidence=None,
-        reason="",
-        region=None,
-        settings=settings,
-        timings=Timings(),
-        image=image,
-        question=question,
-        error=str(error),
-        _plain=lambda: "",
-    )

@@ -44,6 +44,9 @@ class Query:
         strength: lambda of this query; None: that of the settings.
         grounding_question: the question that stage 1 gets, such as one without options and answer
             instruction; None: `question`.
+        settings: the settings of this query; None: the pipeline's.
+        beside: a second image, which the model sees after the first when it answers; regions are
+            of the first.
     """
 
     image: ImageSource | EncodedImage
@@ -54,6 +57,8 @@ class Query:
     region: Region | None = None
     strength: float | None = None
     grounding_question: str | None = None
+    settings: Settings | None = None
+    beside: ImageSource | None = None
 
 
 QueryLike: TypeAlias = "Query | Mapping[str, Any] | tuple[ImageSource | EncodedImage, str]"
@@ -67,9 +72,10 @@ class Sample:
         image: upright RGB.
         question: stripped, not empty.
         region: the caller's own region; None: there is none.
-        settings: the pipeline's, with this query's changes.
+        settings: the query's or else the pipeline's, with this query's changes.
         grounding_question: the question that stage 1 gets.
         encoded: the image as the caller encoded it; None: it is not encoded yet.
+        beside: the second image, upright RGB; None: there is none.
     """
 
     image: Image
@@ -78,6 +84,7 @@ class Sample:
     settings: Settings
     grounding_question: str
     encoded: EncodedImage | None = None
+    beside: Image | None = None
 
     @classmethod
     def from_query(
@@ -96,16 +103,15 @@ class Sample:
             CofError: the image, the question or the region cannot be used.
         """
         question = check_question(query.question)
-        source = query.image
-        encoded = source if isinstance(source, EncodedImage) else None
-        key = str(source) if isinstance(source, (str, os.PathLike)) else id(source)
-        if key not in images:
-            images[key] = (
-                source.image
-                if isinstance(source, EncodedImage)
-                else load_image(source, allow_url=allow_url)
+        settings = query.settings or settings
+        encoded = query.image if isinstance(query.image, EncodedImage) else None
+        image = _loaded(query.image, allow_url, images)
+        beside = None if query.beside is None else _loaded(query.beside, allow_url, images)
+        if beside is not None and settings.focus == "beside":
+            raise CofError(
+                "Focus 'beside' shows the region as the second image: give one image, or another "
+                "focus."
             )
-        image = images[key]
         region = _own_region(query, image.size)
         if region is not None:
             settings = settings.changed(grounder="given")
@@ -114,7 +120,7 @@ class Sample:
         grounding_question = question
         if query.grounding_question is not None:
             grounding_question = check_question(query.grounding_question)
-        return cls(image, question, region, settings, grounding_question, encoded)
+        return cls(image, question, region, settings, grounding_question, encoded, beside)
 
     @property
     def engine_calls(self) -> int:
@@ -233,6 +239,20 @@ def as_query(item: QueryLike) -> Query:
     if isinstance(item, (tuple, list)) and len(item) == 2:
         return Query(*item)
     raise CofError("A batch holds (image, question) pairs, dicts or Query values.")
+
+
+def _loaded(
+    source: ImageSource | EncodedImage, allow_url: bool, images: dict[object, Image]
+) -> Image:
+    """The image of a source, from `images` if it was loaded before."""
+    key = str(source) if isinstance(source, (str, os.PathLike)) else id(source)
+    if key not in images:
+        images[key] = (
+            source.image
+            if isinstance(source, EncodedImage)
+            else load_image(source, allow_url=allow_url)
+        )
+    return images[key]
 
 
 def _own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:

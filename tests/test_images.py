@@ -273,3 +273,11 @@ def test_addresses_only_on_request(server: str) -> None:
     for address in (f"{server}/blue.png", f"{server}/a red.png", "http://a:b/c", "http://[::1/c"):
         with pytest.raises(CofError, match="cannot be fetched"):
             load_image(address, allow_url=True)
+
+
+def test_only_some_formats_are_read() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (4, 2)).save(data, "TIFF")
+    assert load_image(data.getvalue()).size == (4, 2)
+    with pytest.raises(CofError, match="not an image of the kinds PNG, JPEG"):
+        load_image(data.getvalue(), formats=("PNG", "JPEG"))

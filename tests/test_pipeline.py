@@ -500,3 +500,50 @@ class TestReuse:
         assert answer.image is known.image
         assert len(fake.encoded) == 1
         assert all(request.image is known for requests, _ in fake.calls for request in requests)
+
+
+def test_queries_of_one_batch_have_their_own_settings() -> None:
+    fake = engine()
+    cof = CoF(fake, Settings(strength=3.0))
+    own = [None, Settings(focus="none"), Settings(grounder="whole", strength=5.0)]
+    answers = cof.batch([Query(SQUARE, QUESTION, settings=settings) for settings in own])
+    assert [answer.text for answer in answers] == ["focused", "plain", "focused"]
+    assert [answer.settings for answer in answers] == [cof.settings, *own[1:]]
+    assert [request.highlight and request.highlight.strength for request in fake.calls[-1][0]] == [
+        3.0,
+        None,
+        5.0,
+    ]
+
+
+def test_a_second_image_is_seen_by_the_answer_alone() -> None:
+    fake, second = engine(), Image.new("RGB", (32, 16))
+    answer = CoF(fake, Settings())(SQUARE, QUESTION)
+    (seen,) = CoF(fake, Settings()).batch([Query(SQUARE, QUESTION, beside=second)])
+    (box,), _ = fake.calls[-2]
+    (reply,), _ = fake.calls[-1]
+    assert box.beside is None
+    assert reply.beside is not None
+    assert reply.beside.size == second.size
+    assert seen.boxes == answer.boxes
+    seen.plain()
+    assert fake.calls[-1][0][0].beside is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "takes_two", "sentence"),
+    [
+        (Settings(focus="beside"), True, "shows the region as the second image"),
+        (Settings(), False, "takes one image at a time"),
+    ],
+)
+def test_a_second_image_that_cannot_be_shown(
+    settings: Settings, takes_two: bool, sentence: str
+) -> None:
+    cof = CoF(engine(takes_two=takes_two), settings)
+    with pytest.raises(CofError, match=sentence):
+        cof.batch([Query(SQUARE, QUESTION, beside=SQUARE)])
+
+
+def test_the_length_of_an_answer() -> None:
+    assert ask(engine()).num_tokens == 1

@@ -17,10 +17,19 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Engine(Protocol):
-    """A backend: answers requests and realises their highlights."""
+    """A backend: answers requests and realises their highlights.
+
+    Attributes:
+        name: of the model.
+        dialect: how it is asked for a box.
+        takes_two: whether it can be shown two images at once (`Request.beside`).
+    """
 
     name: str
     dialect: Dialect
+
+    @property
+    def takes_two(self) -> bool: ...
 
     def encode(self, images: Sequence[Image], *, prefill: bool = False) -> list[EncodedImage]:
         """Run the vision encoder once for each image, for reuse in later requests.

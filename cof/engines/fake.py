@@ -23,6 +23,7 @@ class FakeEngine:
         replies: the text for each prompt, or a function of the request.
         dialect: how it is asked for boxes; they are written in 0..1 of the padded square.
         probability: of every token; a token is a word.
+        takes_two: whether it says that it can be shown two images at once.
         calls: the requests of every `generate` call so far, with their decoding.
         encoded: the images of every `encode` call so far.
 
@@ -38,6 +39,7 @@ class FakeEngine:
     dialect: Dialect = PAPER
     name: str = "scripted"
     probability: float = 0.5
+    takes_two: bool = True
     calls: list[tuple[list[Request], Decoding]] = field(default_factory=list)
     encoded: list[list[Image]] = field(default_factory=list)
 

@@ -99,6 +99,11 @@ class TransformersEngine:
         self._written = cache(self._compile_form)
 
     @property
+    def takes_two(self) -> bool:
+        """Whether it can be shown two images at once."""
+        return self.family.takes_two
+
+    @property
     def looks(self) -> str:
         """Whose attention `image_attention` is."""
         return self.adapter.looks
@@ -431,7 +436,7 @@ class TransformersEngine:
         beside = [request.beside for request in requests if request.beside is not None]
         if not beside:
             return list(requests)
-        if not self.family.takes_two:
+        if not self.takes_two:
             warnings.warn(
                 f"{self.family.name} takes one image at a time, so the second is shown alone.",
                 CofWarning,

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from cof.errors import CofError
+from cof.errors import CofError, OutOfMemory
 from cof.families import Family, family_of
 from cof.families.processors import load_processor
 
@@ -61,7 +61,7 @@ def out_of_memory() -> Iterator[None]:
         # On a CPU torch raises a plain RuntimeError from its allocator.
         if type(error) is RuntimeError and "allocate memory" not in str(error):
             raise
-        raise CofError(
+        raise OutOfMemory(
             "Out of memory: use fewer images at once, a smaller model, dtype=bfloat16, or "
             'device_map="auto" (needs the accelerate package).'
         ) from error

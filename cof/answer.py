@@ -1,0 +1,88 @@
+"""What comes out of one query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import PIL.Image
+
+from cof.errors import CofError
+from cof.geometry.boxes import XYXY
+from cof.geometry.regions import Region
+from cof.settings import Settings
+from cof.types import Timings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+NO_IMAGE = PIL.Image.new("RGB", (1, 1))
+"""The image of an answer whose query was refused before its image was loaded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The answer to one query, and how it came about.
+
+    Attributes:
+        text: the answer.
+        boxes: the boxes that the model was made to look at, in 0..1 of the image, after
+            expansion; empty: the answer is the plain model's.
+        raw_boxes: the boxes as the grounder found them, before post-processing.
+        found: whether the grounder found a region.
+        grounder: the name of the grounder whose look was kept, of several in the settings.
+        grounding_text: the model's reply to the grounding prompt, verbatim.
+        confidence: of the box, 0..1 (`cof.types.Grounding.confidence`); None if unknown.
+        reason: why no region was found or needed, one sentence; empty otherwise.
+        region: the region that the model was made to look at, after expansion; None: the plain
+            model answered.
+        settings: the settings of this query.
+        timings: seconds of the two stages, for the whole batch that the query was part of.
+        image: the image, upright RGB; `NO_IMAGE` if the query was refused before it was loaded.
+        question: the question.
+        num_tokens: of the answer, without the end token.
+        error: why the query was refused (`batch` with `on_error="return"`); empty otherwise.
+    """
+
+    text: str
+    boxes: tuple[XYXY, ...]
+    raw_boxes: tuple[XYXY, ...]
+    found: bool
+    grounder: str
+    grounding_text: str
+    confidence: float | None
+    reason: str
+    region: Region | None
+    settings: Settings
+    timings: Timings
+    image: Image = field(repr=False)
+    question: str = field(repr=False)
+    _plain: Callable[[], str] = field(repr=False)
+    num_tokens: int = 0
+    error: str = ""
+
+    def plain(self) -> str:
+        """The same model's answer without CoF, computed when first asked for."""
+        return self._plain()
+
+
+def refused_answer(image: Image, question: str, settings: Settings, error: CofError) -> Answer:
+    """The place of an answer to a query that was refused."""
+    return Answer(
+        text="",
+        boxes=(),
+        raw_boxes=(),
+        found=False,
+        grounder="",
+        grounding_text="",
+        confidence=None,
+        reason="",
+        region=None,
+        settings=settings,
+        timings=Timings(),
+        image=image,
+        question=question,
+        error=str(error),
+        _plain=lambda: "",
+    )
