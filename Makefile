@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check tiny eval bench
+.PHONY: demo test check tiny eval bench serve
 
 demo: $(READY)
 	$(BIN)/cof demo
+
+# The embedded model at http://127.0.0.1:8000/v1 (docs/serving.md).
+serve: $(READY)
+	$(BIN)/cof serve tiny-early
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from PIL.Image import Image
 
+    from cof.client import RemoteCoF
     from cof.images import ImageSource
 
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
@@ -107,6 +108,19 @@ class CoF:
         )
         chosen = named or default_settings(engine.name, engine.dialect.name)
         return cls(engine, chosen.changed(**settings), allow_url=allow_url)
+
+    @staticmethod
+    def connect(
+        url: str, *, api_key: str | None = None, allow_url: bool = False, **settings: Any
+    ) -> RemoteCoF:
+        """Ask a pipeline that `cof serve` runs elsewhere; see `cof.client.RemoteCoF`.
+
+        Raises:
+            CofError: an unknown setting, or no such server.
+        """
+        from cof.client import RemoteCoF
+
+        return RemoteCoF(url, api_key=api_key, allow_url=allow_url, **settings)
 
     def encode(self, image: ImageSource) -> EncodedImage:
         """What the engine computes of an image, to be passed in its place.

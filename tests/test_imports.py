@@ -22,8 +22,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines.base", "attention", "families"),
     ("grounders", "focuses"),
     ("settings", "engines"),
-    ("query", "stages", "pipeline"),
-    ("viz", "tiny"),
+    ("query", "answer", "stages", "client", "pipeline"),
+    ("viz", "tiny", "server"),
     ("eval",),
     ("cli",),
     ("lmms",),
@@ -35,7 +35,7 @@ LIGHT = [
     "errors geometry.boxes geometry.regions geometry.heatmap geometry.box_distribution",
     "prompting.dialects prompting.box_parsing prompting.box_template prompting.noun_phrases",
     "types images engines.base engines.fake grounders focuses settings query pipeline",
-    "viz cli lmms",
+    "viz cli lmms client server.app",
 ]
 """Modules that load neither torch nor transformers."""
 

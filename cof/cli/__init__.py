@@ -16,6 +16,7 @@ from cof.cli.look import demo, scenes
 from cof.cli.models import models, settings
 from cof.cli.report import report, rescore
 from cof.cli.reproduce import reproduce_paper
+from cof.cli.serve import serve
 from cof.cli.submit import submit_mmbench
 from cof.cli.sweep import sweep
 
@@ -51,7 +52,7 @@ def _options(
 
 
 app.command(cls=BoxCommand)(ask)
-for _command in (ground, demo, models, settings, scenes, sweep, report, rescore):
+for _command in (ground, demo, models, settings, scenes, serve, sweep, report, rescore):
     app.command()(_command)
 
 eval_app = _group("Measure the effect on a benchmark.")

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server for a pipeline (`cof serve`): docs/serving.md."""

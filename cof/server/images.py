@@ -1,0 +1,181 @@
+"""The images of a request: data in it, or from public addresses where that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import ipaddress
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import httpx2
+from PIL.Image import Image
+
+from cof.images import load_image
+from cof.server.errors import ApiError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Of Pillow's readers those that images on the web need; others start programs, or are less used
+and so less tested."""
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+"""A host and a port -> its IP addresses."""
+
+_DATA = re.compile(r"data:[^,]{0,100};base64,")
+_NOT_PUBLIC = [
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",  # metadata of Oracle's cloud; older Pythons call it global
+        "168.63.129.16/32",  # metadata of Azure
+        "64:ff9b::/96",  # NAT64, 6to4 and Teredo reach IPv4 addresses by another name
+        "2002::/16",
+        "2001::/32",
+    )
+]
+
+
+def from_data(address: str, max_bytes: int) -> bytes:
+    """The bytes in a `data:` URL.
+
+    Raises:
+        ApiError: they are no base64, or more than `max_bytes`.
+    """
+    head = _DATA.match(address)
+    if head is None:
+        raise ApiError(400, "A data: URL of an image begins data:image/png;base64, or alike.")
+    if (len(address) - head.end()) * 3 // 4 > max_bytes + 2:
+        raise _too_large(max_bytes)
+    try:
+        return base64.b64decode(address[head.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, "The data: URL of the image is not valid base64.") from None
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a host by the system's resolver."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[4][0]) for address in found]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is on the public internet: not private, loopback, link-local,
+    multicast, reserved, or a cloud's metadata.
+
+    >>> is_public("93.184.216.34"), is_public("10.0.0.1"), is_public("::ffff:169.254.169.254")
+    (True, False, False)
+    """
+    ip = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
+        ip = ip.ipv4_mapped
+    hidden = any(ip in network for network in _NOT_PUBLIC if network.version == ip.version)
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved and not hidden
+
+
+class _PublicOnly(httpx2.AsyncBaseTransport):
+    """Looks a host up once and connects to the address that was checked, redirects included."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport, resolve: Resolve) -> None:
+        self._inner, self._resolve = inner, resolve
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        url, host = request.url, request.url.raw_host.decode("ascii")
+        if url.scheme not in ("http", "https") or url.userinfo:
+            raise ApiError(400, "Images are fetched from http(s) addresses without a password.")
+        port = url.port or (443 if url.scheme == "https" else 80)
+        addresses = await self._resolve(host, port)
+        if not addresses or not all(map(is_public, addresses)):
+            raise ApiError(400, f"{host} is not on the public internet: send the image's data.")
+        there = httpx2.Request(
+            request.method,
+            url.copy_with(host=addresses[0]),
+            headers=request.headers,  # the Host among them
+            extensions={**request.extensions, "sni_hostname": host},
+        )
+        return await self._inner.handle_async_request(there)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Fetches images from public addresses.
+
+    Attributes:
+        max_bytes: of one image.
+        timeout_s: for one image, redirects included.
+        resolve: looks hosts up.
+        transport: connects; None: httpx2's own.
+    """
+
+    max_bytes: int
+    timeout_s: float = 20.0
+    resolve: Resolve = resolve
+    transport: httpx2.AsyncBaseTransport | None = None
+
+    async def fetch(self, address: str) -> bytes:
+        """The bytes at an address.
+
+        Raises:
+            ApiError: it is not public, cannot be read in time, or holds more than `max_bytes`.
+        """
+        host = address.split("?")[0]
+        try:
+            return await asyncio.wait_for(self._fetch(address), self.timeout_s)
+        except asyncio.TimeoutError:
+            raise ApiError(400, f"{host} did not answer in {self.timeout_s:g} s.") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise ApiError(400, f"{host} cannot be fetched: {reason}.") from None
+
+    async def _fetch(self, address: str) -> bytes:
+        inner = self.transport or httpx2.AsyncHTTPTransport(trust_env=False)
+        client = httpx2.AsyncClient(
+            transport=_PublicOnly(inner, self.resolve),
+            follow_redirects=True,
+            max_redirects=5,
+            trust_env=False,  # a proxy would look hosts up again
+            headers={"User-Agent": "cof", "Accept-Encoding": "identity"},
+        )
+        async with client, client.stream("GET", address) as reply:
+            reply.raise_for_status()
+            data = bytearray()
+            async for chunk in reply.aiter_raw():
+                data += chunk
+                if len(data) > self.max_bytes:
+                    raise _too_large(self.max_bytes)
+            return bytes(data)
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        413, f"An image has more than {max_bytes:,} bytes: send a smaller one.", "too_large"
+    )
+
+
+class Decoder:
+    """Decodes images; equal data that is still in use gives the same image, so that it is encoded
+    once in a batch."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._in_use: WeakValueDictionary[bytes, Image] = WeakValueDictionary()
+
+    def __call__(self, data: bytes) -> Image:
+        """The upright RGB image in these bytes.
+
+        Raises:
+            CofError: they are none of `FORMATS`, or too large.
+        """
+        key = hashlib.sha256(data).digest()
+        image = self._in_use.get(key)
+        if image is None:
+            image = load_image(data, max_pixels=self._max_pixels, formats=FORMATS)
+            self._in_use[key] = image
+        return image

@@ -1,0 +1,41 @@
+"""What a server counts, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from cof.types import Timings
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        own = self._registry
+        self.requests = Counter("cof_requests", "Requests", ["path", "status"], registry=own)
+        self.errors = Counter("cof_errors", "Requests not answered", ["kind"], registry=own)
+        self.seconds = _histogram("cof_request_seconds", "From a request's head to its end", own)
+        self._ground = _histogram("cof_ground_seconds", "Encoding and stage 1, of a batch", own)
+        self._answer = _histogram("cof_answer_seconds", "Stage 2, of a batch", own)
+        self._batch = Histogram(
+            "cof_batch_size", "Requests in a batch", buckets=_SIZES, registry=own
+        )
+        self.queue = Gauge("cof_queue_length", "Requests that wait for the engine", registry=own)
+
+    def batch(self, size: int, timings: Timings) -> None:
+        """Count a batch that was answered."""
+        self._batch.observe(size)
+        self._ground.observe(timings.ground)
+        self._answer.observe(timings.answer)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+def _histogram(name: str, help: str, registry: CollectorRegistry) -> Histogram:
+    return Histogram(name, help, buckets=_SECONDS, registry=registry)

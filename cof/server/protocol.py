@@ -1,0 +1,270 @@
+"""Chat completions in OpenAI's format: requests, checked, and answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from cof.answer import Answer
+from cof.query import check_question
+from cof.server.errors import ApiError
+from cof.server.limits import Limits
+from cof.settings import Settings
+from cof.types import Decoding
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "stop": ([],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "logprobs": (False,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "stream_options": ({}, {"include_usage": False}),
+}
+"""Parameters of OpenAI's that are not supported, and the values that ask for nothing."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Text(_Part):
+    type: Literal["text"]
+    text: str
+
+
+class _Address(_Part):
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"  # images are resized as the model needs it
+
+
+class _Image(_Part):
+    type: Literal["image_url"]
+    image_url: _Address
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class _Message(_Part):
+    role: str
+    content: Annotated[
+        list[Annotated[_Text | _Image, Field(discriminator="type")]], BeforeValidator(_as_parts)
+    ]
+
+
+class _Chat(_Part):
+    model: str
+    messages: list[_Message]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    user: str | None = None
+    cof: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in _NEUTRAL or (value is not None and value not in _NEUTRAL[name])
+        }
+
+
+_REGION = ("polygon", "grounding_question")
+"""What `cof` may hold beside the settings and boxes (`cof.query.Query`)."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A checked request.
+
+    Attributes:
+        addresses: of its images: `data:`, `http:` or `https:`.
+        settings: of both stages; without `cof` in the request they leave the model as it is.
+        region: those of `boxes`, `polygon` and `grounding_question` that are given (`Query`).
+        with_cof: whether the request has `cof`, so that the answer has it too.
+    """
+
+    question: str
+    addresses: tuple[str, ...]
+    decoding: Decoding
+    settings: Settings
+    region: dict[str, Any]
+    with_cof: bool
+    stream: bool
+
+
+def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
+    """A request's body, checked.
+
+    Args:
+        body: JSON.
+        model: the name that is served.
+        settings: those that `cof` changes.
+
+    Raises:
+        ApiError, CofError: it cannot be answered.
+    """
+    try:
+        chat = _Chat.model_validate_json(body)
+    except ValidationError as error:
+        raise ApiError(400, _sentence(error)) from None
+    if chat.model != model:
+        raise ApiError(
+            404, f"There is no model {chat.model!r} here; there is {model!r}.", "model_not_found"
+        )
+    question, addresses = _asked(chat.messages, limits)
+    options = {"focus": "none"} if chat.cof is None else dict(chat.cof)
+    region = {name: options.pop(name) for name in _REGION if name in options}
+    if isinstance(options.get("boxes"), list):  # as a text it is the setting: free or template
+        region["boxes"] = options.pop("boxes")
+    for name, places in region.items():
+        most = limits.max_question if name == "grounding_question" else limits.max_boxes
+        if isinstance(places, (list, str)) and len(places) > most:
+            raise ApiError(400, f"cof.{name} has a length of {len(places)}, above {most}.")
+    changed = settings.changed(**options)
+    _check_settings(changed, settings, limits)
+    return Ask(
+        question=question,
+        addresses=addresses,
+        decoding=_decoding(chat, limits),
+        settings=changed,
+        region=region,
+        with_cof=chat.cof is not None,
+        stream=bool(chat.stream),
+    )
+
+
+def completion(answer: Answer, ask: Ask, model: str) -> dict[str, Any]:
+    """The answer, as OpenAI's server would give it, and with `cof` where the request had it."""
+    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    return _reply(answer, ask, model, "chat.completion", message=message)
+
+
+def events(answer: Answer, ask: Ask, model: str) -> Iterator[str]:
+    """The same answer as server-sent events; no token is sent before the last one is known."""
+    reply = _reply(answer, ask, model, "chat.completion.chunk", delta={})
+    (last,) = reply["choices"]
+    for delta in ({"role": "assistant", "content": ""}, {"content": answer.text}):
+        choice = {**last, "delta": delta, "finish_reason": None}
+        chunk = {name: reply[name] for name in reply if name != "cof"} | {"choices": [choice]}
+        yield f"data: {json.dumps(chunk)}\n\n"
+    yield f"data: {json.dumps(reply)}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def _reply(answer: Answer, ask: Ask, model: str, kind: str, **content: Any) -> dict[str, Any]:
+    full = answer.num_tokens >= ask.decoding.max_new_tokens
+    end = "length" if full else "stop"
+    choice = {"index": 0, **content, "logprobs": None, "finish_reason": end}
+    reply = {
+        "id": f"chatcmpl-{uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "choices": [choice],
+    }
+    return reply | {"cof": _look(answer)} if ask.with_cof else reply
+
+
+def _look(answer: Answer) -> dict[str, Any]:
+    """What `cof` says beside an answer; boxes are `[x1, y1, x2, y2]` in 0..1 of the first image."""
+    return {
+        "boxes": answer.boxes,
+        "raw_boxes": answer.raw_boxes,
+        "whole": answer.region is not None and answer.region.whole,
+        "found": answer.found,
+        "grounder": answer.grounder,
+        "grounding_text": answer.grounding_text,
+        "confidence": answer.confidence,
+        "reason": answer.reason,
+        "num_tokens": answer.num_tokens,
+        "timings": dict(answer.timings.as_dict()),
+        "settings": answer.settings.as_dict(),
+    }
+
+
+def _asked(messages: list[_Message], limits: Limits) -> tuple[str, tuple[str, ...]]:
+    """The question and the addresses of its images."""
+    if [message.role for message in messages] != ["user"]:
+        raise ApiError(
+            400,
+            "Send one message of the role user, with an image and a question: earlier turns and "
+            "system messages are not supported.",
+        )
+    parts = messages[0].content
+    question = "\n".join(part.text for part in parts if isinstance(part, _Text))
+    addresses = tuple(part.image_url.url for part in parts if isinstance(part, _Image))
+    if not addresses:
+        raise ApiError(400, "There is no image: add a part of the type image_url.")
+    if len(addresses) > limits.max_images:
+        raise ApiError(
+            400, f"There are {len(addresses)} images, above {limits.max_images}: send fewer."
+        )
+    if len(question) > limits.max_question:
+        raise ApiError(
+            400, f"The question has {len(question)} characters, above {limits.max_question}."
+        )
+    return check_question(question), addresses
+
+
+def _decoding(chat: _Chat, limits: Limits) -> Decoding:
+    longest = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
+    given: dict[str, Any] = {
+        "max_new_tokens": longest,
+        "temperature": chat.temperature,
+        "top_p": chat.top_p,
+        "seed": chat.seed,
+    }
+    decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
+    if decoding.max_new_tokens > limits.max_tokens:
+        raise ApiError(400, f"max_tokens is above {limits.max_tokens}: ask for less.")
+    return decoding
+
+
+def _check_settings(settings: Settings, own: Settings, limits: Limits) -> None:
+    """Refuse what would load a model, or run for long."""
+    if settings.detector != own.detector:
+        raise ApiError(400, "cof.detector is chosen by the server: leave it out.")
+    if settings.grounding_max_new_tokens > max(limits.max_tokens, own.grounding_max_new_tokens):
+        raise ApiError(
+            400, f"cof.grounding_max_new_tokens is above {limits.max_tokens}: ask for less."
+        )
+    if len(settings.grounding_prompt or "") > limits.max_question:
+        raise ApiError(
+            400, f"cof.grounding_prompt is longer than {limits.max_question} characters."
+        )
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong with a request."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return f"The body is not JSON: {first['ctx']['error']}."
+    if first["type"] == "extra_forbidden":
+        return f"{place} is not supported by this server: leave it out."
+    return f"{place or 'The body'}: {first['msg']}."

@@ -1,0 +1,130 @@
+"""One thread that owns the engine and answers together what arrives together."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from cof.answer import Answer
+from cof.errors import CofError
+from cof.pipeline import CoF
+from cof.query import Query
+from cof.server.errors import ApiError
+from cof.server.metrics import Metrics
+from cof.types import Decoding
+
+WINDOW_S = 0.005
+"""How long the first request of a batch waits for others."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A query, and where its answer is put."""
+
+    query: Query
+    decoding: Decoding
+    answer: Future[Answer] = field(default_factory=Future)
+
+
+class Worker:
+    """Answers queries in a thread of its own.
+
+    A query that fails, whatever the reason, gets its exception; the others and the thread go on.
+    """
+
+    def __init__(self, cof: CoF, max_batch: int, max_queue: int, metrics: Metrics) -> None:
+        self._cof, self._max_batch, self._metrics = cof, max_batch, metrics
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._max_queue = max_queue
+        metrics.queue.set_function(self._jobs.qsize)
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="cof-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes queries."""
+        return self._thread.is_alive() and not self._closed
+
+    def submit(self, query: Query, decoding: Decoding) -> Future[Answer]:
+        """Put a query into the queue; cancel the future while it waits to take it out.
+
+        Raises:
+            ApiError: the queue is full, or the server is being stopped.
+        """
+        if self._closed:
+            raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
+        if self._jobs.qsize() >= self._max_queue:
+            raise ApiError(
+                429, "Too many requests are waiting: ask again in a moment.", "queue_full"
+            )
+        job = Job(query, decoding)
+        self._jobs.put(job)
+        return job.answer
+
+    def close(self, timeout_s: float) -> None:
+        """Answer what waits, and end the thread."""
+        self._closed = True
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            jobs, going = self._arrived()
+            wanted = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
+            for group in _groups(wanted):
+                self._answer(group)
+
+    def _arrived(self) -> tuple[list[Job], bool]:
+        """The next jobs, one at least, and whether there may be more."""
+        jobs: list[Job] = []
+        ends = float("inf")
+        while len(jobs) < self._max_batch:
+            try:
+                wait = None if not jobs else max(0.0, ends - time.monotonic())
+                job = self._jobs.get(timeout=wait)
+            except queue.Empty:
+                break
+            if job is None:
+                return jobs, False
+            if not jobs:
+                ends = time.monotonic() + WINDOW_S
+            jobs.append(job)
+        return jobs, True
+
+    def _answer(self, jobs: list[Job]) -> None:
+        """Answer jobs of one decoding together; if that fails, each half by itself."""
+        queries = [job.query for job in jobs]
+        try:
+            answers = self._cof.batch(queries, decoding=jobs[0].decoding, batch_size=len(jobs))
+        except Exception as error:  # a fault in the engine as well
+            if len(jobs) > 1:
+                middle = len(jobs) // 2
+                self._answer(jobs[:middle])
+                self._answer(jobs[middle:])
+                return
+            if not isinstance(error, CofError):
+                _log.exception("The engine failed.")
+                error = ApiError(500, "The engine failed on this request.", "engine_failed")
+            jobs[0].answer.set_exception(error)
+            return
+        self._metrics.batch(len(jobs), answers[0].timings)
+        for job, answer in zip(jobs, answers, strict=True):
+            job.answer.set_result(answer)
+
+
+def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
+    """Jobs by decoding; one that samples from a seed is alone, so that it always draws the same."""
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        seeded = job.decoding.temperature > 0 and job.decoding.seed is not None
+        groups.setdefault(job if seeded else job.decoding, []).append(job)
+    yield from groups.values()

@@ -1,0 +1,603 @@
+"""The server on a scripted engine: what it takes, what it refuses, and that it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from cof.engines.fake import FakeEngine
+from cof.errors import OutOfMemory
+from cof.pipeline import CoF, Query
+from cof.prompting.dialects import TINY
+from cof.server.app import create_app
+from cof.server.errors import ApiError
+from cof.server.images import Fetcher, is_public
+from cof.server.limits import Limits
+from cof.server.logs import JsonFormatter
+from cof.server.metrics import Metrics
+from cof.server.worker import Worker
+from cof.settings import Settings
+from cof.types import Decoding, Request
+
+QUESTION = "What digit is on the red star?"
+BOX = (0.2, 0.2, 0.4, 0.6)
+CHAT = "/v1/chat/completions"
+
+
+def reply(request: Request) -> str:
+    if "Where" in request.prompt or request.prompt.startswith("{"):
+        return str(list(BOX))
+    if "crash" in request.prompt:
+        raise RuntimeError(f"cannot read {request.prompt}")
+    if "memory" in request.prompt:
+        raise OutOfMemory("Out of memory.")
+    return "focused" if request.highlight else "plain answer"
+
+
+def data_url(image: Image.Image, format: str = "PNG") -> str:
+    data = io.BytesIO()
+    image.save(data, format)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+IMAGE = data_url(Image.new("RGB", (64, 64), "red"))
+
+
+def body(question: str = QUESTION, *urls: str, **more: Any) -> dict[str, Any]:
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls or (IMAGE,)]
+    content = [*images, {"type": "text", "text": question}]
+    return {"model": "fake", "messages": [{"role": "user", "content": content}], **more}
+
+
+@contextmanager
+def serving(
+    engine: FakeEngine | None = None,
+    api_key: str | None = None,
+    fetcher: Fetcher | None = None,
+    **limits: Any,
+) -> Iterator[TestClient]:
+    cof = CoF(engine or FakeEngine(reply, dialect=TINY), Settings(expand=1.0))
+    app = create_app(cof, "fake", limits=Limits(**limits), api_key=api_key, fetcher=fetcher)
+    with TestClient(app) as client:
+        yield client
+
+
+def message(response: httpx2.Response) -> str:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"].count(". ") == 0, "one sentence"
+    return str(error["message"])
+
+
+class TestAnswers:
+    def test_without_cof_the_model_is_asked_once_and_plainly(self) -> None:
+        engine = FakeEngine(reply, dialect=TINY)
+        with serving(engine) as client:
+            answer = client.post(CHAT, json=body(max_tokens=7, temperature=0.5, top_p=0.9, seed=3))
+        ((request,), decoding) = engine.calls[0]
+        assert len(engine.calls) == 1
+        assert request.prompt == QUESTION
+        assert request.highlight is None
+        assert decoding == Decoding(7, temperature=0.5, top_p=0.9, seed=3)
+        assert answer.json()["choices"] == [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "plain answer", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ]
+        assert "cof" not in answer.json()
+
+    def test_with_cof(self) -> None:
+        with serving() as client:
+            answer = client.post(CHAT, json=body(cof={"strength": 3.0})).json()
+        assert answer["choices"][0]["message"]["content"] == "focused"
+        look = answer["cof"]
+        assert look["boxes"] == look["raw_boxes"] == [list(BOX)]
+        assert (look["found"], look["grounder"], look["reason"]) == (True, "prompt", "")
+        assert look["confidence"] == pytest.approx(0.5)
+        assert look["timings"].keys() == {"ground_s", "answer_s"}
+        assert Settings(**look["settings"]) == Settings(expand=1.0, strength=3.0)
+
+    def test_own_boxes_and_the_setting_of_the_same_name(self) -> None:
+        box = [0.5, 0.5, 0.75, 1.0]
+        with serving() as client:
+            own = client.post(CHAT, json=body(cof={"boxes": [box]})).json()["cof"]
+            form = client.post(CHAT, json=body(cof={"boxes": "template"})).json()["cof"]
+        assert (own["boxes"], own["grounder"]) == ([box], "given")
+        assert form["settings"]["boxes"] == "template"
+
+    def test_an_answer_that_was_cut(self) -> None:
+        with serving() as client:
+            answer = client.post(CHAT, json=body(max_completion_tokens=2)).json()
+        assert answer["choices"][0]["finish_reason"] == "length"
+
+    def test_two_images(self) -> None:
+        engine = FakeEngine(reply, dialect=TINY)
+        second = data_url(Image.new("RGB", (10, 20)))
+        with serving(engine) as client:
+            client.post(CHAT, json=body(QUESTION, IMAGE, second, cof={}))
+        request = engine.calls[-1][0][0]
+        assert request.pil_image.size == (64, 64)
+        assert request.beside is not None
+        assert request.beside.size == (10, 20)
+
+    def test_what_asks_for_nothing_is_taken(self) -> None:
+        neutral = {"n": 1, "tools": [], "stop": None, "logprobs": False, "presence_penalty": 0}
+        with serving() as client:
+            assert client.post(CHAT, json=body(**neutral)).status_code == 200
+
+    def test_events(self) -> None:
+        with serving() as client:
+            response = client.post(CHAT, json=body(cof={}, stream=True))
+        assert response.headers["content-type"].startswith("text/event-stream")
+        *lines, end = [line for line in response.text.split("\n\n") if line]
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+        assert end == "data: [DONE]"
+        assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+        assert len({chunk["id"] for chunk in chunks}) == 1
+        assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+            {"role": "assistant", "content": ""},
+            {"content": "focused"},
+            {},
+        ]
+        assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
+        assert [chunk.get("cof", {}).get("boxes") for chunk in chunks] == [None, None, [list(BOX)]]
+
+    def test_models_and_health(self) -> None:
+        with serving() as client:
+            assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["fake"]
+            assert client.get("/health").json() == {"status": "ok"}
+        assert client.get("/health").status_code == 503
+
+    def test_metrics(self) -> None:
+        with serving() as client:
+            client.post(CHAT, json=body(cof={}))
+            client.post(CHAT, json=body(tools=[{}]))
+            client.get("/nowhere/at/all")
+            lines = client.get("/metrics").text.splitlines()
+        assert f'cof_requests_total{{path="{CHAT}",status="200"}} 1.0' in lines
+        assert f'cof_requests_total{{path="{CHAT}",status="400"}} 1.0' in lines
+        assert 'cof_requests_total{path="other",status="404"} 1.0' in lines
+        assert 'cof_errors_total{kind="invalid_request"} 1.0' in lines
+        for name in ("batch_size", "ground_seconds", "answer_seconds"):
+            assert f"cof_{name}_count 1.0" in lines
+        assert "cof_queue_length 0.0" in lines
+
+
+def text_of(content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def url(address: str) -> dict[str, Any]:
+    return body(QUESTION, address)
+
+
+BAD: dict[str, tuple[dict[str, Any], int, str]] = {
+    "another model": ({"model": "gpt-4"}, 404, "no model 'gpt-4' here; there is 'fake'"),
+    "several answers": ({"n": 2}, 400, "n is not supported"),
+    "tools": ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+    "usage": ({"stream_options": {"include_usage": True}}, 400, "stream_options is not supported"),
+    "unknown": ({"top_k": 5}, 400, "top_k is not supported"),
+    "no messages": ({"messages": []}, 400, "Send one message of the role user"),
+    "an earlier turn": (
+        {"messages": [{"role": "system", "content": "x"}, *body()["messages"]]},
+        400,
+        "Send one message of the role user",
+    ),
+    "no image": (text_of("What?"), 400, "There is no image"),
+    "audio": (text_of([{"type": "input_audio"}]), 400, "input_audio"),
+    "no question": (body(" "), 400, "The question is empty"),
+    "a long question": (body("x" * 5000), 400, "5000 characters, above 4000"),
+    "three images": (body(QUESTION, IMAGE, IMAGE, IMAGE), 400, "3 images, above 2"),
+    "a path": (url("/etc/passwd"), 400, "takes a data: URL"),
+    "a file": (url("file:///etc/passwd"), 400, "takes a data: URL"),
+    "an address": (url("https://example.com/a.png"), 400, "fetches no addresses"),
+    "no base64": (url("data:image/png;base64,@@@"), 400, "not valid base64"),
+    "another encoding": (url("data:image/png,abc"), 400, "begins data:image/png;base64,"),
+    "no image data": (url("data:image/png;base64,aGVsbG8="), 400, "not an image of the kinds PNG"),
+    "TIFF": (url(data_url(Image.new("L", (9, 9)), "TIFF")), 400, "not an image of the kinds PNG"),
+    "too many pixels": (url(data_url(Image.new("1", (200, 101)))), 400, "200x101 pixels"),
+    "too long": ({"max_tokens": 513}, 400, "max_tokens is above 512"),
+    "no tokens": ({"max_tokens": 0}, 400, "max_new_tokens must be a whole number above 0"),
+    "hot": ({"temperature": -1}, 400, "temperature must be"),
+    "top_p": ({"top_p": 2}, 400, "top_p must be"),
+    "seed": ({"seed": -1}, 400, "seed must be"),
+    "cof: a list": ({"cof": []}, 400, "cof: Input should be an object"),
+    "cof: unknown": ({"cof": {"lambda": 2}}, 400, "no setting 'lambda'"),
+    "cof: a bad value": ({"cof": {"strength": "much"}}, 400, r"strength \(lambda\) must be"),
+    "cof: no box": ({"cof": {"boxes": []}}, 400, "boxes is empty"),
+    "cof: pixels": ({"cof": {"boxes": [[10, 10, 20, 20]]}}, 400, "outside 0..1"),
+    "cof: many boxes": ({"cof": {"boxes": [[0, 0, 1, 1]] * 65}}, 400, "length of 65, above 64"),
+    "cof: a polygon": ({"cof": {"polygon": [[0, 0], [1, 1]]}}, 400, "at least three"),
+    "cof: both": (
+        {"cof": {"boxes": [[0, 0, 1, 1]], "polygon": [[0, 0], [1, 1], [1, 0]]}},
+        400,
+        "Give one of boxes, polygon",
+    ),
+    "cof: a detector": ({"cof": {"detector": "/models/x"}}, 400, "chosen by the server"),
+    "cof: no detector": ({"cof": {"grounder": "detector"}}, 400, "detector"),
+    "cof: given nothing": ({"cof": {"grounder": "given"}}, 400, "box"),
+    "cof: a long box": ({"cof": {"grounding_max_new_tokens": 10**9}}, 400, "above 512"),
+    "cof: a long prompt": (
+        {"cof": {"grounding_prompt": "{question}" + "x" * 4000}},
+        400,
+        "longer than 4000 characters",
+    ),
+    "two images beside": (
+        {**body(QUESTION, IMAGE, IMAGE), "cof": {"focus": "beside"}},
+        400,
+        "shows the region as the second image",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[TestClient]:
+    with serving(max_pixels=20_000) as client:
+        yield client
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", BAD)
+    def test_bad_requests(self, name: str, small: TestClient) -> None:
+        change, status, sentence = BAD[name]
+        response = small.post(CHAT, json={**body(), **change})
+        assert response.status_code == status
+        assert re.search(sentence, message(response))
+        assert small.post(CHAT, json=body()).status_code == 200
+
+    @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+    def test_no_request_at_all(self, data: bytes, small: TestClient) -> None:
+        response = small.post(CHAT, content=data)
+        assert response.status_code == 400
+        assert "The body" in message(response)
+
+    def test_large_bodies(self) -> None:
+        with serving(max_image_bytes=1000) as client:
+            response = client.post(CHAT, content=b" " * 2**21)
+            assert response.status_code == 413
+            assert "more than" in message(response)
+            response = client.post(CHAT, json=url("data:image/png;base64," + "A" * 1400))
+            assert response.status_code == 413
+            assert "more than 1,000 bytes" in message(response)
+
+    def test_no_such_route(self, small: TestClient) -> None:
+        for response in (small.get("/v1/completions"), small.get(CHAT)):
+            assert response.status_code in (404, 405)
+            assert message(response)
+
+    def test_the_key(self) -> None:
+        with serving(api_key="s3cret") as client:
+            for headers in ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "Basic x"}):
+                response = client.post(CHAT, json=body(), headers=headers)
+                assert response.status_code == 401
+                assert response.headers["www-authenticate"] == "Bearer"
+                assert "API key is missing or wrong" in message(response)
+            right = {"Authorization": "Bearer s3cret"}
+            assert client.post(CHAT, json=body(), headers=right).status_code == 200
+            assert client.get("/v1/models").status_code == 401
+            assert client.get("/health").status_code == 200
+
+    def test_no_answer_in_time(self) -> None:
+        held = Held()
+        with serving(held, timeout_s=0.2) as client:
+            response = client.post(CHAT, json=body())
+            held.go.set()
+            assert client.post(CHAT, json=body()).status_code == 200
+        assert (response.status_code, message(response)) == (
+            504,
+            "There was no answer in 0.2 s: ask for less.",
+        )
+
+    def test_a_crash_in_the_engine(self, caplog: pytest.LogCaptureFixture) -> None:
+        with serving() as client:
+            response = client.post(CHAT, json=body("crash: my secret"))
+            assert response.status_code == 500
+            assert message(response) == "The engine failed on this request."
+            response = client.post(CHAT, json=body("memory"))
+            assert response.status_code == 503
+            assert "out of memory" in message(response)
+            assert client.post(CHAT, json=body()).status_code == 200
+            assert client.get("/health").status_code == 200
+        lines = [JsonFormatter().format(record) for record in caplog.records]
+        (failure,) = [json.loads(line) for line in lines if "engine failed" in line]
+        assert failure["exception"] == "RuntimeError"
+        assert any("test_server.py" in frame for frame in failure["frames"])
+
+    def test_logs_tell_neither_question_nor_answer_nor_image(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+        with serving(api_key="s3cret") as client:
+            for question in ("star of secrets", "crash of secrets"):
+                more = {"json": body(question, cof={"grounding_question": "secrets, too"})}
+                client.post(CHAT, **more, headers={"Authorization": "Bearer s3cret"})
+        own = [record for record in caplog.records if record.name.startswith("cof")]
+        lines = [JsonFormatter().format(record) for record in own]
+        (first, *_) = [json.loads(line) for line in lines if json.loads(line).get("path") == CHAT]
+        assert first.items() >= {"status": 200, "cof": True, "images": [[64, 64]]}.items()
+        for private in ("secret", "focused", IMAGE[40:80]):
+            assert private not in "".join(lines)
+
+    def test_a_client_that_goes_leaves_the_queue(self) -> None:
+        held = Held()
+        cof = CoF(held, Settings(focus="none"))
+        app = create_app(cof, "fake")
+        data = json.dumps(body("gone")).encode()
+        messages = iter([{"type": "http.request", "body": data}, {"type": "http.disconnect"}])
+
+        async def receive() -> Any:
+            return next(messages)
+
+        async def send(_: Any) -> None:
+            pass
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": CHAT,
+            "query_string": b"",
+            "headers": [],
+        }
+        with TestClient(app) as client, ThreadPoolExecutor() as pool:
+            first = pool.submit(client.post, CHAT, json=body("stays"))
+            assert held.began.wait(5)
+            asyncio.run(app(scope, receive, send))
+            held.go.set()
+            assert first.result().status_code == 200
+        assert [request.prompt for call, _ in held.calls for request in call] == ["stays"]
+
+
+class Held(FakeEngine):
+    """Answers nothing until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__(reply, dialect=TINY)
+        self.began, self.go = Event(), Event()
+
+    def generate(self, requests: Any, decoding: Decoding) -> Any:
+        self.began.set()
+        assert self.go.wait(10)
+        return super().generate(requests, decoding)
+
+
+PICTURE = Image.new("RGB", (64, 48))
+
+
+class TestWorker:
+    @contextmanager
+    def working(self, max_batch: int = 16, max_queue: int = 16) -> Iterator[tuple[Held, Worker]]:
+        """A worker whose engine is busy with one query until it may go on."""
+        held = Held()
+        worker = Worker(CoF(held, Settings(expand=1.0)), max_batch, max_queue, Metrics())
+        first = worker.submit(query("first"), Decoding())
+        assert held.began.wait(5)
+        yield held, worker
+        held.go.set()
+        worker.close(10)
+        assert first.result(0).text == "plain answer"
+
+    def test_what_arrives_together_is_answered_together(self) -> None:
+        with self.working() as (held, worker):
+            waiting = [worker.submit(query(str(n)), Decoding()) for n in range(3)]
+            other = worker.submit(query("other"), Decoding(max_new_tokens=5))
+            held.go.set()
+            assert [future.result(5).question for future in waiting] == ["0", "1", "2"]
+            assert other.result(5).text == "plain answer"
+        calls = [[request.prompt for request in call] for call, _ in held.calls]
+        assert calls == [["first"], ["0", "1", "2"], ["other"]]
+
+    def test_queries_with_a_seed_are_sampled_alone(self) -> None:
+        with self.working() as (held, worker):
+            seeded = Decoding(temperature=1.0, seed=1)
+            waiting = [worker.submit(query(str(n)), seeded) for n in range(2)]
+            held.go.set()
+            assert all(future.result(5) for future in waiting)
+        assert [len(call) for call, _ in held.calls] == [1, 1, 1]
+
+    def test_one_that_fails_fails_alone(self) -> None:
+        with self.working() as (held, worker):
+            questions = ["a", "b", "crash", "c", "memory", "d"]
+            waiting = [worker.submit(query(question), Decoding()) for question in questions]
+            held.go.set()
+            failures = [future.exception(5) for future in waiting]
+        assert [type(failure) for failure in failures] == [
+            type(None),
+            type(None),
+            ApiError,
+            type(None),
+            OutOfMemory,
+            type(None),
+        ]
+
+    def test_a_full_queue(self) -> None:
+        with self.working(max_queue=2) as (_, worker):
+            taken = [worker.submit(query("taken"), Decoding()) for _ in range(2)]
+            with pytest.raises(ApiError, match="Too many requests") as error:
+                worker.submit(query("refused"), Decoding())
+            assert (error.value.status, error.value.headers) == (429, {"Retry-After": "1"})
+        assert all(future.result(5) for future in taken)
+
+    def test_closing_answers_what_waits_and_takes_no_more(self) -> None:
+        with self.working(max_batch=2) as (_, worker):
+            waiting = [worker.submit(query("waits"), Decoding()) for _ in range(5)]
+        assert all(future.result(0) for future in waiting)
+        assert not worker.alive
+        with pytest.raises(ApiError, match="being stopped"):
+            worker.submit(query("late"), Decoding())
+
+
+def query(question: str) -> Query:
+    return Query(PICTURE, question, settings=Settings(focus="none"))
+
+
+PUBLIC, OTHER = "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"
+PRIVATE = [
+    "127.0.0.1",
+    "127.8.8.8",
+    "0.0.0.0",
+    "10.1.2.3",
+    "172.16.0.1",
+    "192.168.1.1",
+    "100.64.0.1",
+    "169.254.169.254",
+    "168.63.129.16",
+    "192.0.0.192",
+    "100.100.100.200",
+    "224.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "fe80::1%eth0",
+    "fd00:ec2::254",
+    "ff02::1",
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::",
+    "2001:0:4136:e378::",
+]
+
+
+def streamed(data: bytes) -> httpx2.Response:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield data
+
+    return httpx2.Response(200, content=chunks())
+
+
+class TestAddresses:
+    """A fetcher with a resolver and a network that are made up."""
+
+    def fetch(
+        self,
+        address: str,
+        hosts: dict[str, list[list[str]]] | None = None,
+        network: Callable[[httpx2.Request], Any] = lambda _: streamed(b"x"),
+        **options: Any,
+    ) -> tuple[bytes, list[httpx2.Request]]:
+        """What is fetched, and the requests that were sent; each look-up of a host gives the next
+        of its addresses."""
+        names = {host: iter(found) for host, found in (hosts or {}).items()}
+        sent: list[httpx2.Request] = []
+
+        async def resolve(host: str, port: int) -> list[str]:
+            return next(names[host]) if host in names else [host]
+
+        async def connect(request: httpx2.Request) -> httpx2.Response:
+            sent.append(request)
+            response = network(request)
+            return await response if asyncio.iscoroutine(response) else response
+
+        fetcher = Fetcher(
+            **{"max_bytes": 100, **options},
+            resolve=resolve,
+            transport=httpx2.MockTransport(connect),
+        )
+        return asyncio.run(fetcher.fetch(address)), sent
+
+    @pytest.mark.parametrize("address", PRIVATE)
+    def test_addresses_that_are_not_public(self, address: str) -> None:
+        assert not is_public(address)
+        with pytest.raises(ApiError, match="is not on the public internet"):
+            self.fetch("http://images.test/a.png", {"images.test": [[PUBLIC, address]]})
+
+    @pytest.mark.parametrize("address", [PUBLIC, OTHER, "8.8.8.8"])
+    def test_public_addresses(self, address: str) -> None:
+        assert is_public(address)
+
+    def test_it_connects_to_the_address_that_was_checked(self) -> None:
+        rebinding = {"images.test": [[PUBLIC], ["127.0.0.1"]]}
+        data, (request,) = self.fetch("https://images.test:8443/a.png?b=c", rebinding)
+        assert data == b"x"
+        assert (request.url.host, request.url.port, request.url.path) == (PUBLIC, 8443, "/a.png")
+        assert request.headers["host"] == "images.test:8443"
+        assert request.extensions["sni_hostname"] == "images.test"
+
+    def test_every_redirect_is_checked(self) -> None:
+        def network(request: httpx2.Request) -> httpx2.Response:
+            if request.url.path == "/a":
+                return httpx2.Response(302, headers={"location": "/b"})
+            if request.url.path == "/b":
+                return httpx2.Response(302, headers={"location": "http://inside.test/"})
+            raise AssertionError("it went inside")
+
+        hosts = {"images.test": [[PUBLIC], [PUBLIC]], "inside.test": [["10.0.0.1"]]}
+        with pytest.raises(ApiError, match=r"inside\.test is not on the public internet"):
+            self.fetch("http://images.test/a", hosts, network)
+
+    def test_a_host_that_moves_between_redirects(self) -> None:
+        hosts = {"images.test": [[PUBLIC], ["127.0.0.1"]]}
+        moved = httpx2.Response(302, headers={"location": "/b"})
+        with pytest.raises(ApiError, match="is not on the public internet"):
+            self.fetch("http://images.test/a", hosts, lambda request: moved)
+
+    @pytest.mark.parametrize(
+        ("location", "sentence"),
+        [
+            ("file:///etc/passwd", "from http"),
+            ("ftp://images.test/", "from http"),
+            ("http://user:word@images.test/", "without a password"),
+            ("http://127.0.0.1/", "not on the public internet"),
+            ("http://[::1]/", "not on the public internet"),
+            ("http://images.test/again", "redirects"),
+        ],
+    )
+    def test_redirects_elsewhere(self, location: str, sentence: str) -> None:
+        hosts = {"images.test": [[PUBLIC]] * 9}
+        moved = httpx2.Response(302, headers={"location": location})
+        with pytest.raises(ApiError, match=sentence):
+            self.fetch("http://images.test/a", hosts, lambda request: moved)
+
+    def test_what_is_too_large(self) -> None:
+        with pytest.raises(ApiError, match="more than 100 bytes") as error:
+            self.fetch(f"http://{PUBLIC}/", network=lambda _: streamed(b"x" * 101))
+        assert error.value.status == 413
+
+    def test_what_takes_too_long(self) -> None:
+        async def slow(request: httpx2.Request) -> httpx2.Response:
+            await asyncio.sleep(5)
+            raise AssertionError("it waited")
+
+        with pytest.raises(ApiError, match=r"did not answer in 0\.1 s"):
+            self.fetch(f"http://{PUBLIC}/", network=slow, timeout_s=0.1)
+
+    @pytest.mark.parametrize(
+        ("address", "status", "sentence"),
+        [(f"http://{PUBLIC}/", 404, "404"), ("http://[", 200, "cannot be fetched")],
+    )
+    def test_what_cannot_be_fetched(self, address: str, status: int, sentence: str) -> None:
+        with pytest.raises(ApiError, match=sentence):
+            self.fetch(address, network=lambda _: httpx2.Response(status))
+
+    def test_a_server_that_may_fetch(self) -> None:
+        async def resolve(host: str, port: int) -> list[str]:
+            return [{"images.test": PUBLIC}.get(host, "127.0.0.1")]
+
+        png = base64.b64decode(IMAGE.split(",")[1])
+        network = httpx2.MockTransport(lambda request: streamed(png))
+        fetcher = Fetcher(10_000, resolve=resolve, transport=network)
+        with serving(fetcher=fetcher) as client:
+            answer = client.post(CHAT, json=url("https://images.test/star.png"))
+            assert answer.status_code == 200
+            refused = client.post(CHAT, json=url("http://localhost:8000/metrics"))
+            assert (refused.status_code, message(refused)) == (
+                400,
+                "localhost is not on the public internet: send the image's data.",
+            )
