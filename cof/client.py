@@ -78,7 +78,11 @@ class RemoteCoF:
         )
         self._lost = (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ConnectTimeout)
         self._failed = (httpx2.HTTPError, httpx2.InvalidURL)
-        self.model = str(self._ask("GET", "/v1/models")["data"][0]["id"])
+        try:
+            self.model = str(self._ask("GET", "/v1/models")["data"][0]["id"])
+        except CofError:
+            self.close()
+            raise
 
     def __enter__(self) -> RemoteCoF:
         return self

@@ -151,7 +151,8 @@ def create_app(
     @app.post("/v1/chat/completions", dependencies=[Depends(check_key)])
     async def chat(request: Request) -> Response:
         try:
-            ask, answer = await asyncio.wait_for(service.answer(request), limits.timeout_s)
+            with service.metrics.under_way.track_inprogress():
+                ask, answer = await asyncio.wait_for(service.answer(request), limits.timeout_s)
         except asyncio.TimeoutError:
             raise ApiError(
                 504, f"There was no answer in {limits.timeout_s:g} s: ask for less.", "timeout"

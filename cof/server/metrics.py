@@ -24,6 +24,7 @@ class Metrics:
         self._batch = Histogram(
             "cof_batch_size", "Requests in a batch", buckets=_SIZES, registry=own
         )
+        self.under_way = Gauge("cof_under_way", "Chat requests that were begun", registry=own)
         self.queue = Gauge("cof_queue_length", "Requests that wait for the engine", registry=own)
 
     def batch(self, size: int, timings: Timings) -> None:

@@ -1,0 +1,275 @@
+"""`cof serve` as a process of its own, asked over loopback, against the pipeline in this one."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+
+import cof as package
+from cof import Answer, CoF, CofError, Decoding, Query, Settings
+from cof.client import RemoteCoF
+
+ROOT = Path(package.__file__).parents[1]
+SCENES = sorted((ROOT / "cof/demo").glob("scene-*.png"))
+QUESTION = "What letter is on the green square?"
+KEY = "s3cret"
+
+
+@dataclass
+class Server:
+    """A `cof serve` process."""
+
+    port: int
+    options: Sequence[str] = ()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "cof.cli", "serve", "tiny-early"]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port), *self.options],
+            cwd=ROOT,
+            env={**os.environ, "COF_API_KEY": KEY, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait(self) -> None:
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends and self.process.poll() is None:
+            try:
+                self.get("/health")
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=5) as reply:
+            return str(reply.read().decode())
+
+    def metric(self, name: str) -> float:
+        found = re.search(rf"^{name} (.+)$", self.get("/metrics"), re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    running = Server(free_port(), ["--max-batch", "4", "--max-queue", "6", "--allow-url"])
+    running.start()
+    running.wait()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def remote(server: Server) -> Iterator[RemoteCoF]:
+    with CoF.connect(server.url, api_key=KEY) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def local() -> CoF:
+    return CoF.from_pretrained("tiny-early")
+
+
+def queries() -> list[Query]:
+    """Questions that differ in image, region and settings."""
+    return [
+        Query(SCENES[0], QUESTION),
+        Query(SCENES[0], "What digit is on the red star?", strength=4.0),
+        Query(SCENES[1], QUESTION, boxes=[(0.25, 0.125, 0.5, 0.75)]),
+        Query(SCENES[2], QUESTION, polygon=[(0.1, 0.1), (0.9, 0.1), (0.5, 0.8)]),
+        Query(SCENES[3], QUESTION, settings=Settings(grounder="attention", strength=8.0)),
+        Query(SCENES[3], QUESTION, settings=Settings(grounder="whole")),
+        Query(SCENES[3], QUESTION, settings=Settings(grounder="prompt+attention", focus="soft")),
+        Query(SCENES[4], QUESTION, settings=Settings(boxes="template", expand=2.0)),
+        Query(SCENES[5], QUESTION, settings=Settings(focus="none")),
+        Query(SCENES[3], QUESTION, grounding_question="Where is the yellow cross?"),
+        Query(SCENES[3], QUESTION, beside=SCENES[1]),
+    ]
+
+
+def told(answer: Answer) -> dict[str, Any]:
+    """What travels, but the times."""
+    names = "text boxes raw_boxes found grounder grounding_text reason settings num_tokens error"
+    return {name: getattr(answer, name) for name in names.split()}
+
+
+def test_the_same_answers_as_in_this_process(remote: RemoteCoF, local: CoF) -> None:
+    decoding = Decoding(max_new_tokens=8)
+    theirs = remote.batch(queries(), decoding=decoding)
+    ours = local.batch(queries(), decoding=decoding)
+    assert [told(answer) for answer in theirs] == [told(answer) for answer in ours]
+    for their, our in zip(theirs, ours, strict=True):
+        assert their.confidence == pytest.approx(our.confidence, abs=1e-4)
+        assert (their.region is None) == (our.region is None)
+        if their.region and our.region:
+            assert (their.region.boxes, their.region.whole) == (our.region.boxes, our.region.whole)
+        assert their.image.tobytes() == our.image.tobytes()
+    assert [answer.plain() for answer in theirs[::4]] == [answer.plain() for answer in ours[::4]]
+    assert len({answer.text for answer in ours}) > 3
+
+
+def test_sampling_from_a_seed(remote: RemoteCoF, local: CoF) -> None:
+    decoding = Decoding(max_new_tokens=4, temperature=3.0, seed=5)
+    asked = [(scene, QUESTION) for scene in SCENES[:3]]
+    theirs = [answer.text for answer in remote.batch(asked, decoding=decoding)]
+    assert theirs == [local(*of, decoding=decoding).text for of in asked]
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY) as made:
+        yield made
+
+
+def test_the_openai_package(client: openai.OpenAI, local: CoF) -> None:
+    data = base64.b64encode(SCENES[3].read_bytes()).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    messages: Any = [{"role": "user", "content": [image, {"type": "text", "text": QUESTION}]}]
+    (model,) = client.models.list()
+    answer = local(SCENES[3], QUESTION)
+
+    plain = client.chat.completions.create(model=model.id, messages=messages)
+    assert plain.choices[0].message.content == answer.plain() != answer.text
+
+    focused: Any = client.chat.completions.create(
+        model=model.id, messages=messages, extra_body={"cof": {}}
+    )
+    assert focused.choices[0].message.content == answer.text
+    assert focused.cof["boxes"] == [list(box) for box in answer.boxes]
+
+    stream = client.chat.completions.create(
+        model=model.id, messages=messages, stream=True, extra_body={"cof": {}}
+    )
+    parts = [chunk.choices[0].delta.content or "" for chunk in stream]
+    assert "".join(parts) == answer.text
+
+    with pytest.raises(openai.BadRequestError, match="n is not supported"):
+        client.chat.completions.create(model=model.id, messages=messages, n=2)
+    with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+        client.with_options(api_key="wrong").models.list()
+
+
+def test_what_the_client_refuses(remote: RemoteCoF, server: Server) -> None:
+    mask = Image.new("L", (8, 8), 255)
+    failing = [
+        Query(SCENES[0], " "),
+        Query("nowhere.png", QUESTION),
+        Query(SCENES[0], QUESTION, mask=mask),
+        Query(SCENES[0], QUESTION, settings=Settings(layers=(99,))),
+    ]
+    answers = remote.batch([*failing, Query(SCENES[0], QUESTION)], on_error="return")
+    errors = [answer.error for answer in answers]
+    for error, sentence in zip(
+        errors,
+        ["question is empty", "no image file nowhere.png", "Masks do not travel", "layer", "^$"],
+        strict=True,
+    ):
+        assert re.search(sentence, error)
+    with pytest.raises(CofError, match="layer"):
+        remote.batch(failing[-1:])
+    with pytest.raises(CofError, match="without num_beams"):
+        remote(SCENES[0], QUESTION, decoding=Decoding(num_beams=2))
+    with pytest.raises(CofError, match="API key is missing or wrong"):
+        CoF.connect(server.url, api_key="wrong")
+    with pytest.raises(CofError, match="no setting 'lambda'"):
+        CoF.connect(server.url, **{"lambda": 2})
+    with pytest.raises(CofError, match="cannot be reached"):
+        RemoteCoF(f"http://127.0.0.1:{free_port()}", retry_s=0.2)
+    with pytest.raises(CofError, match="cannot be asked"):
+        CoF.connect("gopher://127.0.0.1")
+
+
+def test_no_private_address_is_fetched(remote: RemoteCoF, server: Server) -> None:
+    for address in (server.url, "http://localhost/", "http://2130706433/", "http://[::1]:80/"):
+        body = {
+            "model": remote.model,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": address}},
+                        {"type": "text", "text": QUESTION},
+                    ],
+                }
+            ],
+        }
+        with pytest.raises(CofError, match="is not on the public internet"):
+            remote._ask("POST", "/v1/chat/completions", body)
+
+
+def test_slow_and_broken_clients_hold_up_nobody(remote: RemoteCoF, server: Server) -> None:
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        "Content-Length: 5000\r\n\r\n"
+    )
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+    for connection in slow[:10]:
+        connection.sendall(head.encode() + b'{"model"')
+    for data in (b"\x00\xff\r\n\r\n", b"POST / HTTP/9.9\r\n\r\n", head.encode()):
+        with socket.create_connection(("127.0.0.1", server.port)) as broken:
+            broken.sendall(data)
+    assert remote(SCENES[3], QUESTION).text == "C"
+    for connection in slow:
+        connection.close()
+    assert remote(SCENES[3], QUESTION).text == "C"
+
+
+def test_nothing_is_lost_or_done_twice_when_the_server_is_killed(
+    server: Server, remote: RemoteCoF, local: CoF
+) -> None:
+    """Nor when it is told to stop: it answers what it has begun. (The last test: it ends it.)"""
+    quick = Settings(boxes="template")
+    questions = (QUESTION, "What digit is on the red star?", "What letter is on the blue circle?")
+    asked = [Query(scene, text, settings=quick) for text in questions for scene in SCENES]
+    before = server.metric("cof_batch_size_sum")
+    with ThreadPoolExecutor() as pool:
+        batch = pool.submit(remote.batch, asked)
+        while server.metric("cof_batch_size_sum") < before + 4:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+        assert not batch.done()
+        server.start()
+        server.wait()
+        answers = batch.result(60)
+
+        begun = pool.submit(remote.batch, queries()[:4])
+        while server.metric("cof_under_way") < 4:
+            assert not begun.done()
+        server.process.send_signal(signal.SIGTERM)
+        last = begun.result(60)
+        assert server.process.wait(30) in (0, -signal.SIGTERM)
+    assert [told(answer) for answer in answers] == [told(answer) for answer in local.batch(asked)]
+    assert [told(answer) for answer in last] == [
+        told(answer) for answer in local.batch(queries()[:4])
+    ]
