@@ -8,7 +8,6 @@ import os
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -48,7 +47,7 @@ def load_image(
     *,
     allow_url: bool = False,
     max_pixels: int = MAX_PIXELS,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
     """Any picture as an upright RGB `PIL.Image`.
 
@@ -94,7 +93,7 @@ def load_image(
 
 
 def _opened(
-    source: ImageSource, allow_url: bool, formats: Sequence[str] | None
+    source: ImageSource, allow_url: bool, formats: tuple[str, ...] | None
 ) -> tuple[Image.Image, str]:
     """The picture, not decoded yet, and what to call it in a message."""
     if isinstance(source, Image.Image):
@@ -144,7 +143,7 @@ def _download(address: str, allow_url: bool) -> bytes:
     return data
 
 
-def _decoded(data: bytes, name: str, formats: Sequence[str] | None) -> Image.Image:
+def _decoded(data: bytes, name: str, formats: tuple[str, ...] | None) -> Image.Image:
     if not data:
         raise CofError(f"{name} is empty (0 bytes).")
     try:

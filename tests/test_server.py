@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from typer.testing import CliRunner
 
+from cof.cli import app as commands
 from cof.engines.fake import FakeEngine
 from cof.errors import OutOfMemory
 from cof.pipeline import CoF, Query
@@ -601,3 +604,13 @@ class TestAddresses:
                 400,
                 "localhost is not on the public internet: send the image's data.",
             )
+
+
+def test_serving_without_its_packages_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "cof.server.app")
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    result = CliRunner().invoke(commands, ["serve"])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Serving needs fastapi: pip install 'cof[serve]'.\n",
+    )

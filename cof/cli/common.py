@@ -236,11 +236,12 @@ MODEL_HELP = {
 Command = Callable[..., None]
 
 
-def with_model(default: str = "tiny") -> Callable[[Command], Command]:
+def with_model(default: str | None = "tiny") -> Callable[[Command], Command]:
     """A command whose parameter `model: ModelOptions` becomes one option for each of its fields.
 
     Args:
-        default: the model that is loaded without `--model`.
+        default: the model that is loaded without `--model`; None: there is no such option, and the
+            command fills in the model's name.
 
     Example: `cof example --model tiny-early --dtype bfloat16`
 
@@ -256,7 +257,11 @@ def with_model(default: str = "tiny") -> Callable[[Command], Command]:
             value, help = default, f"{help} \\[default: {default}]"
         return _option(field.name, hints[field.name], value, help, "Model", flag=_flag(field.name))
 
-    options = [parameter(field) for field in fields(ModelOptions)]
+    options = [
+        parameter(field)
+        for field in fields(ModelOptions)
+        if default is not None or field.name != "model"
+    ]
     return lambda command: _expand(command, "model", options, lambda given: ModelOptions(**given))
 
 

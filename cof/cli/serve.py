@@ -2,74 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cof.cli.common import (
-    CropOption,
-    DetectorOption,
-    DeviceOption,
-    DtypeOption,
-    MaxBatchTokensOption,
-    PresetOption,
-    QuantizationOption,
-    load,
-    sentences,
-)
+from cof.cli.common import ModelOptions, sentences, with_model, with_settings
 from cof.errors import CofError
+from cof.server.limits import Limits
 
 
 @sentences
+@with_model(None)
+@with_settings()
 def serve(
-    model: Annotated[
+    name: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
     ] = "tiny",
-    host: Annotated[str, typer.Option("--host", help="Where to listen.")] = "127.0.0.1",
+    *,
+    model: ModelOptions,
+    settings: dict[str, Any],
+    host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any.")] = 8000,
     api_key: Annotated[
         str | None,
-        typer.Option("--api-key", envvar="COF_API_KEY", help="What clients must send."),
+        typer.Option("--api-key", envvar="COF_API_KEY", help="The key that clients must send."),
     ] = None,
     allow_url: Annotated[
-        bool,
-        typer.Option("--allow-url", help="Fetch images from public http(s) addresses."),
+        bool, typer.Option("--allow-url", help="Fetch images from public http(s) addresses.")
     ] = False,
     max_image_bytes: Annotated[
         int, typer.Option("--max-image-bytes", min=1, help="Of one image as it is sent.")
-    ] = 10 * 2**20,
+    ] = Limits.max_image_bytes,
     max_pixels: Annotated[
         int, typer.Option("--max-pixels", min=1, help="Of one image.")
-    ] = 20_000_000,
+    ] = Limits.max_pixels,
     max_images: Annotated[
         int, typer.Option("--max-images", min=1, max=2, help="In one request.")
-    ] = 2,
+    ] = Limits.max_images,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="The longest answer that may be asked for.")
-    ] = 512,
+        int, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")
+    ] = Limits.max_tokens,
     max_queue: Annotated[
         int, typer.Option("--max-queue", min=1, help="Requests that may wait; others get 429.")
-    ] = 64,
+    ] = Limits.max_queue,
     max_batch: Annotated[
         int, typer.Option("--max-batch", min=1, help="Requests answered at a time.")
-    ] = 16,
+    ] = Limits.max_batch,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.1, help="Seconds for one request.")
-    ] = 120.0,
-    preset: PresetOption = None,
-    detector: DetectorOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    quantization: QuantizationOption = None,
-    max_batch_tokens: MaxBatchTokensOption = None,
-    crop: CropOption = False,
+    ] = Limits.timeout_s,
 ) -> None:
-    """Serve a model in OpenAI's format, with and without CoF (docs/serving.md)."""
+    """Serve a model in OpenAI's format (docs/serving.md).
+
+    Requests with `cof` look closer, by these settings unless they bring their own; all others get
+    the plain model.
+    """
     try:
         from cof.server.app import create_app
         from cof.server.images import Fetcher
-        from cof.server.limits import Limits
         from cof.server.run import run
     except ImportError as error:
         raise CofError(f"Serving needs {error.name}: pip install 'cof[serve]'.") from None
@@ -83,19 +75,10 @@ def serve(
         max_batch=max_batch,
         timeout_s=timeout,
     )
-    cof = load(
-        model,
-        preset,
-        dtype,
-        device,
-        crop,
-        detector=detector,
-        quantization=quantization,
-        max_batch_tokens=max_batch_tokens,
-    )
+    cof = replace(model, model=name).load(settings)
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
         typer.echo(f"Note: whoever can reach {host} can ask: set --api-key.", err=True)
+    served = Path(name).name if Path(name).is_dir() else name
     fetcher = Fetcher(max_image_bytes) if allow_url else None
-    name = Path(model).name if Path(model).is_dir() else model
-    app = create_app(cof, name, limits=limits, api_key=api_key or None, fetcher=fetcher)
+    app = create_app(cof, served, limits=limits, api_key=api_key or None, fetcher=fetcher)
     run(app, host, port)
