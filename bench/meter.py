@@ -69,7 +69,7 @@ class Meter:
         self._passes[-1] = replace(self._passes[-1], logits=self._passes[-1].logits + made)
 
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def reset_peak(gpu: bool) -> None:
@@ -86,11 +86,12 @@ def peak(gpu: bool) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if gpu else _resident("VmHWM")
 
 
-def resident() -> float | None:
-    """GiB of memory that this process holds now (Linux)."""
-    return _resident("VmRSS")
+def resident(pid: int | str = "self") -> float | None:
+    """GiB of memory that a process holds now (Linux)."""
+    return _resident("VmRSS", pid)
 
 
-def _resident(what: str) -> float | None:
-    found = re.search(rf"{what}:\s+(\d+)", _STATUS.read_text()) if _STATUS.exists() else None
+def _resident(what: str, pid: int | str = "self") -> float | None:
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(rf"{what}:\s+(\d+)", status.read_text()) if status.exists() else None
     return int(found[1]) / 2**20 if found else None

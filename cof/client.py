@@ -137,7 +137,7 @@ class RemoteCoF:
         question = check_question(query.question)
         image = self._loaded(query.image)
         shown = [image] if query.beside is None else [image, self._loaded(query.beside)]
-        parts = [{"type": "image_url", "image_url": {"url": _data_url(of)}} for of in shown]
+        parts = [{"type": "image_url", "image_url": {"url": data_url(of)}} for of in shown]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
@@ -220,7 +220,7 @@ class RemoteCoF:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _data_url(image: Image) -> str:
+def data_url(image: Image) -> str:
     """Without loss, so that the server sees the same pixels."""
     data = io.BytesIO()
     image.save(data, "PNG", compress_level=1)

@@ -1,0 +1,274 @@
+"""What a server of the embedded model takes: how long requests wait, how many it answers a second
+with CoF and without, and whether anything is lost or kept over thousands of them.
+
+    python -m bench.serving
+
+It starts `cof serve` on this machine and asks it over loopback. Throughput with CoF is a ratio to
+plain requests at the same concurrency, in the same rounds. Then good requests of all kinds are
+mixed with bad ones while other clients send too slowly or break off: every good one must get the
+answer that it got before, and every bad one its refusal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from bench.endurance import asked
+from bench.machine import machine
+from bench.meter import resident
+from cof.client import data_url
+from cof.eval.store import write_atomically
+
+OWN_BOX = [[0.2, 0.2, 0.6, 0.6]]
+KINDS: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "CoF, own box": {"boxes": OWN_BOX},
+    "CoF, box by template": {"boxes": "template"},
+    "CoF, free box": {},
+}
+"""What requests have as `cof`."""
+
+AIMS = {"CoF, own box": 0.8, "CoF, box by template": 0.5, "CoF, free box": 0.5}
+CONCURRENCY = (1, 8, 32)
+BAD = (
+    {"n": 2},
+    {"cof": {"lambda": 2}},
+    {"cof": {"boxes": [[0, 0, 9, 9]]}},
+    {"cof": {"layers": [99]}},
+    {"messages": [{"role": "user", "content": "no image"}]},
+)
+
+
+@dataclass
+class Load:
+    """Requests to one server, and what became of them."""
+
+    client: httpx2.AsyncClient
+    bodies: Sequence[dict[str, Any]]
+    seconds: list[float] = field(default_factory=list)
+    answers: dict[int, tuple[int, str]] = field(default_factory=dict)
+
+    async def run(self, concurrency: int) -> float:
+        """Send all of them, so many at a time; the seconds it took."""
+        numbers = iter(range(len(self.bodies)))
+
+        async def ask() -> None:
+            for number in numbers:
+                await self._ask(number)
+
+        start = time.perf_counter()
+        await asyncio.gather(*(ask() for _ in range(concurrency)))
+        return time.perf_counter() - start
+
+    async def _ask(self, number: int) -> None:
+        start = time.perf_counter()
+        reply = await self.client.post("/v1/chat/completions", json=self.bodies[number])
+        self.seconds.append(time.perf_counter() - start)
+        good = reply.status_code == 200
+        text = reply.json()["choices"][0]["message"]["content"] if good else ""
+        self.answers[number] = (reply.status_code, text)
+
+
+def bodies(count: int, cof: dict[str, Any] | None, skip: int = 0) -> list[dict[str, Any]]:
+    """Chat requests about embedded scenes."""
+    made = []
+    for query in islice(asked(), skip, skip + count):
+        image = {"type": "image_url", "image_url": {"url": data_url(query.image)}}
+        content = [image, {"type": "text", "text": query.question}]
+        body = {"model": "tiny-early", "messages": [{"role": "user", "content": content}]}
+        made.append(body if cof is None else {**body, "cof": cof})
+    return made
+
+
+async def measure(client: httpx2.AsyncClient, requests: int, rounds: int) -> list[dict[str, Any]]:
+    """Every kind at every concurrency, in turn, several rounds of so many requests each."""
+    loads = {kind: bodies(requests, cof) for kind, cof in KINDS.items()}
+    records = []
+    for concurrency in CONCURRENCY:
+        seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        waits: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for number in range(rounds):
+            for kind in list(KINDS)[:: 1 if number % 2 == 0 else -1]:
+                load = Load(client, loads[kind])
+                seconds[kind].append(await load.run(concurrency))
+                waits[kind] += load.seconds
+                assert all(status == 200 for status, _ in load.answers.values())
+        for kind in KINDS:
+            ratios = [a / b for a, b in zip(seconds["plain"], seconds[kind], strict=True)]
+            cuts = statistics.quantiles(waits[kind], n=100)
+            record = {
+                "kind": kind,
+                "concurrency": concurrency,
+                "requests": requests * rounds,
+                "per_second": requests * rounds / sum(seconds[kind]),
+                "ratio": statistics.median(ratios),
+                "ratios": ratios,
+                "latency_s": {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]},
+            }
+            records.append(record)
+            print(f"{kind:22s} {concurrency:3d} {record['per_second']:7.1f}/s", flush=True)
+    return records
+
+
+async def endure(client: httpx2.AsyncClient, total: int, pid: int, port: int) -> dict[str, Any]:
+    """Mixed requests at a concurrency of 8, a tenth of them bad, beside clients that misbehave."""
+    kinds = list(KINDS.values())
+    good = [bodies(1, kinds[n % len(kinds)], skip=n)[0] for n in range(48)]
+    known = Load(client, good)
+    await known.run(8)
+    memory, lost, wrong, refused = [], 0, 0, 0
+    step = max(total // 20, 1)
+    misbehaving = asyncio.ensure_future(misbehave(port))
+    for begin in range(0, total, step):
+        numbers = range(begin, min(begin + step, total))
+        load = Load(
+            client,
+            [
+                {**good[n % len(good)], **BAD[n // 10 % len(BAD)]}
+                if n % 10 == 9
+                else good[n % len(good)]
+                for n in numbers
+            ],
+        )
+        await load.run(8)
+        lost += len(numbers) - len(load.answers)
+        for place, n in enumerate(numbers):
+            status, text = load.answers[place]
+            if n % 10 == 9:
+                refused += status == 400
+                wrong += status != 400
+            else:
+                wrong += (status, text) != known.answers[n % len(good)]
+        memory.append(resident(pid))
+        print(f"{numbers[-1] + 1:6d} requests: {memory[-1]:.3f} GiB", flush=True)
+    misbehaving.cancel()
+    first, last = memory[: len(memory) // 4], memory[-len(memory) // 4 :]
+    return {
+        "requests": total,
+        "refused": refused,
+        "lost": lost,
+        "wrong": wrong,
+        "resident_gib": memory,
+        "growth": statistics.median(last) / statistics.median(first) - 1,
+    }
+
+
+async def misbehave(port: int) -> None:
+    """Send half a request and wait, half a request and go, or no HTTP, over and over."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n"
+    while True:
+        _, slow = await asyncio.open_connection("127.0.0.1", port)
+        slow.write(head + b"{")
+        for data in (head + b'{"model": "ti', b"\x16\x03\x01\x00", b"GET / HTTP/1.1\r\n"):
+            _, broken = await asyncio.open_connection("127.0.0.1", port)
+            broken.write(data)
+            await broken.drain()
+            broken.close()
+        await asyncio.sleep(0.5)
+        slow.close()
+
+
+@contextmanager
+def serving(port: int) -> Iterator[int]:
+    """A server of its own process; its process id."""
+    command = [sys.executable, "-m", "cof.cli", "serve", "tiny-early", "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            try:
+                httpx2.get(f"http://127.0.0.1:{port}/health")
+                break
+            except httpx2.TransportError:
+                time.sleep(0.2)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def table(content: dict[str, Any]) -> str:
+    """The records as Markdown."""
+    head = ["requests", "at a time", "per second", "ratio to plain", "aim", "p50", "p90", "p99 (s)"]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    for record in content["records"]:
+        aim = AIMS.get(record["kind"])
+        met = "" if aim is None else f"{aim} {'met' if record['ratio'] >= aim else 'missed'}"
+        rates = f"{record['per_second']:.1f} | {record['ratio']:.2f} | {met}"
+        latency = " | ".join(f"{record['latency_s'][name]:.3f}" for name in ("p50", "p90", "p99"))
+        lines.append(f"| {record['kind']} | {record['concurrency']} | {rates} | {latency} |")
+    mixed, about = content["mixed"], content["machine"]
+    first, last, growth = mixed["resident_gib"][0], mixed["resident_gib"][-1], 100 * mixed["growth"]
+    start, end = about["load"]
+    threads, cores = about["server_threads"], about["cores"]
+    return f"""\
+`tiny-early` on {about["device"]}, threads of torch: {threads}, on {cores} cores that other work
+shared: the load average was {start:.1f} at the start and {end:.1f} at the end. Ratios are medians
+over {content["rounds"]} rounds, in each of which every kind had its turn.
+
+{chr(10).join(lines)}
+
+{mixed["requests"]} mixed requests, 8 at a time, a tenth of them bad, beside slow and broken
+clients: {mixed["lost"]} lost, {mixed["wrong"]} answered otherwise than before,
+{mixed["refused"]} bad ones refused. The server held {first:.3f} GiB after the first twentieth and
+{last:.3f} GiB at the end; the last quarter's median is {growth:+.1f} % against the first's.
+"""
+
+
+async def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All measurements."""
+    load = [os.getloadavg()[0]]
+    with serving(args.port) as pid:
+        limits = httpx2.Limits(max_connections=64)
+        url = f"http://127.0.0.1:{args.port}"
+        async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+            for cof in KINDS.values():  # warm up
+                await Load(client, bodies(8, cof)).run(8)
+            records = await measure(client, args.requests, args.rounds)
+            mixed = await endure(client, args.mixed, pid, args.port)
+    about = {
+        **machine("cpu"),
+        "cores": os.cpu_count(),
+        "server_threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "load": [*load, os.getloadavg()[0]],
+    }
+    return {"machine": about, "rounds": args.rounds, "records": records, "mixed": mixed}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.serving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--requests", type=int, default=48, help="of a kind in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mixed", type=int, default=2000)
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--out", type=Path, default=Path("results/bench"))
+    args = parser.parse_args(argv)
+    if resident() is None:
+        parser.error("memory is read from /proc, which this system has not: run it on Linux")
+    content = asyncio.run(run(args))
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.out / "serving.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(args.out / "serving.md", table(content))
+    print(table(content))
+
+
+if __name__ == "__main__":
+    main()
