@@ -145,6 +145,8 @@ class RemoteCoF:
         }
         reply = self._ask("POST", "/v1/chat/completions", {**body, "cof": self._options(query)})
         text = str(reply["choices"][0]["message"]["content"])
+        if "cof" not in reply:
+            raise CofError(f"{self._url} answers without looking closer: start it with cof serve.")
         look = reply["cof"]
         boxes = _boxes(look["boxes"])
 
@@ -207,10 +209,12 @@ class RemoteCoF:
             except self._failed as error:
                 raise CofError(f"{self._url} cannot be asked: {error}.") from None
             else:
-                if reply.status_code == 200:
-                    content: dict[str, Any] = reply.json()
+                content = _content(reply)
+                if reply.status_code == 200 and content:
                     return content
-                problem = _message(reply)
+                problem = content.get("error", {}).get("message") or (
+                    f"{self._url} answered {reply.status_code}, so it is no cof serve."
+                )
                 if reply.status_code not in _BUSY:
                     raise CofError(problem)
             wait = pause * random.uniform(0.5, 1)  # so that not all of them come back at once
@@ -242,8 +246,10 @@ def _boxes(boxes: Sequence[Sequence[float]]) -> tuple[XYXY, ...]:
     return tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes)
 
 
-def _message(reply: httpx2.Response) -> str:
+def _content(reply: httpx2.Response) -> dict[str, Any]:
+    """The JSON object of a reply; empty if it is none."""
     try:
-        return str(reply.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"{reply.url} answered {reply.status_code}, which is no answer of cof serve."
+        content = reply.json()
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

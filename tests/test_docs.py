@@ -1,4 +1,4 @@
-"""What docs/speed.md shows, runs."""
+"""What docs/speed.md shows, runs; docs/serving.md has the table that the load test wrote."""
 
 from __future__ import annotations
 
@@ -48,3 +48,11 @@ def test_its_options_are_those_of_the_command_line() -> None:
         arguments = [*shlex.split(command), "--help"]
         shown = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"}).output
         assert all(option in shown for option in options), command
+
+
+def test_the_table_of_serving_is_the_one_that_was_measured() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "serving.md").read_text("utf-8")
+    block = re.search(r"<!-- from (\S+) -->\n\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    assert block is not None
+    assert block[2] == (root / block[1]).read_text("utf-8")

@@ -179,6 +179,20 @@ def test_the_openai_package(client: openai.OpenAI, local: CoF) -> None:
         client.with_options(api_key="wrong").models.list()
 
 
+def test_what_the_documentation_shows(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs/serving.md").read_text("utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        own = block.replace("http://127.0.0.1:8000", server.url).replace('"none"', f'"{KEY}"')
+        exec(own, names)
+    names["client"].close()
+    first, _, last = capsys.readouterr().out.splitlines()
+    assert (first, last[:4]) == ("X C", "C X ")
+
+
 def test_what_the_client_refuses(remote: RemoteCoF, server: Server) -> None:
     mask = Image.new("L", (8, 8), 255)
     failing = [
