@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from cof.answer import Answer, failed_answer
+from cof.answer import NO_IMAGE, Answer, refused_answer
 from cof.errors import CofError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
@@ -128,15 +128,15 @@ class RemoteCoF:
                     if on_error == "raise":
                         raise
                     settings = Settings().changed(**self.settings)
-                    answers.append(failed_answer(query, settings, str(error)))
+                    answers.append(refused_answer(NO_IMAGE, query.question, settings, error))
             return answers
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _answer(self, query: Query, decoding: Decoding) -> Answer:
         question = check_question(query.question)
-        image = self._loaded(query.image)
-        shown = [image] if query.beside is None else [image, self._loaded(query.beside)]
+        image = self._load(query.image)
+        shown = [image] if query.beside is None else [image, self._load(query.beside)]
         parts = [{"type": "image_url", "image_url": {"url": data_url(of)}} for of in shown]
         body = {
             "model": self.model,
@@ -176,7 +176,7 @@ class RemoteCoF:
             _plain=plain,
         )
 
-    def _loaded(self, source: ImageSource | EncodedImage) -> Image:
+    def _load(self, source: ImageSource | EncodedImage) -> Image:
         if isinstance(source, EncodedImage):
             return source.image
         return load_image(source, allow_url=self.allow_url)

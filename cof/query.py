@@ -105,8 +105,8 @@ class Sample:
         question = check_question(query.question)
         settings = query.settings or settings
         encoded = query.image if isinstance(query.image, EncodedImage) else None
-        image = _loaded(query.image, allow_url, images)
-        beside = None if query.beside is None else _loaded(query.beside, allow_url, images)
+        image = _load(query.image, allow_url, images)
+        beside = None if query.beside is None else _load(query.beside, allow_url, images)
         if beside is not None and settings.focus == "beside":
             raise CofError(
                 "Focus 'beside' shows the region as the second image: give one image, or another "
@@ -241,7 +241,7 @@ def as_query(item: QueryLike) -> Query:
     raise CofError("A batch holds (image, question) pairs, dicts or Query values.")
 
 
-def _loaded(
+def _load(
     source: ImageSource | EncodedImage, allow_url: bool, images: dict[object, Image]
 ) -> Image:
     """The image of a source, from `images` if it was loaded before."""

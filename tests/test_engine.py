@@ -364,10 +364,6 @@ def _edited(folder: Path, dialect: str) -> Path:
 
 
 class TestErrors:
-    def test_a_question_with_the_token_of_an_image(self) -> None:
-        with pytest.raises(CofError, match="holds <image>, which stands for an image"):
-            engine("llava").generate([Request(picture((64, 64)), "What is <image>?")])
-
     @pytest.mark.parametrize("model", ["/no/such/folder", "nobody/no-such-model", "not an id"])
     def test_no_such_model(self, model: str) -> None:
         with pytest.raises(CofError, match=f"No model could be loaded from '{model}'"):

@@ -74,7 +74,7 @@ class Service:
             **ask.region,
         )
         answer = asyncio.wrap_future(self.worker.submit(query, ask.decoding))
-        return ask, await _unless_gone(request, answer)
+        return ask, await _wait(request, answer)
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
@@ -195,7 +195,7 @@ def _as_api_error(error: Exception) -> ApiError:
     return ApiError(400, str(error))
 
 
-async def _unless_gone(request: Request, answer: asyncio.Future[Answer]) -> Answer:
+async def _wait(request: Request, answer: asyncio.Future[Answer]) -> Answer:
     """The answer; where the client has gone or the time is up, it leaves the queue."""
     gone = asyncio.ensure_future(request.receive())
     both: list[asyncio.Future[Any]] = [answer, gone]

@@ -136,7 +136,7 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
         raise ApiError(
             404, f"There is no model {chat.model!r} here; there is {model!r}.", "model_not_found"
         )
-    question, addresses = _asked(chat.messages, limits)
+    question, addresses = _read_messages(chat.messages, limits)
     options = {"focus": "none"} if chat.cof is None else dict(chat.cof)
     region = {name: options.pop(name) for name in _REGION if name in options}
     if isinstance(options.get("boxes"), list):  # as a text it is the setting: free or template
@@ -207,7 +207,7 @@ def _look(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _asked(messages: list[_Message], limits: Limits) -> tuple[str, tuple[str, ...]]:
+def _read_messages(messages: list[_Message], limits: Limits) -> tuple[str, tuple[str, ...]]:
     """The question and the addresses of its images."""
     if [message.role for message in messages] != ["user"]:
         raise ApiError(

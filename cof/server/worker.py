@@ -78,12 +78,12 @@ class Worker:
     def _run(self) -> None:
         going = True
         while going:
-            jobs, going = self._arrived()
+            jobs, going = self._collect()
             wanted = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
-            for group in _groups(wanted):
+            for group in _group(wanted):
                 self._answer(group)
 
-    def _arrived(self) -> tuple[list[Job], bool]:
+    def _collect(self) -> tuple[list[Job], bool]:
         """The next jobs, one at least, and whether there may be more."""
         jobs: list[Job] = []
         ends = float("inf")
@@ -121,7 +121,7 @@ class Worker:
             job.answer.set_result(answer)
 
 
-def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
+def _group(jobs: list[Job]) -> Iterator[list[Job]]:
     """Jobs by decoding; one that samples from a seed is alone, so that it always draws the same."""
     groups: dict[object, list[Job]] = {}
     for job in jobs:
