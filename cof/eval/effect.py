@@ -52,7 +52,7 @@ def measure(
     task = Scenes(data, prompt_style="tiny", kinds=FINE)
     points = []
     for checkpoint in checkpoints:
-        cof = CoF.from_pretrained(checkpoint, dtype="bfloat16", preset="tiny")
+        cof = CoF.from_pretrained(checkpoint, dtype="bfloat16", preset="tiny:tiny")
         settings = cof.settings
         methods = usual_methods(settings)
         methods["two looks"] = Method(settings.changed(grounder="prompt+attention"))
