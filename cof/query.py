@@ -19,7 +19,7 @@ from cof.geometry.regions import (
 )
 from cof.grounders import GROUNDERS
 from cof.images import load_image
-from cof.settings import Settings
+from cof.settings import Settings, check_characters
 from cof.types import EncodedImage, Generation, Request, confidence
 
 if TYPE_CHECKING:
@@ -178,12 +178,7 @@ def check_question(question: str) -> str:
     """
     if not isinstance(question, str) or not question.strip():
         raise CofError("The question is empty: ask something about the image.")
-    try:
-        question.encode()
-    except UnicodeEncodeError:
-        raise CofError(
-            "The question holds half of a surrogate pair, which is not a character: remove it."
-        ) from None
+    check_characters("The question", question)
     return question.strip()
 
 
