@@ -103,7 +103,10 @@ class Sample:
             CofError: the image, the question or the region cannot be used.
         """
         question = check_question(query.question)
-        settings = query.settings or settings
+        if query.settings is not None:
+            settings = query.settings
+        if not isinstance(settings, Settings):
+            raise CofError(f"settings takes cof.Settings, not {type(settings).__name__}.")
         encoded = query.image if isinstance(query.image, EncodedImage) else None
         image = _load(query.image, allow_url, images)
         beside = None if query.beside is None else _load(query.beside, allow_url, images)
