@@ -179,9 +179,8 @@ def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype.kind == "f":
-        values = pixels.astype(np.float32)
-        if np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1:
-            return np.round(values * 255).astype(np.uint8)
+        if np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1:
+            return np.round(pixels.astype(np.float32) * 255).astype(np.uint8)
         raise CofError("An image array of floats holds numbers in 0..1: divide 0..255 by 255.")
     raise CofError(f"An image array is uint8, uint16 or floats in 0..1, not {pixels.dtype}.")
 

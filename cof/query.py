@@ -19,7 +19,7 @@ from cof.geometry.regions import (
 )
 from cof.grounders import GROUNDERS
 from cof.images import load_image
-from cof.settings import Settings
+from cof.settings import Settings, check_characters
 from cof.types import EncodedImage, Generation, Request, confidence
 
 if TYPE_CHECKING:
@@ -103,7 +103,10 @@ class Sample:
             CofError: the image, the question or the region cannot be used.
         """
         question = check_question(query.question)
-        settings = query.settings or settings
+        if query.settings is not None:
+            settings = query.settings
+        if not isinstance(settings, Settings):
+            raise CofError(f"settings takes cof.Settings, not {type(settings).__name__}.")
         encoded = query.image if isinstance(query.image, EncodedImage) else None
         image = _load(query.image, allow_url, images)
         beside = None if query.beside is None else _load(query.beside, allow_url, images)
@@ -178,12 +181,7 @@ def check_question(question: str) -> str:
     """
     if not isinstance(question, str) or not question.strip():
         raise CofError("The question is empty: ask something about the image.")
-    try:
-        question.encode()
-    except UnicodeEncodeError:
-        raise CofError(
-            "The question holds half of a surrogate pair, which is not a character: remove it."
-        ) from None
+    check_characters("The question", question)
     return question.strip()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args
 
 from cof.errors import CofError
@@ -25,26 +27,54 @@ T = TypeVar("T")
 Check = Callable[[str, Any], object]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def check_characters(name: str, text: str) -> None:
+    """
+    Raises:
+        CofError: the text holds half of a surrogate pair, which no tokenizer takes.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CofError(
+            f"{name} holds half of a surrogate pair, which is not a character: remove it."
+        ) from None
+
+
+def _as_float(value: Any) -> float:
+    """NaN for what is not a number, or too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def _as_index(value: Any) -> int:
+    """-1 for what is not a whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return -1
+    return int(value)
 
 
 def _positive(name: str, value: Any) -> float:
-    if not (_is_number(value) and math.isfinite(value) and value > 0):
+    number = _as_float(value)
+    if not 0 < number < math.inf:
         raise CofError(f"{name} must be a finite number above 0, not {value!r}.")
-    return float(value)
+    return number
 
 
 def _fraction(name: str, value: Any) -> float:
-    if not (_is_number(value) and 0 <= value <= 1):
+    number = _as_float(value)
+    if not 0 <= number <= 1:
         raise CofError(f"{name} must be a number in 0..1, not {value!r}.")
-    return float(value)
+    return number
 
 
 def _count(name: str, value: Any) -> int:
-    if not (isinstance(value, int) and value >= 1):
+    if _as_index(value) < 1:
         raise CofError(f"{name} must be a whole number above 0, not {value!r}.")
-    return value
+    return int(value)
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -53,26 +83,33 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
-def _text(name: str, value: Any) -> str | None:
-    return None if value is None else str(value)
+def _path(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise CofError(f"{name} must be a hub id or a path, not {value!r}.")
+    return os.fsdecode(value)
 
 
 def _indices(name: str, value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    indices = tuple(value) if isinstance(value, (tuple, list, range)) else ()
-    if not indices or not all(type(index) is int and index >= 0 for index in indices):
+    indices = tuple(map(_as_index, value)) if isinstance(value, (tuple, list, range)) else ()
+    if not indices or min(indices) < 0:
         raise CofError(f"{name} must be a list of numbers from 0 on, or left out, not {value!r}.")
     return indices
 
 
 def _template(name: str, value: Any) -> str | None:
-    if value in (None, "paper") or re.search(r"\{(question|first_line)\}", str(value)):
-        return _text(name, value)
-    raise CofError(
-        f"{name} {value!r} does not say where the question goes: write {{question}} or "
-        "{first_line} in it, or 'paper' for the paper's wording."
-    )
+    if value is None or (isinstance(value, str) and value == "paper"):
+        return value
+    if not isinstance(value, str) or not re.search(r"\{(question|first_line)\}", value):
+        raise CofError(
+            f"{name} {value!r} does not say where the question goes: write {{question}} or "
+            "{first_line} in it, or 'paper' for the paper's prompt."
+        )
+    check_characters(name, value)
+    return value
 
 
 def _grounders(name: str, value: Any) -> str:
@@ -89,9 +126,9 @@ def _grounders(name: str, value: Any) -> str:
 
 def _one_of(choices: tuple[str, ...]) -> Check:
     def check(name: str, value: Any) -> str:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise CofError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-        return str(value)
+        return value
 
     return check
 
@@ -177,7 +214,7 @@ class Settings:
         _indices,
     )
     detector: str | None = _setting(
-        WHERE, None, "Grounder detector: hub id or path of the open-vocabulary detector", _text
+        WHERE, None, "Grounder detector: hub id or path of the open-vocabulary detector", _path
     )
     min_confidence: float = _setting(
         WHERE, 0.0, "A box whose confidence (0..1) is lower counts as not found", _fraction

@@ -1,14 +1,13 @@
-"""Parsing: the formats that models use, refusals with reasons, and random text."""
+"""Parsing: the formats that models use, and refusals with reasons."""
 
 from __future__ import annotations
 
-import random
 import time
 
 import pytest
 from transformers.models.kosmos2.processing_kosmos2 import patch_index_to_coordinate
 
-from cof.geometry.boxes import Frame, area
+from cof.geometry.boxes import Frame
 from cof.prompting.box_parsing import SCALE, parse_boxes, parse_released
 from cof.prompting.dialects import LLAVA, OPTION_LETTER, PAPER, TINY, Dialect, Units, fill
 
@@ -161,41 +160,6 @@ def test_a_box_in_the_padding_is_outside_the_image() -> None:
     assert "outside the image" in parsed.reason
 
 
-def test_random_text_never_raises() -> None:
-    rng = random.Random(0)
-    pieces = [
-        *"0123456789.,;:=[](){}<>%\"' \n-+e/_xyw\\",
-        "nan",
-        "inf",
-        "x1",
-        "y_max",
-        "left",
-        "width",
-        "<loc0123>",
-        "0.5",
-        "1e999",
-        "\u0663",  # a digit to Python, none to a model
-        "\x00",
-        "<box>",
-        "px",
-        "bbox_2d",
-        *FORMATS,
-    ]
-    frames = [UNIT, Frame.padded_square((640, 480)), Frame.pixels((64, 9)), Frame.of_image(1000)]
-    seen = {True: 0, False: 0}
-    for _ in range(3000):
-        text = "".join(rng.choices(pieces, k=rng.randrange(40)))
-        units = rng.choice(["unit", "percent", "thousand", "loc1024", "pixels"])
-        frame = rng.choice(frames)
-        parse_released(text, frame)
-        parsed = parse_boxes(text, frame, units=units, order=rng.choice(["xyxy", "yxyx"]))
-        assert bool(parsed.boxes) != bool(parsed.reason)
-        assert all(0 <= v <= 1 for box in parsed.boxes for v in box)
-        assert all(area(box) > 0 for box in parsed.boxes)
-        seen[bool(parsed.boxes)] += 1
-    assert min(seen.values()) > 100  # both outcomes were exercised
-
-
 @pytest.mark.parametrize("piece", ["1", " ", "1 ", "[", "[1,", '"x":', "0.1, ", "(1,1)", "<loc1>"])
 def test_long_loops_are_cheap(piece: str) -> None:
     start = time.perf_counter()
@@ -212,6 +176,7 @@ def test_long_loops_are_cheap(piece: str) -> None:
         ("[0.1,0.2,0.5,0.75]", None),
         ("(0.1, 0.2, 0.5, 0.75)", None),
         ("[ 0.1, 0.2, 0.5, 0.75]", None),
+        (f"[0.1, 0.2, {'9' * 400}.0, 0.75]", None),
     ],
 )
 def test_the_released_parser(text: str, expected: tuple[float, ...] | None) -> None:

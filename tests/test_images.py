@@ -158,6 +158,7 @@ def test_a_transposed_array_is_read_in_its_own_order() -> None:
         (np.zeros(5, np.uint8), "H, W"),
         (np.full((5, 7), 200.0), "0..1"),
         (np.full((5, 7), np.nan), "0..1"),
+        (np.full((5, 7), 1e300), "0..1"),
         (np.zeros((5, 7), np.int64), "int64"),
     ],
 )

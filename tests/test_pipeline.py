@@ -327,6 +327,7 @@ def bad_queries() -> list[tuple[Any, str]]:
         ((SQUARE, "\ud800"), "surrogate"),
         (Query(SQUARE, QUESTION, boxes=[(1, 2, 3, 4)]), "outside 0..1"),
         (Query(SQUARE, QUESTION, strength=-1), "lambda"),
+        (Query(SQUARE, QUESTION, settings={"strength": 2}), "takes cof.Settings"),
         (Query(SQUARE, QUESTION, grounding_question=""), "question is empty"),
         (Query(SQUARE, QUESTION, grounding_question="\udfff"), "surrogate"),
     ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cof.errors import CofError
@@ -29,6 +31,10 @@ from cof.settings import PRESETS, Settings, default_settings, preset
         ({"strength": 0}, "lambda"),
         ({"strength": "2"}, "lambda"),
         ({"strength": True}, "lambda"),
+        ({"strength": 10**400}, "lambda"),
+        ({"min_box": np.ones(2)}, "min_box"),
+        ({"focus": np.ones(2)}, "attention, soft"),
+        ({"detector": 3}, "hub id or a path"),
         ({"expand": float("inf")}, "alpha"),
         ({"expand": 0}, "alpha"),
         ({"min_box": 2}, "min_box"),
@@ -37,9 +43,13 @@ from cof.settings import PRESETS, Settings, default_settings, preset
         ({"layers": 3}, "layers"),
         ({"heads": [-1]}, "heads"),
         ({"heads": [0.5]}, "heads"),
+        ({"heads": [True]}, "heads"),
         ({"grounding_prompt": "Where?"}, "where the question goes"),
         ({"grounding_prompt": 3}, "grounding_prompt"),
+        ({"grounding_prompt": ["{question}"]}, "grounding_prompt"),
+        ({"grounding_prompt": "\ud800 {question}"}, "surrogate"),
         ({"grounding_max_new_tokens": 0}, "grounding_max_new_tokens"),
+        ({"grounding_max_new_tokens": True}, "grounding_max_new_tokens"),
         ({"square": "False"}, "square must be True or False"),
         ({"lambda_": 3}, "no setting 'lambda_'"),
     ],
@@ -47,6 +57,19 @@ from cof.settings import PRESETS, Settings, default_settings, preset
 def test_refusals(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(CofError, match=says):
         Settings().changed(**changes)
+
+
+def test_numbers_of_numpy_and_paths_are_plain_values() -> None:
+    made = Settings(
+        strength=np.float32(4),
+        layers=[np.int64(3)],
+        grounding_max_new_tokens=np.int32(5),
+        detector=Path("some/model"),
+    )
+    assert json.loads(json.dumps(made.as_dict()))["strength"] == 4
+    assert made == Settings(
+        strength=4.0, layers=(3,), grounding_max_new_tokens=5, detector="some/model"
+    )
 
 
 def test_changes_leave_the_original_alone() -> None:

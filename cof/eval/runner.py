@@ -276,9 +276,10 @@ class Batch:
             for sample, draft, grounding, of in zip(
                 samples, drafts, groundings, looks, strict=True
             ):
-                skipped = sample.skips(draft)
-                place = Grounding(None, reason=skipped) if skipped else grounding
-                of.append(Look.of(sample, name, place))
+                if reason := sample.skips(draft):
+                    of.append(Look(name, Grounding(None, reason=reason), None))
+                else:
+                    of.append(Look.of(sample, name, grounding))
         return looks
 
     def _known(self, method: Method, drafts: Sequence[Generation | None]) -> dict[int, Record]:

@@ -38,6 +38,7 @@ class Region:
     heat_map: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
+_THINNEST = 1e-6  # side of a box: less than a pixel of the largest image
 EVERYTHING = Region(boxes=((0.0, 0.0, 1.0, 1.0),), whole=True)
 
 
@@ -166,7 +167,7 @@ def _check_box(box: Sequence[float]) -> XYXY:
             f"Box ({shown}) is outside 0..1: give fractions of the image's width and height "
             "(pixels divided by them)."
         )
-    if area(checked) == 0:
+    if min(checked[2] - checked[0], checked[3] - checked[1]) < _THINNEST:
         raise CofError(f"Box ({shown}) has no area: give two different corners.")
     return checked
 

@@ -20,6 +20,7 @@ SCALE: dict[Units, float] = {
 """The end of each scale; `pixels` end where the frame ends."""
 
 _OVER = 0.25  # fractions up to this far outside the image are still read as fractions
+_LARGEST = 1e6  # larger numbers, which only a looping model writes, would overflow later
 _LONGEST = 20_000  # characters read: a box comes early, and a looping model must not cost seconds
 
 # A number and its unit. The patterns are used on lower-case text with single blanks only, so none
@@ -138,7 +139,7 @@ def parse_released(text: str, frame: Frame) -> Parsed:
     """The first `[d.d, d.d, d.d, d.d]` of a reply, read exactly as by the paper's released code.
 
     All four numbers need a decimal point, and each separator is a comma and one blank. Corners
-    are not swapped, and the box is neither clipped nor refused, so it may leave 0..1.
+    are not swapped, and the box is not clipped, so it may leave 0..1.
 
         >>> parse_released("[0.25, 0.125, 0.75, 0.5]", Frame.of_image()).boxes
         ((0.25, 0.125, 0.75, 0.5),)
@@ -152,6 +153,8 @@ def parse_released(text: str, frame: Frame) -> Parsed:
             "code reads."
         )
     x1, y1, x2, y2 = (float(number) for number in match.groups())
+    if max(map(abs, (x1, y1, x2, y2))) > _LARGEST:
+        return Parsed(reason=f"The box {match[0][:60]} is far outside the image.")
     return Parsed((frame.to_image((x1, y1, x2, y2)),))
 
 
