@@ -36,6 +36,7 @@ from cof.engines.transformers.prefix_cache import (
     unbiased,
     whole_cache,
 )
+from cof.families.chat import adds_special_tokens
 
 if TYPE_CHECKING:
     from cof.families.family import Family
@@ -146,14 +147,12 @@ class DecoderAdapter:
     ) -> dict[str, Tensor]:
         expanded = [self._expanded(text, of) for text, of in zip(texts, pixels, strict=True)]
         tokenizer = self.processor.tokenizer
-        # Some chat templates write the start token themselves: it must not come twice.
-        bos = tokenizer.bos_token
         inputs = tokenizer(
             expanded,
             padding=True,
             return_tensors="pt",
             return_token_type_ids=False,
-            add_special_tokens=not (bos and texts[0].startswith(bos)),
+            add_special_tokens=adds_special_tokens(self.processor, texts[0]),
         )
         takes = inspect.signature(self.model.forward).parameters
         types = {

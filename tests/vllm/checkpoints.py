@@ -1,0 +1,44 @@
+"""The tiny random models of the other tests, with the smallest heads that vLLM's kernels take."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import models
+import torch
+import zoo
+from transformers import AutoModelForImageTextToText
+
+HEAD = 32
+
+
+def _made(name: str) -> tuple[Any, Any]:
+    if name == "llava":
+        model, processor = models.BUILDERS[name](models.tokenizer("left"))
+        return model.config, processor
+    return zoo.BUILDERS[name]()
+
+
+@functools.cache
+def checkpoint(name: str) -> Path:
+    """A folder in hub layout, once per test run; `name` is one of the zoo's, or `llava`."""
+    torch.manual_seed(0)
+    config, processor = _made(name)
+    text = config.get_text_config()
+    rope = text.rope_parameters or {}
+    if "mrope_section" in rope:
+        rope["mrope_section"] = [HEAD // 8, HEAD // 8, HEAD // 4]
+    text.head_dim = HEAD
+    model = AutoModelForImageTextToText.from_config(config)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.generation_config.pad_token_id = 0
+    model.generation_config.eos_token_id = 2
+    folder = Path(tempfile.mkdtemp(prefix="cof-vllm-")) / name
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
