@@ -10,6 +10,7 @@ from typing import Any
 import models
 import torch
 import zoo
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 HEAD = 32
@@ -40,5 +41,17 @@ def checkpoint(name: str) -> Path:
     model.generation_config.eos_token_id = 2
     folder = Path(tempfile.mkdtemp(prefix="cof-vllm-")) / name
     model.save_pretrained(folder)
+    _name_as_on_the_hub(folder / "model.safetensors")
     processor.save_pretrained(folder)
     return folder
+
+
+def _name_as_on_the_hub(weights: Path) -> None:
+    """transformers saves shorter names than checkpoints have; vLLM knows the latter."""
+    tensors = {
+        name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        if name.startswith("vision_tower.") and ".vision_model." not in name
+        else name: tensor
+        for name, tensor in load_file(weights).items()
+    }
+    save_file(tensors, weights, metadata={"format": "pt"})

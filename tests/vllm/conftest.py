@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
+_OPERATORS = runpy.run_path(str(HERE / "site" / "sitecustomize.py"))  # of this process
 
 os.environ |= {
     "PYTHONPATH": f"{HERE / 'site'}:{os.environ.get('PYTHONPATH', '')}",  # of vLLM's processes

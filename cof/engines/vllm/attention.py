@@ -146,7 +146,7 @@ class BiasedAttention(CPUAttentionBackendImpl):
         *scales: Tensor | None,
         **kwargs: Any,
     ) -> Tensor:
-        stock = super().forward(
+        stock: Tensor = super().forward(
             layer, query, key, value, kv_cache, attn_metadata, output, *scales, **kwargs
         )
         rows = attn_metadata.biased if attn_metadata is not None else []

@@ -6,11 +6,11 @@ import re
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from os import PathLike
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from transformers import AutoConfig
 
@@ -101,7 +101,7 @@ class VllmEngine:
             model=name,
             dtype=dtype or "auto",
             quantization=quantization,
-            max_num_batched_tokens=max_batch_tokens,
+            **({} if max_batch_tokens is None else {"max_num_batched_tokens": max_batch_tokens}),
             **options,
         )
         return cls(llm, config, processor, name=name)
@@ -197,9 +197,8 @@ class VllmEngine:
     def _bias(self, image_wh: tuple[int, int], highlight: Highlight) -> RequestBias:
         gates([highlight.layers], [highlight.heads], self._shape)
         added = self.tokens.added(image_wh, highlight).ravel()
-        bias = RequestBias.from_values(added, highlight)
-        runs = tuple((start + self._first_feature, *rest) for start, *rest in bias.runs)
-        return replace(bias, runs=runs)
+        values = np.concatenate([np.zeros(self._first_feature), added])
+        return RequestBias.from_values(values, highlight)
 
     def _generation(self, output: Any, decoding: Decoding) -> Generation:
         ids = list(output.token_ids)
@@ -270,6 +269,7 @@ def _load(**options: Any) -> Any:
 
     options = {
         "limit_mm_per_prompt": {"image": 2},
+        "mm_processor_kwargs": {"backend": "pil"},  # as `ImageTokens`
         "worker_cls": "cof.engines.vllm.worker.BiasedWorker",
         **options,
     }
