@@ -108,6 +108,7 @@ class CoF:
         cls,
         model: str | os.PathLike[str] | None = None,
         *,
+        engine: str = "transformers",
         preset: str | None = None,
         dtype: str | None = None,
         device_map: str | None = None,
@@ -117,10 +118,11 @@ class CoF:
         allow_url: bool = False,
         **settings: Any,
     ) -> CoF:
-        """Load a model with transformers.
+        """Load a model.
 
         Args:
             model: hub id, local path, `tiny` or `tiny-early`; None: `tiny`, which is embedded.
+            engine: `transformers`, or `vllm` for many requests at once (`pip install 'cof[vllm]'`).
             preset: a preset's name, `paper`, `paper-parity` or `tiny` (`cof.settings.preset`).
             dtype: `float32`, `bfloat16`, ...; None: the engine's choice for the device.
             device_map: as in transformers; None: the engine's choice.

@@ -9,9 +9,11 @@ from typing import Any
 
 import models
 import torch
+import transformers
 import zoo
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
+from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
 
 HEAD = 32
 
@@ -28,11 +30,15 @@ def checkpoint(name: str) -> Path:
     """A folder in hub layout, once per test run; `name` is one of the zoo's, or `llava`."""
     torch.manual_seed(0)
     config, processor = _made(name)
-    text = config.get_text_config()
-    rope = text.rope_parameters or {}
+    text, vision = config.get_text_config(), config.vision_config
+    text.head_dim, text.hidden_size = HEAD, HEAD * text.num_attention_heads
+    text.initializer_range = 0.1  # scores as large as those of smaller heads
+    if hasattr(vision, "out_hidden_size"):
+        vision.out_hidden_size = text.hidden_size
+    rope = text.rope_parameters
     if "mrope_section" in rope:
         rope["mrope_section"] = [HEAD // 8, HEAD // 8, HEAD // 4]
-    text.head_dim = HEAD
+        rope["mrope_interleaved"] = name.startswith("qwen3")  # as in their checkpoints
     model = AutoModelForImageTextToText.from_config(config)
     for parameter in model.parameters():
         if not parameter.any():
@@ -41,8 +47,11 @@ def checkpoint(name: str) -> Path:
     model.generation_config.eos_token_id = 2
     folder = Path(tempfile.mkdtemp(prefix="cof-vllm-")) / name
     model.save_pretrained(folder)
-    _name_as_on_the_hub(folder / "model.safetensors")
+    if vision.model_type in ("clip_vision_model", "siglip_vision_model"):
+        _name_as_on_the_hub(folder / "model.safetensors")
     processor.save_pretrained(folder)
+    if video := VIDEO_PROCESSOR_MAPPING_NAMES.get(config.model_type):  # vLLM wants all there is
+        getattr(transformers, video["torchvision"])().save_pretrained(folder)
     return folder
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from models import picture
+from PIL import Image
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.vllm.engine import VllmEngine
@@ -29,6 +31,19 @@ def vllm_engine(folder: Path, **options: Any) -> VllmEngine:
 
 def reference_engine(folder: Path) -> TransformersEngine:
     return TransformersEngine.from_pretrained(folder, dtype="float32")
+
+
+def show_the_same(reference: TransformersEngine, engine: VllmEngine) -> None:
+    """Give the reference the pixels that vLLM computes: of families that also take videos it loads
+    torchvision's image processor, which rounds otherwise than PIL where it resizes."""
+    images = engine.llm.llm_engine.renderer.get_mm_processor().info.get_hf_processor()
+    options = reference.tokens._options
+
+    def pixels(image: Image.Image, **more: Any) -> dict[str, Any]:
+        made = images.image_processor(images=image, return_tensors="pt", **options, **more)
+        return {name: np.asarray(value) for name, value in made.items()}
+
+    reference.tokens.pixels = pixels  # type: ignore[method-assign]
 
 
 def box(*xyxy: float) -> Region:

@@ -67,3 +67,10 @@ def test_embedded_model() -> None:
     image = Image.open(folder.parents[1] / "demo" / "scene-1.png").convert("RGB")
     requests = [Request(image, "What digit is on the star?", light) for light in HIGHLIGHTS]
     assert_equal(vllm_engine(folder), reference_engine(folder), requests)
+
+
+def test_tensor_parallel(reference: TransformersEngine) -> None:
+    engine = vllm_engine(
+        checkpoint("llava"), tensor_parallel_size=2, distributed_executor_backend="mp"
+    )
+    assert_equal(engine, reference, mixed_requests())

@@ -27,8 +27,16 @@ from cof.geometry.boxes import Frame
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
 from cof.types import Decoding, EncodedImage, Generation, Highlight, Request
 
-MODEL_TYPES = ("llava",)
-"""`model_type`s for which `tests/vllm` holds this engine against the transformers engine."""
+MODEL_TYPES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+    "idefics3",
+)
+"""Those for which `tests/vllm/test_families.py` holds this engine against the transformers engine."""
 
 
 class VllmEngine:
@@ -97,6 +105,8 @@ class VllmEngine:
                 f"{', '.join(MODEL_TYPES)}: use engine='transformers'."
             )
         processor = load_processor_for(name, config, family_of(config), pad_to_square)
+        if not hasattr(processor, "video_processor"):  # videos are processed by torchvision alone
+            options = {"mm_processor_kwargs": {"backend": "pil"}, **options}
         llm = _load(
             model=name,
             dtype=dtype or "auto",
@@ -269,7 +279,6 @@ def _load(**options: Any) -> Any:
 
     options = {
         "limit_mm_per_prompt": {"image": 2},
-        "mm_processor_kwargs": {"backend": "pil"},  # as `ImageTokens`
         "worker_cls": "cof.engines.vllm.worker.BiasedWorker",
         **options,
     }
