@@ -34,9 +34,10 @@ MODEL_TYPES = (
     "qwen2_5_vl",
     "qwen3_vl",
     "internvl",
+    "smolvlm",
     "idefics3",
 )
-"""Those for which `tests/vllm/test_families.py` holds this engine against the transformers engine."""
+"""Those for which `tests/vllm` holds this engine against the transformers engine."""
 
 
 class VllmEngine:
@@ -96,6 +97,11 @@ class VllmEngine:
                 cannot load it.
         """
         check_version()
+        if "device_map" in options:
+            raise CofError(
+                "device_map is for engine='transformers'; vLLM takes tensor_parallel_size and "
+                "pipeline_parallel_size as engine_options."
+            )
         name = str(model)
         with loading_errors(name):
             config = AutoConfig.from_pretrained(name)
