@@ -81,7 +81,8 @@ def difference(one: Generation, other: Generation) -> float:
     are not the same."""
     if one.token_ids != other.token_ids:
         return float("inf")
-    return max(abs(a - b) for a, b in zip(one.logprobs, other.logprobs, strict=True))
+    pairs = zip(one.logprobs, other.logprobs, strict=True)
+    return max((abs(a - b) for a, b in pairs), default=0.0)
 
 
 def assert_equal(

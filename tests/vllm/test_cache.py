@@ -43,20 +43,20 @@ def test_answers_differ_where_hashes_ignore_regions(monkeypatch: pytest.MonkeyPa
 def test_text_scope_reuses_the_whole_image() -> None:
     engine = vllm_engine(checkpoint("llava"), block_size=BLOCK, max_num_seqs=1)
     image = picture((112, 112), 99)
-    read = [Request(image, "What is it?")]
-    engine.generate(read, FEW)
+    question = "What is it that you see in this image?"
+    engine.generate([Request(image, question)], FEW)
 
-    def reused(highlight: Highlight, prompt: str) -> int:
+    def reused(highlight: Highlight) -> int:
         before = cached_tokens(engine)
-        engine.generate([Request(image, prompt, highlight)], FEW)
+        engine.generate([Request(image, question, highlight)], FEW)
         return cached_tokens(engine) - before
 
-    image_end = len("<s>USER: ") - len("<s>") + 1 + GRID * GRID
-    whole_blocks = image_end // BLOCK * BLOCK
-    assert reused(Highlight(LEFT, 60.0, scope="text"), "What is it?") == whole_blocks
-    assert reused(Highlight(LEFT, 60.0), "What is it?") == 0  # its first key is in the first block
-    assert reused(Highlight(LEFT, 60.0), "What is it?") > whole_blocks  # now it knows this one
-    assert reused(Highlight(LEFT, 50.0), "What is it?") == 0  # and not another strength
+    image_end = 1 + len("USER: ") + GRID * GRID  # the start token comes first
+    image_blocks = image_end // BLOCK * BLOCK
+    assert reused(Highlight(LEFT, 60.0, scope="text")) == image_blocks
+    assert reused(Highlight(LEFT, 60.0)) == 0  # its first key is in the first block
+    assert reused(Highlight(LEFT, 60.0)) > image_blocks  # the same again
+    assert reused(Highlight(LEFT, 50.0)) == 0  # another strength
 
 
 @pytest.mark.parametrize(

@@ -137,10 +137,11 @@ class VllmEngine:
     ) -> list[Generation]:
         """Answer every request.
 
-        A box template is held by a regular expression. It does not know that a box's third number
-        comes after its first, so that a box may have no area. `Generation.likely` is None.
-
         `Generation.logprobs` are those of the model itself, before temperature and top-p.
+
+        A box template is held by a regular expression. It does not know that a box's third number
+        comes after its first, so that a box may have no area. Log-probabilities are then those
+        among the tokens that it allows, and `Generation.likely` is None.
 
         Raises:
             CofError: beams, contrast, a layer or head the model does not have, or a prompt that is
@@ -155,12 +156,14 @@ class VllmEngine:
             )
         if not requests:
             return []
+        from vllm.exceptions import VLLMValidationError
+
         prompts = [self._prompt(request) for request in requests]
         params = [self._sampling_params(request, decoding) for request in requests]
         try:
             with self._running:
                 outputs = self.llm.generate(prompts, params, use_tqdm=False)
-        except ValueError as error:
+        except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
         return [self._generation(output.outputs[0], decoding) for output in outputs]
 
