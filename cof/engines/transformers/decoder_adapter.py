@@ -37,6 +37,7 @@ from cof.engines.transformers.prefix_cache import (
     whole_cache,
 )
 from cof.engines.transformers.special_tokens import tokenize
+from cof.families.chat import adds_special_tokens
 
 if TYPE_CHECKING:
     from cof.families.family import Family
@@ -147,10 +148,10 @@ class DecoderAdapter:
     ) -> dict[str, Tensor]:
         expanded = [self._expanded(text, of) for text, of in zip(texts, pixels, strict=True)]
         tokenizer = self.processor.tokenizer
-        # Some chat templates write the start token themselves: it must not come twice.
-        bos = tokenizer.bos_token
         inputs = tokenize(
-            tokenizer, expanded, add_special_tokens=not (bos and texts[0].startswith(bos))
+            tokenizer,
+            expanded,
+            add_special_tokens=adds_special_tokens(self.processor, texts[0]),
         )
         takes = inspect.signature(self.model.forward).parameters
         types = {

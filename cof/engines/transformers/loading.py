@@ -30,10 +30,10 @@ def load(
         CofError: no such model, not reachable, not supported, no processor, out of memory, or an
             option that does not apply.
     """
-    with _loading(name):
+    with loading_errors(name):
         config = AutoConfig.from_pretrained(name)
     family = family_of(config)
-    processor = _load_processor(name, config, family, pad_to_square)
+    processor = load_processor_for(name, config, family, pad_to_square)
     gpu = torch.cuda.is_available()
     device = device_map if device_map is not None else ("cuda" if gpu else "cpu")
     place = _as_device(device)
@@ -45,7 +45,7 @@ def load(
         place = None  # a quantised model is loaded where it stays
     if place is None:
         kwargs["device_map"] = device
-    with _loading(name), out_of_memory():
+    with loading_errors(name), out_of_memory():
         loaded: Any = AutoModelForImageTextToText.from_pretrained(name, config=config, **kwargs)
         if place is not None:
             loaded = loaded.to(place)
@@ -68,7 +68,8 @@ def out_of_memory() -> Iterator[None]:
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def loading_errors(name: str) -> Iterator[None]:
+    """Turn what transformers raises for a checkpoint into a sentence."""
     try:
         yield
     except (ImportError, OSError, ValueError, KeyError) as error:
@@ -93,10 +94,11 @@ def _loading(name: str) -> Iterator[None]:
         ) from error
 
 
-def _load_processor(name: str, config: Any, family: Family, pad_to_square: bool | None) -> Any:
+def load_processor_for(name: str, config: Any, family: Family, pad_to_square: bool | None) -> Any:
+    """A checkpoint's processor, with LLaVA's image processor as `pad_to_square` says."""
     if pad_to_square is not None and family.pads_to_square is None:
         raise CofError(f"pad_to_square is for LLaVA-1.5 only; leave it out for {family.name}.")
-    with _loading(name):
+    with loading_errors(name):
         processor = load_processor(name, config)
     if getattr(processor, "image_processor", None) is None:
         raise CofError(

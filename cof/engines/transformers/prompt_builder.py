@@ -15,6 +15,7 @@ from cof.engines.transformers.batching import threaded
 from cof.engines.transformers.prefix_cache import Prompts
 from cof.engines.transformers.special_tokens import SpecialTokens
 from cof.families import Family
+from cof.families.chat import chat
 from cof.families.image_tokens import ImageTokens
 from cof.types import EncodedImage, Request
 
@@ -81,19 +82,7 @@ class PromptBuilder:
 
     def chat(self, prompt: str, images: int = 1) -> str:
         """A user's turn as the model was trained to read it, up to where the answer begins."""
-        if getattr(self.processor, "chat_template", None) is None:
-            bos = self.processor.tokenizer.bos_token
-            text = self.family.prompt.format(prompt=prompt, bos=bos)
-            if images > 1:
-                token = str(self.processor.image_token)
-                text = text.replace(token, token * images, 1)
-            return text
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-        return str(
-            self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-        )
+        return chat(self.family, self.processor, prompt, images)
 
     def draft(self, requests: Sequence[Request], encoded: Sequence[EncodedImage]) -> Draft:
         """Token ids of requests about images that are encoded."""

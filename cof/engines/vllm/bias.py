@@ -1,0 +1,148 @@
+"""The bias of one request, as it travels through vLLM: from the engine to scheduler and workers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cof.types import Highlight, Scope
+
+KEY = "cof"
+"""The name of the bias in `SamplingParams.extra_args`."""
+
+
+@dataclass(frozen=True)
+class RequestBias:
+    """What is added to the attention scores of a request's first image.
+
+    Attributes:
+        runs: `(start, length, value)`: what the image's embeddings `start ... start + length - 1`
+            get; embeddings count from 0, and those in no run get 0.
+        scope: see `cof.types.Highlight`.
+        layers, heads: those that carry the bias; None: all.
+
+    Example:
+        >>> highlight = Highlight(region=None, strength=2.0, scope="text")
+        >>> bias = RequestBias.from_values(np.array([0, 0.7, 0.7, 0]), highlight)
+        >>> bias.runs
+        ((1, 2, 0.7),)
+        >>> RequestBias.from_json(bias.to_json()) == bias
+        True
+    """
+
+    runs: tuple[tuple[int, int, float], ...]
+    scope: Scope = "all"
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_values(cls, values: NDArray[np.floating[Any]], highlight: Highlight) -> RequestBias:
+        """The bias of a highlight that adds `values` `(K,)` to an image's K embeddings."""
+        edges = np.flatnonzero(np.diff(values, prepend=np.nan, append=np.nan))
+        runs = tuple(
+            (int(start), int(end - start), float(values[start]))
+            for start, end in pairwise(edges)
+            if values[start] != 0
+        )
+        return cls(runs, highlight.scope, highlight.layers, highlight.heads)
+
+    def to_json(self) -> str:
+        """One line that is the same for equal biases; vLLM carries it."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> RequestBias:
+        """The bias of `to_json`.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        wrong = ValueError(f"{KEY} must be a bias that the engine wrote, not {text!r}.")
+        try:
+            fields = json.loads(text)
+            runs = tuple((int(at), int(length), float(v)) for at, length, v in fields["runs"])
+            layers, heads = (
+                None if fields[name] is None else tuple(map(int, fields[name]))
+                for name in ("layers", "heads")
+            )
+            scope = fields["scope"]
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
+            raise wrong from error
+        counts = [number for at, length, _ in runs for number in (at, length)]
+        negative = any(number < 0 for number in (*counts, *(layers or ()), *(heads or ())))
+        finite = all(math.isfinite(value) for _, _, value in runs)
+        if negative or not finite or scope not in get_args(Scope):
+            raise wrong
+        return cls(runs, scope, layers, heads)
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedBias:
+    """A request's bias at the positions of its prompt.
+
+    Attributes:
+        values: `(L,)` float32, what keys get; those from L on get 0.
+        start: the first query position that is biased, and so the first whose keys and values
+            differ from the plain request's (in all layers but the first).
+        digest: the same for equal biases only.
+        layers, heads: see `RequestBias`.
+    """
+
+    values: NDArray[np.float32]
+    start: int
+    digest: str
+    layers: tuple[int, ...] | None
+    heads: tuple[int, ...] | None
+
+
+def place_bias(sampling_params: Any, mm_features: Sequence[Any]) -> PlacedBias | None:
+    """The bias of a vLLM request; None for plain ones.
+
+    Args:
+        sampling_params: its `SamplingParams`.
+        mm_features: its `MultiModalFeatureSpec`s, of which only the positions are read.
+    """
+    text = (getattr(sampling_params, "extra_args", None) or {}).get(KEY)
+    if text is None or not mm_features:
+        return None
+    spans = tuple(_embeddings(feature.mm_position) for feature in mm_features)
+    return _placed(text, spans)
+
+
+Span = tuple[int, int, bytes | None]
+
+
+def _embeddings(position: Any) -> Span:
+    """A `PlaceholderRange` as a value that can be hashed."""
+    mask = position.is_embed
+    return position.offset, position.length, None if mask is None else mask.numpy().tobytes()
+
+
+@lru_cache(maxsize=4096)
+def _placed(text: str, spans: tuple[Span, ...]) -> PlacedBias | None:
+    bias = RequestBias.from_json(text)
+    embeddings = [_positions(span) for span in spans]
+    first = embeddings[0]
+    values = np.zeros(int(embeddings[-1][-1]) + 1, dtype=np.float32)
+    for start, length, value in bias.runs:
+        values[first[start : start + length]] = value
+    if not values.any():
+        return None
+    start = len(values) if bias.scope == "text" else int(np.flatnonzero(values)[0])
+    return PlacedBias(values, start, text, bias.layers, bias.heads)
+
+
+def _positions(span: Span) -> NDArray[np.intp]:
+    """The prompt positions of an image's embeddings."""
+    offset, length, mask = span
+    if mask is None:
+        return np.arange(offset, offset + length)
+    return offset + np.flatnonzero(np.frombuffer(mask, dtype=bool))

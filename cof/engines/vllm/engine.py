@@ -1,0 +1,297 @@
+"""The vLLM engine: many requests at once, with reweighted attention."""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AutoConfig
+
+from cof.attention.bias_mask import gates
+from cof.engines.transformers.guidance import guidance
+from cof.engines.transformers.loading import load_processor_for, loading_errors
+from cof.engines.vllm.bias import KEY, RequestBias
+from cof.engines.vllm.versions import check_version
+from cof.errors import CofError, CofWarning
+from cof.families import Family, dialect_of, family_of
+from cof.families.chat import adds_special_tokens, chat
+from cof.families.image_tokens import ImageTokens, reduced
+from cof.geometry.boxes import Frame
+from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
+from cof.types import Decoding, EncodedImage, Generation, Highlight, Request
+
+MODEL_TYPES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+    "smolvlm",
+    "idefics3",
+)
+"""Those for which `tests/vllm` holds this engine against the transformers engine."""
+
+
+class VllmEngine:
+    """Answers requests with vLLM; implements `cof.engines.base.Engine`.
+
+    Requests in one call may differ in image, prompt, region, strength, scope, layers and heads.
+    vLLM batches them, and reuses what is the same of them: image features, and the decoder's state
+    up to the first token that a bias changes.
+
+    Attributes:
+        name: the folder or hub id it was loaded from.
+        dialect: how it is asked for a box.
+        family: what is known of its kind of model.
+        tokens: which of its tokens show what of an image.
+        llm: vLLM's `LLM`.
+
+    Threads may share an engine, and wait for one another.
+    """
+
+    def __init__(self, llm: Any, config: Any, processor: Any, *, name: str) -> None:
+        """Wrap an `LLM` made by `from_pretrained`; `processor` has a PIL image processor."""
+        self.llm = llm
+        self.name = name
+        self.processor = processor
+        self.family: Family = family_of(config)
+        self.dialect = dialect_of(config, self.family)
+        self.tokens = ImageTokens(self.family, self.dialect, config, processor)
+        text = config.get_text_config()
+        self._shape = (text.num_hidden_layers, text.num_attention_heads)
+        self._first_feature = self.family.lead(config)
+        self._compiled = cache(self._compile_template)
+        self._running = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | PathLike[str],
+        *,
+        dtype: str | None = None,
+        pad_to_square: bool | None = None,
+        max_batch_tokens: int | None = None,
+        quantization: str | None = None,
+        **options: Any,
+    ) -> VllmEngine:
+        """Load a checkpoint from a folder or the hub.
+
+        Args:
+            model: a path or a hub id.
+            dtype: such as `bfloat16`; None: vLLM's choice.
+            pad_to_square: see `TransformersEngine.from_pretrained`.
+            max_batch_tokens: the most tokens in one forward pass; None: vLLM's choice.
+            quantization: as vLLM names it; None: as the checkpoint is.
+            options: what else `vllm.LLM` takes, such as `tensor_parallel_size`.
+
+        Raises:
+            CofError: vLLM is missing or of another version, the model is not supported, or vLLM
+                cannot load it.
+        """
+        check_version()
+        if "device_map" in options:
+            raise CofError(
+                "device_map is for engine='transformers'; vLLM takes tensor_parallel_size and "
+                "pipeline_parallel_size as engine_options."
+            )
+        name = str(model)
+        with loading_errors(name):
+            config = AutoConfig.from_pretrained(name)
+        if config.model_type not in MODEL_TYPES:
+            raise CofError(
+                f"The vLLM engine is not proven for models of type {config.model_type!r}, only for "
+                f"{', '.join(MODEL_TYPES)}: use engine='transformers'."
+            )
+        processor = load_processor_for(name, config, family_of(config), pad_to_square)
+        if not hasattr(processor, "video_processor"):  # videos are processed by torchvision alone
+            options = {"mm_processor_kwargs": {"backend": "pil"}, **options}
+        llm = _load(
+            model=name,
+            dtype=dtype or "auto",
+            quantization=quantization,
+            **({} if max_batch_tokens is None else {"max_num_batched_tokens": max_batch_tokens}),
+            **options,
+        )
+        return cls(llm, config, processor, name=name)
+
+    def frame(self, image_wh: tuple[int, int]) -> Frame:
+        """Where an original of this size lies in the native coordinates of the model's boxes."""
+        return self.tokens.frame(image_wh)
+
+    def encode(self, images: Sequence[Image.Image], *, prefill: bool = False) -> list[EncodedImage]:
+        """The images as they are: vLLM caches its features and states by their contents."""
+        return [EncodedImage(image) for image in images]
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
+    ) -> list[Generation]:
+        """Answer every request.
+
+        `Generation.logprobs` are those of the model itself, before temperature and top-p.
+
+        A box template is held by a regular expression. It does not know that a box's third number
+        comes after its first, so that a box may have no area. Log-probabilities are then those
+        among the tokens that it allows, and `Generation.likely` is None.
+
+        Raises:
+            CofError: beams, contrast, a layer or head the model does not have, or a prompt that is
+                too long.
+        """
+        if decoding.num_beams > 1:
+            raise CofError("The vLLM engine does not search with beams: use num_beams=1.")
+        if any(guidance(request) != 1 for request in requests):
+            raise CofError(
+                "The vLLM engine cannot contrast two answers: use focus='attention', or "
+                "engine='transformers'."
+            )
+        if not requests:
+            return []
+        from vllm.exceptions import VLLMValidationError
+
+        prompts = [self._prompt(request) for request in requests]
+        params = [self._sampling_params(request, decoding) for request in requests]
+        try:
+            with self._running:
+                outputs = self.llm.generate(prompts, params, use_tqdm=False)
+        except (ValueError, VLLMValidationError) as error:
+            raise CofError(f"vLLM refuses a request: {error}") from error
+        return [self._generation(output.outputs[0], decoding) for output in outputs]
+
+    def _prompt(self, request: Request) -> dict[str, Any]:
+        images = [request.pil_image]
+        if isinstance(request.beside, EncodedImage):
+            images.append(request.beside.image)
+        elif request.beside is not None:
+            images.append(request.beside)
+        text = chat(self.family, self.processor, request.prompt, len(images))
+        special = adds_special_tokens(self.processor, text)
+        ids = self.processor.tokenizer(text, add_special_tokens=special)["input_ids"]
+        shown = [self._shown(image) for image in images]
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": shown}}
+
+    def _shown(self, image: Image.Image) -> Image.Image:
+        """What vLLM's processor gets of an image, which is the checkpoint's own: as `ImageTokens`
+        takes it, and padded where the reference evaluation pads."""
+        wh = reduced(image.size)
+        if image.size != wh:
+            image = image.resize(wh, Image.Resampling.LANCZOS)
+        images = self.processor.image_processor
+        if self.family.pads_to_square is None or not images.do_pad or wh[0] == wh[1]:
+            return image
+        side = max(wh)
+        square = Image.new(
+            "RGB", (side, side), tuple(int(255 * mean) for mean in images.image_mean)
+        )
+        square.paste(image, ((side - wh[0]) // 2, (side - wh[1]) // 2))
+        return square
+
+    def _sampling_params(self, request: Request, decoding: Decoding) -> Any:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        params = self.llm.get_default_sampling_params()
+        params.logprobs = 0  # of the tokens chosen
+        params.max_tokens = decoding.max_new_tokens
+        params.temperature, params.top_p = decoding.temperature, decoding.top_p
+        params.seed = decoding.seed if decoding.temperature > 0 else None
+        form = decoding.form
+        if form is not None and self._compiled(form):
+            params.temperature, params.repetition_penalty = 0.0, 1.0
+            params.max_tokens = Decoding().max_new_tokens
+            params.structured_outputs = StructuredOutputsParams(regex=self._regex(form))
+        highlight = request.highlight
+        if highlight is not None and highlight.strength != 1:
+            params.extra_args = {KEY: self._bias(request.pil_image.size, highlight).to_json()}
+        return params.clone()  # checked anew
+
+    def _bias(self, image_wh: tuple[int, int], highlight: Highlight) -> RequestBias:
+        gates([highlight.layers], [highlight.heads], self._shape)
+        added = self.tokens.added(image_wh, highlight).ravel()
+        values = np.concatenate([np.zeros(self._first_feature), added])
+        return RequestBias.from_values(values, highlight)
+
+    def _generation(self, output: Any, decoding: Decoding) -> Generation:
+        ids = list(output.token_ids)
+        logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
+        if output.finish_reason == "stop":  # the end token
+            del ids[-1], logprobs[-1]
+        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        compiled = self._compiled(decoding.form) if decoding.form else None
+        if compiled is not None:
+            chosen = chosen_tokens(compiled, ids)
+            ids, logprobs = [ids[at] for at in chosen], [logprobs[at] for at in chosen]
+        return Generation(text, tuple(ids), tuple(logprobs))
+
+    def _compile_template(self, form: BoxTemplate) -> CompiledBoxTemplate | None:
+        compiled = compile_box_template(
+            form, self._encode_texts, chat(self.family, self.processor, "")
+        )
+        if compiled is None:
+            warnings.warn(
+                f"{self.name} cannot write boxes in a given form (its tokens do not follow the "
+                "numbers), so they are written freely.",
+                CofWarning,
+                stacklevel=4,
+            )
+        return compiled
+
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False)[
+            "input_ids"
+        ]
+        return ids
+
+    def _regex(self, form: BoxTemplate) -> str:
+        blank = "" if chat(self.family, self.processor, "")[-1:].isspace() else " "
+        return blank + template_regex(form)
+
+
+def chosen_tokens(compiled: CompiledBoxTemplate, ids: Sequence[int]) -> list[int]:
+    """The places of the tokens that the model chose in a box; all of them if its tokens are not
+    those of the compiled template."""
+    box, places = compiled.start(), []
+    while not box.done:
+        place = len(box.tokens)
+        if place >= len(ids) or ids[place] not in box.choices or tuple(ids[:place]) != box.tokens:
+            return list(range(len(ids)))
+        places.append(place)
+        box = box.choose(ids[place])
+    return places
+
+
+def template_regex(form: BoxTemplate) -> str:
+    """The boxes of a template as a regular expression.
+
+    >>> template_regex(BoxTemplate("[{}, {}, {}, {}]", ("0", "1")))
+    '\\\\[(0|1), (0|1), (0|1), (0|1)\\\\]'
+    """
+    numbers = "|".join(map(re.escape, form.numbers))
+    return f"({numbers})".join(map(re.escape, form.pattern.split("{}"))).replace("\\ ", " ")
+
+
+def _load(**options: Any) -> Any:
+    """vLLM's `LLM` with our worker.
+
+    Raises:
+        CofError: it does not start.
+    """
+    from vllm import LLM
+
+    options = {
+        "limit_mm_per_prompt": {"image": 2},
+        "worker_cls": "cof.engines.vllm.worker.BiasedWorker",
+        **options,
+    }
+    try:
+        return LLM(**{name: value for name, value in options.items() if value is not None})
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CofError(f"vLLM cannot load {options['model']!r}: {error}") from error

@@ -1,0 +1,92 @@
+"""What vLLM loads of us in each of its processes (entry point `vllm.general_plugins`).
+
+The scheduler's process must never serve the KV blocks of one region to another, so the hash of a
+block names the bias it was computed under. The workers' processes add the bias (`attention`).
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.core import block_pool, kv_cache_utils
+
+from cof.engines.vllm.bias import KEY, RequestBias, place_bias
+from cof.engines.vllm.versions import supported
+
+_stock_hash_keys = kv_cache_utils._gen_prompt_embeds_extra_hash_keys
+_stock_verify = SamplingParams._verify_extra_args
+
+
+def register() -> None:
+    """Hook into this process's vLLM; a version that is not supported is left alone.
+
+    Raises:
+        RuntimeError: the hashes of KV blocks do not tell regions apart.
+    """
+    if not supported():
+        return
+    # All that hash blocks call `generate_block_hash_extra_keys`, some by a name of their own; it
+    # finds this function by its module's name for it.
+    kv_cache_utils._gen_prompt_embeds_extra_hash_keys = _hash_keys
+    if current_platform.is_cpu():
+        register_backend(AttentionBackendEnum.CPU_ATTN, "cof.engines.vllm.attention.BiasedBackend")
+    SamplingParams._verify_extra_args = _verify_extra_args
+    check_hashes()
+
+
+def _verify_extra_args(sampling_params: SamplingParams) -> None:
+    """Refuse what is no bias where a request is made: later, it would end the engine."""
+    _stock_verify(sampling_params)
+    text = sampling_params.extra_args.get(KEY)
+    if text is not None:
+        RequestBias.from_json(text)
+
+
+def _hash_keys(request: Any, start: int, end: int) -> list[Any]:
+    """What a block of the tokens `start ... end - 1` is hashed with beside its tokens."""
+    keys: list[Any] = _stock_hash_keys(request, start, end)
+    bias = place_bias(request.sampling_params, request.mm_features)
+    if bias is not None and end > bias.start:
+        return [*keys, (KEY, bias.digest)]
+    return keys
+
+
+def check_hashes() -> None:
+    """Ask for what the blocks of three requests that differ in their regions alone are hashed with.
+
+    Raises:
+        RuntimeError: blocks that hold different keys and values would hash alike, or blocks that
+            hold the same would not.
+    """
+    for hashed_with in (
+        kv_cache_utils.generate_block_hash_extra_keys,
+        block_pool.generate_block_hash_extra_keys,
+    ):
+        blocks = [(0, 16), (16, 32), (32, 48)]
+        requests = [_request(first) for first in (None, 20, 24)]
+        different = [
+            len({hashed_with(request, start, end, 0) for request in requests})
+            for start, end in blocks
+        ]
+        if different != [1, 3, 3]:
+            raise RuntimeError(
+                "cof: vLLM's prefix cache would not tell one region from another, so that answers "
+                "would be wrong; run it without plugins that change how it hashes blocks."
+            )
+
+
+def _request(first: int | None) -> Any:
+    """A request about an image of 40 tokens, four of them biased from `first` on."""
+    bias = {} if first is None else {KEY: RequestBias(((first, 4, 1.0),)).to_json()}
+    position = SimpleNamespace(offset=0, length=40, is_embed=None)
+    return SimpleNamespace(
+        mm_features=[SimpleNamespace(identifier="image", mm_position=position)],
+        sampling_params=SimpleNamespace(extra_args=bias),
+        lora_request=None,
+        cache_salt=None,
+        prompt_embeds=None,
+    )

@@ -1,0 +1,27 @@
+"""The environment of the vLLM tests, which `make test-vllm` runs in a virtual one of their own."""
+
+from __future__ import annotations
+
+import os
+import runpy
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+_OPERATORS = runpy.run_path(str(HERE / "site" / "sitecustomize.py"))  # of this process
+
+os.environ |= {
+    "PYTHONPATH": f"{HERE / 'site'}:{os.environ.get('PYTHONPATH', '')}",  # of vLLM's processes
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # scheduler and worker in this process
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles its sampler, for some ten seconds
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings("default"))  # vLLM's own are not errors

@@ -1,0 +1,160 @@
+"""What the engine does beside the bias: decoding, boxes, two images, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm.version")
+
+from checkpoints import checkpoint
+from helpers import (
+    CLOSE,
+    FEW,
+    LEFT,
+    RIGHT,
+    difference,
+    reference_engine,
+    vllm_engine,
+)
+from models import picture
+from PIL import Image
+
+from cof import CoF
+from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.vllm import versions
+from cof.engines.vllm.engine import VllmEngine, template_regex
+from cof.errors import CofError
+from cof.tiny import checkpoint_path
+from cof.types import Decoding, Generation, Highlight, Request
+
+TINY = checkpoint_path("tiny-early")
+SCENES = [
+    Image.open(path).convert("RGB") for path in sorted((TINY.parents[1] / "demo").glob("*.png"))
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> VllmEngine:
+    return vllm_engine(TINY)
+
+
+@pytest.fixture(scope="module")
+def reference() -> TransformersEngine:
+    return reference_engine(TINY)
+
+
+def test_boxes_in_a_template(engine: VllmEngine, reference: TransformersEngine) -> None:
+    form = engine.dialect.form
+    assert form is not None
+    prompt = engine.dialect.grounding_prompt("What digit is on the star?")
+    requests = [Request(image, prompt) for image in SCENES]
+    boxes, expected = (made.generate(requests, Decoding(form=form)) for made in (engine, reference))
+    for box, other in zip(boxes, expected, strict=True):
+        assert re.fullmatch(template_regex(form), box.text)
+        assert box.text == other.text
+        # of the tokens that the model chose; vLLM leaves out those that the template forbids
+        assert box.token_ids == other.token_ids
+        assert np.all(np.subtract(box.logprobs, other.logprobs) > -CLOSE)
+        assert difference(box, other) < 0.01
+
+
+def test_the_pipeline_is_that_of_the_transformers_engine(
+    engine: VllmEngine, reference: TransformersEngine
+) -> None:
+    queries = [(image, "What digit is on the star?") for image in SCENES]
+    ours, theirs = (CoF(made).batch(queries) for made in (engine, reference))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.text, one.boxes, one.found) == (other.text, other.boxes, other.found)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
+
+
+def test_from_pretrained_makes_this_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine_of(model: object, **options: object) -> VllmEngine:
+        assert options == {"dtype": "float32", "tensor_parallel_size": 2}
+        return vllm_engine(TINY)
+
+    monkeypatch.setattr(VllmEngine, "from_pretrained", engine_of)
+    options = {"tensor_parallel_size": 2}
+    cof = CoF.from_pretrained("tiny", engine="vllm", dtype="float32", engine_options=options)
+    assert isinstance(cof.engine, VllmEngine)
+
+
+def test_encoded_images_and_second_images() -> None:
+    engine, reference = (made(checkpoint("llava")) for made in (vllm_engine, reference_engine))
+    one, other = picture((112, 112), 0), picture((112, 112), 1)
+    (encoded,) = engine.encode([one])
+    light = Highlight(RIGHT, 60.0, scope="text")
+    assert engine.generate([Request(encoded, "What?", light)], FEW) == engine.generate(
+        [Request(one, "What?", light)], FEW
+    )
+    both = [Request(one, "What?", light, beside=other), Request(one, "What?", beside=other)]
+    assert_equal_ignoring_plain(engine, reference, both)
+
+
+def assert_equal_ignoring_plain(
+    engine: VllmEngine, reference: TransformersEngine, requests: list[Request]
+) -> None:
+    ours, theirs = (made.generate(requests, FEW) for made in (engine, reference))
+    assert max(map(difference, ours, theirs)) < CLOSE
+    assert difference(*theirs) > 0.1  # the highlight makes the difference
+
+
+def test_sampling_is_the_seeds(engine: VllmEngine) -> None:
+    def sampled(seed: int) -> Generation:
+        decoding = Decoding(max_new_tokens=12, temperature=2.0, top_p=0.95, seed=seed)
+        request = Request(SCENES[0], "What digit is on the star?", Highlight(LEFT, 4.0))
+        return engine.generate([request], decoding)[0]
+
+    assert sampled(1) == sampled(1)
+    assert len({sampled(seed).token_ids for seed in range(8)}) > 1
+
+
+def test_log_probabilities_are_those_before_temperature(
+    engine: VllmEngine, reference: TransformersEngine
+) -> None:
+    request = Request(SCENES[0], "What digit is on the star?")
+    (greedy,) = reference.generate([request])
+    decoding = Decoding(temperature=0.01, top_p=0.5, seed=0)
+    assert difference(engine.generate([request], decoding)[0], greedy) < CLOSE
+
+
+def test_frames_are_those_of_the_transformers_engine(
+    engine: VllmEngine, reference: TransformersEngine
+) -> None:
+    assert engine.frame((300, 200)) == reference.frame((300, 200))
+
+
+@pytest.mark.parametrize(
+    ("request_", "decoding", "sentence"),
+    [
+        (Request(SCENES[0], "?"), Decoding(num_beams=2), "beams"),
+        (Request(SCENES[0], "?", Highlight(LEFT, 2.0, guidance=2.0)), FEW, "contrast"),
+        (Request(SCENES[0], "?", Highlight(LEFT, 2.0, layers=(6,))), FEW, "layers must be"),
+        (Request(SCENES[0], "?", Highlight(LEFT, 2.0, heads=(8,))), FEW, "heads must be"),
+        (Request(SCENES[0], "why " * 2000), FEW, "vLLM refuses"),
+    ],
+    ids=["beams", "contrast", "layers", "heads", "length"],
+)
+def test_refusals_leave_the_engine_alive(
+    engine: VllmEngine, request_: Request, decoding: Decoding, sentence: str
+) -> None:
+    fine = Request(SCENES[0], "What digit is on the star?", Highlight(LEFT, 4.0))
+    before = engine.generate([fine], FEW)
+    with pytest.raises(CofError, match=sentence):
+        engine.generate([fine, request_], decoding)
+    after = engine.generate([fine], FEW)
+    assert np.allclose(before[0].logprobs, after[0].logprobs, atol=CLOSE)
+
+
+def test_another_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "SUPPORTED", ("0.31",))
+    with pytest.raises(CofError, match=r"vLLM 0\.32.* is not supported, only 0\.31"):
+        VllmEngine.from_pretrained(TINY)
+
+
+def test_device_map_is_refused() -> None:
+    with pytest.raises(CofError, match="tensor_parallel_size"):
+        VllmEngine.from_pretrained(TINY, device_map="auto")
