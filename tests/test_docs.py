@@ -118,6 +118,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for size in ("7b", "13b"):
         (tmp_path / "llava-hf" / f"llava-1.5-{size}-hf").symlink_to(checkpoint("llava"))
     formats.mme(tmp_path / "MME_Benchmark_release_version")
+    formats.pope(tmp_path / "POPE")
+    formats.textvqa(tmp_path / "TextVQA")
+    formats.tsv(tmp_path / "mmbench_test.tsv", formats.mmbench_rows())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     return tmp_path
