@@ -2,7 +2,7 @@
 
 A page holds a block such as
 
-    <!-- from results/tiny-early/table.md "headline figures" rows="^fine" columns="method,value" -->
+    <!-- from results/tiny-early/table.md "headline figures" rows="^fine" columns="method; value" -->
     <!-- end -->
 
 and `python docs/hooks/tables.py README.md docs` (`make tables`) writes the table between the two
@@ -31,23 +31,26 @@ BLOCK = re.compile(
 """A block; what is above it in the page does not matter."""
 
 
+NOT_THERE = "Not measured yet: this table will come from"
+
+
 def fill_blocks(text: str) -> str:
     """The page with its tables as they now are in the files.
 
+    A table that is not there yet leaves a sentence that says so.
+
     Raises:
-        ValueError: a file has no such table, column or row.
+        ValueError: a table has no such column or row.
     """
     return BLOCK.sub(lambda block: f"{block['head']}{_body(block)}{block['end']}", text)
 
 
 def _body(block: re.Match[str]) -> str:
     file = ROOT / block["source"]
-    if not file.is_file():
-        return f"\n*Not measured yet: this table comes from `{block['source']}`.*\n\n"
-    for name, table in named_tables(file.read_text("utf-8")):
-        if block["name"] in (None, name, table[0][0]):
+    for name, table in named_tables(file.read_text("utf-8")) if file.is_file() else ():
+        if block["name"] in (None, name, table[0][0].strip()):
             return f"\n{_markdown(_select(table, block))}\n\n"
-    raise ValueError(f"{block['source']} has no table {block['name']!r}")
+    return f"\n*{NOT_THERE} `{block['source']}`.*\n\n"
 
 
 def named_tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
@@ -68,7 +71,7 @@ def _select(table: list[list[str]], block: re.Match[str]) -> list[list[str]]:
         rows = [row for row in rows if re.search(block["rows"], " | ".join(row))]
     places = range(len(head))
     if block["columns"]:
-        places = [head.index(name) for name in block["columns"].split(",")]
+        places = [head.index(name) for name in block["columns"].split("; ")]
     if not rows:
         raise ValueError(f"{block['source']} has no rows {block['rows']!r}")
     return [[row[place] for place in places] for row in (head, rule, *rows)]
