@@ -2,17 +2,19 @@
 
 Python blocks share a namespace; lines `#> ...` are what the block prints. In bash blocks `cof` runs
 for real, `pip`, `make` and `python -m` are checked to exist. A page has a folder of its own, where
-`llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions. A block below
-`<!-- not run: reason -->` is only parsed.
+`llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions; a page that asks
+a server at port 8000 gets one at another port. A block below `<!-- not run: reason -->` is only parsed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ BLOCK = re.compile(
     r"^(?:<!-- (?P<tag>not run: [^>]+) -->\n)?```(?P<kind>python|bash)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
+
+SERVER = "127.0.0.1:8000"
 
 WAITING = {"serve", "web"}
 """Commands that wait for requests: parsed, not run."""
@@ -101,6 +105,8 @@ def check(command: list[str], *, runs: bool) -> None:
     elif program == "make":
         for target in arguments:
             assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"no target {target}"
+    elif program == "docker":
+        assert (ROOT / "Dockerfile").is_file()
     elif program == "python" and arguments[0] == "-m":
         assert not runs or find_spec(arguments[1]) is not None, f"no module {arguments[1]}"
         for path in arguments[2:]:
@@ -132,20 +138,38 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("folder")
 def test_snippets_run(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
-    for snippet in snippets(page):
+    asks = any(SERVER in of.code for of in snippets(page) if of.kind == "python")
+    with serving() if asks else contextlib.nullcontext(SERVER) as server:
+        for snippet in snippets(page):
+            try:
+                if snippet.kind == "bash":
+                    for command in commands(snippet.code):
+                        check(command, runs=snippet.runs)
+                else:
+                    run_python(snippet, page, names, server)
+            except Exception as error:
+                raise AssertionError(f"{page.relative_to(ROOT)}:{snippet.line + 1}") from error
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[str]:
+    """`cof serve tiny-early` at any port; its address."""
+    command = [sys.executable, "-m", "cof.cli", "serve", "tiny-early", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stderr is not None
         try:
-            if snippet.kind == "bash":
-                for command in commands(snippet.code):
-                    check(command, runs=snippet.runs)
-            else:
-                run_python(snippet, page, names)
-        except Exception as error:
-            raise AssertionError(f"{page.relative_to(ROOT)}:{snippet.line + 1}") from error
+            told = (re.search(r"127\.0\.0\.1:\d+", line) for line in server.stderr)
+            yield next(address[0] for address in told if address)
+        finally:
+            server.terminate()
+            server.stderr.read()
 
 
-def run_python(snippet: Snippet, page: Path, names: dict[str, Any]) -> None:
+def run_python(snippet: Snippet, page: Path, names: dict[str, Any], server: str) -> None:
     """Run a block, and compare what it prints with what it says it prints."""
-    code = compile("\n" * snippet.line + snippet.code, str(page), "exec", dont_inherit=True)
+    text = "\n" * snippet.line + snippet.code.replace(SERVER, server)
+    code = compile(text, str(page), "exec", dont_inherit=True)
     if not snippet.runs:
         return
     printed = io.StringIO()
@@ -179,7 +203,7 @@ def test_commands_and_options_in_the_text_exist(page: Path) -> None:
         if (words := code.split())[0] != "cof" and not re.fullmatch(r"--[a-z-]+", words[0]):
             continue
         for option in re.findall(r"(?<!\S)--[a-z][a-z_-]*", code):
-            assert option in options or option == "--model_args", f"no option {option}"
+            assert option in {*options, "--help", "--model_args"}, f"no option {option}"
         if words[0] == "cof":
             path = "cof"
             for word in words[1:]:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,9 @@ DOCS = ROOT / "docs"
 
 LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s:#]+)(?P<anchor>#[^)\s]*)?(?=\))")
 """The target of a Markdown link or image, unless it is an address or within the page."""
+
+LOADS = re.compile(r'<(?:script|img|iframe|source)[^>]+src="https?:|<link[^>]+href="https?:')
+"""What a browser would fetch from the network to show a page."""
 
 FIRST_SCREEN = "<!-- the first screen of README.md -->"
 
@@ -51,6 +55,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return markdown.replace(FIRST_SCREEN, screen)
     folder = DOCS if (DOCS / uri).is_file() else ROOT
     return relink(markdown, (folder / uri).parent, uri)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse pages that need the network to be shown.
+
+    Raises:
+        PluginError: a page does.
+    """
+    if found := LOADS.search(output):
+        raise PluginError(f"{page.file.src_uri} needs the network: {found[0]}")
+    return output
 
 
 def targets(page: Path) -> list[Path]:

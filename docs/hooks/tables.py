@@ -7,7 +7,7 @@ A page holds a block such as
 
 and `python docs/hooks/tables.py README.md docs` (`make tables`) writes the table between the two
 lines: the first one under that heading, or whose first column has that name; without a name the
-first table of the file. `rows` is a regular expression that a row must match, `columns` are those
+whole file, but for its title. `rows` is a regular expression that a row must match, `columns` are those
 that are kept. The documentation site fills the blocks anew whenever it is built, and
 tests/test_readme.py compares them with the files.
 """
@@ -47,8 +47,11 @@ def fill_blocks(text: str) -> str:
 
 def _body(block: re.Match[str]) -> str:
     file = ROOT / block["source"]
-    for name, table in named_tables(file.read_text("utf-8")) if file.is_file() else ():
-        if block["name"] in (None, name, table[0][0].strip()):
+    text = file.read_text("utf-8") if file.is_file() else ""
+    if text and block["name"] is None:
+        return f"\n{re.sub('^# .*', '', text).strip()}\n\n"
+    for name, table in named_tables(text):
+        if block["name"] in (name, table[0][0].strip()):
             return f"\n{_markdown(_select(table, block))}\n\n"
     return f"\n*{NOT_THERE} `{block['source']}`.*\n\n"
 
