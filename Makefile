@@ -1,4 +1,4 @@
-# make demo | test | check | tiny: each sets up .venv first.
+# make demo | test | check | docs | package | serve: each sets up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
-.PHONY: demo test test-vllm check tiny eval bench serve
+.PHONY: demo test test-vllm check docs package tiny eval tables bench serve
 
 demo: $(READY)
 	$(BIN)/cof demo
@@ -23,10 +23,20 @@ test: $(READY)
 test-vllm: $(VLLM_READY)
 	$(VLLM)/bin/python -m pytest tests/vllm
 
-check: $(READY)
+check: $(READY) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, into site/; warnings are errors.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# The wheel and the sdist, into dist/, and the wheel tried in a fresh environment.
+package: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m pytest -m slow tests/test_package.py
 
 # Train the embedded models anew (a quarter of an hour on one GPU; resumes where it was stopped).
 tiny: $(READY)
@@ -37,16 +47,20 @@ tiny: $(READY)
 	$(BIN)/python -m cof.tiny.curve
 	$(BIN)/python -m cof.tiny.showcase
 
-# What the README says of the embedded models (an hour on two CPU cores; resumes where it was stopped).
+# What README and docs say of the embedded models (hours on two CPU cores; resumes where it was stopped).
 eval: $(READY)
 	$(BIN)/cof eval tiny --model tiny-early --dtype bfloat16 --out results/tiny-early
 	$(BIN)/cof eval tiny --dtype bfloat16 --out results/tiny
 	$(BIN)/cof eval tiny --dtype bfloat16 --side 200 --out results/tiny-small
-	$(BIN)/cof eval faces --dtype bfloat16 --out results/faces
-	$(BIN)/cof eval faces --model tiny-early --dtype bfloat16 --out results/faces-early
-	$(BIN)/cof eval matrix --model tiny-early --dtype bfloat16 --out results/matrix
-	$(BIN)/cof adapt --model tiny-early --dtype bfloat16 --out results/adaptive
+	$(BIN)/cof eval grid --dtype bfloat16 --out results/grid
+	$(BIN)/cof eval synthetic --dtype bfloat16 --out results/synthetic
+	$(BIN)/cof eval synthetic --model tiny-early --dtype bfloat16 --out results/synthetic-early
+	$(BIN)/cof sweep --model tiny-early --side 160 --then-test --out results/sweep-tiny-early
 	$(BIN)/cof report results/tiny-early
+
+# The tables of README and docs, anew from results/.
+tables: $(READY)
+	$(BIN)/python docs/hooks/tables.py README.md docs
 
 # What an answer costs, relative to a plain one (random weights in LLaVA-1.5 shapes), how that grows,
 # and whether memory does. Hours on two CPU cores; resumes where it was stopped.

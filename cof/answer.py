@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
@@ -16,6 +17,8 @@ from cof.types import Timings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from cof.engines.base import Engine
 
 NO_IMAGE = PIL.Image.new("RGB", (1, 1))
 """The image of an answer whose query was refused before its image was loaded."""
@@ -64,7 +67,38 @@ class Answer:
 
     def plain(self) -> str:
         """The same model's answer without CoF, computed when first asked for."""
+        return self._plain_text
+
+    @cached_property
+    def _plain_text(self) -> str:
         return self._plain()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; with the plain answer if it was asked for before."""
+        from cof.viz.notebook import write_html
+
+        return write_html(self, vars(self).get("_plain_text"))
+
+    def plot(
+        self,
+        engine: Engine | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """Plot the image with the boxes, and the attention if the engine is given: `cof.engine`.
+
+        See `cof.viz.notebook.plot_answer`.
+        """
+        from cof.viz.notebook import plot_answer
+
+        return plot_answer(self, engine, layers=layers, heads=heads)
+
+    def to_detections(self) -> Any:
+        """The boxes as `supervision.Detections`; see `cof.viz.notebook.make_detections`."""
+        from cof.viz.notebook import make_detections
+
+        return make_detections(self)
 
 
 def refused_answer(image: Image, question: str, settings: Settings, error: CofError) -> Answer:

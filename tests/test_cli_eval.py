@@ -92,7 +92,7 @@ def test_refusals(tmp_path: Path) -> None:
     path = formats.mme(tmp_path)
     for arguments, message in (
         ((path, "--rules", "mine"), "There are no rules 'mine'"),
-        ((path, "--prompt_style", "mine"), "There is no prompt_style 'mine'"),
+        ((path, "--prompt-style", "mine"), "There is no prompt_style 'mine'"),
         ((tmp_path / "nowhere",), "There is no"),
     ):
         result = invoke("mme", *arguments)

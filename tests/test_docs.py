@@ -1,58 +1,214 @@
-"""What docs/speed.md shows, runs; docs/serving.md has the table that the load test wrote."""
+"""Every snippet of the documentation runs, in the order of its page.
+
+Python blocks share a namespace; lines `#> ...` are what the block prints. In bash blocks `cof` runs
+for real, `pip`, `make` and `python -m` are checked to exist. A page has a folder of its own, where
+`llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions; a page that asks
+a server at port 8000 gets one at another port. A block below `<!-- not run: reason -->` is only parsed.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import formats
 import pytest
+import typer
+from models import checkpoint
+from typer.testing import CliRunner
 
-from cof.errors import CofError
-from cof.pipeline import CoF
-from cof.tiny import checkpoint_path
+from cof.cli import app
 
-SPEED = (Path(__file__).parents[1] / "docs" / "speed.md").read_text("utf-8")
-LINES = re.search(r"```python\n(.*?)```", SPEED, re.DOTALL)
-PACKAGES = {"device_map": ["accelerate"], "quantization": ["accelerate", "bitsandbytes"]}
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<tag>not run: [^>]+) -->\n)?```(?P<kind>python|bash)\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+SERVER = "127.0.0.1:8000"
+
+WAITING = {"serve", "web"}
+"""Commands that wait for requests: parsed, not run."""
 
 
-@pytest.mark.parametrize("line", LINES[1].splitlines() if LINES else [])
-def test_every_line_loads_a_model(line: str) -> None:
-    names: dict[str, Any] = {"CoF": CoF, "model": checkpoint_path()}
-    needed = [of for option in PACKAGES if option in line for of in PACKAGES[option]]
-    assert ("[big]" in line) == bool(needed)
-    if any(find_spec(of) is None for of in needed):
-        with pytest.raises(CofError, match=r"pip install 'cof\[big\]'"):
-            eval(line, names)
+@dataclass(frozen=True)
+class Snippet:
+    """A block of code, and the line it begins at."""
+
+    kind: str
+    code: str
+    line: int
+    runs: bool
+
+
+def snippets(page: Path) -> list[Snippet]:
+    text = page.read_text("utf-8")
+    return [
+        Snippet(
+            block["kind"], block["code"], text.count("\n", 0, block.start("code")), not block["tag"]
+        )
+        for block in BLOCK.finditer(text)
+    ]
+
+
+def commands(code: str) -> Iterator[list[str]]:
+    """The commands of a bash block, word by word, without comments and assignments."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            command, words = words[:end], words[end + 1 :]
+            while command and re.fullmatch(r"[A-Z_]+=.*", command[0]):
+                del command[0]
+            if command:
+                yield command
+
+
+def parse(arguments: list[str]) -> None:
+    """Have the command line read the arguments of `cof` without running anything."""
+    command: Any = typer.main.get_command(app)
+    context = typer.Context(command, info_name="cof")
+    while hasattr(command, "resolve_command"):
+        name, command, arguments = command.resolve_command(context, arguments)
+        context = typer.Context(command, info_name=name, parent=context)
+    with command.make_context(name, list(arguments), parent=context.parent):
+        pass
+
+
+def check(command: list[str], *, runs: bool) -> None:
+    """Run a command of `cof`; of others see that what they name exists."""
+    program, *arguments = command
+    if program == "cof":
+        if runs and arguments[0] not in WAITING:
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, result.output
+        else:
+            parse(arguments)
+    elif program == "pip":
+        for extra in re.findall(r"\[(.+?)\]", " ".join(arguments)):
+            assert re.search(rf"^{extra} = \[", PYPROJECT, re.MULTILINE), f"no extra {extra}"
+    elif program == "make":
+        for target in arguments:
+            assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"no target {target}"
+    elif program == "docker":
+        assert (ROOT / "Dockerfile").is_file()
+    elif program == "python" and arguments[0] == "-m":
+        assert not runs or find_spec(arguments[1]) is not None, f"no module {arguments[1]}"
+        for path in arguments[2:]:
+            assert not path.startswith("tests/") or (ROOT / path).exists(), f"no {path}"
+    else:
+        assert not runs, f"say how to check {program!r}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the snippets find around them."""
+    (tmp_path / "cof").symlink_to(ROOT / "cof")
+    shutil.copy(ROOT / "cof" / "demo" / "scene-4.png", tmp_path / "photo.jpg")
+    (tmp_path / "llava-hf").mkdir()
+    for size in ("7b", "13b"):
+        (tmp_path / "llava-hf" / f"llava-1.5-{size}-hf").symlink_to(checkpoint("llava"))
+    formats.mme(tmp_path / "MME_Benchmark_release_version")
+    formats.pope(tmp_path / "POPE")
+    formats.textvqa(tmp_path / "TextVQA")
+    formats.tsv(tmp_path / "mmbench_test.tsv", formats.mmbench_rows())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT))
+)
+@pytest.mark.usefixtures("folder")
+def test_snippets_run(page: Path) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    asks = any(SERVER in of.code for of in snippets(page) if of.kind == "python")
+    with serving() if asks else contextlib.nullcontext(SERVER) as server:
+        for snippet in snippets(page):
+            try:
+                if snippet.kind == "bash":
+                    for command in commands(snippet.code):
+                        check(command, runs=snippet.runs)
+                else:
+                    run_python(snippet, page, names, server)
+            except Exception as error:
+                raise AssertionError(f"{page.relative_to(ROOT)}:{snippet.line + 1}") from error
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[str]:
+    """`cof serve tiny-early` at any port; its address."""
+    command = [sys.executable, "-m", "cof.cli", "serve", "tiny-early", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stderr is not None
+        try:
+            told = (re.search(r"127\.0\.0\.1:\d+", line) for line in server.stderr)
+            yield next(address[0] for address in told if address)
+        finally:
+            server.terminate()
+            server.stderr.read()
+
+
+def run_python(snippet: Snippet, page: Path, names: dict[str, Any], server: str) -> None:
+    """Run a block, and compare what it prints with what it says it prints."""
+    text = "\n" * snippet.line + snippet.code.replace(SERVER, server)
+    code = compile(text, str(page), "exec", dont_inherit=True)
+    if not snippet.runs:
         return
-    made = eval(line, names)
-    assert isinstance(made, CoF)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, names)
+    expected = re.findall(r"^ *#> ?(.*)$", snippet.code, re.MULTILINE)
+    assert not expected or printed.getvalue().splitlines() == expected
 
 
-def test_the_readme_shows_the_same_lines() -> None:
-    assert LINES is not None
-    assert LINES[0] in (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-
-
-def test_its_options_are_those_of_the_command_line() -> None:
-    from typer.testing import CliRunner
-
-    from cof import cli
-
-    options = re.findall(r"`(--[a-z-]+)`", SPEED)
-    assert len(options) == 5
-    for command in ("ask", "ground", "eval mme"):
-        arguments = [*shlex.split(command), "--help"]
-        shown = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"}).output
-        assert all(option in shown for option in options), command
-
-
-def test_the_table_of_serving_is_the_one_that_was_measured() -> None:
-    root = Path(__file__).parents[1]
-    text = (root / "docs" / "serving.md").read_text("utf-8")
-    block = re.search(r"<!-- from (\S+) -->\n\n(.*?)\n<!-- end -->", text, re.DOTALL)
-    assert block is not None
-    assert block[2] == (root / block[1]).read_text("utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_and_options_in_the_text_exist(page: Path) -> None:
+    root: Any = typer.main.get_command(app)
+    leaves: list[Any] = []
+    groups = {"cof": root}
+    paths = {"cof"}
+    while groups:
+        name, group = groups.popitem()
+        for child, command in group.commands.items():
+            paths.add(f"{name} {child}")
+            if hasattr(command, "commands"):
+                groups[f"{name} {child}"] = command
+            else:
+                leaves.append(command)
+    options = {
+        option
+        for command in (root, *leaves)
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text("utf-8")):
+        if (words := code.split())[0] != "cof" and not re.fullmatch(r"--[a-z-]+", words[0]):
+            continue
+        for option in re.findall(r"(?<!\S)--[a-z][a-z_-]*", code):
+            assert option in {*options, "--help", "--model_args"}, f"no option {option}"
+        if words[0] == "cof":
+            path = "cof"
+            for word in words[1:]:
+                if f"{path} {word}" not in paths:
+                    break
+                path = f"{path} {word}"
+            plain = len(words) == 1 or not re.fullmatch(r"[a-z]+", words[1])
+            assert plain or path != "cof", f"no command {code}"

@@ -143,7 +143,7 @@ RulesOption = Annotated[
 PromptStyleOption = Annotated[
     str | None,
     typer.Option(
-        "--prompt_style",
+        "--prompt-style",
         help="Prompts as of llava, llava-ocr, official, lmms-eval, vlmevalkit or tiny. "
         "\\[default: llava; tiny for the embedded model]",
     ),

@@ -10,39 +10,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from cof.errors import CofError
+from cof.viz.layout import (
+    FAINT,
+    GAP,
+    INK,
+    MARGIN,
+    NARROWEST,
+    PAPER,
+    QUESTION,
+    SMALL,
+    TITLE,
+    draw_labelled,
+    draw_text,
+    line_up,
+    stack,
+)
 from cof.viz.panels import DARK, FOUND, USED, Tokens, colours, heat, overlay, panel_size
 from cof.viz.readout import Readout, read
-from cof.viz.text import font_for, wrapped
 
 if TYPE_CHECKING:
     from cof.engines.base import Engine
     from cof.pipeline import Answer
 
-PAPER = (255, 255, 255)
-INK = (28, 30, 38)
-FAINT = (104, 108, 120)
 RIGHT = (0, 122, 84)
 WRONG = (194, 40, 40)
 TOKEN = (236, 236, 236)
 
-MARGIN = 28
-GAP = 24  # between panels
-QUESTION, VALUE, TITLE, SMALL = 34, 34, 26, 22  # font sizes in pixels
-NARROWEST = 440  # a panel's column: wide enough for its title
 WIDE = 1.8  # panels of a larger width : height go below one another, not side by side
-MOST_LINES = 6  # of one text in the caption
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A picture under a title, over its legend."""
+    """An image under a title, over its legend.
+
+    Attributes:
+        title: what it shows.
+        image: RGB.
+        legend: its signs or its scale of colours, drawn.
+        caption: the same in words.
+    """
 
     title: str
     image: Image.Image
     legend: Image.Image
+    caption: str
 
 
 def draw(
@@ -72,19 +86,30 @@ def draw(
         CofError: a layer or head the model does not have, or out of memory.
     """
     readout = None if engine is None else read(engine, answer, layers=layers, heads=heads)
-    panels = [_boxes_panel(answer, readout)]
-    if readout is not None:
-        panels += _attention_panels(answer, readout)
+    panels = draw_panels(answer, readout)
     below = panel_size(answer.image.size)[0] > WIDE * panel_size(answer.image.size)[1]
     rows = [[panel] for panel in panels] if below else [panels]
-    body = _stacked([_side_by_side(row) for row in rows], GAP)
+    body = stack([_side_by_side(row) for row in rows], GAP)
     parts = [_caption(answer, plain, truth, max(body.width, 2 * NARROWEST)), body]
     if readout is not None:
-        parts.append(_text(footnote(answer, readout), SMALL, FAINT, parts[0].width))
-    content = _stacked(parts, GAP)
+        parts.append(draw_text(footnote(answer, readout), SMALL, FAINT, parts[0].width))
+    content = stack(parts, GAP)
     page = Image.new("RGB", (content.width + 2 * MARGIN, content.height + 2 * MARGIN), PAPER)
     page.paste(content, (MARGIN, MARGIN))
     return page
+
+
+def draw_panels(answer: Answer, readout: Readout | None) -> list[Panel]:
+    """What was looked at and, as far as an engine has told, the attention before and after.
+
+    Args:
+        answer: what to show.
+        readout: of this answer (`cof.viz.readout.read`); None: only the boxes are drawn.
+    """
+    panels = [_boxes_panel(answer, readout)]
+    if readout is not None:
+        panels += _attention_panels(answer, readout)
+    return panels
 
 
 def save_overlay(
@@ -138,20 +163,26 @@ def _boxes_panel(answer: Answer, readout: Readout | None) -> Panel:
     tokens = None if readout is None else readout.highlighted
     image = overlay(answer.image, answer.region, found=answer.raw_boxes, highlighted=tokens)
     keys: list[tuple[Image.Image, str]] = []
+    words: list[str] = []
     region = answer.region
     if region is not None and not region.whole:
         looked_at = "looked at"
         if region.mask is None and any(box not in region.boxes for box in answer.raw_boxes):
             keys.append((_dashed_key(), "found"))
+            words.append("dashed: found")
             looked_at += f", x {answer.settings.expand:g}"
         keys.append((_line_key(), looked_at))
+        words.append(f"solid: {looked_at}")
     if tokens is not None:
         count, total = int(tokens.values.sum()), tokens.values.size
         keys.append((_token_key(TOKEN), f"{count} of {total} tokens"))
+        words.append(f"bright: {count} of {total} image tokens")
         if min(tokens.frame.left, tokens.frame.top) < 0:
             keys.append((_token_key(DARK), "not seen"))
+            words.append("black: not seen")
     title = "Nothing highlighted" if region is None else "What it was made to look at"
-    return Panel(title, image, _keys(keys, max(image.width, NARROWEST)))
+    legend = _keys(keys, max(image.width, NARROWEST))
+    return Panel(title, image, legend, "; ".join(words))
 
 
 def _attention_panels(answer: Answer, readout: Readout) -> list[Panel]:
@@ -163,7 +194,8 @@ def _attention_panels(answer: Answer, readout: Readout) -> list[Panel]:
         if readout.after is not None:
             title = f"Attention {name}: {readout.inside(state):.1%} {_where(answer)}"
         image = heat(answer.image, state, top, answer.region)
-        panels.append(Panel(title, image, _scale(max(image.width, NARROWEST), top, state)))
+        legend = draw_scale(max(image.width, NARROWEST), top, state)
+        panels.append(Panel(title, image, legend, f"brightest: {_top_share(top, state)}"))
     return panels
 
 
@@ -203,18 +235,18 @@ def _caption(answer: Answer, plain: str | None, truth: str | None, width: int) -
         said.append(("confidence of the box", f"{answer.confidence:.0%}"))
     if answer.reason:
         said.append(("note", answer.reason))
-    lines = [_text(answer.question, QUESTION, INK, width)]
+    lines = [draw_text(answer.question, QUESTION, INK, width)]
     row: list[Image.Image] = []
     for label, text in said:
         ink = INK
         if truth is not None and label in ("plain", "CoF", "answer"):
             ink = RIGHT if same_answer(text, truth) else WRONG
-        item = _labelled(label, text or "(nothing)", ink, width)
+        item = draw_labelled(label, text or "(nothing)", ink, width)
         if row and sum(part.width + GAP for part in row) + GAP + item.width > width:
-            lines.append(_in_line(row, 2 * GAP))
+            lines.append(line_up(row, 2 * GAP))
             row = []
         row.append(item)
-    return _stacked([*lines, _in_line(row, 2 * GAP)], 12, width)
+    return stack([*lines, line_up(row, 2 * GAP)], 12, width)
 
 
 def same_answer(text: str, truth: str) -> bool:
@@ -242,46 +274,30 @@ def footnote(answer: Answer, readout: Readout) -> str:
     return text
 
 
-def _text(text: str, size: int, ink: tuple[int, int, int], width: int) -> Image.Image:
-    lines = wrapped(text, size, width, MOST_LINES)
-    font, step = font_for(text, size), round(size * 1.3)
-    used = max(1, *(round(font.getlength(line) + 0.5) for line in lines))
-    picture = Image.new("RGB", (min(used, width), step * len(lines)), PAPER)
-    pen = ImageDraw.Draw(picture)
-    for number, line in enumerate(lines):
-        pen.text((0, step * number + step // 2), line, fill=ink, font=font, anchor="lm")
-    return picture
-
-
-def _labelled(label: str, text: str, ink: tuple[int, int, int], width: int) -> Image.Image:
-    name = _text(label, SMALL, FAINT, width)
-    value = _text(text, VALUE, ink, width - name.width - 10)
-    picture = Image.new("RGB", (name.width + 10 + value.width, value.height), PAPER)
-    picture.paste(value, (name.width + 10, 0))
-    picture.paste(name, (0, round(VALUE * 1.3) - name.height - 5))
-    return picture
-
-
-def _scale(width: int, top: float, attention: Tokens) -> Image.Image:
+def draw_scale(width: int, top: float, attention: Tokens) -> Image.Image:
     """The colours of the heat with the shares at their ends."""
-    more = " or more" if float(attention.values.max()) > top else ""
-    low = _text("0", SMALL, INK, width)
-    high = _text(f"{top:.2%}{more} per token", SMALL, INK, width)
+    low = draw_text("0", SMALL, INK, width)
+    high = draw_text(_top_share(top, attention), SMALL, INK, width)
     length = min(width - low.width - high.width - 24, 260)
     levels = np.tile(np.linspace(0, 1, max(2, length)), (16, 1))
     bar = Image.fromarray(colours(levels).round().astype(np.uint8))
-    return _in_line([low, bar, high], 12)
+    return line_up([low, bar, high], 12)
+
+
+def _top_share(top: float, attention: Tokens) -> str:
+    more = " or more" if float(attention.values.max()) > top else ""
+    return f"{top:.2%}{more} per token"
 
 
 def _keys(keys: Sequence[tuple[Image.Image, str]], width: int) -> Image.Image:
-    parts = [_in_line([sign, _text(text, SMALL, INK, width)], 8) for sign, text in keys]
+    parts = [line_up([sign, draw_text(text, SMALL, INK, width)], 8) for sign, text in keys]
     rows: list[list[Image.Image]] = [[]]
     for part in parts:
         if rows[-1] and sum(p.width + GAP for p in rows[-1]) + part.width > width:
             rows.append([])
         rows[-1].append(part)
     # an empty line keeps the panels beside this one level
-    return _stacked([_in_line(row, GAP) for row in rows if row] or [_text(" ", SMALL, INK, 1)], 4)
+    return stack([line_up(row, GAP) for row in rows if row] or [draw_text(" ", SMALL, INK, 1)], 4)
 
 
 def _line_key() -> Image.Image:
@@ -308,28 +324,6 @@ def _side_by_side(panels: Sequence[Panel]) -> Image.Image:
     columns = []
     for panel in panels:
         width = max(panel.image.width, NARROWEST)
-        title = _text(panel.title, TITLE, INK, width)
-        columns.append(_stacked([title, panel.image, panel.legend], 10, width))
-    return _in_line(columns, GAP, top=True)
-
-
-def _stacked(parts: Sequence[Image.Image], gap: int, width: int = 0) -> Image.Image:
-    """Pictures below one another, left edges aligned."""
-    width = max([width, *(part.width for part in parts)])
-    height = sum(part.height for part in parts) + gap * (len(parts) - 1)
-    picture, y = Image.new("RGB", (width, height), PAPER), 0
-    for part in parts:
-        picture.paste(part, (0, y))
-        y += part.height + gap
-    return picture
-
-
-def _in_line(parts: Sequence[Image.Image], gap: int, *, top: bool = False) -> Image.Image:
-    """Pictures beside one another, centred vertically, or aligned at the top."""
-    width = sum(part.width for part in parts) + gap * (len(parts) - 1)
-    height = max(part.height for part in parts)
-    picture, x = Image.new("RGB", (width, height), PAPER), 0
-    for part in parts:
-        picture.paste(part, (x, 0 if top else (height - part.height) // 2))
-        x += part.width + gap
-    return picture
+        title = draw_text(panel.title, TITLE, INK, width)
+        columns.append(stack([title, panel.image, panel.legend], 10, width))
+    return line_up(columns, GAP, top=True)

@@ -15,7 +15,7 @@ from cof.errors import CofError, CofWarning
 from cof.geometry.boxes import Frame
 from cof.prompting.box_parsing import native_wh
 from cof.query import focus_request
-from cof.types import Highlight, Request
+from cof.types import EncodedImage, Highlight, Request
 from cof.viz.panels import Tokens
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def read(
     engine: Engine,
     answer: Answer,
     *,
+    image: EncodedImage | None = None,
+    known: Readout | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> Readout | None:
@@ -60,6 +62,9 @@ def read(
     Args:
         engine: that answered.
         answer: its answer.
+        image: the answer's image as the engine has encoded it; None: it is encoded here.
+        known: a readout of the same question, image, layers and heads, which spares the pass
+            without the highlight.
         layers, heads: which to average over; None: all.
 
     Returns:
@@ -70,33 +75,47 @@ def read(
     """
     if not isinstance(engine, AttentionReader):
         return None
-    plain = Request(engine.encode([answer.image])[0], answer.question)
+    plain = Request(image or engine.encode([answer.image])[0], answer.question)
     # what there is to warn of was said when the question was answered
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CofWarning)
-        before = engine.image_attention(plain)
-        if before.ndim != 4:
-            return None
-        light = _highlight(plain, answer)
-        after = None if light is None else engine.image_attention(replace(plain, highlight=light))
-        mask = None if light is None else engine.token_mask(answer.image.size, light)
-    chosen = np.ix_(
-        _chosen("layers", layers, before.shape[0]), _chosen("heads", heads, before.shape[1])
+        readout = known or _read_plain(engine, plain, layers, heads)
+        highlight = _highlight(plain, answer)
+        if readout is None or highlight is None:
+            return readout and replace(readout, after=None, highlighted=None)
+        after = engine.image_attention(replace(plain, highlight=highlight))
+        mask = engine.token_mask(answer.image.size, highlight)
+    frame = readout.before.frame
+    return replace(
+        readout,
+        after=Tokens(after[_chosen(after, layers, heads)].mean((0, 1)), frame),
+        highlighted=Tokens(mask, frame),
     )
-    native = engine.frame(answer.image.size)
+
+
+def _read_plain(
+    engine: AttentionReader,
+    plain: Request,
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+) -> Readout | None:
+    """The attention of the plain model; None where the image tokens are no single raster."""
+    before = engine.image_attention(plain)
+    if before.ndim != 4:
+        return None
+    assert isinstance(engine, Engine)
+    image_wh = plain.pil_image.size
+    native = engine.frame(image_wh)
     width, height = native_wh(native, engine.dialect.units)
     frame = Frame(
         native.left / width, native.top / height, native.right / width, native.bottom / height
     )
-
-    def tokens(weights: NDArray[np.float32]) -> Tokens:
-        return Tokens(weights[chosen].mean((0, 1)), frame)
-
+    chosen = _chosen(before, layers, heads)
     return Readout(
         looks=engine.looks,
-        before=tokens(before),
-        after=None if after is None else tokens(after),
-        highlighted=None if mask is None else Tokens(mask, frame),
+        before=Tokens(before[chosen].mean((0, 1)), frame),
+        after=None,
+        highlighted=None,
         averaged=(chosen[0].size, chosen[1].size),
     )
 
@@ -108,7 +127,16 @@ def _highlight(plain: Request, answer: Answer) -> Highlight | None:
     return focus_request(plain, answer.region, answer.settings).highlight
 
 
-def _chosen(what: str, numbers: Sequence[int] | None, available: int) -> list[int]:
+def _chosen(
+    weights: NDArray[np.float32], layers: Sequence[int] | None, heads: Sequence[int] | None
+) -> tuple[NDArray[np.intp], ...]:
+    """An index for the chosen layers and heads of `(layers, heads, *tokens)`."""
+    return np.ix_(
+        _checked("layers", layers, weights.shape[0]), _checked("heads", heads, weights.shape[1])
+    )
+
+
+def _checked(what: str, numbers: Sequence[int] | None, available: int) -> list[int]:
     if numbers is None:
         return list(range(available))
     if not numbers or not all(0 <= number < available for number in numbers):

@@ -121,7 +121,11 @@ def paper_blocks(results: Numbers) -> list[Block]:
             for name, task in results["tasks"].items()
             for block in (
                 Heading(f"{name}: intervals"),
-                figure_table(f"{name}-headline", task, task["headline"]),
+                figure_table(
+                    f"{name}-headline",
+                    task,
+                    [metric for metric in task["headline"] if metric in task["figures"]],
+                ),
             )
         ),
         Text(STATISTICS),
