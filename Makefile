@@ -49,14 +49,15 @@ tiny: $(READY)
 
 # What README and docs say of the embedded models (hours on two CPU cores; resumes where it was stopped).
 eval: $(READY)
-	$(BIN)/cof eval tiny --model tiny-early --dtype bfloat16 --out results/tiny-early
+	$(BIN)/cof eval tiny --model tiny-early --dtype bfloat16 --scenes 130 --out results/tiny-early
 	$(BIN)/cof eval tiny --dtype bfloat16 --out results/tiny
 	$(BIN)/cof eval tiny --dtype bfloat16 --side 200 --out results/tiny-small
 	$(BIN)/cof eval grid --dtype bfloat16 --out results/grid
 	$(BIN)/cof eval synthetic --dtype bfloat16 --out results/synthetic
 	$(BIN)/cof eval synthetic --model tiny-early --dtype bfloat16 --out results/synthetic-early
-	$(BIN)/cof sweep --model tiny-early --side 160 --then-test --out results/sweep-tiny-early
+	$(BIN)/cof sweep --model tiny-early --dtype bfloat16 --side 160 --then-test --out results/sweep-tiny-early
 	$(BIN)/cof report results/tiny-early
+	$(BIN)/cof report results/grid
 
 # The tables of README and docs, anew from results/.
 tables: $(READY)
