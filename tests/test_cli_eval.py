@@ -7,11 +7,11 @@ from pathlib import Path
 
 import formats
 import pytest
+from cof.eval.benchmarks import BENCHMARKS
 from models import checkpoint
 from typer.testing import CliRunner, Result
 
 from cof import cli
-from cof.eval.benchmarks import BENCHMARKS
 
 
 def invoke(*arguments: object) -> Result:
@@ -29,7 +29,15 @@ def test_every_benchmark_has_a_command() -> None:
 
 @pytest.mark.parametrize("name", ["mme", "pope", "mmbench"])
 def test_faces_of_the_scenes(tmp_path: Path, name: str) -> None:
-    drawn = ["scenes", str(tmp_path / "faces"), "--synthetic", "--num-objects", "4", "--scenes", "1"]
+    drawn = [
+        "scenes",
+        str(tmp_path / "faces"),
+        "--synthetic",
+        "--num-objects",
+        "4",
+        "--scenes",
+        "1",
+    ]
     assert CliRunner().invoke(cli.app, drawn).exit_code == 0
     out = tmp_path / "out"
     arguments = (name, tmp_path / "faces" / name, *llava(), "--out", out, "--limit", "4")

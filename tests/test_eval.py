@@ -13,6 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from cof.adaptive import Rule
+from cof.eval.adaptive.signs import adapted
+from cof.eval.run import Runner
+from cof.eval.stats import mcnemar, paired_difference, wilson
+from cof.eval.tasks import Example, SceneTask
+from cof.eval.tiny import run_study
 from models import checkpoint
 from PIL import Image
 from rich.console import Console
@@ -21,16 +26,11 @@ from typer.testing import CliRunner
 from cof.cli import app
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.eval.adaptive.signs import adapted
 from cof.eval.methods import Method, elsewhere
 from cof.eval.results import by_group, grounded, grounding_table, two_by_two
-from cof.eval.run import Runner
 from cof.eval.scoring import Score, exact_match
-from cof.eval.stats import mcnemar, paired_difference, wilson
 from cof.eval.store import ENCODING, GROUNDING, Record, Store, read_times, times_path
 from cof.eval.study import Plan
-from cof.eval.tasks import Example, SceneTask
-from cof.eval.tiny import run_study
 from cof.geometry.boxes import FULL, intersection
 from cof.geometry.regions import EVERYTHING, Region
 from cof.images import load_image

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cof.eval.faces import FACES, Plan, run_faces
+from cof.eval.pictures import picture
+from cof.eval.report.faces import markdown
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -20,9 +23,6 @@ from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval import facets
 from cof.eval.data.base import Benchmark
-from cof.eval.faces import FACES, Plan, run_faces
-from cof.eval.pictures import picture
-from cof.eval.report.faces import markdown
 from cof.eval.store import Record
 from cof.prompting.dialects import TINY
 from cof.settings import Settings

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cof.eval.compare import Comparison
+from cof.eval.tasks import Example
 from models import checkpoint
 from rich.console import Console
 
-from cof.eval.compare import Comparison
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE, counted
@@ -25,7 +26,6 @@ from cof.eval.rules import MME as MME_READERS
 from cof.eval.rules import OPTIONS, vqa_accuracy
 from cof.eval.rules import POPE as POPE_READERS
 from cof.eval.store import Store
-from cof.eval.tasks import Example
 from cof.pipeline import CoF
 from cof.tiny.synthetic import write_synthetic
 

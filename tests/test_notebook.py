@@ -19,9 +19,9 @@ from models import checkpoint, picture
 from PIL import Image
 
 from cof import CoF, CofError, Settings
+from cof.answer import Answer
 from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
-from cof.answer import Answer
 from cof.types import Decoding
 from cof.viz.panels import panel_size
 

@@ -17,8 +17,8 @@ from cof.viz.page import draw_panels
 from cof.viz.readout import read
 
 if TYPE_CHECKING:
-    from cof.engines.base import Engine
     from cof.answer import Answer
+    from cof.engines.base import Engine
 
 _QUALITY = 80  # of the image's WebP data
 _INCHES = 5.0  # width of a panel of a plot
