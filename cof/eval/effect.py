@@ -2,7 +2,7 @@
 
 `python -m cof.eval.effect CHECKPOINT... --out results/effect` measures each checkpoint (a folder
 that `cof.tiny.export` wrote, `tiny` or `tiny-early`) on the same test scenes, with the same
-settings, and draws the gain over the plain model against the plain model's accuracy.
+settings, and draws the gain over the plain model against how often the model finds the object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMPARED = ("cof", "two looks", "oracle", "random")
 def measure(
     checkpoints: Sequence[Path], out: Path, *, scenes: int, console: Console
 ) -> list[dict[str, Any]]:
-    """The numbers of each checkpoint, by rising accuracy of the plain model.
+    """The numbers of each checkpoint, by how well they find the object.
 
     Args:
         checkpoints: folders, or names of embedded models.
@@ -72,7 +72,7 @@ def measure(
                 "settings": results["methods"]["cof"],
             }
         )
-    return sorted(points, key=lambda point: float(point["methods"]["plain"]["value"]))
+    return sorted(points, key=lambda point: float(point["centre"]["value"]))
 
 
 def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -98,7 +98,7 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
         Heading("When looking closer pays", 1),
         Text(
             f"{first['questions']} questions about small details of test scenes, checkpoints of "
-            f"the embedded model's training by rising accuracy, all with `{first['settings']}`. "
+            f"the embedded model's training, all with `{first['settings']}`. "
             "centre inside: how often the box that the model writes has its centre in the object."
         ),
         Table("effect", head, rows),
@@ -107,7 +107,7 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
     write_atomically(out / "table.md", markdown(blocks))
 
     def plot(axes: Any) -> None:
-        at = [point["methods"]["plain"]["value"] for point in points]
+        at = [point["centre"]["value"] for point in points]
         for name in COMPARED:
             of = [point["methods"][name] for point in points]
             gains = [
@@ -120,7 +120,7 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
             ]
             errorbars(axes, at, gains, name)
         axes.axhline(0, color="#555555", linewidth=1)
-        axes.set(xlabel="accuracy of the plain model", ylabel="accuracy gained over it")
+        axes.set(xlabel="boxes with their centre in the object", ylabel="accuracy gained over plain")
         axes.legend(fontsize=8)
 
     save(out / "effect.svg", "Gain on small details over the model's training", plot)
