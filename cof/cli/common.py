@@ -127,6 +127,7 @@ class ModelOptions:
     """How a command loads its model; `with_model` makes options of these fields."""
 
     model: str | None = None
+    engine: str | None = None
     preset: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -152,6 +153,7 @@ class ModelOptions:
         try:
             return CoF.from_pretrained(
                 self.model,
+                engine=self.engine or "transformers",
                 preset=self.preset,
                 dtype=self.dtype,
                 device_map=self.device,
@@ -166,6 +168,7 @@ class ModelOptions:
 
 MODEL_HELP = {
     "model": "Hub id, local path, tiny or tiny-early (both embedded).",
+    "engine": "transformers, or vllm (pip install 'cof\\[vllm]'). \\[default: transformers]",
     "preset": "Settings of paper, paper-parity or tiny; paper:llava-1.5-7b names a row.",
     "dtype": "float32, bfloat16 or float16. \\[default: by device]",
     "device": "cpu, cuda, ... or auto. \\[default: GPU if any]",
