@@ -1,4 +1,4 @@
-"""Loading pictures of every kind as upright RGB, or saying in one sentence why not."""
+"""Load any image as upright RGB, or say in one sentence why not."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_PIXELS = 100_000_000
-"""Largest picture that is decoded by default (0.3 GB as RGB); beyond it may be a bomb."""
+"""The largest image that is decoded by default (0.3 GB as RGB); larger ones may be bombs."""
 
 MAX_ASPECT = 200
-"""A side more than this many times the other leaves nothing to see after resizing."""
+"""Images with a longer side more than so many times the shorter one are unusable once resized."""
 
 _MAX_DOWNLOAD = 64 * 2**20  # bytes
 _DOWNLOAD_TIMEOUT = 20  # seconds
@@ -37,7 +37,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What puts a picture with this EXIF orientation upright; all others are."""
+"""How to turn an image with each EXIF orientation upright; with all others it is upright."""
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]"
 
@@ -49,24 +49,25 @@ def load_image(
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
-    """Any picture as an upright RGB `PIL.Image`.
+    """Load any image as an upright RGB `PIL.Image`.
 
-    EXIF rotation is applied (so boxes refer to what a viewer shows), transparency is laid on
-    white, 16-bit pictures are scaled to 8 bits, and the first frame of an animation is taken.
+    EXIF rotation is applied (so boxes refer to what a viewer shows), transparent parts become
+    white, 16 bits are scaled to 8 bits, and of an animation the first frame is taken.
 
     Args:
         source: a path, the bytes of an image file, a PIL image, a numpy array `(H, W)`,
-            `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` (uint8, uint16, or floats in 0..1), or,
-            where `allow_url` is set, an http(s) address.
+            `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` (uint8, uint16, or floats in 0..1), or, with
+            `allow_url`, an http(s) address.
         allow_url: whether addresses are fetched.
-        max_pixels: refuse pictures with more pixels than this before decoding them.
-        formats: of Pillow, such as `PNG`, that are read of files and bytes; None: all.
+        max_pixels: images with more pixels are refused before they are decoded.
+        formats: the formats of Pillow that are accepted, such as `PNG`; None: all.
 
     Raises:
-        CofError: missing, empty, corrupt, too large, too long and thin, or of an unknown kind.
+        CofError: the image is missing, empty, damaged, too large, too long and thin, or of an
+            unknown format.
     """
-    picture, name = _opened(source, allow_url, formats)
-    width, height = picture.size
+    image, name = _open(source, allow_url, formats)
+    width, height = image.size
     if width * height > max_pixels:
         raise CofError(
             f"{name} has {width}x{height} pixels, more than the {max_pixels:,} that are decoded: "
@@ -80,35 +81,36 @@ def load_image(
             "other: crop it first."
         )
     try:
-        loaded = _rgb(_upright(picture))
+        loaded = _to_rgb(_turn_upright(image))
     except CofError:
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged data
+    except Exception as error:  # on damaged data Pillow raises exceptions of many types
         reason = str(error) or type(error).__name__
         raise CofError(
             f"{name} cannot be decoded ({reason}): the file is damaged, or was closed."
         ) from error
-    loaded.info = {}  # the EXIF data among it have had their say
+    loaded.info = {}  # its EXIF data have been applied
     return loaded
 
 
-def _opened(
+def _open(
     source: ImageSource, allow_url: bool, formats: tuple[str, ...] | None
 ) -> tuple[Image.Image, str]:
-    """The picture, not decoded yet, and what to call it in a message."""
+    """The image, not decoded yet, and its name for messages."""
     if isinstance(source, Image.Image):
         return source, "The image"
     if isinstance(source, np.ndarray):
         return _from_array(source), "The array"
     if isinstance(source, (bytes, bytearray)):
-        return _decoded(bytes(source), "The image", formats), "The image"
+        return _identify(bytes(source), "The image", formats), "The image"
     if isinstance(source, (str, os.PathLike)):
-        address = os.fspath(source)
+        address = os.fsdecode(source)
         if address.lower().startswith(("http://", "https://")):
-            return _decoded(_download(address, allow_url), address, formats), address
-        return _decoded(_read(address), address, formats), address
+            return _identify(_download(address, allow_url), address, formats), address
+        return _identify(_read(address), address, formats), address
     raise CofError(
-        f"An image is a path, bytes, a PIL image or a numpy array, not {type(source).__name__}."
+        "An image must be a path, bytes, a PIL image or a numpy array, not "
+        f"{type(source).__name__}."
     )
 
 
@@ -128,7 +130,7 @@ def _read(path: str) -> bytes:
 def _download(address: str, allow_url: bool) -> bytes:
     if not allow_url:
         raise CofError(
-            f"{address} is an address, and nothing is fetched unless you ask for it: pass "
+            f"{address} is an address, which is fetched only if you allow it: pass "
             "allow_url=True (command line: --allow-url), or save the image and name the file."
         )
     try:
@@ -143,12 +145,12 @@ def _download(address: str, allow_url: bool) -> bytes:
     return data
 
 
-def _decoded(data: bytes, name: str, formats: tuple[str, ...] | None) -> Image.Image:
+def _identify(data: bytes, name: str, formats: tuple[str, ...] | None) -> Image.Image:
     if not data:
         raise CofError(f"{name} is empty (0 bytes).")
     try:
         with warnings.catch_warnings():
-            # load_image refuses by its own limit, so a warning below it would say nothing new
+            # load_image has its own limit, so Pillow's warning says nothing new
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
@@ -156,7 +158,7 @@ def _decoded(data: bytes, name: str, formats: tuple[str, ...] | None) -> Image.I
         raise CofError(f"{name} is not an image of {kinds}.") from None
     except Image.DecompressionBombError as error:
         raise CofError(f"{name} is too large to decode: {error}") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged data
+    except Exception as error:  # on damaged data Pillow raises exceptions of many types
         raise CofError(f"{name} cannot be decoded ({error}): the file is damaged.") from error
 
 
@@ -164,14 +166,14 @@ def _from_array(array: NDArray[np.generic]) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
         raise CofError(
-            f"An image array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.shape}; "
-            "channels come last."
+            f"An image array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not "
+            f"{array.shape}; channels come last."
         )
     pixels = array[:, :, 0] if array.ndim == 3 and channels == 1 else array
-    return Image.fromarray(_eight_bits(pixels))
+    return Image.fromarray(_to_eight_bits(pixels))
 
 
-def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _to_eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels, dtype=np.uint8)
     if pixels.dtype == np.uint16:
@@ -181,38 +183,42 @@ def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     if pixels.dtype.kind == "f":
         if np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1:
             return np.round(pixels.astype(np.float32) * 255).astype(np.uint8)
-        raise CofError("An image array of floats holds numbers in 0..1: divide 0..255 by 255.")
-    raise CofError(f"An image array is uint8, uint16 or floats in 0..1, not {pixels.dtype}.")
+        raise CofError("An image array of floats must hold numbers in 0..1: divide 0..255 by 255.")
+    raise CofError(f"An image array must be uint8, uint16 or floats in 0..1, not {pixels.dtype}.")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """As its EXIF data say. `ImageOps.exif_transpose` also writes them anew, and so fails on many
-    that cameras and editors have written wrongly; data that cannot be read at all say nothing."""
-    picture.load()
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; metadata that cannot be read are ignored.
+
+    `ImageOps.exif_transpose` also writes the metadata anew, and fails on those that many cameras
+    and editors have written wrongly.
+    """
+    image.load()
     try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow's readers raise as many kinds as its decoders
-        return picture
-    return picture if turn is None else picture.transpose(turn)
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # on damaged data Pillow raises exceptions of many types
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """A new image, never the same one."""
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray(_eight_bits(np.asarray(picture).astype(np.uint16)))
-    elif picture.mode in ("I", "F"):
-        picture = Image.fromarray(_wide_grey(np.asarray(picture)))
-    if picture.mode == "LAB":
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(_to_eight_bits(np.asarray(image).astype(np.uint16)))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_scale_grey(np.asarray(image)))
+    if image.mode == "LAB":
         raise CofError("The image is in the LAB colour space: save it as RGB.")
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
 
 
-def _wide_grey(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """32-bit greys, whose range the file does not tell: the narrowest usual one that fits."""
+def _scale_grey(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """32-bit greys as 8 bits; the file does not say their range, so the smallest usual one that
+    fits is taken."""
     floats = values.astype(np.float64)
     low, high = floats.min(), floats.max()
     for top in (1.0, 255.0, 65535.0):

@@ -51,6 +51,7 @@ class Loaded:
         self,
         model: str | None,
         *,
+        engine: str,
         preset: str | None,
         dtype: str | None,
         device_map: str | None,
@@ -62,6 +63,7 @@ class Loaded:
         self.model = model
         self.settings = settings
         self.options = {
+            "engine": engine,
             "preset": preset,
             "dtype": dtype,
             "device_map": device_map,
@@ -159,10 +161,11 @@ def test_flags_can_be_unset(loaded: Loaded, image: str) -> None:
 
 def test_how_a_model_is_loaded(loaded: Loaded, image: str) -> None:
     arguments = shlex.split(
-        "--model m --preset paper --dtype bfloat16 --device cpu --crop --quantization 4bit"
-        " --max-batch-tokens 4096"
+        "--model m --engine vllm --preset paper --dtype bfloat16 --device cpu --crop"
+        " --quantization 4bit --max-batch-tokens 4096"
     )
     expected = {
+        "engine": "vllm",
         "preset": "paper",
         "dtype": "bfloat16",
         "device_map": "cpu",
@@ -174,7 +177,8 @@ def test_how_a_model_is_loaded(loaded: Loaded, image: str) -> None:
         assert run(command, image, QUESTION, *arguments).exit_code == 0
         assert (loaded.model, loaded.options, loaded.settings) == ("m", expected, {})
         assert run(command, image, QUESTION).exit_code == 0
-        assert (loaded.model, loaded.options) == ("tiny", dict.fromkeys(expected))
+        usual = dict.fromkeys(expected) | {"engine": "transformers"}
+        assert (loaded.model, loaded.options) == ("tiny", usual)
 
 
 def test_ground_takes_the_settings_of_stage_one(loaded: Loaded, image: str) -> None:

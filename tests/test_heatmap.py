@@ -38,6 +38,21 @@ def test_padding_is_left_out_and_cells_that_show_some_end_at_the_border() -> Non
     assert found.inside((0.3, 0.0, 0.4, 0.1)) == pytest.approx(1.0)
 
 
+def test_four_rows_of_which_two_show_padding() -> None:
+    """The two inner rows alone say where the cells are."""
+    centres = raster(4, 4)
+    centres[..., 1] = (centres[..., 1] - 0.125) / 0.75
+    centres[0, :, 1], centres[3, :, 1] = 0.1, 0.9  # of what they show, not of the whole cell
+    made = make_heat_map(np.ones((4, 4)), centres, (100, 75))
+    np.testing.assert_allclose(made.y_edges, [0, 1 / 6, 0.5, 5 / 6, 1], atol=1e-6)
+
+
+def test_masks_are_no_larger_than_they_need_be() -> None:
+    edges = np.linspace(0, 1, 101)
+    made = HeatMap(np.ones((100, 2)), np.array([0, 0.5, 1]), edges)
+    assert made.mask().shape == (512, 16)
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 5])
 def test_few_tokens(tokens: int) -> None:
     values = np.arange(1.0, tokens + 1)[None]
@@ -98,6 +113,17 @@ def test_the_window_is_the_sharpest_of_the_hottest(seed: int) -> None:
         sliding_window(heat, (100, 100), side=0.2, ratios=ratios),
         [x / 12, y / 12, (x + n) / 12, (y + n) / 12],
     )
+
+
+@pytest.mark.parametrize("size", [12, 14, 17, 19, 22, 24])  # a fifth of 60 cells, x 1, 1.2, ... 2
+def test_windows_have_vicrops_sizes(size: int) -> None:
+    """ViCrop's windows are 1, 1.2, ... 2 times the smallest one, here a fifth of the image."""
+    edges = np.linspace(0, 1, 61)
+    values = np.zeros((60, 60))
+    values[4 : 4 + size, 9 : 9 + size] = 1.0
+    values[4 + size // 2, 9 + size // 2] += 1e-6  # smaller windows lie inside, not in a corner
+    window = sliding_window(HeatMap(values, edges, edges), (100, 100))
+    assert window == pytest.approx((9 / 60, 4 / 60, (9 + size) / 60, (4 + size) / 60))
 
 
 def test_windows_are_square_in_pixels() -> None:

@@ -198,9 +198,9 @@ def test_options() -> None:
         load_pipeline(pretrained=model, layers=0.5)
 
 
-def test_all_arguments_of_from_pretrained_are_options() -> None:
+def test_arguments_of_from_pretrained_are_options() -> None:
     ours = {"pretrained" if name == "model" else name for name in signature(CoF.from_pretrained)}
-    assert ours - {"settings", "allow_url"} == set(MODEL_OPTIONS)
+    assert ours - {"settings", "allow_url", "engine_options"} == set(MODEL_OPTIONS)
 
 
 def signature(function: Any) -> list[str]:

@@ -81,51 +81,9 @@ ImageArgument = Annotated[
     str, typer.Argument(metavar="IMAGE", help="An image file, or an address with --allow-url.")
 ]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="Hub id, local path, or tiny-early. \\[default: tiny, embedded]"),
-]
 SideOption = Annotated[
     int,
     typer.Option("--side", help="Side of the scenes in pixels; above 160 details are smaller."),
-]
-PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", help="paper, paper-parity or tiny; paper:llava-1.5-7b names a row."),
-]
-DetectorOption = Annotated[
-    str | None,
-    typer.Option("--detector", help="Hub id or path of the open-vocabulary detector to look with."),
-]
-ExpandOption = Annotated[
-    float | None, typer.Option("--expand", help="alpha: scale the box about its centre.")
-]
-StrengthOption = Annotated[
-    float | None, typer.Option("--strength", help="lambda: 1 leaves the model as it is.")
-]
-DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. \\[default: by device]")
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, ... or auto. \\[default: GPU if any]")
-]
-BoxesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--boxes",
-        help="How the model writes its box: free (as it likes), or template (in its family's form, "
-        "always readable, and faster).",
-    ),
-]
-QuantizationOption = Annotated[
-    str | None,
-    typer.Option("--quantization", help="Load the weights in 4bit or 8bit (bitsandbytes)."),
-]
-MaxBatchTokensOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-batch-tokens", help="Run as many tokens at a time as fit into memory. [16384]"
-    ),
 ]
 AllowUrlOption = Annotated[
     bool, typer.Option("--allow-url", help="Let IMAGE be an http(s) address.")
@@ -164,28 +122,12 @@ SeedOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
-def load(
-    model: str | None,
-    preset: str | None,
-    dtype: str | None,
-    device: str | None,
-    crop: bool,
-    quantization: str | None = None,
-    max_batch_tokens: int | None = None,
-    **settings: Any,
-) -> CoF:
-    """The pipeline; settings that were not given on the command line (None) stay the preset's."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    return ModelOptions(model, preset, dtype, device, crop, quantization, max_batch_tokens).load(
-        given
-    )
-
-
 @dataclass(frozen=True)
 class ModelOptions:
     """How a command loads its model; `with_model` makes options of these fields."""
 
     model: str | None = None
+    engine: str | None = None
     preset: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -211,6 +153,7 @@ class ModelOptions:
         try:
             return CoF.from_pretrained(
                 self.model,
+                engine=self.engine or "transformers",
                 preset=self.preset,
                 dtype=self.dtype,
                 device_map=self.device,
@@ -225,6 +168,7 @@ class ModelOptions:
 
 MODEL_HELP = {
     "model": "Hub id, local path, tiny or tiny-early (both embedded).",
+    "engine": "transformers, or vllm (pip install 'cof\\[vllm]'). \\[default: transformers]",
     "preset": "Settings of paper, paper-parity or tiny; paper:llava-1.5-7b names a row.",
     "dtype": "float32, bfloat16 or float16. \\[default: by device]",
     "device": "cpu, cuda, ... or auto. \\[default: GPU if any]",
@@ -311,7 +255,8 @@ def _settings_option(field: Field[Any], hint: Any) -> inspect.Parameter:
         help += f" \\[{', '.join(choices)}]"
     kind = hint if hint in (bool, int, float) else str
     group = field.metadata["group"]
-    return _option(field.name, kind | None, None, help, group, flag, lambda: list(choices))
+    complete = (lambda: list(choices)) if choices else None
+    return _option(field.name, kind | None, None, help, group, flag, complete)
 
 
 def _option(

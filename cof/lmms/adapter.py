@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MODEL_OPTIONS = (
     "pretrained",
+    "engine",
     "preset",
     "dtype",
     "device_map",

@@ -1,4 +1,4 @@
-"""Where a grid of image tokens lies over the original image, pixel by pixel."""
+"""A grid of image tokens over the original image, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cells_of_pixels(
     """The grid row of each pixel row `(H,)` and the grid column of each pixel column `(W,)`.
 
     Args:
-        frame: where the original lies in 0..1 of what the grid shows.
+        frame: the original's rectangle in 0..1 of what the grid shows.
         grid_hw: rows and columns of image tokens.
         image_wh: the original's size, or that of a copy of it at any scale.
 

@@ -1,4 +1,4 @@
-"""The panels of a picture: the boxes with the tokens they land on, and attention as heat.
+"""The panels of a drawing: the boxes with their image tokens, and attention as a heat map.
 
 A panel shows the ORIGINAL image, whatever the model's processor cut off or padded: parts the model
 does not see are nearly black, padding does not appear.
@@ -27,7 +27,7 @@ DARK = (20, 20, 24)
 
 _DIMMED = 0.5  # brightness outside the highlighted tokens
 _UNSEEN = 0.12  # brightness where the model sees nothing
-_GREY = 0.8  # brightness of the picture below the heat
+_GREY = 0.8  # brightness of the image under the heat map
 _GRID = 0.16  # opacity of the lines between tokens
 
 # Dark violet, red, orange, pale yellow: even in lightness, and told apart by the colour-blind.
@@ -126,7 +126,7 @@ def heat(
     light = np.asarray(grey, dtype=np.float64)[..., None]
     share = spread(attention.values, attention.frame, size)
     level = np.nan_to_num(share / top if top > 0 else share * 0).clip(0, 1)
-    # the brighter the heat, the less of the picture below: dark cells must stay recognisable
+    # opaque where attention is high; where it is low the image must stay recognisable
     opacity = 0.55 + 0.25 * level[..., None]
     mixed = (1 - opacity) * light * _GREY + opacity * colours(level)
     pixels = np.where(np.isnan(share)[..., None], light * _UNSEEN, mixed)

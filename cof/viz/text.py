@@ -1,4 +1,4 @@
-"""Letters for the pictures: a font that has the characters, and lines that fit."""
+"""Text in drawings: a font that has the characters, and lines that fit."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _WIDER = (
     "NotoSansCJK-Regular.ttc",
     "msyh.ttc",
 )
-"""Fonts of the system with more characters than Pillow's own, which has English ones only."""
+"""System fonts with more characters than Pillow's own, which has those of English only."""
 
 ELLIPSIS = "…"
 
 
 @lru_cache(maxsize=512)
 def font_for(text: str, size: int) -> Font:
-    """Pillow's own font; where it lacks a character of `text`, the first font found that has all
-    of them (Pillow's again if none does)."""
+    """Pillow's own font; if it lacks a character of `text`, the first font that has all of them,
+    and Pillow's own if none has."""
     default = ImageFont.load_default(size)
     if _has_all(default, text):
         return default
