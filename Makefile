@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
-.PHONY: demo test test-vllm check docs package tiny eval tables bench serve
+.PHONY: demo test test-vllm check docs package tiny eval effect tables bench serve
 
 demo: $(READY)
 	$(BIN)/cof demo
@@ -58,6 +58,19 @@ eval: $(READY)
 	$(BIN)/cof sweep --model tiny-early --dtype bfloat16 --side 160 --then-test --out results/sweep-tiny-early
 	$(BIN)/cof report results/tiny-early
 	$(BIN)/cof report results/grid
+
+# When looking closer pays: checkpoints of two short trainings, measured (an hour on two CPU cores).
+EFFECT := runs/effect
+effect: $(READY)
+	$(BIN)/python -m cof.tiny.speak --out runs/scratch --pool 30000 --batch 32 --steps 1500 \
+		--keep 100 200 300 400 500 600 --stop 600
+	$(BIN)/python -m cof.tiny.speak --out runs/continued --pool 30000 --batch 32 --steps 600 \
+		--start cof/tiny/early --keep 50 100 --stop 100
+	for step in 100 200 300 400 500 600; do \
+		$(BIN)/python -m cof.tiny.export --run runs/scratch --step $$step --out $(EFFECT)/scratch-$$step; done
+	for step in 50 100; do \
+		$(BIN)/python -m cof.tiny.export --run runs/continued --step $$step --out $(EFFECT)/continued-$$step; done
+	$(BIN)/python -m cof.eval.effect $(EFFECT)/* tiny-early tiny --out results/effect
 
 # The tables of README and docs, anew from results/.
 tables: $(READY)

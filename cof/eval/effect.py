@@ -120,7 +120,9 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
             ]
             errorbars(axes, at, gains, name)
         axes.axhline(0, color="#555555", linewidth=1)
-        axes.set(xlabel="boxes with their centre in the object", ylabel="accuracy gained over plain")
+        axes.set(
+            xlabel="boxes with their centre in the object", ylabel="accuracy gained over plain"
+        )
         axes.legend(fontsize=8)
 
     save(out / "effect.svg", "Gain on small details over the model's training", plot)

@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from cof.tiny import checkpoint_path
 from cof.tiny.data import WORKERS, Pool, batches, pool_scene
+from cof.tiny.export import HUB_NAMES, hub_name
 from cof.tiny.model import image_features, make_config, make_model, normalize
 from cof.tiny.optim import MixedOptimizer
 from cof.tiny.tokenizer import IMAGE, LEVELS, PAD, make_tokenizer
@@ -44,6 +47,7 @@ from cof.tiny.turns import (
 
 LOOK_LAYER, LOOK_HEADS = 3, 4
 READ, TUNE = 0.25, 0.5  # shares of the steps: with the mix DETAILS; with a frozen vision tower
+MOST = 16  # objects in a scene
 TUNE_RATE = 0.1  # learning rate of the vision tower over that of the decoder
 
 
@@ -124,12 +128,24 @@ def look_loss(weights: Tensor, queries: tuple[Tensor, Tensor], cells: Tensor) ->
 
 
 def load_tower(model: Any, path: Path) -> None:
-    """Put the weights of phase 1 into the model's vision tower."""
-    weights = torch.load(path, weights_only=True)["optimizer"]["high"]
-    tower = {n: w for n, w in weights.items() if not n.startswith("probe.")}
+    """Put the weights of phase 1 into the model's vision tower; without the file, those of
+    `tiny-early`, which has them as they were."""
+    if path.exists():
+        weights = torch.load(path, weights_only=True)["optimizer"]["high"]
+        tower = {n: w for n, w in weights.items() if not n.startswith("probe.")}
+    else:
+        weights = load_file(checkpoint_path("tiny-early") / "model.safetensors")
+        prefix = HUB_NAMES["model.vision_tower."]
+        tower = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
     _, unexpected = model.model.vision_tower.load_state_dict(tower, strict=False)
     if unexpected:
         raise ValueError(f"{path} is not a vision tower: {unexpected}")
+
+
+def load_checkpoint(model: Any, folder: Path) -> None:
+    """Put the weights of an exported checkpoint into the model."""
+    weights = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: weights[hub_name(name)] for name in model.state_dict()})
 
 
 def curriculum(step: int, total: int) -> int:
@@ -214,7 +230,9 @@ class QuestionBatches(torch.utils.data.Dataset[tuple[Tensor, Batch]]):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Batch]:
         rng = random.Random(f"speak-{step}")
-        reach = int(np.searchsorted(self.num_objects, curriculum(step, self.args.steps), "right"))
+        # a checkpoint that is trained further has had its curriculum
+        most = MOST if self.args.start else curriculum(step, self.args.steps)
+        reach = int(np.searchsorted(self.num_objects, most, "right"))
         index = [int(self.order[rng.randrange(reach)]) for _ in range(self.args.batch)]
         mix = DETAILS if step < READ * self.args.steps else LOGIC
         rows = [pack(pool_scene(i), rng, self.words, mix, self.args.sparse) for i in index]
@@ -228,6 +246,8 @@ def train(args: argparse.Namespace) -> None:
     trainer = Trainer(dataset.words, device=args.device, compiled=True)
     model = trainer.model
     load_tower(model, args.out / "see.pt")
+    if args.start is not None:
+        load_checkpoint(model, args.start)
     pool = Pool.open(args.out, args.pool).to(args.device)
     named = list(model.named_parameters())
     decoder = MixedOptimizer([(n, p) for n, p in named if "vision_tower" not in n], 0.02, 2e-3)
@@ -247,7 +267,7 @@ def train(args: argparse.Namespace) -> None:
             features = image_features(model, normalize(pool.pixels(index)))
         loss, stats = trainer.loss(features, batch.to(args.device))
         loss.backward()
-        warm, left = min(1.0, (step + 1) / 200), 1 - step / args.steps
+        warm, left = min(1.0, (step + 1) / (100 if args.start else 200)), 1 - step / args.steps
         rate = warm * min(1.0, left / 0.5)
         decoder.step(rate)
         if tuned:
@@ -295,6 +315,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=int, nargs="*", default=[], help="steps whose weights are saved separately"
     )
+    parser.add_argument("--start", type=Path, help="a checkpoint whose weights it goes on from")
     parser.add_argument("--stop", type=int, help="stop at this step of the same schedule")
     train(parser.parse_args())
 
