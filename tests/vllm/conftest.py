@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
-_OPERATORS = runpy.run_path(str(HERE / "site" / "sitecustomize.py"))  # of this process
 
-os.environ |= {
-    "PYTHONPATH": f"{HERE / 'site'}:{os.environ.get('PYTHONPATH', '')}",  # of vLLM's processes
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # scheduler and worker in this process
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles its sampler, for some ten seconds
-}
+_found = find_spec("vllm")
+if _found is not None and _found.origin is not None:  # else it is this folder
+    _OPERATORS = runpy.run_path(str(HERE / "site" / "sitecustomize.py"))  # of this process
+    os.environ |= {
+        "PYTHONPATH": f"{HERE / 'site'}:{os.environ.get('PYTHONPATH', '')}",  # of vLLM's processes
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # scheduler and worker in this process
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles its sampler, for some ten seconds
+    }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
