@@ -2,13 +2,13 @@
 
 A page holds a block such as
 
-    <!-- from results/tiny-early/table.md "headline figures" rows="^fine" columns="method; value" -->
+    <!-- from results/tiny-early/table.md "headline figures" rows="^fine" columns="method" -->
     <!-- end -->
 
 and `python docs/hooks/tables.py README.md docs` (`make tables`) writes the table between the two
 lines: the first one under that heading, or whose first column has that name; without a name the
-whole file, but for its title. `rows` is a regular expression that a row must match, `columns` are those
-that are kept. The documentation site fills the blocks anew whenever it is built, and
+whole file, but for its title. `rows` is a regular expression that a row must match, `columns` are
+those that are kept. The documentation site fills the blocks anew whenever it is built, and
 tests/test_readme.py compares them with the files.
 """
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from cof.attention.bias_mask import gates
 from cof.engines.transformers.guidance import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
+from cof.engines.transformers.special_tokens import SpecialTokens, token_ids
 from cof.engines.vllm.bias import KEY, RequestBias
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError, CofWarning
@@ -68,6 +69,11 @@ class VllmEngine:
         text = config.get_text_config()
         self._shape = (text.num_hidden_layers, text.num_attention_heads)
         self._first_feature = self.family.lead(config)
+        self._special = SpecialTokens.of_tokenizer(
+            processor.tokenizer, processor, chat(self.family, processor, "")
+        )
+        template = self.dialect.template
+        self._notation = frozenset(text for text in self._special.texts if text in template)
         self._compiled = cache(self._compile_template)
         self._running = threading.Lock()
 
@@ -126,6 +132,11 @@ class VllmEngine:
         """Where an original of this size lies in the native coordinates of the model's boxes."""
         return self.tokens.frame(image_wh)
 
+    @property
+    def takes_two(self) -> bool:
+        """Whether it can be shown two images at once."""
+        return self.family.takes_two
+
     def encode(self, images: Sequence[Image.Image], *, prefill: bool = False) -> list[EncodedImage]:
         """The images as they are: vLLM caches its features and states by their contents."""
         return [EncodedImage(image) for image in images]
@@ -173,9 +184,10 @@ class VllmEngine:
             images.append(request.beside.image)
         elif request.beside is not None:
             images.append(request.beside)
-        text = chat(self.family, self.processor, request.prompt, len(images))
+        escaped = self._special.escape(request.prompt, request.notation, self._notation)
+        text = chat(self.family, self.processor, escaped, len(images))
         special = adds_special_tokens(self.processor, text)
-        ids = self.processor.tokenizer(text, add_special_tokens=special)["input_ids"]
+        ids = token_ids(self.processor.tokenizer, text, add_special_tokens=special)
         shown = [self._shown(image) for image in images]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": shown}}
 
