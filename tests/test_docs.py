@@ -2,7 +2,7 @@
 
 Python blocks share a namespace; lines `#> ...` are what the block prints. In bash blocks `cof` runs
 for real, `pip`, `make` and `python -m` are checked to exist. A page has a folder of its own, where
-`llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions; a page that
+`llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions. A page that
 asks a server at port 8000 gets one at another port. A block below `<!-- not run: reason -->` is
 only parsed.
 """
@@ -101,7 +101,8 @@ def check(command: list[str], *, runs: bool) -> None:
         else:
             parse(arguments)
     elif program == "pip":
-        for extra in re.findall(r"\[(.+?)\]", " ".join(arguments)):
+        named = re.findall(r"\[(.+?)\]", " ".join(arguments))
+        for extra in ",".join(named).split(",") if named else ():
             assert re.search(rf"^{extra} = \[", PYPROJECT, re.MULTILINE), f"no extra {extra}"
     elif program == "make":
         for target in arguments:

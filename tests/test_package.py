@@ -1,4 +1,4 @@
-"""The wheel and the sdist (`make package` builds them): what they hold, and that they work."""
+"""The wheel and the sdist that `make package` builds: what they hold, and that the wheel works."""
 
 from __future__ import annotations
 

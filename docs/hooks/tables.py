@@ -2,7 +2,7 @@
 
 A page holds a block such as
 
-    <!-- from results/tiny-early/table.md "headline figures" rows="^fine" columns="method" -->
+    <!-- from results/tiny/table.md "headline figures" rows="^fine" columns="method; value" -->
     <!-- end -->
 
 and `python docs/hooks/tables.py README.md docs` (`make tables`) writes the table between the two
