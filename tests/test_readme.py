@@ -45,7 +45,6 @@ def test_tables_are_those_of_the_files(page: Path) -> None:
     assert len(blocks) == len(tables.BLOCK.findall(text)), "a block is misspelt"
 
 
-@pytest.mark.xfail(strict=True, reason="the embedded models are being measured anew")
 def test_every_table_is_there() -> None:
     texts = {page: page.read_text("utf-8") for page in [*TEXTS, *PAGES]}
     assert not [named(page) for page, text in texts.items() if tables.NOT_THERE in text]
@@ -127,7 +126,7 @@ def test_the_families_are_those_of_the_table() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.split()) < 1300
+    assert len(re.findall(r"\w*[^\W\d_]\w*", README)) < 1300  # numbers in tables are no words
 
 
 def test_the_changelog_has_this_version() -> None:
