@@ -86,7 +86,14 @@ def test_the_sdist_holds_tests_and_documentation() -> None:
     with tarfile.open(ROOT / "dist" / f"{folder}.tar.gz") as archive:
         held = {name.removeprefix(f"{folder}/") for name in archive.getnames()}
     wanted = tracked("cof", "tests", "docs", "bench", "examples")
-    wanted |= {"Makefile", "mkdocs.yml", "constraints.txt", "CITATION.cff", "CHANGELOG.md"}
+    wanted |= {
+        "Makefile",
+        "mkdocs.yml",
+        "constraints.txt",
+        "constraints-vllm.txt",
+        "CITATION.cff",
+        "CHANGELOG.md",
+    }
     assert not wanted - held
 
 
