@@ -1,6 +1,6 @@
 """Every snippet of the documentation runs, in the order of its page.
 
-Python blocks share a namespace; lines `#> ...` are what the block prints. In bash blocks `cof` runs
+Python blocks share a namespace; lines `# -> ...` are what the block prints. In bash blocks `cof` runs
 for real, `pip`, `make` and `python -m` are checked to exist. A page has a folder of its own, where
 `llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions. A page that
 asks a server at port 8000 gets one at another port. A block below `<!-- not run: reason -->` is
@@ -55,6 +55,11 @@ class Snippet:
     code: str
     line: int
     runs: bool
+
+    @property
+    def expected(self) -> list[str]:
+        """The lines that it says it prints."""
+        return re.findall(r"^ *# -> (.*)$", self.code, re.MULTILINE)
 
 
 def snippets(page: Path) -> list[Snippet]:
@@ -153,6 +158,12 @@ def test_snippets_run(page: Path) -> None:
                 raise AssertionError(f"{page.relative_to(ROOT)}:{snippet.line + 1}") from error
 
 
+def test_snippets_say_what_they_print() -> None:
+    """Else a formatter that rewrites comments would switch the comparison off."""
+    saying = [page.name for page in PAGES if any(of.expected for of in snippets(page))]
+    assert {"README.md", "tutorial.md", "your-model.md", "add-a-method.md"} <= set(saying)
+
+
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
     """`cof serve tiny-early` at any port; its address."""
@@ -177,8 +188,7 @@ def run_python(snippet: Snippet, page: Path, names: dict[str, Any], server: str)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, names)
-    expected = re.findall(r"^ *#> ?(.*)$", snippet.code, re.MULTILINE)
-    assert not expected or printed.getvalue().splitlines() == expected
+    assert not snippet.expected or printed.getvalue().splitlines() == snippet.expected
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
