@@ -1,10 +1,10 @@
 """Every snippet of the documentation runs, in the order of its page.
 
-Python blocks share a namespace; lines `# -> ...` are what the block prints. In bash blocks `cof` runs
-for real, `pip`, `make` and `python -m` are checked to exist. A page has a folder of its own, where
-`llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions. A page that
-asks a server at port 8000 gets one at another port. A block below `<!-- not run: reason -->` is
-only parsed.
+Python blocks share a namespace; lines `# -> ...` are what the block prints. In bash blocks `cof`
+runs for real, `pip`, `make` and `python -m` are checked to exist. A page has a folder of its own,
+where `llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions. A page
+that asks a server at port 8000 gets one at another port. A block below `<!-- not run: reason -->`
+is only parsed.
 """
 
 from __future__ import annotations
