@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import picture
+from models import picture, prompts_of
 from PIL import Image
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForImageTextToText
@@ -141,7 +141,7 @@ def _plain_decoding() -> dict[str, Any]:
 def ours(name: str, asked: Request) -> list[Tensor]:
     made = engine(name)
     with torch.inference_mode():
-        prompts = made._prompts([asked], made._encoded([asked]))
+        prompts = prompts_of(made, [asked])
         return made.adapter.generate(prompts, **_plain_decoding()).logits
 
 

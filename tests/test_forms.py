@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import checkpoint, picture, tokenizer
+from models import checkpoint, picture, prompts_of, tokenizer
 from zoo import BUILDERS, zoo
 
 from cof.engines.transformers.box_decoding import decode_boxes
@@ -79,7 +79,7 @@ def characters(form: BoxTemplate, written: str) -> set[str]:
 def by_characters(form: BoxTemplate, row: int) -> tuple[str, float]:
     """The box and its chosen characters' log-probability; a whole pass for every character."""
     made, request = engine(), requests()[row]
-    prompts = made._prompts([request], made._encoded([request]))
+    prompts = prompts_of(made, [request])
     vocabulary = made.processor.tokenizer.get_vocab()
     ids, text, total, choices = prompts.inputs["input_ids"], "", 0.0, 0
     blank = torch.tensor([made.processor.tokenizer(" ", add_special_tokens=False)["input_ids"]])
@@ -115,10 +115,10 @@ def written(
 ) -> list[Generation]:
     """Boxes with trees of a given size."""
     made, asked = engine(), rows or requests()
-    compiled = made._written(form)
+    compiled = made._compile(form)
     assert compiled is not None
     with torch.inference_mode():
-        prompts = made._prompts(asked, made._encoded(asked))
+        prompts = prompts_of(made, asked)
         boxes, _ = decode_boxes(
             made.adapter, prompts, compiled, 0, row_branches=row_branches, branches=branches
         )
@@ -266,7 +266,7 @@ def test_how_likely_each_number_is() -> None:
 def among(text: str, digits: list[int]) -> dict[int, float]:
     """The probability of each of some digits after the first row's prompt and a text."""
     made = engine()
-    prompts = made._prompts(requests()[:1], made._encoded(requests()[:1]))
+    prompts = prompts_of(made, requests()[:1])
     words = made.processor.tokenizer
     tokens = words(" " + text, add_special_tokens=False, return_tensors="pt").input_ids
     ids = torch.cat([prompts.inputs["input_ids"], tokens], dim=1)
@@ -285,10 +285,10 @@ def test_other_families(name: str) -> None:
     assert form is not None
     asked = [Request(image, question) for image, question in zip(IMAGES, QUESTIONS, strict=True)]
     boxes = made.generate(asked, Decoding(form=form))
-    compiled = made._written(form)
+    compiled = made._compile(form)
     assert compiled is not None
     for request, found in zip(asked, boxes, strict=True):
-        prompts = made._prompts([request], made._encoded([request]))
+        prompts = prompts_of(made, [request])
         box, logprobs = compiled.start(), []
         while not box.done:
             longer = extended(prompts, [box.tokens], 0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import checkpoint, picture
+from models import checkpoint, picture, prompts_of
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, DynamicCache
 from zoo import BUILDERS, zoo
@@ -151,7 +151,7 @@ class TestEveryFamily:
         request = Request(picture((150, 60)), "")
         (ours,) = made.word_probabilities([request.image], [["red", "bus"]])
         with torch.inference_mode():
-            prompts = made._prompts([request], made._encoded([request]))
+            prompts = prompts_of(made, [request])
             inputs = made.adapter._inputs(prompts.inputs, prompts.features)
             logits = made.model(**inputs, use_cache=False).logits[0]
         is_image = prompts.inputs["input_ids"][0] == made.model.config.image_token_id

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from zoo import BUILDERS, CROSSED, zoo
 
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.option_scoring import likelihoods
+from cof.engines.transformers.prompt_builder import TokenizedRequests
 from cof.engines.transformers.special_tokens import (
     MARK,
     SpecialTokens,
@@ -52,8 +52,13 @@ def harmless(text: str, tokens: list[str]) -> str:
     return text
 
 
+def tokenized(made: TransformersEngine, request: Request) -> TokenizedRequests:
+    ((_, batch),) = made.plan([request], [0])
+    return batch
+
+
 def inputs(made: TransformersEngine, request: Request) -> dict[str, torch.Tensor]:
-    return made.prompt_builder.draft([request], made.encode([IMAGE])).inputs
+    return tokenized(made, request).inputs
 
 
 def count_special(made: TransformersEngine, ids: torch.Tensor) -> int:
@@ -70,21 +75,21 @@ class TestEveryFamily:
         vocabulary = made.processor.tokenizer.get_vocab()
         for typed in (tokens[0], f"{tokens[0] * 2} what?", f"Is it {' or '.join(tokens)}?"):
             calm = Request(IMAGE, harmless(typed, tokens))
-            draft = made.prompt_builder.draft([calm], made.encode([IMAGE]))
+            batch = tokenized(made, calm)
             ids = inputs(made, Request(IMAGE, typed))
             assert count_special(made, ids["input_ids"]) == count_special(
-                made, draft.inputs["input_ids"]
+                made, batch.inputs["input_ids"]
             )
             for key in ("input_ids", "qformer_input_ids"):
                 if key in ids:
-                    changed = ids[key] != draft.inputs[key]
-                    assert set(draft.inputs[key][changed].tolist()) == {vocabulary["~"]}
+                    changed = ids[key] != batch.inputs[key]
+                    assert set(batch.inputs[key][changed].tolist()) == {vocabulary["~"]}
                     firsts = {vocabulary[token[0]] for token in tokens}
                     assert set(ids[key][changed].tolist()) <= firsts
-                    draft.inputs[key] = ids[key]
+                    batch.inputs[key] = ids[key]
             with torch.inference_mode():
-                prompts = made.prompt_builder.prompts(draft)
-                (expected,), _ = made._replies(prompts, SHORT)
+                prompts = made.prompt_builder.prompts(batch)
+                (expected,), _ = made.decode(prompts, SHORT)
             assert made.generate([Request(IMAGE, typed)], SHORT) == [expected]
 
     def test_ordinary_text_is_not_marked(self, name: str) -> None:
@@ -95,7 +100,7 @@ class TestEveryFamily:
         made, tokens = engine(name), special(name)
         replies = [f"no {token}" for token in tokens[:4]]
         requests = [Request(IMAGE, "What?")] * len(replies)
-        for reply, scored in zip(replies, likelihoods(made, requests, replies), strict=True):
+        for reply, scored in zip(replies, made.score_replies(requests, replies), strict=True):
             ids = torch.tensor(scored.token_ids)
             assert count_special(made, ids[:-1]) == 0  # the last one is the end token
             assert made.processor.tokenizer.decode(ids[:-1]).strip() == reply
@@ -161,7 +166,7 @@ def test_half_of_a_surrogate_pair_is_refused(name: str) -> None:
     with pytest.raises(CofError, match="half of a surrogate pair"):
         made.generate([Request(IMAGE, "\ud800")], SHORT)
     with pytest.raises(CofError, match="half of a surrogate pair"):
-        likelihoods(made, [whole, whole], ["red", "\udfff"])
+        made.score_replies([whole, whole], ["red", "\udfff"])
 
 
 def test_the_mark_itself_may_be_typed() -> None:

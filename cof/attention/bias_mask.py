@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ class Bias:
     values: Tensor
     q_from: Tensor | None = None
     gate: Tensor | None = None
-    _applied: set[str] = field(default_factory=set, repr=False)
 
     @property
     def idle(self) -> bool:
@@ -125,9 +124,6 @@ def biased_mask(
         kwargs = _counting_tokens(branches, kv_offset + kv_length, **kwargs)
     if bias is None and branches is None:
         return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
-    if bias is not None:
-        bias._applied.add("mask")
-        bias._applied.discard("gate")  # the layers that follow add it: see `reweight`
     shape = (batch_size, q_length, kv_length, q_offset, kv_offset)
     visible = sdpa_mask(*shape, **kwargs) if branches is None else None
     carried = bias is not None and branches is None and visible is None

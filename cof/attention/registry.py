@@ -47,8 +47,22 @@ class _Crossing:
     recorded: slice
 
 
+@dataclass
+class _Reweighting:
+    """A bias in use, and how often it was applied.
+
+    Attributes:
+        masks: passes, or cross-attention modules, that added it.
+        gated: layers that chose among heads since the last of them.
+    """
+
+    bias: Bias
+    masks: int = 0
+    gated: int = 0
+
+
 _BRANCHES: ContextVar[Tensor | None] = ContextVar("cof_branches", default=None)
-_BIAS: ContextVar[Bias | None] = ContextVar("cof_bias", default=None)
+_REWEIGHTING: ContextVar[_Reweighting | None] = ContextVar("cof_reweighting", default=None)
 _WEIGHTS: ContextVar[list[Tensor] | None] = ContextVar("cof_weights", default=None)
 
 
@@ -66,14 +80,15 @@ def reweight(bias: Bias | None) -> Iterator[None]:
     if bias is None or bias.idle:
         yield
         return
-    token = _BIAS.set(bias)
+    current = _Reweighting(bias)
+    token = _REWEIGHTING.set(current)
     try:
         yield
     finally:
-        _BIAS.reset(token)
-    if not bias._applied:
+        _REWEIGHTING.reset(token)
+    if not current.masks:
         raise RuntimeError("the attention bias was never read: the model is not attached")
-    if bias.gate is not None and "gate" not in bias._applied:
+    if bias.gate is not None and not current.gated:
         raise RuntimeError("layers and heads cannot be chosen inside torch.compile")
 
 
@@ -163,7 +178,12 @@ def _switch(model: Any, subconfig: str, name: str) -> None:
 
 def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     """transformers' mask function for `DECODER`."""
-    return biased_mask(_BIAS.get(), _BRANCHES.get(), *shape, **kwargs)
+    current = _REWEIGHTING.get()
+    if current is not None:
+        current.masks += 1
+        current.gated = 0
+    bias = None if current is None else current.bias
+    return biased_mask(bias, _BRANCHES.get(), *shape, **kwargs)
 
 
 def _decoder_attention(
@@ -181,12 +201,13 @@ def _decoder_attention(
     """
     if torch.compiler.is_compiling():
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    bias = _BIAS.get()
+    current = _REWEIGHTING.get()
     size = value.shape[-1]
-    if bias is not None:
+    if current is not None:
+        bias = current.bias
         gate = torch.ones(query.shape[0], 1, device=query.device)
         if bias.gate is not None:
-            bias._applied.add("gate")
+            current.gated += 1
             gate = spread(bias.gate[:, module.layer_idx], query.shape[0])  # (B, H)
         if attention_mask is None:
             kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
@@ -222,9 +243,11 @@ def _cross_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Stock SDPA; in tagged modules the bias joins the mask, `(B, H or 1, Q or 1, K)`."""
-    bias, crossing = _BIAS.get(), getattr(module, _CROSSING, None)
-    if bias is not None and crossing is not None:
-        bias._applied.update(("mask", "gate"))
+    current, crossing = _REWEIGHTING.get(), getattr(module, _CROSSING, None)
+    if current is not None and crossing is not None:
+        bias = current.bias
+        current.masks += 1
+        current.gated += 1
         batch_size, others = query.shape[0], key.shape[2] - bias.values.shape[1]
         # keys behind the image's are a resampler's own latents
         values = nn.functional.pad(spread(bias.values, batch_size), (0, others))

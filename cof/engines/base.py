@@ -100,3 +100,16 @@ class StateReader(Protocol):
         """For each image the probability of each of some words as what the decoder would say
         after an image token, `(words, *tokens)`, in one pass."""
         ...
+
+
+@runtime_checkable
+class ReplyScorer(Protocol):
+    """What an engine offers besides if it can say how likely a reply is: benchmarks that compare
+    their options' texts need it."""
+
+    def score_replies(
+        self, requests: Sequence[Request], replies: Sequence[str]
+    ) -> list[Generation]:
+        """Each reply as if the model had given it, its end token among `token_ids` and
+        `logprobs`; highlights are applied but for their guidance."""
+        ...

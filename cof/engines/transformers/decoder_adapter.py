@@ -210,12 +210,12 @@ class DecoderAdapter:
         )
         return split(cache, inputs["input_ids"], starts, ends)
 
-    def yields(self, prompts: Prompts) -> bool:
-        """Whether these prompts' own passes leave the states after the images as they are."""
+    def leaves_prefixes(self, prompts: Prompts) -> bool:
+        """Whether the pass over these prompts computes their images' prefixes, nothing biased."""
         return unbiased(prompts, self.spans(prompts)[1])
 
-    def kept(self, prompts: Prompts, cache: Any) -> list[Prefix]:
-        """The state after each row's image, from the passes over these prompts."""
+    def split_prefixes(self, prompts: Prompts, cache: Any) -> list[Prefix]:
+        """The prefix of each row's image, from the cache that a pass over these prompts left."""
         return split(cache, prompts.inputs["input_ids"], *self.spans(prompts))
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix | None], beams: int) -> Prompts:
@@ -232,7 +232,7 @@ class DecoderAdapter:
         return prompts if whole and bool(cut) else shorter
 
     def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
-        if cache is None and (prompts.cached or prompts.kept):
+        if cache is None and (prompts.cached or prompts.keeps_states):
             beams = kwargs["generation_config"].num_beams
             cache = start_cache(prompts, self.model.config, beams)
         if cache is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from os import PathLike
@@ -29,9 +29,10 @@ from cof.engines.transformers.introspection import (
     similarities,
 )
 from cof.engines.transformers.loading import load, out_of_memory
-from cof.engines.transformers.prefix_cache import Deferred, Prefix, Prompts
+from cof.engines.transformers.option_scoring import Forced, reply_tokens, scored_replies
+from cof.engines.transformers.prefix_cache import LazyPrefix, Prefix, Prompts
 from cof.engines.transformers.probing import probed
-from cof.engines.transformers.prompt_builder import PromptBuilder
+from cof.engines.transformers.prompt_builder import PromptBuilder, TokenizedRequests
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
 from cof.families.image_tokens import ImageTokens
@@ -96,7 +97,7 @@ class TransformersEngine:
         self.prompt_builder = PromptBuilder(
             self.family, self.model, processor, self.adapter, self.tokens
         )
-        self._written = cache(self._compile_form)
+        self._compile = cache(self._compile_template)
 
     @property
     def takes_two(self) -> bool:
@@ -155,27 +156,22 @@ class TransformersEngine:
         Where those are fractions (LLaVA-1.5), it is also what the token grid shows."""
         return self.tokens.frame(image_wh)
 
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that the decoder takes, image, prompt and answer together; None: there
+        is no such limit (the positions of T5 are distances)."""
+        config = self.adapter.generator.config.get_text_config(decoder=True)
+        return getattr(config, "max_position_embeddings", None)
+
     def encode(self, images: Sequence[Image.Image], *, prefill: bool = False) -> list[EncodedImage]:
         """Run the image processor and the vision encoder, once for each distinct image object.
 
-        With `prefill` also the decoder, over the text before the image and the image, where the
-        family allows it (`Family.prefill`): answers begin behind the image then. That is done by
-        the pass that reads the first question about the image.
+        With `prefill` each image also gets a prefix, where the family allows it
+        (`Family.prefill`): the decoder's state after the text before the image and the image,
+        behind which answers begin. The first question about the image computes it.
         """
-        keep = prefill and self.family.prefill and self._keeps()
-        distinct = {id(image): image for image in images}
-        processed = threaded(self.tokens.pixels, distinct.values())
-        pixels = dict(zip(distinct, processed, strict=True))
-        with torch.inference_mode(), out_of_memory():
-            encoded: dict[int, EncodedImage] = {}
-            sizes = [_values(of) // VALUES_PER_TOKEN for of in pixels.values()]
-            for rows in grouped(sizes, self.max_batch_tokens):
-                keys = [list(pixels)[row] for row in rows]
-                features = self.adapter.encode([pixels[key] for key in keys])
-                for key, of in zip(keys, features, strict=True):
-                    prefix = Deferred() if keep else None
-                    encoded[key] = EncodedImage(distinct[key], pixels[key], of, prefix)
-        return [encoded[id(image)] for image in images]
+        lazy = prefill and self.family.prefill and self._reuses_states
+        return self._see(self._process(images), lazy=lazy)
 
     def generate(
         self,
@@ -192,60 +188,122 @@ class TransformersEngine:
         Raises:
             CofError: a layer or head the model does not have, or out of memory.
         """
+        guided = any(guidance(request) != 1 for request in requests)
+        if guided:
+            check_decoding(decoding)
+        template = None
+        if decoding.form is not None and not guided:
+            template = self._compile(decoding.form)
+        longest = decoding.max_new_tokens if template is None else Decoding().max_new_tokens
+        copies = 2 if guided else decoding.num_beams
+        replies: dict[int, Generation] = {}
+        for rows, batch in self.plan(requests, [longest] * len(requests), copies):
+            with torch.inference_mode(), out_of_memory():
+                if guided:
+                    answers = self._answer_guided(batch, decoding)
+                else:
+                    answers = self._answer(batch, decoding, template)
+            replies |= zip(rows, answers, strict=True)
+        return [replies[row] for row in range(len(requests))]
+
+    def score_replies(
+        self, requests: Sequence[Request], replies: Sequence[str]
+    ) -> list[Generation]:
+        """How likely each reply is to its request, highlights applied but for their guidance.
+
+        Args:
+            requests: as for `generate`; the same one may come with several replies.
+            replies: one for each.
+
+        Returns:
+            The replies as if the model had given them. Unlike in `generate` the end token is among
+            `token_ids` and `logprobs`, so that a reply is likely if it also ends there, with
+            whichever of the model's end tokens.
+
+        Raises:
+            CofError: a reply cannot be encoded, or out of memory.
+        """
+        ends = self._generation_config(Decoding()).eos_token_id
+        tokens = reply_tokens(self.prompt_builder, replies, ends[0])
+        scored: dict[int, Generation] = {}
+        for rows, batch in self.plan(requests, [len(ids) for ids in tokens]):
+            texts, ids = [replies[row] for row in rows], [tokens[row] for row in rows]
+            settings = self._generation_config(Decoding(max_new_tokens=max(map(len, ids))))
+            forced = LogitsProcessorList([Forced(ids, settings.pad_token_id)])
+            with torch.inference_mode(), out_of_memory():
+                output = self.adapter.generate(
+                    self._resume(batch), generation_config=settings, logits_processor=forced
+                )
+            scored |= zip(rows, scored_replies(texts, ids, output.logits, ends), strict=True)
+        return [scored[row] for row in range(len(requests))]
+
+    def plan(
+        self, requests: Sequence[Request], new_tokens: Sequence[int], copies: int = 1
+    ) -> list[tuple[list[int], TokenizedRequests]]:
+        """Requests in batches of `max_batch_tokens` at most, their images encoded.
+
+        Args:
+            new_tokens: the most tokens of each answer.
+            copies: how many sequences run for each request: beams, or branches of guidance.
+
+        Returns:
+            Each batch, with the numbers of its requests.
+        """
         if not requests:
             return []
-        requests = self.showing(requests)
-        if any(guidance(request) != 1 for request in requests):
-            return self._guided(requests, decoding)
-        form = self._written(decoding.form) if decoding.form else None
-        encoded = self._encoded(requests)
-        draft = self.prompt_builder.draft(requests, encoded)
-        seen = draft.lengths
-        new = Decoding().max_new_tokens if form else decoding.max_new_tokens
-        groups = grouped([(n + new) * decoding.num_beams for n in seen], self.max_batch_tokens)
+        whole = self._tokenize(requests)
+        seen = iter(self._see([image for shown in whole.images for image in shown]))
+        whole = replace(whole, images=[[next(seen) for _ in shown] for shown in whole.images])
+        sizes = [(n + new) * copies for n, new in zip(whole.lengths, new_tokens, strict=True)]
+        groups = grouped(sizes, self.max_batch_tokens)
         if not self.adapter.pads:
-            groups = unpadded(groups, seen)
-        if len(groups) > 1:
-            found: dict[int, Generation] = {}
-            for rows in groups:
-                part = [replace(requests[row], image=encoded[row]) for row in rows]
-                found |= zip(rows, self.generate(part, decoding), strict=True)
-            return [found[row] for row in range(len(requests))]
-        prompts = self.prompt_builder.prompts(draft)
-        with torch.inference_mode(), out_of_memory():
-            alone = not any(request.beside for request in requests)
-            first = alone and decoding.num_beams == 1 and self._yields(prompts, encoded)
-            if first:
-                prompts = replace(prompts, kept=True)
-            else:
-                prompts = self.adapter.resume(prompts, self._prefixes(encoded), decoding.num_beams)
-            if form is not None and isinstance(self.adapter, DecoderAdapter):
-                pad = self._generation_config(decoding).pad_token_id
-                replies, cache = decode_boxes(self.adapter, prompts, form, pad)
-            else:
-                replies, cache = self._replies(prompts, decoding)
-            if first:
-                for of, prefix in zip(encoded, self._decoder().kept(prompts, cache), strict=True):
-                    of.prefix.prefix = prefix
-            return replies
+            groups = unpadded(groups, whole.lengths)
+        if len(groups) == 1:
+            return [(groups[0], whole)]
+        return [
+            (
+                rows,
+                self.prompt_builder.tokenize(
+                    [whole.requests[row] for row in rows], [whole.images[row] for row in rows]
+                ),
+            )
+            for rows in groups
+        ]
 
-    def _guided(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
-        """Each row with its other branch beside it, in one batch."""
-        check_decoding(decoding)
-        encoded = self._encoded(requests)
-        seen = self.prompt_builder.draft(requests, encoded).lengths
-        groups = grouped([2 * (n + decoding.max_new_tokens) for n in seen], self.max_batch_tokens)
-        found: dict[int, Generation] = {}
-        for rows in groups if self.adapter.pads else unpadded(groups, seen):
-            part = [requests[row] for row in rows]
-            images = [encoded[row] for row in rows] * 2
-            with torch.inference_mode(), out_of_memory():
-                prompts = self._prompts([*part, *map(contrast, part)], images)
-                prompts = self.adapter.resume(prompts, self._prefixes(images), beams=1)
-                leading = LogitsProcessorList([Guided([guidance(request) for request in part])])
-                replies, _ = self._replies(prompts, decoding, logits_processor=leading)
-            found |= zip(rows, replies, strict=False)  # the other branches come last
-        return [found[row] for row in range(len(requests))]
+    def prefill(self, batch: TokenizedRequests, beams: int = 1) -> Prompts:
+        """Prompts that begin behind the prefixes of their images.
+
+        Where no prefix is known yet and the prompts' own pass leaves them, nothing is computed
+        beforehand: the prompts are run whole then, and their states are kept.
+        """
+        prompts, images = self.prompt_builder.prompts(batch), batch.first_images
+        lazy = {id(image) for image in images if _is_unfilled(image)}
+        # With several questions about one image its prefix is better computed once, beforehand.
+        each_once = len(lazy) == len(images) and all(len(shown) == 1 for shown in batch.images)
+        if beams == 1 and each_once and self._decoder().leaves_prefixes(prompts):
+            return replace(prompts, keeps_states=True)
+        return self.adapter.resume(prompts, self._prefixes(images), beams)
+
+    def decode(
+        self,
+        prompts: Prompts,
+        decoding: Decoding,
+        template: CompiledBoxTemplate | None = None,
+        **kwargs: Any,
+    ) -> tuple[list[Generation], Any]:
+        """The replies, and the cache they leave.
+
+        Args:
+            template: the box to write; None: text.
+            kwargs: more for transformers' `generate`.
+        """
+        settings = self._generation_config(decoding)
+        if template is not None:
+            return decode_boxes(self._decoder(), prompts, template, settings.pad_token_id)
+        with seeded(decoding, self.model.device):
+            output = self.adapter.generate(prompts, generation_config=settings, **kwargs)
+        tokenizer, ends = self.processor.tokenizer, settings.eos_token_id
+        return generations(output, self.adapter.generator, tokenizer, ends), output.past_key_values
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
         """The paper's M for an image of this size: which image tokens get the bias.
@@ -346,26 +404,48 @@ class TransformersEngine:
         and `(x, y)`; NaN for padding."""
         return self.tokens.centres(image_wh)
 
-    def _keeps(self) -> bool:
+    @property
+    def _reuses_states(self) -> bool:
+        """Whether the decoder's state after an image can be reused."""
         return isinstance(self.adapter, DecoderAdapter) and self.adapter.keeps
 
-    def _yields(self, prompts: Prompts, encoded: Sequence[EncodedImage]) -> bool:
-        """Whether what is left to compute of every image's prefix comes out of these prompts."""
-        waiting = {id(of) for of in encoded if of.prefix is not None and of.prefix.prefix is None}
-        # Several questions about one image had better begin behind it.
-        return len(waiting) == len(encoded) and self._decoder().yields(prompts)
+    def _answer(
+        self, batch: TokenizedRequests, decoding: Decoding, template: CompiledBoxTemplate | None
+    ) -> list[Generation]:
+        prompts = self.prefill(batch, decoding.num_beams)
+        replies, cache = self.decode(prompts, decoding, template)
+        if prompts.keeps_states:
+            prefixes = self._decoder().split_prefixes(prompts, cache)
+            for image, prefix in zip(batch.first_images, prefixes, strict=True):
+                image.prefix.fill(prefix)
+        return replies
 
-    def _prefixes(self, encoded: Sequence[EncodedImage]) -> list[Prefix | None]:
-        """Of each row's image, computed now where none was yet."""
-        waiting = {
-            id(of): of for of in encoded if of.prefix is not None and of.prefix.prefix is None
-        }
-        if waiting:
-            images = list(waiting.values())
-            prompts = self._prompts([Request(image, "") for image in images], images)
-            for of, prefix in zip(images, self._decoder().prefixes(prompts), strict=True):
-                of.prefix.prefix = prefix
-        return [of.prefix and of.prefix.prefix for of in encoded]
+    def _answer_guided(self, batch: TokenizedRequests, decoding: Decoding) -> list[Generation]:
+        """Each row with its other branch beside it, in one batch."""
+        branches = self.prompt_builder.tokenize(
+            [*batch.requests, *map(contrast, batch.requests)], [*batch.images, *batch.images]
+        )
+        guided = LogitsProcessorList([Guided([guidance(of) for of in batch.requests])])
+        prompts = self._resume(branches)
+        replies, _ = self.decode(prompts, decoding, logits_processor=guided)
+        return replies[: len(batch.requests)]
+
+    def _resume(self, batch: TokenizedRequests) -> Prompts:
+        """Prompts that begin behind the prefixes of their images, computed now where needed."""
+        prompts = self.prompt_builder.prompts(batch)
+        return self.adapter.resume(prompts, self._prefixes(batch.first_images), beams=1)
+
+    def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix | None]:
+        """The prefix of each image, computed now where there is none yet."""
+        lazy = list({id(image): image for image in images if _is_unfilled(image)}.values())
+        if lazy:
+            batch = self.prompt_builder.tokenize(
+                [Request(image, "") for image in lazy], [[image] for image in lazy]
+            )
+            prefixes = self._decoder().prefixes(self.prompt_builder.prompts(batch))
+            for image, prefix in zip(lazy, prefixes, strict=True):
+                image.prefix.fill(prefix)
+        return [image.prefix and image.prefix.value for image in images]
 
     def _read(
         self,
@@ -378,24 +458,13 @@ class TransformersEngine:
 
         It gets prompts that fit into `max_batch_tokens`, and which rows they are.
         """
-        if not requests:
-            return []
-        requests = self.showing(requests)
-        encoded = self._encoded(requests)
-        draft = self.prompt_builder.draft(requests, encoded)
         found: dict[int, NDArray[np.float32]] = {}
-        for rows in grouped([n + 1 for n in draft.lengths], self.max_batch_tokens):
-            images = [encoded[row] for row in rows]
-            if len(rows) < len(requests):
-                prompts = self._prompts([requests[row] for row in rows], images)
-            else:
-                prompts = self.prompt_builder.prompts(draft)
+        for rows, batch in self.plan(requests, [1] * len(requests)):
             with torch.inference_mode(), out_of_memory():
-                if reuse:
-                    prompts = self.adapter.resume(prompts, self._prefixes(images), 1)
+                prompts = self._resume(batch) if reuse else self.prompt_builder.prompts(batch)
                 maps = read(prompts, rows)
-            for row, of, image in zip(rows, maps, images, strict=True):
-                found[row] = self._laid_out(of.float().numpy(), image.size)
+            for row, values, image in zip(rows, maps, batch.first_images, strict=True):
+                found[row] = self._laid_out(values.float().numpy(), image.size)
         return [found[row] for row in range(len(requests))]
 
     def _decoder(self) -> DecoderAdapter:
@@ -414,54 +483,65 @@ class TransformersEngine:
         spatial = features[..., self.family.lead(self.model.config) :]
         return np.asarray(spatial.reshape(*spatial.shape[:-1], *layout), dtype=np.float32)
 
-    def _prompts(self, requests: Sequence[Request], encoded: Sequence[EncodedImage]) -> Prompts:
-        return self.prompt_builder.prompts(self.prompt_builder.draft(requests, encoded))
+    def _tokenize(self, requests: Sequence[Request]) -> TokenizedRequests:
+        """Requests in token ids, their images processed; nothing has run through the model."""
+        requests = self._shown(requests)
+        shown = [[of.image, of.beside] if of.beside else [of.image] for of in requests]
+        processed = iter(self._process([image for row in shown for image in row]))
+        images = [[next(processed) for _ in row] for row in shown]
+        return self.prompt_builder.tokenize(requests, images)
 
-    def _encoded(self, requests: Sequence[Request]) -> list[EncodedImage]:
-        images = [request.image for request in requests]
-        plain = [
-            image.image if isinstance(image, EncodedImage) else image
-            for image in images
-            if not isinstance(image, EncodedImage) or image.features is None
-        ]
-        fresh = iter(self.encode(plain) if plain else [])
+    def _shown(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """The requests, with a second image in place of the first if the model takes only one."""
+        if self.takes_two or not any(request.beside for request in requests):
+            return requests
+        warnings.warn(
+            f"{self.family.name} takes one image at a time, so the second is shown alone.",
+            CofWarning,
+            stacklevel=5,
+        )
         return [
-            image if isinstance(image, EncodedImage) and image.features is not None else next(fresh)
+            Request(of.beside, of.prompt, notation=of.notation) if of.beside else of
+            for of in requests
+        ]
+
+    def _process(self, images: Sequence[Image.Image | EncodedImage]) -> list[EncodedImage]:
+        """Images with the image processor's output, which runs once for each distinct object."""
+        pixels = {id(_pil(of)): _pil(of) for of in images if not _is_processed(of)}
+        outputs = threaded(self.tokens.pixels, pixels.values())
+        fresh = {
+            key: EncodedImage(image, output)
+            for (key, image), output in zip(pixels.items(), outputs, strict=True)
+        }
+        return [
+            image if _is_processed(image) else fresh[id(_pil(image))]  # type: ignore[misc]
             for image in images
         ]
 
-    def showing(self, requests: Sequence[Request]) -> list[Request]:
-        """The same requests with their second images encoded, or in place of the first if the
-        model takes only one (with a `CofWarning`)."""
-        beside = [request.beside for request in requests if request.beside is not None]
-        if not beside:
-            return list(requests)
-        if not self.takes_two:
-            warnings.warn(
-                f"{self.family.name} takes one image at a time, so the second is shown alone.",
-                CofWarning,
-                stacklevel=3,
-            )
-            return [
-                request
-                if request.beside is None
-                else Request(request.beside, request.prompt, notation=request.notation)
-                for request in requests
-            ]
-        encoded = iter(self._encoded([Request(image, "") for image in beside]))
-        return [
-            request if request.beside is None else replace(request, beside=next(encoded))
-            for request in requests
-        ]
+    def _see(self, images: Sequence[EncodedImage], *, lazy: bool = False) -> list[EncodedImage]:
+        """Processed images with their features, the vision encoder run once for each object.
 
-    def _compile_form(self, form: BoxTemplate) -> CompiledBoxTemplate | None:
+        With `lazy` those that are new also get a prefix, to be filled in.
+        """
+        new = list({id(image): image for image in images if image.features is None}.values())
+        sizes = [np.asarray(of.pixels["pixel_values"]).size // VALUES_PER_TOKEN for of in new]
+        seen: dict[int, EncodedImage] = {}
+        with torch.inference_mode(), out_of_memory():
+            for rows in grouped(sizes, self.max_batch_tokens):
+                features = self.adapter.encode([new[row].pixels for row in rows])
+                for row, of in zip(rows, features, strict=True):
+                    prefix = LazyPrefix() if lazy else None
+                    seen[id(new[row])] = replace(new[row], features=of, prefix=prefix)
+        return [seen.get(id(image), image) for image in images]
+
+    def _compile_template(self, form: BoxTemplate) -> CompiledBoxTemplate | None:
         def encode(texts: list[str]) -> list[list[int]]:
             ids: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False)[
                 "input_ids"
             ]
             return ids
 
-        continues = self._keeps()
+        continues = self._reuses_states
         compiled = (
             compile_box_template(form, encode, self.prompt_builder.chat("")) if continues else None
         )
@@ -474,20 +554,19 @@ class TransformersEngine:
             )
         return compiled
 
-    def _replies(
-        self, prompts: Prompts, decoding: Decoding, **kwargs: Any
-    ) -> tuple[list[Generation], Any]:
-        """The replies, and the cache they leave."""
-        settings = self._generation_config(decoding)
-        with seeded(decoding, self.model.device):
-            output = self.adapter.generate(prompts, generation_config=settings, **kwargs)
-        words, ends = self.processor.tokenizer, settings.eos_token_id
-        return generations(output, self.adapter.generator, words, ends), output.past_key_values
-
     def _generation_config(self, decoding: Decoding) -> GenerationConfig:
         words = self.processor.tokenizer
         return generation_config(decoding, self.model, self.adapter.generator, words)
 
 
-def _values(pixels: Mapping[str, Any]) -> int:
-    return int(np.asarray(pixels["pixel_values"]).size)
+def _pil(image: Image.Image | EncodedImage) -> Image.Image:
+    return image.image if isinstance(image, EncodedImage) else image
+
+
+def _is_processed(image: Image.Image | EncodedImage) -> bool:
+    return isinstance(image, EncodedImage) and image.pixels is not None
+
+
+def _is_unfilled(image: EncodedImage) -> bool:
+    """Whether its prefix is still to be computed."""
+    return image.prefix is not None and image.prefix.value is None

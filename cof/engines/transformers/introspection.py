@@ -76,7 +76,7 @@ def similarities(
         For each row `(layers, T, K)`; NaN for layers without keys and values (linear attention).
     """
     ids = prompts.inputs["input_ids"]
-    cache = adapter.generate(replace(prompts, kept=True), **kwargs).past_key_values
+    cache = adapter.generate(replace(prompts, keeps_states=True), **kwargs).past_key_values
     is_image = torch.eq(ids, adapter.model.config.image_token_id)
     found = []
     for row, tokens in enumerate(places):

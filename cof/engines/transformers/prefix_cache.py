@@ -35,14 +35,19 @@ class Prefix:
 
 
 @dataclass(eq=False)
-class Deferred:
-    """The state after one image, which comes out of the first question about it.
+class LazyPrefix:
+    """The prefix of one image, which the first question about the image fills in.
 
     Attributes:
-        prefix: None until then. It is written once, and depends on the image alone.
+        value: None until then. It depends on the image alone.
     """
 
-    prefix: Prefix | None = None
+    value: Prefix | None = None
+
+    def fill(self, prefix: Prefix) -> None:
+        """Set the value; a second one, from a thread that asked at the same time, is dropped."""
+        if self.value is None:
+            self.value = prefix
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +61,8 @@ class Prompts:
         prefixes: of each row's image; empty if nothing is reused.
         reused: how many leading tokens of each row are not computed again.
         answer_type: what answers are in `token_type_ids`, where the model takes them.
-        kept: whether their states are read afterwards, so that no layer may forget any.
+        keeps_states: whether their states are read afterwards, so that the KV cache of every layer
+            must be of full length.
     """
 
     inputs: dict[str, Tensor]
@@ -65,7 +71,7 @@ class Prompts:
     prefixes: tuple[Prefix, ...] = ()
     reused: tuple[int, ...] = ()
     answer_type: int = 0
-    kept: bool = False
+    keeps_states: bool = False
 
     @property
     def cached(self) -> int:

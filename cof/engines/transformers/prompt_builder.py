@@ -21,24 +21,28 @@ from cof.types import EncodedImage, Request
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
+class TokenizedRequests:
     """B requests in token ids, before anything is biased or moved to a device.
 
     Attributes:
-        requests: what is asked; second images are encoded.
-        encoded: their first images.
+        requests: what is asked.
+        images: what each row shows, the image that a highlight is about first; they need the
+            processor's output here, and their features in `PromptBuilder.prompts`.
         inputs: padded token ids, `(B, L)`, and what else the model takes beside them.
-        features: the vision features of each row's images.
     """
 
     requests: Sequence[Request]
-    encoded: Sequence[EncodedImage]
+    images: Sequence[Sequence[EncodedImage]]
     inputs: dict[str, Tensor]
-    features: list[Tensor]
+
+    @property
+    def first_images(self) -> list[EncodedImage]:
+        """The image of each row that a highlight is about."""
+        return [images[0] for images in self.images]
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row, padding left out."""
+        """Tokens of each row without padding."""
         lengths: list[int] = self.inputs["attention_mask"].sum(1).tolist()
         return lengths
 
@@ -84,59 +88,62 @@ class PromptBuilder:
         """A user's turn as the model was trained to read it, up to where the answer begins."""
         return chat(self.family, self.processor, prompt, images)
 
-    def draft(self, requests: Sequence[Request], encoded: Sequence[EncodedImage]) -> Draft:
-        """Token ids of requests about images that are encoded."""
-        shown: list[list[Any]] = [
-            [of] if request.beside is None else [of, request.beside]
-            for request, of in zip(requests, encoded, strict=True)
-        ]
-        texts = [
-            self.text(request, len(images)) for request, images in zip(requests, shown, strict=True)
-        ]
-        inputs = self.adapter.tokenize(texts, [[of.pixels for of in images] for images in shown])
-        features = [torch.cat([of.features for of in images]) for images in shown]
-        return Draft(requests, encoded, inputs, features)
+    def tokenize(
+        self, requests: Sequence[Request], images: Sequence[Sequence[EncodedImage]]
+    ) -> TokenizedRequests:
+        """Requests in token ids, each about one image or more.
 
-    def prompts(self, draft: Draft) -> Prompts:
-        """A draft where the model is, with the bias of its highlights.
+        Raises:
+            CofError: a prompt cannot be encoded.
+        """
+        texts = [
+            self.text(request, len(shown)) for request, shown in zip(requests, images, strict=True)
+        ]
+        inputs = self.adapter.tokenize(texts, [[of.pixels for of in shown] for shown in images])
+        return TokenizedRequests(requests, images, inputs)
+
+    def prompts(self, batch: TokenizedRequests) -> Prompts:
+        """Tokenized requests where the model is, with the bias of their highlights.
 
         Raises:
             CofError: a layer or head the model does not have.
         """
         device = self.model.device
+        features = [torch.cat([of.features for of in shown]) for shown in batch.images]
         return Prompts(
-            {name: value.to(device) for name, value in draft.inputs.items()},
-            draft.features,
-            self._bias(draft),
+            {name: value.to(device) for name, value in batch.inputs.items()},
+            features,
+            self._bias(batch, [len(of) for of in features]),
             answer_type=self.family.answer_type,
         )
 
-    def _bias(self, draft: Draft) -> Bias | None:
-        lights = [
+    def _bias(self, batch: TokenizedRequests, num_features: Sequence[int]) -> Bias | None:
+        highlights = [
             request.highlight if request.highlight and request.highlight.strength != 1 else None
-            for request in draft.requests
+            for request in batch.requests
         ]
-        if not any(lights):
+        if not any(highlights):
             return None
 
-        def row(index: int) -> Tensor:
-            light, image = lights[index], draft.encoded[index]
-            added = torch.zeros(len(draft.features[index]))
-            if light is not None:
-                first, last = self.family.lead(self.model.config), len(image.features)
-                added[first:last] = torch.from_numpy(self.tokens.added(image.size, light).ravel())
+        def bias_row(row: int) -> Tensor:
+            highlight, image = highlights[row], batch.images[row][0]
+            added = torch.zeros(num_features[row])
+            if highlight is not None:
+                start, end = self.family.lead(self.model.config), len(image.features)
+                by_token = self.tokens.added(image.size, highlight)
+                added[start:end] = torch.from_numpy(by_token.ravel())
             return added
 
-        added = threaded(row, range(len(lights)))
-        values, image_ends = self.adapter.place(added, draft.inputs)
-        text_only = torch.tensor([light is not None and light.scope == "text" for light in lights])
+        added = threaded(bias_row, range(len(highlights)))
+        values, image_ends = self.adapter.place(added, batch.inputs)
+        text_only = torch.tensor([of is not None and of.scope == "text" for of in highlights])
         device = self.model.device
         q_from = None
         if image_ends is not None and bool(text_only.any()):
             q_from = torch.where(text_only, image_ends, 0).to(device)
         gate = gates(
-            [light.layers if light else None for light in lights],
-            [light.heads if light else None for light in lights],
+            [of.layers if of else None for of in highlights],
+            [of.heads if of else None for of in highlights],
             self.adapter.shape,
         )
         return Bias(values.to(device), q_from, gate if gate is None else gate.to(device))
