@@ -49,6 +49,15 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class LengthChecker(Protocol):
+    """What an engine offers besides if it can tell beforehand that a prompt is too long."""
+
+    def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
+        """Raise `CofError` if a prompt and its answer are more than the model takes."""
+        ...
+
+
+@runtime_checkable
 class AttentionReader(Protocol):
     """What an engine offers besides if it can show where it looks; pictures have it drawn.
 

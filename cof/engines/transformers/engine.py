@@ -206,6 +206,15 @@ class TransformersEngine:
             replies |= zip(rows, answers, strict=True)
         return [replies[row] for row in range(len(requests))]
 
+    def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
+        """Refuse prompts that are too long, before the model runs.
+
+        Raises:
+            CofError: image, prompt and answer of a request do not fit into `context_length`.
+        """
+        if requests:
+            self._tokenize(requests, [decoding.max_new_tokens] * len(requests))
+
     def score_replies(
         self, requests: Sequence[Request], replies: Sequence[str]
     ) -> list[Generation]:
@@ -248,10 +257,14 @@ class TransformersEngine:
 
         Returns:
             Each batch, with the numbers of its requests.
+
+        Raises:
+            CofError: image, prompt and answer of a request do not fit into `context_length`; the
+                model has not run then.
         """
         if not requests:
             return []
-        whole = self._tokenize(requests)
+        whole = self._tokenize(requests, new_tokens)
         seen = iter(self._see([image for shown in whole.images for image in shown]))
         whole = replace(whole, images=[[next(seen) for _ in shown] for shown in whole.images])
         sizes = [(n + new) * copies for n, new in zip(whole.lengths, new_tokens, strict=True)]
@@ -483,13 +496,27 @@ class TransformersEngine:
         spatial = features[..., self.family.lead(self.model.config) :]
         return np.asarray(spatial.reshape(*spatial.shape[:-1], *layout), dtype=np.float32)
 
-    def _tokenize(self, requests: Sequence[Request]) -> TokenizedRequests:
-        """Requests in token ids, their images processed; nothing has run through the model."""
+    def _tokenize(
+        self, requests: Sequence[Request], new_tokens: Sequence[int]
+    ) -> TokenizedRequests:
+        """Requests in token ids, their images processed; the model has not run."""
         requests = self._shown(requests)
         shown = [[of.image, of.beside] if of.beside else [of.image] for of in requests]
         processed = iter(self._process([image for row in shown for image in row]))
         images = [[next(processed) for _ in row] for row in shown]
-        return self.prompt_builder.tokenize(requests, images)
+        batch = self.prompt_builder.tokenize(requests, images)
+        limit = self.context_length
+        sizes = zip(requests, batch.lengths, new_tokens, strict=True)
+        for number, (request, length, new) in enumerate(sizes, 1):
+            if limit is not None and length + new > limit:
+                count = len(requests)
+                which = "The question" if count == 1 else f"Question {number} of {count}"
+                raise CofError(
+                    f"{which} ({request.prompt[:40]!r}...) is too long: {length:,} tokens with its "
+                    f"image and {new:,} for the answer, where {self.name} takes {limit:,} in all. "
+                    "Shorten it, or allow a shorter answer."
+                )
+        return batch
 
     def _shown(self, requests: Sequence[Request]) -> Sequence[Request]:
         """The requests, with a second image in place of the first if the model takes only one."""
