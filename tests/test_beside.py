@@ -60,7 +60,7 @@ class TestEveryFamilyThatTakesTwo:
 
     def test_is_transformers_own_prompt_with_two_images(self, name: str) -> None:
         made, request = engine(name), asked()
-        text = made.prompt_builder.chat(request.prompt, 2)
+        text = made.chat.render(request.prompt, 2)
         arrays = made.processor(
             images=[request.image, request.beside], text=text, return_tensors="np"
         )

@@ -74,7 +74,7 @@ def by_transformers(name: str, asked: Request, attention: str) -> list[Tensor]:
     """Logits of transformers' own way from picture and text."""
     made, model = engine(name), stock(name)
     keys = torch.from_numpy(made.token_mask(asked.image.size, asked.highlight).ravel())
-    lead = made.family.lead(model.config)
+    lead = made.family.num_prefix_features(model.config)
     _hand.update(
         looking=looking(name, model),
         keys=keys.nonzero().ravel() + lead,

@@ -353,7 +353,7 @@ class TestLlavaLoading:
         assert inputs.tolist() == expected.tolist()
 
     def test_braces_in_a_question(self) -> None:
-        assert engine("llava").prompt_builder.chat("{x}") == "USER: <image>\n{x} ASSISTANT:"
+        assert engine("llava").chat.render("{x}") == "USER: <image>\n{x} ASSISTANT:"
 
 
 def _edited(folder: Path, dialect: str) -> Path:

@@ -107,7 +107,7 @@ def test_two_images_count() -> None:
         lambda made, long: made.score_replies([Request(IMAGE, "hi")], ["red" * 400]),
         lambda made, long: made.image_attention(long),
         lambda made, long: made.phrase_similarities([long], ["digit"]),
-        lambda made, long: made.generate([long], Decoding(form=LLAVA.form)),
+        lambda made, long: made.generate([long], Decoding(box_template=LLAVA.box_template)),
         lambda made, long: made.check_lengths([long], SHORT),
     ],
 )

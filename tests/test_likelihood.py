@@ -38,7 +38,9 @@ def test_tokens_are_as_likely_as_decoding_says(
     ]
     given = model.generate(requests, Decoding(max_new_tokens=6))
     written = [[*reply.token_ids, 2] for reply in given]
-    monkeypatch.setattr("cof.engines.transformers.engine.reply_tokens", lambda *_: written)
+    monkeypatch.setattr(
+        "cof.engines.transformers.engine.tokenize_replies", lambda *_, **__: written
+    )
     found = model.score_replies(requests, ["as decoded"] * 2)
     for reply, as_decoded in zip(found, given, strict=True):
         assert len(reply.token_ids) > 2
@@ -52,7 +54,7 @@ def test_equals_the_formula_written_out() -> None:
     stock = type(model.model).from_pretrained(checkpoint("llava")).eval()
     image = picture((112, 112))
     found = model.score_replies([Request(image, "What?")], ["red"])[0]
-    text = model.prompt_builder.chat("What?") + " red"
+    text = model.chat.render("What?") + " red"
     inputs = model.processor(images=image, text=text, return_tensors="pt")
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[2]])], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

@@ -14,7 +14,7 @@ from torch import nn
 from zoo import zoo
 
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.prompt_builder import PromptBuilder
+from cof.families.chat import Chat
 from cof.geometry.regions import EVERYTHING, Region
 from cof.prompting.dialects import LLAVA
 from cof.types import Decoding, EncodedImage, Highlight, Request
@@ -152,7 +152,7 @@ class TestReuse:
     ) -> None:
         made = engine(name)
         another = "SYSTEM: x <image>\n{} ASSISTANT:"
-        monkeypatch.setattr(PromptBuilder, "chat", lambda self, of, images: another.format(of))
+        monkeypatch.setattr(Chat, "render", lambda self, of, images: another.format(of))
         expected = made.generate(requests(IMAGES, "text"), SHORT)
         assert_same(made.generate(requests(encoded(name), "text"), SHORT), expected)
 
@@ -171,7 +171,7 @@ def test_families_that_cannot_be_prefilled_are_encoded_all_the_same() -> None:
     assert made.generate([reused], SHORT) == made.generate([request], SHORT)
 
 
-BOX = Decoding(form=LLAVA.form)
+BOX = Decoding(box_template=LLAVA.box_template)
 
 
 @pytest.mark.parametrize("decoding", [SHORT, BOX], ids=["answer", "box"])

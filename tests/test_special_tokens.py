@@ -15,14 +15,14 @@ from zoo import BUILDERS, CROSSED, zoo
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.prompt_builder import TokenizedRequests
-from cof.engines.transformers.special_tokens import (
+from cof.errors import CofError
+from cof.families.special_tokens import (
     MARK,
     SpecialTokens,
     token_ids,
     token_spans,
     unescape,
 )
-from cof.errors import CofError
 from cof.grounders import PromptGrounder
 from cof.types import Decoding, Generation, Request
 
@@ -39,7 +39,7 @@ def engine(name: str) -> TransformersEngine:
 def special(name: str) -> list[str]:
     """A handful of the family's special tokens, the image's among them."""
     made = engine(name)
-    texts = sorted(made.prompt_builder.special.texts)
+    texts = sorted(made.chat.special.texts)
     token = str(getattr(made.processor, "image_token", None) or "<image>")
     assert token in texts
     return [token, *texts[:12]]
@@ -62,9 +62,7 @@ def inputs(made: TransformersEngine, request: Request) -> dict[str, torch.Tensor
 
 
 def count_special(made: TransformersEngine, ids: torch.Tensor) -> int:
-    numbers = made.processor.tokenizer.convert_tokens_to_ids(
-        list(made.prompt_builder.special.texts)
-    )
+    numbers = made.processor.tokenizer.convert_tokens_to_ids(list(made.chat.special.texts))
     return int(torch.isin(ids, torch.tensor(numbers)).sum())
 
 
@@ -94,7 +92,7 @@ class TestEveryFamily:
 
     def test_ordinary_text_is_not_marked(self, name: str) -> None:
         text = "Is it a < b, [x] or </b>?\n\nA. yes\nB. no  "
-        assert MARK not in engine(name).prompt_builder.text(Request(IMAGE, text))
+        assert MARK not in engine(name).chat.text(Request(IMAGE, text))
 
     def test_replies(self, name: str) -> None:
         made, tokens = engine(name), special(name)
@@ -149,7 +147,7 @@ def test_a_phrase_is_found_behind_special_tokens() -> None:
     tokenizer = made.processor.tokenizer
     places = []
     for typed in ("Is there a <image> star?", "Is there a ~image> star?"):
-        text = made.prompt_builder.text(Request(IMAGE, typed))
+        text = made.chat.text(Request(IMAGE, typed))
         spans = token_spans(tokenizer, text)
         start = unescape(text).index("star")
         places.append([n for n, (a, b) in enumerate(spans) if a < start + 4 and b > start])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from cof.engines.transformers.prompt_builder import PromptBuilder
-from cof.engines.transformers.special_tokens import token_ids
+from cof.families.chat import Chat
+from cof.families.special_tokens import token_ids
 from cof.types import Generation
 
 
@@ -30,17 +30,20 @@ class Forced(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, column, 0.0)
 
 
-def reply_tokens(builder: PromptBuilder, replies: Sequence[str], end_id: int) -> list[list[int]]:
+def tokenize_replies(
+    chat: Chat, replies: Sequence[str], end_id: int, *, alone: bool
+) -> list[list[int]]:
     """The token ids with which the model would give each reply, the end token last.
+
+    Args:
+        alone: whether replies do not follow the prompt, as in an encoder-decoder.
 
     Raises:
         CofError: a reply cannot be encoded.
     """
-    tokenizer = builder.processor.tokenizer
-    before, space = "", ""  # an encoder-decoder's reply stands alone
-    if not builder.adapter.generator.config.is_encoder_decoder:
-        before = builder.chat("")
-        space = "" if before[-1:].isspace() else " "
+    tokenizer = chat.processor.tokenizer
+    before = "" if alone else chat.render("")
+    space = "" if alone or before[-1:].isspace() else " "
 
     def encode(text: str) -> list[int]:
         return token_ids(tokenizer, text, add_special_tokens=False)
@@ -48,7 +51,7 @@ def reply_tokens(builder: PromptBuilder, replies: Sequence[str], end_id: int) ->
     prompt = encode(before)
     tokens = []
     for reply in replies:
-        text = space + builder.special.escape(reply)
+        text = space + chat.special.escape(reply)
         whole = encode(before + text)
         # Where the prompt's last token would swallow a part of the reply, the reply stands alone.
         ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else encode(text)
@@ -56,7 +59,7 @@ def reply_tokens(builder: PromptBuilder, replies: Sequence[str], end_id: int) ->
     return tokens
 
 
-def scored_replies(
+def collect_scores(
     replies: Sequence[str],
     tokens: Sequence[Sequence[int]],
     logits: Sequence[Tensor],

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cof.attention.bias_mask import Bias, gates
-from cof.engines.transformers.batching import threaded
+from cof.attention.bias_mask import Bias, make_gates
+from cof.engines.transformers.batching import map_in_threads
 from cof.engines.transformers.prefix_cache import Prompts
-from cof.engines.transformers.special_tokens import SpecialTokens
 from cof.families import Family
-from cof.families.chat import chat
+from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.types import EncodedImage, Request
 
@@ -49,44 +47,21 @@ class TokenizedRequests:
 
 @dataclass(frozen=True, eq=False)
 class PromptBuilder:
-    """Writes a model's prompts.
+    """Builds a model's prompts.
 
     Attributes:
         family: what is known of its kind.
-        model, processor: transformers' own.
-        adapter: where it is made to look (`decoder_adapter.Adapter`).
-        tokens: which of its tokens show what of an image.
+        model: transformers' own.
+        adapter: where the bias goes (`decoder_adapter.Adapter`).
+        tokens: the model's image tokens.
+        chat: writes its chats.
     """
 
     family: Family
     model: Any
-    processor: Any
     adapter: Any
     tokens: ImageTokens
-
-    @cached_property
-    def special(self) -> SpecialTokens:
-        """The model's special tokens."""
-        return SpecialTokens.of_tokenizer(self.processor.tokenizer, self.processor, self.chat(""))
-
-    @cached_property
-    def _notation(self) -> frozenset[str]:
-        """Those in which its own grounding prompt is written."""
-        template = self.tokens.dialect.template
-        return frozenset(text for text in self.special.texts if text in template)
-
-    def text(self, request: Request, images: int = 1) -> str:
-        """A request as `chat`, the special tokens in what the user typed escaped.
-
-        Raises:
-            CofError: the prompt cannot be encoded.
-        """
-        escaped = self.special.escape(request.prompt, request.notation, self._notation)
-        return self.chat(escaped, images)
-
-    def chat(self, prompt: str, images: int = 1) -> str:
-        """A user's turn as the model was trained to read it, up to where the answer begins."""
-        return chat(self.family, self.processor, prompt, images)
+    chat: Chat
 
     def tokenize(
         self, requests: Sequence[Request], images: Sequence[Sequence[EncodedImage]]
@@ -97,7 +72,8 @@ class PromptBuilder:
             CofError: a prompt cannot be encoded.
         """
         texts = [
-            self.text(request, len(shown)) for request, shown in zip(requests, images, strict=True)
+            self.chat.text(request, len(shown))
+            for request, shown in zip(requests, images, strict=True)
         ]
         inputs = self.adapter.tokenize(texts, [[of.pixels for of in shown] for shown in images])
         return TokenizedRequests(requests, images, inputs)
@@ -129,19 +105,19 @@ class PromptBuilder:
             highlight, image = highlights[row], batch.images[row][0]
             added = torch.zeros(num_features[row])
             if highlight is not None:
-                start, end = self.family.lead(self.model.config), len(image.features)
-                by_token = self.tokens.added(image.size, highlight)
+                start, end = self.family.num_prefix_features(self.model.config), len(image.features)
+                by_token = self.tokens.bias(image.size, highlight)
                 added[start:end] = torch.from_numpy(by_token.ravel())
             return added
 
-        added = threaded(bias_row, range(len(highlights)))
+        added = map_in_threads(bias_row, range(len(highlights)))
         values, image_ends = self.adapter.place(added, batch.inputs)
         text_only = torch.tensor([of is not None and of.scope == "text" for of in highlights])
         device = self.model.device
         q_from = None
         if image_ends is not None and bool(text_only.any()):
             q_from = torch.where(text_only, image_ends, 0).to(device)
-        gate = gates(
+        gate = make_gates(
             [of.layers if of else None for of in highlights],
             [of.heads if of else None for of in highlights],
             self.adapter.shape,
