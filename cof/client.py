@@ -232,8 +232,8 @@ def data_url(image: Image) -> str:
 
 
 def _decoding_fields(decoding: Decoding) -> dict[str, Any]:
-    if decoding.num_beams != 1 or decoding.form is not None:
-        raise CofError("A server decodes without num_beams and form: leave them out.")
+    if decoding.num_beams != 1 or decoding.box_template is not None:
+        raise CofError("A server decodes without num_beams and box_template: leave them out.")
     fields = {
         "max_tokens": decoding.max_new_tokens,
         "temperature": decoding.temperature,

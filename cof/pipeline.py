@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cof.answer import NO_IMAGE, Answer, refused_answer
-from cof.engines.base import Engine
+from cof.engines.base import Engine, LengthChecker
 from cof.errors import CofError
 from cof.images import load_image
 from cof.query import Query, QueryLike, Sample, as_query
@@ -254,6 +254,8 @@ class CoF:
             Request(encoded[id(sample.image)], sample.question, beside=sample.beside)
             for sample in samples
         ]
+        if isinstance(self.engine, LengthChecker):
+            self.engine.check_lengths(requests, decoding)
         before = time.perf_counter()
         drafts = self._drafts(samples, requests, decoding)
         drafted = time.perf_counter()

@@ -132,7 +132,7 @@ class Decoding:
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0
     seed: int | None = None  # only read when temperature > 0
-    form: BoxTemplate | None = None  # write one box in this form, greedily, and nothing else
+    box_template: BoxTemplate | None = None  # decode one box by it, greedily, and nothing else
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_beams"):
@@ -153,12 +153,12 @@ class Generation:
 
     Attributes:
         text: decoded without special tokens, stripped.
-        token_ids: the generated tokens, the end token left out; of a box in a given form only
-            those that the model chose.
+        token_ids: the generated tokens, the end token left out; for a box decoded by a template
+            only those that the model chose.
         logprobs: log-probability of each token of `token_ids` under the (biased) model.
-        likely: of a box in a given form the probability of each of the form's N numbers at each
-            of its four places, `(4, N)`, rows summing to 1; the later places follow from the
-            numbers written before them.
+        likely: for a box decoded by a template: the probability of each of its N numbers at each
+            of the four places, `(4, N)`; rows sum to 1. Later places depend on the numbers chosen
+            before.
     """
 
     text: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,9 @@ def picture(wh: tuple[int, int], seed: int = 0) -> Image.Image:
     """RGB noise of a given `(width, height)`."""
     pixels = np.random.default_rng(seed).integers(0, 256, (wh[1], wh[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def prompts_of(engine: Any, requests: Sequence[Any]) -> Any:
+    """An engine's `Prompts` of requests, in one batch and from their beginnings."""
+    ((_, batch),) = engine.plan(requests, [0] * len(requests))
+    return engine.prompt_builder.prompts(batch)

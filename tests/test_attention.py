@@ -22,7 +22,7 @@ from transformers import (
 
 from cof.attention import registry as attention
 from cof.attention import widening
-from cof.attention.bias_mask import Bias, gates
+from cof.attention.bias_mask import Bias, make_gates
 from cof.attention.registry import (
     attach_decoder,
     attach_qformer,
@@ -180,7 +180,7 @@ def test_subset_of_layers_and_heads(
     carrier: None,
 ) -> None:
     plain_bias = bias_for(model, single)
-    gate = gates([layers], [heads], (LAYERS, HEADS))
+    gate = make_gates([layers], [heads], (LAYERS, HEADS))
     with reweight(Bias(plain_bias.values, gate=gate)):
         ours = stepwise(model, single, [5, 6, 7])
     with by_hand(
@@ -269,7 +269,7 @@ def test_compiled_decoding_is_not_recompiled_for_another_region_or_strength(
     assert set(graphs) == {graphs[0]}
 
     bias = bias_for(model, pair)
-    gated = Bias(bias.values, gate=gates([(1,), None], [None, None], (LAYERS, HEADS)))
+    gated = Bias(bias.values, gate=make_gates([(1,), None], [None, None], (LAYERS, HEADS)))
     with pytest.raises(RuntimeError, match="compile"), reweight(gated):
         generate(model, pair, **compiled)
 
@@ -334,7 +334,7 @@ def test_layers_and_heads_the_model_does_not_have(
     layers: tuple[int, ...] | None, heads: tuple[int, ...] | None
 ) -> None:
     with pytest.raises(CofError, match="must be numbers from 0 to"):
-        gates([layers], [heads], (LAYERS, HEADS))
+        make_gates([layers], [heads], (LAYERS, HEADS))
 
 
 def test_recorded_weights_equal_eager_ones(model: Any, single: dict[str, Tensor]) -> None:

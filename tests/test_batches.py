@@ -13,7 +13,7 @@ import torch
 from models import checkpoint, picture
 
 from cof.engines.transformers import batching
-from cof.engines.transformers.batching import grouped
+from cof.engines.transformers.batching import group_by_size
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.families import image_tokens as tokens
@@ -87,7 +87,7 @@ def test_masks_are_made_once_however_a_batch_is_cut(
 
 def test_similar_sizes_run_together() -> None:
     sizes = [700, 90, 650, 100, 95, 20]
-    groups = grouped(sizes, 1400)
+    groups = group_by_size(sizes, 1400)
     assert sorted(row for group in groups for row in group) == list(range(6))
     assert [0, 2] in [sorted(group) for group in groups]
 

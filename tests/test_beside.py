@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import checkpoint, picture
+from models import checkpoint, picture, prompts_of
 from transformers import AutoModelForImageTextToText
 from zoo import BUILDERS, zoo
 
@@ -60,7 +60,7 @@ class TestEveryFamilyThatTakesTwo:
 
     def test_is_transformers_own_prompt_with_two_images(self, name: str) -> None:
         made, request = engine(name), asked()
-        text = made.prompt_builder.chat(request.prompt, 2)
+        text = made.chat.render(request.prompt, 2)
         arrays = made.processor(
             images=[request.image, request.beside], text=text, return_tensors="np"
         )
@@ -129,13 +129,12 @@ class TestEveryFamilyThatTakesTwo:
     def test_the_highlight_falls_on_the_first_image_alone(self, name: str) -> None:
         made = engine(name)
         request = asked(highlight=Highlight(EVERYTHING, 4.0))
-        [request] = made.showing([request])
-        prompts = made._prompts([request], made._encoded([request]))
+        prompts = prompts_of(made, [request])
         assert prompts.bias is not None
         (marked,) = prompts.bias.values.nonzero()[:, 1][None].tolist()
         ids = prompts.inputs["input_ids"][0]
         is_image = (ids == made.model.config.image_token_id).nonzero().ravel().tolist()
-        alone = made._encoded([request])[0].features.shape[0]
+        alone = made.encode([request.image])[0].features.shape[0]
         assert marked == is_image[:alone]
         assert len(is_image) > alone
 

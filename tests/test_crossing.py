@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import checkpoint, picture
+from models import checkpoint, picture, prompts_of
 from test_families import STEPS, engine, gap, request
 from torch import Tensor
 from transformers import (
@@ -74,7 +74,7 @@ def by_transformers(name: str, asked: Request, attention: str) -> list[Tensor]:
     """Logits of transformers' own way from picture and text."""
     made, model = engine(name), stock(name)
     keys = torch.from_numpy(made.token_mask(asked.image.size, asked.highlight).ravel())
-    lead = made.family.lead(model.config)
+    lead = made.family.num_prefix_features(model.config)
     _hand.update(
         looking=looking(name, model),
         keys=keys.nonzero().ravel() + lead,
@@ -95,7 +95,7 @@ def by_transformers(name: str, asked: Request, attention: str) -> list[Tensor]:
 def ours(name: str, asked: Request) -> list[Tensor]:
     made = engine(name)
     with torch.inference_mode():
-        prompts = made._prompts([asked], made._encoded([asked]))
+        prompts = prompts_of(made, [asked])
         return made.adapter.generate(prompts, generation_config=GenerationConfig(**DECODING)).logits
 
 

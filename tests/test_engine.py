@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import BUILDERS, GRID, HEADS, LAYERS, checkpoint, picture, tokenizer
+from models import BUILDERS, GRID, HEADS, LAYERS, checkpoint, picture, prompts_of, tokenizer
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
@@ -158,7 +158,7 @@ class TestEveryFamily:
         hot = Decoding(max_new_tokens=1, temperature=3.0, top_p=0.5, seed=0)
         made, request = engine(name), highlighted(8.0)
         (sampled,) = made.generate([request], hot)
-        prompts = made._prompts([request], made._encoded([request]))
+        prompts = prompts_of(made, [request])
         with torch.inference_mode():
             logits = made.adapter.generate(
                 prompts,
@@ -269,7 +269,7 @@ def test_qformer_equals_attention_by_hand(
 ) -> None:
     made = engine(name)
     request = highlighted(22.0, layers=layers, heads=heads)
-    prompts = made._prompts([request], made._encoded([request]))
+    prompts = prompts_of(made, [request])
     kwargs = {
         "max_new_tokens": 4,
         "do_sample": False,
@@ -343,17 +343,17 @@ class TestLlavaLoading:
     def test_chat_template_with_a_start_token_of_its_own(self) -> None:
         made = TransformersEngine.from_pretrained(checkpoint("llava"))
         request = Request(picture((60, 40)), "hi")
-        expected = made._prompts([request], made._encoded([request])).inputs["input_ids"]
+        expected = prompts_of(made, [request]).inputs["input_ids"]
         made.processor.chat_template = (
             "{{ '<s>' }}{% for m in messages %}USER: {% for c in m['content'] %}"
             "{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}"
             "{% endfor %}{% endfor %} ASSISTANT:"
         )
-        inputs = made._prompts([request], made._encoded([request])).inputs["input_ids"]
+        inputs = prompts_of(made, [request]).inputs["input_ids"]
         assert inputs.tolist() == expected.tolist()
 
     def test_braces_in_a_question(self) -> None:
-        assert engine("llava").prompt_builder.chat("{x}") == "USER: <image>\n{x} ASSISTANT:"
+        assert engine("llava").chat.render("{x}") == "USER: <image>\n{x} ASSISTANT:"
 
 
 def _edited(folder: Path, dialect: str) -> Path:

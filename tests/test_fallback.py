@@ -100,7 +100,7 @@ def test_no_image_token_is_refused() -> None:
 
 def test_silent_processor_is_refused() -> None:
     model = AutoModelForImageTextToText.from_pretrained(made_up("internvl"))
-    with pytest.raises(CofError, match="its processor does not say which tokens"):
+    with pytest.raises(CofError, match="its processor does not say which tokens stand"):
         TransformersEngine(model, engine("kosmos2").processor)
 
 
@@ -108,7 +108,7 @@ def test_silent_processor_is_refused() -> None:
     ("extra", "reason"),
     [
         ({"position_ids": np.zeros((1, 1))}, "it takes position_ids beside text and image"),
-        ({"input_ids": np.zeros((1, 1))}, "writes prompts in a way of its own"),
+        ({"input_ids": np.zeros((1, 1))}, "its processor makes other prompts"),
     ],
 )
 def test_inputs_of_its_own_are_refused(extra: dict[str, Any], reason: str) -> None:

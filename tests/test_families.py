@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import picture
+from models import picture, prompts_of
 from PIL import Image
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForImageTextToText
@@ -98,7 +98,7 @@ def changes(of: TransformersEngine, one: Image.Image, other: Image.Image) -> Any
     """`(tokens,)`: how much each image feature differs between two pictures."""
     before, after = (encoded.features for encoded in of.encode([one, other]))
     differs = (before - after).flatten(1).norm(dim=1)
-    return differs[of.family.lead(of.model.config) :].numpy()
+    return differs[of.family.num_prefix_features(of.model.config) :].numpy()
 
 
 def request(size: str, strength: float, box: str = "middle", **kwargs: Any) -> Request:
@@ -111,7 +111,7 @@ def by_transformers(
 ) -> tuple[list[Tensor], Tensor]:
     """Logits of transformers' own way from picture and text, and where the image tokens are."""
     made, model = engine(name), stock(name)
-    text = RAW.get(name, made.prompt_builder.chat("{prompt}")).format(prompt=asked.prompt)
+    text = RAW.get(name, made.chat.render("{prompt}")).format(prompt=asked.prompt)
     arrays = made.processor(images=asked.image, text=text, return_tensors="np")
     inputs = {key: torch.from_numpy(value) for key, value in arrays.items() if key != "labels"}
     is_image = inputs["input_ids"][0] == model.config.image_token_id
@@ -141,7 +141,7 @@ def _plain_decoding() -> dict[str, Any]:
 def ours(name: str, asked: Request) -> list[Tensor]:
     made = engine(name)
     with torch.inference_mode():
-        prompts = made._prompts([asked], made._encoded([asked]))
+        prompts = prompts_of(made, [asked])
         return made.adapter.generate(prompts, **_plain_decoding()).logits
 
 
@@ -161,10 +161,10 @@ class TestPlacement:
     def test_coverage_is_where_the_features_change(self, name: str, size: str) -> None:
         of, wh = local(name), SIZES[size]
         noise, black = picture(wh), Image.new("RGB", wh)
-        shown = of.tokens.extent(wh)
+        shown = of.tokens.visibility(wh)
         for label, box in BOXES.items():
             region = Region(boxes=(box,))
-            share = np.nan_to_num(token_coverage(of.tokens.brightness, shown, region)).ravel()
+            share = np.nan_to_num(token_coverage(of.tokens.token_means, shown, region)).ravel()
             white_box = coverage_image(region, wh)
             touched = changes(of, black, white_box.convert("RGB")) > 1e-11
             np.testing.assert_array_equal(share > 1e-9, touched, err_msg=label)
@@ -181,10 +181,10 @@ class TestPlacement:
     def test_every_token_shows_its_share(self, name: str) -> None:
         """The whole image covers all that is visible, and the two halves add up to it."""
         of, wh = engine(name), SIZES["wide"]
-        shown = of.tokens.extent(wh)
+        shown = of.tokens.visibility(wh)
         halves = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
         left, right = (
-            token_coverage(of.tokens.brightness, shown, Region(boxes=(half,))) for half in halves
+            token_coverage(of.tokens.token_means, shown, Region(boxes=(half,))) for half in halves
         )
         np.testing.assert_allclose((left + right)[shown.visible], 1, atol=0.02)
         assert shown.visible.any()

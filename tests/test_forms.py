@@ -1,4 +1,4 @@
-"""Boxes in a given form equal token-by-token constrained decoding, in fewer forward passes."""
+"""Boxes in a given template equal token-by-token constrained decoding, in fewer forward passes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import checkpoint, picture, tokenizer
+from models import checkpoint, picture, prompts_of, tokenizer
 from zoo import BUILDERS, zoo
 
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.prefix_cache import extended
+from cof.engines.transformers.prefix_cache import extend_prompts
 from cof.errors import CofWarning
 from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region
 from cof.grounders import PromptGrounder
 from cof.pipeline import CoF
-from cof.prompting import box_template as forms
+from cof.prompting import box_template as box_template
 from cof.prompting.box_parsing import parse_boxes
 from cof.prompting.box_template import BoxTemplate, compile_box_template
 from cof.prompting.dialects import LLAVA, TINY
@@ -37,11 +37,11 @@ INTEGERS = BoxTemplate('{{"box": [{}, {}, {}, {}]}}', tuple(map(str, range(200))
 IMAGES = [picture((60, 40)), picture((40, 90), 1), picture((64, 64), 2)]
 QUESTIONS = ["Where is it?", "Where?", "And where is the other one, if there is one at all?"]
 ONE = Decoding(max_new_tokens=1)
-FORMS = {"llava": LLAVA.form, "integers": INTEGERS}
+TEMPLATES = {"llava": LLAVA.box_template, "integers": INTEGERS}
 
 
-def zoo_forms() -> set[str]:
-    """Tiny models of families that have a form, but for those of the same dialect."""
+def zoo_templates() -> set[str]:
+    """Tiny models of families that have a template, but for those of the same dialect."""
     made = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "glm4v", "paligemma"}
     assert made <= set(BUILDERS)
     return made
@@ -58,14 +58,14 @@ def requests(images: Any = IMAGES) -> list[Request]:
     return [*rows, Request(images[0], QUESTIONS[1], light)]
 
 
-def characters(form: BoxTemplate, written: str) -> set[str]:
+def characters(template: BoxTemplate, written: str) -> set[str]:
     """Which characters may follow, spelled out from all the boxes that there are."""
-    literals = [part.format() for part in form.pattern.split("{}")]
+    literals = [part.format() for part in template.pattern.split("{}")]
     text, values = "", []
     for place in range(4):
-        numbers = form.numbers[:-1]
+        numbers = template.numbers[:-1]
         if place >= 2:
-            numbers = form.numbers[form.numbers.index(values[place - 2]) + 1 :]
+            numbers = template.numbers[template.numbers.index(values[place - 2]) + 1 :]
         whole = [text + literals[place] + n + literals[place + 1] for n in numbers]
         fits = [w for w in whole if w.startswith(written) and w != written]
         over = [n for n, w in zip(numbers, whole, strict=True) if written.startswith(w)]
@@ -76,15 +76,15 @@ def characters(form: BoxTemplate, written: str) -> set[str]:
 
 
 @functools.cache
-def by_characters(form: BoxTemplate, row: int) -> tuple[str, float]:
+def by_characters(template: BoxTemplate, row: int) -> tuple[str, float]:
     """The box and its chosen characters' log-probability; a whole pass for every character."""
     made, request = engine(), requests()[row]
-    prompts = made._prompts([request], made._encoded([request]))
+    prompts = prompts_of(made, [request])
     vocabulary = made.processor.tokenizer.get_vocab()
     ids, text, total, choices = prompts.inputs["input_ids"], "", 0.0, 0
     blank = torch.tensor([made.processor.tokenizer(" ", add_special_tokens=False)["input_ids"]])
     ids = torch.cat([ids, blank], dim=1)
-    while allowed := characters(form, text):
+    while allowed := characters(template, text):
         prompts.inputs.update(input_ids=ids, attention_mask=torch.ones_like(ids))
         with torch.inference_mode():
             logits = (
@@ -111,14 +111,14 @@ def by_characters(form: BoxTemplate, row: int) -> tuple[str, float]:
 
 
 def written(
-    form: BoxTemplate, row_branches: int, branches: int, rows: list[Request] | None = None
+    template: BoxTemplate, row_branches: int, branches: int, rows: list[Request] | None = None
 ) -> list[Generation]:
     """Boxes with trees of a given size."""
     made, asked = engine(), rows or requests()
-    compiled = made._written(form)
+    compiled = made._compile(template)
     assert compiled is not None
     with torch.inference_mode():
-        prompts = made._prompts(asked, made._encoded(asked))
+        prompts = prompts_of(made, asked)
         boxes, _ = decode_boxes(
             made.adapter, prompts, compiled, 0, row_branches=row_branches, branches=branches
         )
@@ -142,7 +142,7 @@ class TestCompiling:
     def test_a_token_for_each_character(self) -> None:
         words = tokenizer("left")
         compiled = compile_box_template(
-            LLAVA.form, lambda t: words(t, add_special_tokens=False).input_ids, "ASSISTANT:"
+            LLAVA.box_template, lambda t: words(t, add_special_tokens=False).input_ids, "ASSISTANT:"
         )
         assert compiled is not None
         assert [len(slot[0]) for slot in compiled.slots] == [6, 6, 6, 6]
@@ -150,7 +150,7 @@ class TestCompiling:
     def test_the_embedded_model_has_a_token_for_each_number(self) -> None:
         words = make_tokenizer()
         compiled = compile_box_template(
-            TINY.form, lambda t: words(t, add_special_tokens=False).input_ids, " ASSISTANT:"
+            TINY.box_template, lambda t: words(t, add_special_tokens=False).input_ids, " ASSISTANT:"
         )
         assert compiled is not None
         x1, middle, y2 = (words.convert_tokens_to_ids(of) for of in coordinate_tokens())
@@ -172,9 +172,9 @@ class TestCompiling:
         assert compile_box_template(INTEGERS, encode_all, "ASSISTANT:") is None
 
     def test_every_box_can_be_written_and_nothing_else(self) -> None:
-        form = BoxTemplate("[{}, {}, {}, {}]", ("0", "1", "12", "2"))
+        template = BoxTemplate("[{}, {}, {}, {}]", ("0", "1", "12", "2"))
         compiled = compile_box_template(
-            form, lambda texts: [[ord(c) for c in t] for t in texts], "Where?"
+            template, lambda texts: [[ord(c) for c in t] for t in texts], "Where?"
         )
         assert compiled is not None
         texts, waiting = [], [compiled.start()]
@@ -187,7 +187,7 @@ class TestCompiling:
                 assert len(box.choices) > 1
                 waiting += [box.choose(token) for token in box.choices]
         expected = [
-            form.text((a, b, c, d))
+            template.text((a, b, c, d))
             for a in range(4)
             for b in range(4)
             for c in range(a + 1, 4)
@@ -196,18 +196,18 @@ class TestCompiling:
         assert sorted(texts) == sorted(expected)
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 class TestWriting:
-    def test_equals_constrained_decoding(self, form: BoxTemplate) -> None:
-        written = engine().generate(requests(), Decoding(form=form))
+    def test_equals_constrained_decoding(self, template: BoxTemplate) -> None:
+        written = engine().generate(requests(), Decoding(box_template=template))
         for row, box in enumerate(written):
-            text, mean = by_characters(form, row)
+            text, mean = by_characters(template, row)
             assert box.text == text
             assert confidence(box) == pytest.approx(math.exp(mean), rel=1e-4)
         assert len({box.text for box in written}) > 1
 
-    def test_one_by_one_and_from_a_prefix(self, form: BoxTemplate) -> None:
-        made, decoding = engine(), Decoding(form=form)
+    def test_one_by_one_and_from_a_prefix(self, template: BoxTemplate) -> None:
+        made, decoding = engine(), Decoding(box_template=template)
         together = made.generate(requests(), decoding)
         prefilled = made.encode(IMAGES, prefill=True)
         for other in (
@@ -218,28 +218,28 @@ class TestWriting:
                 assert (a.text, a.token_ids) == (b.text, b.token_ids)
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
-    def test_is_always_parsed(self, form: BoxTemplate) -> None:
-        frame = Frame.of_image(1.0 if form is LLAVA.form else 200.0)
-        units = "unit" if form is LLAVA.form else "pixels"
-        for box in engine().generate(requests(), Decoding(form=form)):
+    def test_is_always_parsed(self, template: BoxTemplate) -> None:
+        frame = Frame.of_image(1.0 if template is LLAVA.box_template else 200.0)
+        units = "unit" if template is LLAVA.box_template else "pixels"
+        for box in engine().generate(requests(), Decoding(box_template=template)):
             assert len(parse_boxes(box.text, frame, units=units).boxes) == 1
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("sizes", [(0, 0), (16, 64), (16, 30), (60, 1000), (300, 9999)])
-def test_trees_of_any_size_choose_the_same(form: BoxTemplate, sizes: tuple[int, int]) -> None:
+def test_trees_of_any_size_choose_the_same(template: BoxTemplate, sizes: tuple[int, int]) -> None:
     """None, of one level in every row or in none, of several."""
-    alone = [written(form, *sizes, [request])[0] for request in requests()]
-    for boxes in (written(form, *sizes), alone):
+    alone = [written(template, *sizes, [request])[0] for request in requests()]
+    for boxes in (written(template, *sizes), alone):
         for row, box in enumerate(boxes):
-            text, mean = by_characters(form, row)
+            text, mean = by_characters(template, row)
             assert box.text == text
             assert confidence(box) == pytest.approx(math.exp(mean), rel=1e-4)
 
 
 def test_how_likely_each_number_is() -> None:
     """Against the model's probabilities of all hundred numbers, each read in a pass of its own."""
-    tree, one_by_one = (written(LLAVA.form, *of)[0] for of in ((16, 64), (0, 0)))
+    tree, one_by_one = (written(LLAVA.box_template, *of)[0] for of in ((16, 64), (0, 0)))
     assert tree.likely is not None
     assert one_by_one.likely is not None
     assert tree.likely.shape == (4, 100)
@@ -266,7 +266,7 @@ def test_how_likely_each_number_is() -> None:
 def among(text: str, digits: list[int]) -> dict[int, float]:
     """The probability of each of some digits after the first row's prompt and a text."""
     made = engine()
-    prompts = made._prompts(requests()[:1], made._encoded(requests()[:1]))
+    prompts = prompts_of(made, requests()[:1])
     words = made.processor.tokenizer
     tokens = words(" " + text, add_special_tokens=False, return_tensors="pt").input_ids
     ids = torch.cat([prompts.inputs["input_ids"], tokens], dim=1)
@@ -277,21 +277,21 @@ def among(text: str, digits: list[int]) -> dict[int, float]:
     return dict(zip(digits, logits[wanted].softmax(0).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("name", sorted(zoo_forms()))
+@pytest.mark.parametrize("name", sorted(zoo_templates()))
 def test_other_families(name: str) -> None:
     """Against a whole pass for every token, from transformers' own `generate` without a cache."""
     made = TransformersEngine.from_pretrained(zoo(name))
-    form = made.dialect.form
-    assert form is not None
+    template = made.dialect.box_template
+    assert template is not None
     asked = [Request(image, question) for image, question in zip(IMAGES, QUESTIONS, strict=True)]
-    boxes = made.generate(asked, Decoding(form=form))
-    compiled = made._written(form)
+    boxes = made.generate(asked, Decoding(box_template=template))
+    compiled = made._compile(template)
     assert compiled is not None
     for request, found in zip(asked, boxes, strict=True):
-        prompts = made._prompts([request], made._encoded([request]))
+        prompts = prompts_of(made, [request])
         box, logprobs = compiled.start(), []
         while not box.done:
-            longer = extended(prompts, [box.tokens], 0)
+            longer = extend_prompts(prompts, [box.tokens], 0)
             with torch.inference_mode():
                 (logits,) = made.adapter.generate(
                     longer, generation_config=made._generation_config(ONE), use_cache=False
@@ -310,7 +310,7 @@ def test_other_families(name: str) -> None:
 def test_four_passes_for_eight_digits() -> None:
     made = engine()
     with counted(made) as forwards:
-        made.generate(requests()[:1], Decoding(form=LLAVA.form))
+        made.generate(requests()[:1], Decoding(box_template=LLAVA.box_template))
     assert len(forwards) == 4
     # two digits, `, 0.` and the ten digits that may follow; fewer of them leave the box an area
     assert all(6 + 2 <= tokens <= 6 + 10 for tokens in forwards[1:])
@@ -329,21 +329,25 @@ def test_setting() -> None:
 def test_falls_back_with_a_warning() -> None:
     question = [Request(IMAGES[0], "Where?")]
     made = engine("instructblip")
-    with pytest.warns(CofWarning, match="cannot write boxes in a given form"):
-        freely = made.generate(question, Decoding(max_new_tokens=3, form=LLAVA.form))
+    with pytest.warns(CofWarning, match="cannot decode boxes by a template"):
+        freely = made.generate(
+            question, Decoding(max_new_tokens=3, box_template=LLAVA.box_template)
+        )
     assert freely == made.generate(question, Decoding(max_new_tokens=3))
     with pytest.warns(CofWarning, match="No box template is known for paper models"):
         PromptGrounder(boxes="template", grounding_max_new_tokens=3).locate(made, question)
 
 
 def test_worked_examples() -> None:
-    failed, tried = doctest.testmod(forms)
+    failed, tried = doctest.testmod(box_template)
     assert (failed, tried > 0) == (0, True)
 
 
 def test_states_that_cannot_be_cut_to_length_have_no_branches() -> None:
     """Qwen3.5's linear attention: its boxes are written freely."""
     made = TransformersEngine.from_pretrained(zoo("qwen3_5"))
-    with pytest.warns(CofWarning, match="cannot write boxes in a given form"):
-        (box,) = made.generate(requests()[:1], Decoding(max_new_tokens=3, form=LLAVA.form))
+    with pytest.warns(CofWarning, match="cannot decode boxes by a template"):
+        (box,) = made.generate(
+            requests()[:1], Decoding(max_new_tokens=3, box_template=LLAVA.box_template)
+        )
     assert box.likely is None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import checkpoint, picture
+from models import checkpoint, picture, prompts_of
 from transformers import LogitsProcessorList
 from zoo import zoo
 
@@ -47,7 +47,7 @@ def along(made: TransformersEngine, request: Request, tokens: tuple[int, ...]) -
     config = made._generation_config(Decoding(max_new_tokens=len(tokens)))
     forced = LogitsProcessorList([Forced([tokens], 0)])
     with torch.inference_mode():
-        prompts = made._prompts([request], made._encoded([request]))
+        prompts = prompts_of(made, [request])
         output = made.adapter.generate(prompts, generation_config=config, logits_processor=forced)
     return torch.cat([step.float().log_softmax(-1) for step in output.logits])
 

@@ -10,10 +10,7 @@ import pytest
 import torch
 from models import checkpoint, picture
 
-from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.option_scoring import likelihoods
-from cof.errors import CofError
 from cof.geometry.regions import EVERYTHING, Region
 from cof.types import Decoding, Highlight, Request
 
@@ -41,8 +38,10 @@ def test_tokens_are_as_likely_as_decoding_says(
     ]
     given = model.generate(requests, Decoding(max_new_tokens=6))
     written = [[*reply.token_ids, 2] for reply in given]
-    monkeypatch.setattr("cof.engines.transformers.option_scoring._tokens", lambda *_: written)
-    found = likelihoods(model, requests, ["as decoded"] * 2)
+    monkeypatch.setattr(
+        "cof.engines.transformers.engine.tokenize_replies", lambda *_, **__: written
+    )
+    found = model.score_replies(requests, ["as decoded"] * 2)
     for reply, as_decoded in zip(found, given, strict=True):
         assert len(reply.token_ids) > 2
         assert reply.token_ids == (*as_decoded.token_ids, 2)
@@ -54,8 +53,8 @@ def test_equals_the_formula_written_out() -> None:
     model = engine("llava")
     stock = type(model.model).from_pretrained(checkpoint("llava")).eval()
     image = picture((112, 112))
-    found = likelihoods(model, [Request(image, "What?")], ["red"])[0]
-    text = model.prompt_builder.chat("What?") + " red"
+    found = model.score_replies([Request(image, "What?")], ["red"])[0]
+    text = model.chat.render("What?") + " red"
     inputs = model.processor(images=image, text=text, return_tensors="pt")
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[2]])], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -75,7 +74,7 @@ def test_a_reply_may_end_with_any_of_the_models_end_tokens() -> None:
 
     def ending(*ids: int) -> float:
         model.model.generation_config.eos_token_id = list(ids)
-        return math.exp(likelihoods(model, [request], ["red"])[0].logprobs[-1])
+        return math.exp(model.score_replies([request], ["red"])[0].logprobs[-1])
 
     assert ending(2, 30) == pytest.approx(ending(2) + ending(30))
 
@@ -92,15 +91,15 @@ def test_batch_equals_single_and_encoded_equals_plain(name: str) -> None:
         (1, "What?", "red", Highlight(BOX.region, 7.0, "text")),
     ]
     replies = [reply for _, _, reply, _ in cases]
-    batch = likelihoods(
-        model, [Request(encoded[i], prompt, light) for i, prompt, _, light in cases], replies
+    batch = model.score_replies(
+        [Request(encoded[i], prompt, light) for i, prompt, _, light in cases], replies
     )
     for (i, prompt, reply, light), found in zip(cases, batch, strict=True):
-        single = likelihoods(model, [Request(images[i], prompt, light)], [reply])[0]
+        single = model.score_replies([Request(images[i], prompt, light)], [reply])[0]
         assert found.token_ids == single.token_ids
         assert found.logprobs == pytest.approx(single.logprobs, abs=1e-4)
         assert found.text == reply
-    plain = likelihoods(model, [Request(images[0], "What?")], ["a longer one"])[0]
+    plain = model.score_replies([Request(images[0], "What?")], ["a longer one"])[0]
     assert abs(summed(plain) - summed(batch[1])) > 1e-3  # the highlight reaches it
 
 
@@ -108,14 +107,8 @@ def test_more_than_the_budget_is_done_in_parts() -> None:
     small = TransformersEngine.from_pretrained(checkpoint("llava"), max_batch_tokens=100)
     image = picture((90, 60))
     requests, replies = [Request(image, "What?")] * 3, ["red", "a longer one", "x"]
-    whole = likelihoods(engine("llava"), requests, replies)
-    for part, found in zip(likelihoods(small, requests, replies), whole, strict=True):
+    whole = engine("llava").score_replies(requests, replies)
+    for part, found in zip(small.score_replies(requests, replies), whole, strict=True):
         assert part.token_ids == found.token_ids
         assert part.logprobs == pytest.approx(found.logprobs, abs=1e-5)
-    assert likelihoods(small, [], []) == []
-
-
-def test_other_engines_are_refused() -> None:
-    request = Request(picture((8, 8)), "What?")
-    with pytest.raises(CofError, match="scripted cannot say how likely"):
-        likelihoods(FakeEngine({}), [request], ["red"])
+    assert small.score_replies([], []) == []

@@ -52,7 +52,7 @@ def engine(name: str, pad_to_square: bool | None) -> TransformersEngine:
 
 
 def coverage(of: TransformersEngine, region: Region, wh: tuple[int, int]) -> Any:
-    return token_coverage(of.tokens.brightness, of.tokens.extent(wh), region)
+    return token_coverage(of.tokens.token_means, of.tokens.visibility(wh), region)
 
 
 def change(of: TransformersEngine, one: Image.Image, other: Image.Image) -> Any:
@@ -150,7 +150,7 @@ def test_extreme_shapes(wh: tuple[int, int]) -> None:
 
 
 def test_very_long_images_are_reduced_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cof.families.image_tokens.LONGEST", 100)
+    monkeypatch.setattr("cof.families.image_tokens.MAX_SIDE", 100)
     of = TransformersEngine.from_pretrained(checkpoint("llava"))
     long = picture((400, 20))
     assert of.frame((400, 20)) == Frame.padded_square((100, 5))

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import GRID, checkpoint, picture
+from models import GRID, checkpoint, picture, prompts_of
 from torch import nn
 from zoo import zoo
 
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.prompt_builder import PromptBuilder
+from cof.families.chat import Chat
 from cof.geometry.regions import EVERYTHING, Region
 from cof.prompting.dialects import LLAVA
 from cof.types import Decoding, EncodedImage, Highlight, Request
@@ -113,18 +113,18 @@ class TestReuse:
 
     def test_a_prefix_is_not_used_up(self, name: str) -> None:
         made = engine(name)
-        prefix = encoded(name)[0].prefix.prefix
+        prefix = encoded(name)[0].prefix.value
         before = [state.clone() for layer in prefix.states for state in layer]
         first = made.generate(requests(encoded(name), "all"), SHORT)
         assert made.generate(requests(encoded(name), "all"), SHORT) == first
-        after = [state for layer in encoded(name)[0].prefix.prefix.states for state in layer]
-        assert encoded(name)[0].prefix.prefix is prefix
+        after = [state for layer in encoded(name)[0].prefix.value.states for state in layer]
+        assert encoded(name)[0].prefix.value is prefix
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     def test_how_much_is_computed(self, name: str) -> None:
         made = engine(name)
         tokens = GRID * GRID
-        lead = len(encoded(name)[0].prefix.prefix.token_ids) - tokens
+        lead = len(encoded(name)[0].prefix.value.token_ids) - tokens
         for kind in ("plain", "text"):
             with counted(made) as lengths:
                 made.generate(requests(encoded(name), kind), SHORT)
@@ -140,7 +140,7 @@ class TestReuse:
 
     def test_the_whole_image_leaves_the_text_before_it(self, name: str) -> None:
         made = engine(name)
-        lead = len(encoded(name)[0].prefix.prefix.token_ids) - GRID * GRID
+        lead = len(encoded(name)[0].prefix.value.token_ids) - GRID * GRID
         light = Highlight(EVERYTHING, 8.0)
         with counted(made) as lengths:
             made.generate([Request(IMAGES[0], "hi", light)], SHORT)
@@ -152,7 +152,7 @@ class TestReuse:
     ) -> None:
         made = engine(name)
         another = "SYSTEM: x <image>\n{} ASSISTANT:"
-        monkeypatch.setattr(PromptBuilder, "chat", lambda self, of, images: another.format(of))
+        monkeypatch.setattr(Chat, "render", lambda self, of, images: another.format(of))
         expected = made.generate(requests(IMAGES, "text"), SHORT)
         assert_same(made.generate(requests(encoded(name), "text"), SHORT), expected)
 
@@ -171,7 +171,7 @@ def test_families_that_cannot_be_prefilled_are_encoded_all_the_same() -> None:
     assert made.generate([reused], SHORT) == made.generate([request], SHORT)
 
 
-BOX = Decoding(form=LLAVA.form)
+BOX = Decoding(box_template=LLAVA.box_template)
 
 
 @pytest.mark.parametrize("decoding", [SHORT, BOX], ids=["answer", "box"])
@@ -184,14 +184,14 @@ class TestTheFirstQuestion:
         made = engine("llava")
         expected = made.generate(self.rows(IMAGES, kind), decoding)
         images = made.encode(IMAGES, prefill=True)
-        assert [image.prefix.prefix for image in images] == [None] * 3
+        assert [image.prefix.value for image in images] == [None] * 3
         with counted(made) as lengths:
             first = made.generate(self.rows(images, kind), decoding)
         assert_same(first, expected)
         assert len(lengths) == (4 if decoding is BOX else 5)  # none for the prefixes alone
         for image, other in zip(images, encoded("llava"), strict=True):
-            assert image.prefix.prefix.token_ids == other.prefix.prefix.token_ids
-            pairs = zip(image.prefix.prefix.states, other.prefix.prefix.states, strict=True)
+            assert image.prefix.value.token_ids == other.prefix.value.token_ids
+            pairs = zip(image.prefix.value.states, other.prefix.value.states, strict=True)
             for ours, theirs in pairs:
                 torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
         assert_same(
@@ -205,7 +205,7 @@ class TestTheFirstQuestion:
         images = [encoded("llava")[0], *made.encode(IMAGES[1:], prefill=True)]
         expected = made.generate(self.rows(IMAGES, kind), decoding)
         assert_same(made.generate(self.rows(images, kind), decoding), expected)
-        assert all(image.prefix.prefix is not None for image in images)
+        assert all(image.prefix.value is not None for image in images)
 
 
 def test_biased_states_are_not_kept() -> None:
@@ -214,7 +214,7 @@ def test_biased_states_are_not_kept() -> None:
     expected = made.generate(requests(IMAGES, "all"), SHORT)
     assert_same(made.generate(requests(images, "all"), SHORT), expected)
     for image, other in zip(images, encoded("llava"), strict=True):
-        pairs = zip(image.prefix.prefix.states, other.prefix.prefix.states, strict=True)
+        pairs = zip(image.prefix.value.states, other.prefix.value.states, strict=True)
         for ours, theirs in pairs:
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
@@ -297,11 +297,11 @@ def test_images_that_see_the_question_cannot_be_prefilled() -> None:
     made = TransformersEngine.from_pretrained(zoo("paligemma"))
     assert made.encode([IMAGES[0]], prefill=True)[0].prefix is None
     with torch.inference_mode():
-        image = made.encode([IMAGES[0]])
-        prompts = [made._prompts([Request(IMAGES[0], text)], image) for text in ("hi", "red?")]
-        caches = [made._replies(of, Decoding(max_new_tokens=1))[1] for of in prompts]
+        (image,) = made.encode([IMAGES[0]])
+        prompts = [prompts_of(made, [Request(image, text)]) for text in ("hi", "red?")]
         one, other = (
-            made.adapter.kept(of, cache)[0] for of, cache in zip(prompts, caches, strict=True)
+            made.adapter.split_prefixes(of, made.decode(of, Decoding(max_new_tokens=1))[1])[0]
+            for of in prompts
         )
     assert one.token_ids == other.token_ids
     deepest = zip(one.states[-1], other.states[-1], strict=True)
@@ -325,7 +325,7 @@ def test_of_images_of_several_sizes_nothing_is_computed_again(name: str, beams: 
     known = made.encode(pictures, prefill=True)
     with torch.inference_mode():
         made._prefixes(known)
-    sizes = {len(image.prefix.prefix.token_ids) for image in known}
+    sizes = {len(image.prefix.value.token_ids) for image in known}
     assert len(sizes) > 1
     questions = ["which digit?", "hi", "a longer question"]
     lights = [Highlight(MIDDLE, 8.0, "text"), None, Highlight(LOWER, 0.2, "text")]
@@ -333,8 +333,8 @@ def test_of_images_of_several_sizes_nothing_is_computed_again(name: str, beams: 
     fresh = [Request(image, *row) for image, row in zip(pictures, rows, strict=True)]
     reused = [Request(image, *row) for image, row in zip(known, rows, strict=True)]
     left = max(
-        made._prompts([row], made._encoded([row])).inputs["input_ids"].shape[1] - size
-        for row, size in zip(fresh, [len(of.prefix.prefix.token_ids) for of in known], strict=True)
+        prompts_of(made, [row]).inputs["input_ids"].shape[1] - size
+        for row, size in zip(fresh, [len(of.prefix.value.token_ids) for of in known], strict=True)
     )
     expected = made.generate(fresh, decoding)
     with counted(made) as lengths:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import checkpoint, picture
+from models import checkpoint, picture, prompts_of
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, DynamicCache
 from zoo import BUILDERS, zoo
 
 from cof.engines.base import StateReader
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.introspection import phrase_tokens
+from cof.engines.transformers.introspection import find_phrase
 from cof.errors import CofError
 from cof.families.token_coverage import token_coverage
 from cof.geometry.regions import Region, coverage_image
@@ -43,7 +43,7 @@ def by_transformers(name: str, prompt: str) -> tuple[Any, Tensor, Tensor]:
     model = AutoModelForImageTextToText.from_pretrained(
         folder(name), attn_implementation="eager"
     ).eval()
-    text = RAW.get(name, made.prompt_builder.chat("{prompt}")).format(prompt=prompt)
+    text = RAW.get(name, made.chat.render("{prompt}")).format(prompt=prompt)
     arrays = made.processor(images=picture((150, 60)), text=text, return_tensors="np")
     inputs = {key: torch.from_numpy(value) for key, value in arrays.items() if key != "labels"}
     linear = "linear_attention" in (getattr(model.config.text_config, "layer_types", None) or ())
@@ -72,11 +72,11 @@ class TestEveryFamily:
         made = engine(name)
         for wh in ((150, 60), (70, 190)):
             centres = made.token_centres(wh)
-            shown = made.tokens.extent(wh)
+            shown = made.tokens.visibility(wh)
             assert centres.shape == (*shown.span.shape, 2)
             np.testing.assert_array_equal(np.isnan(centres).any(-1), ~shown.visible)
             for axis, half in ((0, (0.0, 0.0, 0.5, 1.0)), (1, (0.0, 0.0, 1.0, 0.5))):
-                inside = token_coverage(made.tokens.brightness, shown, Region(boxes=(half,)))
+                inside = token_coverage(made.tokens.token_means, shown, Region(boxes=(half,)))
                 at = centres[..., axis]
                 assert (inside[at < 0.5 - 0.03] > 0.5).all()
                 assert (inside[at > 0.5 + 0.03] < 0.5).all()
@@ -151,7 +151,7 @@ class TestEveryFamily:
         request = Request(picture((150, 60)), "")
         (ours,) = made.word_probabilities([request.image], [["red", "bus"]])
         with torch.inference_mode():
-            prompts = made._prompts([request], made._encoded([request]))
+            prompts = prompts_of(made, [request])
             inputs = made.adapter._inputs(prompts.inputs, prompts.features)
             logits = made.model(**inputs, use_cache=False).logits[0]
         is_image = prompts.inputs["input_ids"][0] == made.model.config.image_token_id
@@ -175,11 +175,11 @@ def test_a_phrase_is_looked_for_in_the_prompt_not_in_the_chat_around_it() -> Non
     tokenizer = engine("llava").processor.tokenizer
     text = "USER: Is the USER here? ASSISTANT:"
     asked = "Is the USER here?"
-    inside = phrase_tokens(tokenizer, text, "USER", within=asked)
-    assert inside == phrase_tokens(tokenizer, text, "USER")  # the last one is the prompt's
-    assert phrase_tokens(tokenizer, text, "ASSISTANT")
-    assert not phrase_tokens(tokenizer, text, "ASSISTANT", within=asked)
-    assert phrase_tokens(tokenizer, text, "ASSISTANT", within="not there")
+    inside = find_phrase(tokenizer, text, "USER", within=asked)
+    assert inside == find_phrase(tokenizer, text, "USER")  # the last one is the prompt's
+    assert find_phrase(tokenizer, text, "ASSISTANT")
+    assert not find_phrase(tokenizer, text, "ASSISTANT", within=asked)
+    assert find_phrase(tokenizer, text, "ASSISTANT", within="not there")
 
 
 def test_a_phrase_that_is_not_in_the_prompt_has_no_tokens() -> None:
@@ -201,10 +201,10 @@ def test_the_token_under_a_spot_looks_at_it() -> None:
     """Centres against boxes a token wide, on a padded image."""
     made = engine("llava")
     wh = (112, 56)
-    centres, shown = made.token_centres(wh), made.tokens.extent(wh)
+    centres, shown = made.token_centres(wh), made.tokens.visibility(wh)
     for row, column in np.argwhere(shown.visible):
         x, y = centres[row, column]
         spot = Region(boxes=((x - 0.02, y - 0.02, x + 0.02, y + 0.02),))
         assert coverage_image(spot, wh).getbbox()
-        covered = token_coverage(made.tokens.brightness, shown, spot)
+        covered = token_coverage(made.tokens.token_means, shown, spot)
         assert np.nanargmax(covered) == row * shown.span.shape[1] + column

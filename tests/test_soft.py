@@ -92,7 +92,7 @@ def test_without_heat_tokens_at_the_edge_count_by_their_share() -> None:
 def test_padding_is_not_meant() -> None:
     made = engine("llava")
     weights = made.token_weights((112, 56), Region(heat_map=np.ones((4, 4), dtype=np.float32)))
-    np.testing.assert_array_equal(weights > 0, made.tokens.extent((112, 56)).visible)
+    np.testing.assert_array_equal(weights > 0, made.tokens.visibility((112, 56)).visible)
 
 
 def test_heat_goes_through_the_pipeline_as_it_is() -> None:

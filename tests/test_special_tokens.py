@@ -14,15 +14,15 @@ from transformers import PreTrainedTokenizerFast
 from zoo import BUILDERS, CROSSED, zoo
 
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.option_scoring import likelihoods
-from cof.engines.transformers.special_tokens import (
+from cof.engines.transformers.prompt_builder import TokenizedRequests
+from cof.errors import CofError
+from cof.families.special_tokens import (
     MARK,
     SpecialTokens,
     token_ids,
     token_spans,
     unescape,
 )
-from cof.errors import CofError
 from cof.grounders import PromptGrounder
 from cof.types import Decoding, Generation, Request
 
@@ -39,7 +39,7 @@ def engine(name: str) -> TransformersEngine:
 def special(name: str) -> list[str]:
     """A handful of the family's special tokens, the image's among them."""
     made = engine(name)
-    texts = sorted(made.prompt_builder.special.texts)
+    texts = sorted(made.chat.special.texts)
     token = str(getattr(made.processor, "image_token", None) or "<image>")
     assert token in texts
     return [token, *texts[:12]]
@@ -52,14 +52,17 @@ def harmless(text: str, tokens: list[str]) -> str:
     return text
 
 
+def tokenized(made: TransformersEngine, request: Request) -> TokenizedRequests:
+    ((_, batch),) = made.plan([request], [0])
+    return batch
+
+
 def inputs(made: TransformersEngine, request: Request) -> dict[str, torch.Tensor]:
-    return made.prompt_builder.draft([request], made.encode([IMAGE])).inputs
+    return tokenized(made, request).inputs
 
 
 def count_special(made: TransformersEngine, ids: torch.Tensor) -> int:
-    numbers = made.processor.tokenizer.convert_tokens_to_ids(
-        list(made.prompt_builder.special.texts)
-    )
+    numbers = made.processor.tokenizer.convert_tokens_to_ids(list(made.chat.special.texts))
     return int(torch.isin(ids, torch.tensor(numbers)).sum())
 
 
@@ -70,32 +73,32 @@ class TestEveryFamily:
         vocabulary = made.processor.tokenizer.get_vocab()
         for typed in (tokens[0], f"{tokens[0] * 2} what?", f"Is it {' or '.join(tokens)}?"):
             calm = Request(IMAGE, harmless(typed, tokens))
-            draft = made.prompt_builder.draft([calm], made.encode([IMAGE]))
+            batch = tokenized(made, calm)
             ids = inputs(made, Request(IMAGE, typed))
             assert count_special(made, ids["input_ids"]) == count_special(
-                made, draft.inputs["input_ids"]
+                made, batch.inputs["input_ids"]
             )
             for key in ("input_ids", "qformer_input_ids"):
                 if key in ids:
-                    changed = ids[key] != draft.inputs[key]
-                    assert set(draft.inputs[key][changed].tolist()) == {vocabulary["~"]}
+                    changed = ids[key] != batch.inputs[key]
+                    assert set(batch.inputs[key][changed].tolist()) == {vocabulary["~"]}
                     firsts = {vocabulary[token[0]] for token in tokens}
                     assert set(ids[key][changed].tolist()) <= firsts
-                    draft.inputs[key] = ids[key]
+                    batch.inputs[key] = ids[key]
             with torch.inference_mode():
-                prompts = made.prompt_builder.prompts(draft)
-                (expected,), _ = made._replies(prompts, SHORT)
+                prompts = made.prompt_builder.prompts(batch)
+                (expected,), _ = made.decode(prompts, SHORT)
             assert made.generate([Request(IMAGE, typed)], SHORT) == [expected]
 
     def test_ordinary_text_is_not_marked(self, name: str) -> None:
         text = "Is it a < b, [x] or </b>?\n\nA. yes\nB. no  "
-        assert MARK not in engine(name).prompt_builder.text(Request(IMAGE, text))
+        assert MARK not in engine(name).chat.text(Request(IMAGE, text))
 
     def test_replies(self, name: str) -> None:
         made, tokens = engine(name), special(name)
         replies = [f"no {token}" for token in tokens[:4]]
         requests = [Request(IMAGE, "What?")] * len(replies)
-        for reply, scored in zip(replies, likelihoods(made, requests, replies), strict=True):
+        for reply, scored in zip(replies, made.score_replies(requests, replies), strict=True):
             ids = torch.tensor(scored.token_ids)
             assert count_special(made, ids[:-1]) == 0  # the last one is the end token
             assert made.processor.tokenizer.decode(ids[:-1]).strip() == reply
@@ -144,7 +147,7 @@ def test_a_phrase_is_found_behind_special_tokens() -> None:
     tokenizer = made.processor.tokenizer
     places = []
     for typed in ("Is there a <image> star?", "Is there a ~image> star?"):
-        text = made.prompt_builder.text(Request(IMAGE, typed))
+        text = made.chat.text(Request(IMAGE, typed))
         spans = token_spans(tokenizer, text)
         start = unescape(text).index("star")
         places.append([n for n, (a, b) in enumerate(spans) if a < start + 4 and b > start])
@@ -161,7 +164,7 @@ def test_half_of_a_surrogate_pair_is_refused(name: str) -> None:
     with pytest.raises(CofError, match="half of a surrogate pair"):
         made.generate([Request(IMAGE, "\ud800")], SHORT)
     with pytest.raises(CofError, match="half of a surrogate pair"):
-        likelihoods(made, [whole, whole], ["red", "\udfff"])
+        made.score_replies([whole, whole], ["red", "\udfff"])
 
 
 def test_the_mark_itself_may_be_typed() -> None:

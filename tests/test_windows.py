@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import prompts_of
 from test_prefixes import BOX, IMAGES, MIDDLE, SHORT, assert_same, counted, requests
 from zoo import zoo
 
@@ -33,7 +34,7 @@ def engine(name: str, window: str = "short") -> TransformersEngine:
     size = WINDOWS[window]
     if not size:  # the longest prompt and three more tokens
         rows = requests(IMAGES, "plain")
-        size = made._prompts(rows, made._encoded(rows)).inputs["input_ids"].shape[1] + 3
+        size = prompts_of(made, rows).inputs["input_ids"].shape[1] + 3
     made.model.config.get_text_config().sliding_window = size
     return made
 
@@ -82,8 +83,8 @@ class TestReuse:
         images = made.encode(IMAGES, prefill=True)
         assert_same(made.generate(requests(images, kind)[:3], decoding), expected)
         for image, other in zip(images, known(made), strict=True):
-            assert image.prefix.prefix.token_ids == other.prefix.prefix.token_ids
-            pairs = zip(image.prefix.prefix.states, other.prefix.prefix.states, strict=True)
+            assert image.prefix.value.token_ids == other.prefix.value.token_ids
+            pairs = zip(image.prefix.value.states, other.prefix.value.states, strict=True)
             for ours, theirs in pairs:
                 torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
 
@@ -117,10 +118,10 @@ class TestBranches:
 
     def test_see_what_they_would_see_alone(self, name: str, window: str) -> None:
         made = engine(name, window)
-        form, rows = made._written(BOX.form), requests(IMAGES, "text")[:1]
+        form, rows = made._compile(BOX.form), requests(IMAGES, "text")[:1]
         assert form is not None
         with torch.inference_mode():
-            prompts = made._prompts(rows, made._encoded(rows))
+            prompts = prompts_of(made, rows)
             expected, _ = decode_boxes(made.adapter, prompts, form, 0, row_branches=0)
             for budget in (16, 200):
                 boxes, _ = decode_boxes(made.adapter, prompts, form, 0, row_branches=budget)
@@ -136,7 +137,7 @@ class TestWhatIsComputed:
         with counted(made) as lengths:
             made.generate([Request(IMAGES[0], "hi", light)], SHORT)
             made.generate([Request(image, "hi", light)], SHORT)
-        assert lengths[5] == lengths[0] - len(image.prefix.prefix.token_ids)
+        assert lengths[5] == lengths[0] - len(image.prefix.value.token_ids)
         assert lengths[6:] == [1] * 4
 
     def test_nothing_for_the_prefix_after_a_first_question(self, name: str) -> None:

@@ -1,9 +1,9 @@
-"""The mask that carries a bias: built once per forward, shared by all layers (section II-C)."""
+"""The bias mask: built once per forward pass, shared by all layers (paper, section II-C)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,22 +16,21 @@ from cof.errors import CofError
 
 @dataclass(frozen=True, eq=False)
 class Bias:
-    """What is added to the pre-softmax attention scores, one row per sequence of the batch.
+    """What is added to the pre-softmax attention scores; one row for each sequence of the batch.
 
     Attributes:
         values: `(B, L)` float, log(lambda) at highlighted keys and 0 elsewhere, by absolute key
-            position (padding counts); keys from L on, that is generated tokens, get 0.
+            position (padding counts). Keys from L on, the generated tokens, get 0.
         q_from: `(B,)` int, the first absolute query position that is biased; None: every query.
         gate: `(B, layers, heads)` bool, where the bias applies; None: everywhere.
 
-    Beams and returned sequences multiply the batch: row b of `values` serves the rows
-    `b * n ... b * n + n - 1` of a batch of B * n.
+    Beams multiply the batch: row b of `values` is for the rows `b * n ... b * n + n - 1` of a batch
+    of B * n.
     """
 
     values: Tensor
     q_from: Tensor | None = None
     gate: Tensor | None = None
-    _applied: set[str] = field(default_factory=set, repr=False)
 
     @property
     def idle(self) -> bool:
@@ -41,12 +40,12 @@ class Bias:
 
 @dataclass(frozen=True, eq=False)
 class Branches:
-    """N tokens behind each of B prompts, as branches of a tree that do not see one another.
+    """N tokens after each of B prompts, as branches of a tree that do not attend to one another.
 
     Attributes:
         tokens: `(B, N)` ids.
         seen: `(B, N)`, 0 for padding.
-        visible: `(B, N, N)` bool: which of the N each of them sees, itself included.
+        visible: `(B, N, N)` bool: which of the N tokens each of them attends to, itself included.
     """
 
     tokens: Tensor
@@ -54,7 +53,7 @@ class Branches:
     visible: Tensor
 
 
-def gates(
+def make_gates(
     layers: Sequence[Sequence[int] | None],
     heads: Sequence[Sequence[int] | None],
     shape: tuple[int, int],
@@ -62,16 +61,16 @@ def gates(
     """Which layers and heads carry the bias, for `Bias.gate`.
 
     Args:
-        layers, heads: the chosen numbers of each of B rows, from 0; None: all.
+        layers, heads: the numbers chosen for each of B rows, from 0; None: all.
         shape: how many `(layers, heads)` the model has.
 
     Returns:
         `(B, layers, heads)` bool, or None when every row chooses everything.
 
     Raises:
-        CofError: a number the model does not have.
+        CofError: the model has no layer or head of that number.
 
-    >>> gates([(1,)], [None], (2, 3)).int().tolist()
+    >>> make_gates([(1,)], [None], (2, 3)).int().tolist()
     [[[0, 0, 0], [1, 1, 1]]]
     """
     if all(row is None for row in (*layers, *heads)):
@@ -91,7 +90,7 @@ def gates(
     return gate
 
 
-def spread(rows: Tensor, batch_size: int) -> Tensor:
+def repeat_rows(rows: Tensor, batch_size: int) -> Tensor:
     """Repeat each of B rows for its beams: `(B, ...)` -> `(batch_size, ...)`."""
     if rows.shape[0] == batch_size:
         return rows
@@ -100,7 +99,7 @@ def spread(rows: Tensor, batch_size: int) -> Tensor:
     return rows.repeat_interleave(batch_size // rows.shape[0], dim=0)
 
 
-def biased_mask(
+def make_mask(
     bias: Bias | None,
     branches: Tensor | None,
     batch_size: int,
@@ -110,24 +109,21 @@ def biased_mask(
     kv_offset: int = 0,
     **kwargs: Any,
 ) -> Tensor | None:
-    """The mask of one pass; the other arguments are those of transformers' mask functions.
+    """The attention mask of one pass; other arguments are those of transformers' mask functions.
 
     Args:
-        bias: what is added to scores.
-        branches: `Branches.visible`, of the last keys; these are the last queries, too.
+        bias: what is added to scores; None: nothing.
+        branches: `Branches.visible` of the last keys, which are also the last queries.
 
     Returns:
-        The stock mask if there is neither, else `(B, 1, Q, K)`: with branches boolean, with a bias
-        float, the bias where a query may see a key and the dtype's lowest number where it may not;
+        Without both the stock mask, else `(B, 1, Q, K)`: boolean for branches alone; with a bias
+        float, the bias where a query may attend to a key and the dtype's lowest number elsewhere;
         None where the layers' queries and keys carry the bias (`widening`).
     """
     if getattr(kwargs.get("config"), "sliding_window", None):
-        kwargs = _counting_tokens(branches, kv_offset + kv_length, **kwargs)
+        kwargs = _count_tokens(branches, kv_offset + kv_length, **kwargs)
     if bias is None and branches is None:
         return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
-    if bias is not None:
-        bias._applied.add("mask")
-        bias._applied.discard("gate")  # the layers that follow add it: see `reweight`
     shape = (batch_size, q_length, kv_length, q_offset, kv_offset)
     visible = sdpa_mask(*shape, **kwargs) if branches is None else None
     carried = bias is not None and branches is None and visible is None
@@ -144,18 +140,18 @@ def biased_mask(
     if bias is None:
         return visible
     device, dtype = visible.device, kwargs.get("dtype", torch.float32)
-    # One more column, of zeros, stands for every key that came after the prompt.
-    values = nn.functional.pad(spread(bias.values, batch_size), (0, 1)).to(device, dtype)
+    # An additional column of zeros stands for every key after the prompt.
+    values = nn.functional.pad(repeat_rows(bias.values, batch_size), (0, 1)).to(device, dtype)
     keys = (torch.arange(kv_length, device=device) + kv_offset).clamp(max=bias.values.shape[1])
     added = values[:, None, None, keys]  # (B, 1, 1, K)
     if bias.q_from is not None:
         queries = torch.arange(q_length, device=device) + q_offset
-        late = queries >= spread(bias.q_from, batch_size).to(device)[:, None]  # (B, Q)
+        late = queries >= repeat_rows(bias.q_from, batch_size).to(device)[:, None]  # (B, Q)
         added = added * late[:, None, :, None]
     return torch.where(visible, added, torch.finfo(dtype).min)
 
 
-def _counting_tokens(
+def _count_tokens(
     branches: Tensor | None,
     length: int,
     *,
@@ -163,10 +159,11 @@ def _counting_tokens(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """A mask function's arguments, such that sliding windows count tokens, not places in the cache.
+    """The arguments of a mask function for which sliding windows count tokens, not cache positions.
 
-    Padding may stand between what is reused and the rest, and branches stand one behind the other
-    though each follows its parent. A prompt padded on the left, if at all, keeps its places.
+    The two differ where padding stands between a reused prefix and the rest, and for branches,
+    which follow one another in the cache but their parents in the text. A prompt that is padded on
+    the left only is unchanged.
     """
     kwargs |= {"mask_function": mask_function, "attention_mask": attention_mask}
     if attention_mask is None:
@@ -179,7 +176,7 @@ def _counting_tokens(
     if branches is not None:
         count = branches.shape[-1]
         at[:, -count:] = at[:, -count - 1 : -count] + branches.sum(2)
-    at = nn.functional.pad(at, (0, max(length - at.shape[1], 0)))  # a fixed cache's free places
+    at = nn.functional.pad(at, (0, max(length - at.shape[1], 0)))  # free positions of a fixed cache
     kwargs["mask_function"] = lambda row, head, query, key: mask_function(
         row, head, at[row, query], at[row, key]
     )

@@ -1,18 +1,18 @@
 """Fine attention reweighting: log(lambda) on the attention scores of chosen keys (section II-C).
 
-Two attention implementations are registered with transformers under our own names; models are
-switched to them with `set_attn_implementation`, and no class is patched:
+Two attention implementations are registered with transformers under our own names. Models are
+switched to them with `set_attn_implementation`; no class is patched.
 
 * `DECODER`: the stock SDPA function, with a mask function that writes the bias into the mask. The
-  mask is built once per forward and shared by all layers; only highlights on a subset of layers or
-  heads need a look at it in each layer. Where the stock function needs no mask and the sequence is
-  long, queries and keys may carry the bias in dimensions of their own (`widening`).
-* `CROSS`: the stock mask function, with an attention function that adds the bias in the
-  cross-attention modules `attach_cross` has numbered. (Self- and cross-attention share one mask
-  function there, so the mask is not the place.)
+  mask is built once per forward pass and shared by all layers. Only highlights on a subset of
+  layers or heads change it in each layer. Where the stock function needs no mask and the sequence
+  is long, queries and keys may carry the bias in dimensions of their own (`widening`).
+* `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
+  modules that `attach_cross_attention` has numbered. (Self- and cross-attention share one mask
+  function there, so the bias cannot be in the mask.)
 
-What to add travels in a `ContextVar` that `reweight` sets: while it is unset, both are the stock
-implementation bit for bit, so they may stay switched on; each thread sees its own value.
+The bias travels in a `ContextVar` that `reweight` sets. While it is unset, both are the stock
+implementation bit for bit, so they can stay switched on. Each thread has its own value.
 """
 
 from __future__ import annotations
@@ -30,25 +30,39 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cof.attention.bias_mask import Bias, Branches, biased_mask, spread
+from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows
 from cof.attention.widening import widened
 from cof.errors import CofError
 
 DECODER = "cof_decoder"
-CROSS = "cof_cross"
-_CROSSING = "cof_crossing"  # attribute on tagged modules
+CROSS_ATTENTION = "cof_cross_attention"
+_TAG = "cof_cross_attention_tag"  # attribute of tagged modules
 
 
 @dataclass(frozen=True)
-class _Crossing:
-    """A cross-attention module's number, from 0, and the queries whose weights are recorded."""
+class _Tag:
+    """The tag of a cross-attention module: its number, from 0, and the queries to record."""
 
     number: int
     recorded: slice
 
 
+@dataclass
+class _Reweighting:
+    """A bias in use, and how often it was applied.
+
+    Attributes:
+        masks: how many passes, or cross-attention modules, added it.
+        gated: how many layers chose among heads since the last of these.
+    """
+
+    bias: Bias
+    masks: int = 0
+    gated: int = 0
+
+
 _BRANCHES: ContextVar[Tensor | None] = ContextVar("cof_branches", default=None)
-_BIAS: ContextVar[Bias | None] = ContextVar("cof_bias", default=None)
+_REWEIGHTING: ContextVar[_Reweighting | None] = ContextVar("cof_reweighting", default=None)
 _WEIGHTS: ContextVar[list[Tensor] | None] = ContextVar("cof_weights", default=None)
 
 
@@ -59,27 +73,28 @@ def reweight(bias: Bias | None) -> Iterator[None]:
     None or an idle bias leaves the stock path untouched.
 
     Raises:
-        RuntimeError: on leaving, when no attention of an attached model ran inside, so that the
-            bias was never read (a model that `attach_decoder` or `attach_cross` has not seen);
-            or when layers or heads were chosen and the decoder ran inside torch.compile.
+        RuntimeError: at the end, if no attention of an attached model ran inside, so that the bias
+            was never read; or if layers or heads were chosen and the decoder ran inside
+            torch.compile.
     """
     if bias is None or bias.idle:
         yield
         return
-    token = _BIAS.set(bias)
+    current = _Reweighting(bias)
+    token = _REWEIGHTING.set(current)
     try:
         yield
     finally:
-        _BIAS.reset(token)
-    if not bias._applied:
+        _REWEIGHTING.reset(token)
+    if not current.masks:
         raise RuntimeError("the attention bias was never read: the model is not attached")
-    if bias.gate is not None and "gate" not in bias._applied:
+    if bias.gate is not None and not current.gated:
         raise RuntimeError("layers and heads cannot be chosen inside torch.compile")
 
 
 @contextmanager
-def branching(branches: Branches) -> Iterator[None]:
-    """Let the last tokens that a model reads see one another as branches, inside the `with`."""
+def use_branches(branches: Branches) -> Iterator[None]:
+    """Treat the last tokens that a model reads as branches, inside the `with`."""
     token = _BRANCHES.set(branches.visible if branches.visible.numel() else None)
     try:
         yield
@@ -89,11 +104,11 @@ def branching(branches: Branches) -> Iterator[None]:
 
 @contextmanager
 def record_weights() -> Iterator[list[Tensor]]:
-    """Collect attention weights, in this thread, inside the `with`, one `(B, H, K)` per layer.
+    """Collect attention weights, in this thread, inside the `with`: one `(B, H, K)` per layer.
 
     In a decoder these are the weights of the last query (the position that predicts the answer's
-    first token); in a Q-Former's cross-attention the mean over the queries. Weights are those of
-    `softmax(A + mask)`, the bias included where one is set, in float32.
+    first token), in a Q-Former's cross-attention the mean over the queries. They are those of
+    `softmax(A + mask)`, with the bias if one is set, in float32.
     """
     weights: list[Tensor] = []
     token = _WEIGHTS.set(weights)
@@ -107,16 +122,18 @@ def attach_decoder(model: Any) -> None:
     """Switch the text decoder of `model` to `DECODER`.
 
     Raises:
-        CofError: the model refuses (for example because its attention is not SDPA-compatible).
+        CofError: its attention cannot be reweighted (it is not compatible with SDPA).
     """
     _switch(model, "text_config", DECODER)
 
 
 def attach_qformer(model: Any) -> int:
-    """Switch the Q-Former of `model` to `CROSS`, tag its cross-attention; return their number.
+    """Switch the Q-Former of `model` to `CROSS_ATTENTION`; return its number of cross-attention
+    layers.
 
     Raises:
-        CofError: the model refuses, or has no module named `*.crossattention.attention`.
+        CofError: its attention cannot be reweighted, or it has no module named
+            `*.crossattention.attention`.
     """
     modules = [m for name, m in model.named_modules() if name.endswith(".crossattention.attention")]
     if not modules:
@@ -124,32 +141,32 @@ def attach_qformer(model: Any) -> int:
             f"{type(model).__name__} has no cross-attention to reweight; "
             "use a LLaVA, BLIP-2 or InstructBLIP checkpoint."
         )
-    attach_cross(model, "qformer_config", modules)
+    attach_cross_attention(model, "qformer_config", modules)
     return len(modules)
 
 
-def attach_cross(
+def attach_cross_attention(
     model: Any, subconfig: str, modules: Sequence[nn.Module], *, last_query: bool = False
 ) -> None:
-    """Switch the part of `model` with this config to `CROSS`, and tag its cross-attention modules.
+    """Switch the part of `model` with this config to `CROSS_ATTENTION`, and tag its modules.
 
     Args:
-        modules: those whose keys are the image's, in order: their numbers are the layers'.
-        last_query: whether `record_weights` gets the last query's weights, not all queries' mean.
+        modules: the cross-attention modules whose keys are the image's, in the order of the layers.
+        last_query: whether `record_weights` gets the weights of the last query, not the mean.
 
     Raises:
-        CofError: the model refuses (for example because its attention is not SDPA-compatible).
+        CofError: its attention cannot be reweighted (it is not compatible with SDPA).
     """
-    _switch(model, subconfig, CROSS)
+    _switch(model, subconfig, CROSS_ATTENTION)
     recorded = slice(-1, None) if last_query else slice(None)
     for number, module in enumerate(modules):
-        setattr(module, _CROSSING, _Crossing(number, recorded))
+        setattr(module, _TAG, _Tag(number, recorded))
 
 
 def _switch(model: Any, subconfig: str, name: str) -> None:
     config: Any = getattr(model.config, subconfig, None)
     owners = [m for m in model.modules() if getattr(m, "config", None) is config]
-    # transformers checks this for the name "sdpa" only, not for ours; and SDPA drops softcaps.
+    # transformers checks this for the name "sdpa" only; and SDPA ignores softcaps.
     takes_sdpa = any(getattr(m, "_supports_sdpa", False) for m in owners)
     if takes_sdpa and not getattr(config, "attn_logit_softcapping", None):
         model.set_attn_implementation({subconfig: name})
@@ -163,7 +180,12 @@ def _switch(model: Any, subconfig: str, name: str) -> None:
 
 def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     """transformers' mask function for `DECODER`."""
-    return biased_mask(_BIAS.get(), _BRANCHES.get(), *shape, **kwargs)
+    current = _REWEIGHTING.get()
+    if current is not None:
+        current.masks += 1
+        current.gated = 0
+    bias = None if current is None else current.bias
+    return make_mask(bias, _BRANCHES.get(), *shape, **kwargs)
 
 
 def _decoder_attention(
@@ -174,20 +196,21 @@ def _decoder_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Stock SDPA; in between, close the mask's gates for the layers and heads left out.
+    """Stock SDPA, without the bias in the layers and heads that are not chosen.
 
     torch.compile cannot read a ContextVar. `generate` with a static cache builds the mask outside
-    the compiled forward, so a bias without gates needs nothing here.
+    the compiled forward pass, so a bias without gates needs nothing here.
     """
     if torch.compiler.is_compiling():
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    bias = _BIAS.get()
+    current = _REWEIGHTING.get()
     size = value.shape[-1]
-    if bias is not None:
+    if current is not None:
+        bias = current.bias
         gate = torch.ones(query.shape[0], 1, device=query.device)
         if bias.gate is not None:
-            bias._applied.add("gate")
-            gate = spread(bias.gate[:, module.layer_idx], query.shape[0])  # (B, H)
+            current.gated += 1
+            gate = repeat_rows(bias.gate[:, module.layer_idx], query.shape[0])  # (B, H)
         if attention_mask is None:
             kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
             added, late = _by_position(bias, query, key.shape[2])
@@ -205,12 +228,12 @@ def _decoder_attention(
 def _by_position(bias: Bias, query: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """What is added at each of the keys, `(B, K)`, and for which queries, `(B, Q)`; no cache."""
     batch_size, device = query.shape[0], query.device
-    values = spread(bias.values, batch_size).to(device, torch.float32)
+    values = repeat_rows(bias.values, batch_size).to(device, torch.float32)
     added = nn.functional.pad(values, (0, keys - values.shape[1]))
     at = torch.arange(query.shape[2], device=device)[None]
     if bias.q_from is None:
         return added, torch.ones_like(at)
-    return added, at >= spread(bias.q_from, batch_size).to(device)[:, None]
+    return added, at >= repeat_rows(bias.q_from, batch_size).to(device)[:, None]
 
 
 def _cross_attention(
@@ -221,16 +244,18 @@ def _cross_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Stock SDPA; in tagged modules the bias joins the mask, `(B, H or 1, Q or 1, K)`."""
-    bias, crossing = _BIAS.get(), getattr(module, _CROSSING, None)
-    if bias is not None and crossing is not None:
-        bias._applied.update(("mask", "gate"))
+    """Stock SDPA; in tagged modules the bias is added to the mask, `(B, H or 1, Q or 1, K)`."""
+    current, tag = _REWEIGHTING.get(), getattr(module, _TAG, None)
+    if current is not None and tag is not None:
+        bias = current.bias
+        current.masks += 1
+        current.gated += 1
         batch_size, others = query.shape[0], key.shape[2] - bias.values.shape[1]
-        # keys behind the image's are a resampler's own latents
-        values = nn.functional.pad(spread(bias.values, batch_size), (0, others))
+        # the keys after the image's are a resampler's own latents
+        values = nn.functional.pad(repeat_rows(bias.values, batch_size), (0, others))
         added = values.to(query)[:, None, None, :]  # (B, 1, 1, K)
         if bias.gate is not None:
-            gate = spread(bias.gate[:, crossing.number], batch_size)
+            gate = repeat_rows(bias.gate[:, tag.number], batch_size)
             added = added * gate.to(query)[:, :, None, None]
         if attention_mask is None:
             attention_mask = added
@@ -238,8 +263,8 @@ def _cross_attention(
             attention_mask = torch.where(attention_mask, added, torch.finfo(query.dtype).min)
         else:
             attention_mask = attention_mask + added
-    if crossing is not None:
-        _record(query[:, :, crossing.recorded], key, attention_mask, kwargs.get("scaling"))
+    if tag is not None:
+        _record(query[:, :, tag.recorded], key, attention_mask, kwargs.get("scaling"))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -259,9 +284,9 @@ def _record(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | No
 
 def _register(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
     AttentionInterface.register(name, attention)
-    # Without a mask function under the same name padding and causality would be dropped silently.
+    # Without a mask function of the same name padding and causality would be dropped silently.
     AttentionMaskInterface.register(name, mask)
 
 
 _register(DECODER, _decoder_attention, _decoder_mask)
-_register(CROSS, _cross_attention, sdpa_mask)
+_register(CROSS_ATTENTION, _cross_attention, sdpa_mask)

@@ -49,14 +49,23 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class LengthChecker(Protocol):
+    """What an engine offers besides if it can tell beforehand that a prompt is too long."""
+
+    def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
+        """Raise `CofError` if a prompt and its answer are more than the model takes."""
+        ...
+
+
+@runtime_checkable
 class AttentionReader(Protocol):
-    """What an engine offers besides if it can show where it looks; pictures have it drawn.
+    """What an engine offers besides if it can show its attention; `cof.viz` draws it.
 
     Attributes:
-        looks: whose attention `image_attention` is, such as "the answer's first token".
+        attention_source: whose attention `image_attention` is, such as "the answer's first token".
     """
 
-    looks: str
+    attention_source: str
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
         """Which image tokens a highlight falls on: `(grid_h, grid_w)`, or `(tokens,)` where they
@@ -71,11 +80,11 @@ class AttentionReader(Protocol):
 
 @runtime_checkable
 class StateReader(Protocol):
-    """What an engine offers besides if grounders can read from its states where it looks."""
+    """What an engine offers besides if grounders can read its attention and states."""
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """Where each image token looks, `(*tokens, 2)`: `(x, y)` in 0..1 of an image of this
-        size; NaN for padding."""
+        """The centre of what each image token shows, `(*tokens, 2)`: `(x, y)` in 0..1 of an image
+        of this size; NaN for padding."""
         ...
 
     def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
@@ -91,7 +100,7 @@ class StateReader(Protocol):
     ) -> list[NDArray[np.float32]]:
         """For each request the cosine similarity of the cached states of a phrase of its prompt,
         T tokens, with those of the image tokens, `(layers, T, *tokens)`, in one pass; NaN for
-        layers that do not keep the image."""
+        layers without a KV cache of the image."""
         ...
 
     def word_probabilities(
@@ -99,4 +108,17 @@ class StateReader(Protocol):
     ) -> list[NDArray[np.float32]]:
         """For each image the probability of each of some words as what the decoder would say
         after an image token, `(words, *tokens)`, in one pass."""
+        ...
+
+
+@runtime_checkable
+class ReplyScorer(Protocol):
+    """What an engine offers besides if it can say how likely a reply is: benchmarks that compare
+    their options' texts need it."""
+
+    def score_replies(
+        self, requests: Sequence[Request], replies: Sequence[str]
+    ) -> list[Generation]:
+        """Each reply as if the model had given it, its end token among `token_ids` and
+        `logprobs`; highlights are applied but for their guidance."""
         ...

@@ -173,7 +173,7 @@ def run_grid(
     _check_names("focus", focuses, set(FOCUSES) - {"none"})
     if "detector" in sources:
         settings.make_grounder("detector")  # refused without one before anything is asked
-    boxes = settings.boxes if engine.dialect.form is None else "template"
+    boxes = settings.boxes if engine.dialect.box_template is None else "template"
     base = settings.changed(grounder="prompt", boxes=boxes)
 
     def strengths(focus: str) -> list[Method]:

@@ -1,9 +1,9 @@
 """Model families as data: what differs between them, in one value each.
 
 To add one, append it to `FAMILIES` (in `table`): its `model_type`, how the processor's pixels
-reduce to one brightness for each image token (`tokens`), where the original lies in the frame of
-its boxes (`frames`), its dialect, and where the bias goes. `tests/test_families.py` then checks
-the placement against the model's own features, and the bias against the formula.
+become one mean for each image token (`token_means`), where the original lies in the frame of its
+boxes (`frames`), its dialect, and where the bias goes. `tests/test_families.py` then checks the
+placement against the model's own features, and the bias against the formula.
 """
 
 from cof.families.family import Family

@@ -1,4 +1,4 @@
-"""The family that is assumed for a model of an unknown type, until it was probed as it loads."""
+"""The family that is assumed for a model of an unknown type; `probing.probe` checks it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cof.families.family import Family
 from cof.prompting.dialects import LLAVA
 
 
-def assumed(config: Any) -> Family:
-    """The family of a model of an unknown type, still to be `probed`.
+def assume_family(config: Any) -> Family:
+    """The family of a model of an unknown type, before it is probed.
 
     Raises:
         CofError: the config lacks what every such model has; the message says what.
@@ -26,22 +26,24 @@ def assumed(config: Any) -> Family:
         if getattr(config, name, None) is None
     ]
     if missing:
-        raise refused(config, f"its config.json has {' and '.join(missing)}")
+        raise unsupported(config, f"its config.json has {' and '.join(missing)}")
     return Family(
         name=f"unknown ({config.model_type})",
         model_types=(config.model_type,),
         adapter="decoder",
         dialect=LLAVA,
-        brightness=unknown_tokens,
+        token_means=unknown_tokens,
         frame=frames.whole_image,
     )
 
 
 def unknown_tokens(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    raise RuntimeError("an assumed family has no raster before it was probed")
+    """Marks a family that is not probed yet."""
+    raise RuntimeError("an assumed family has no raster of image tokens before it is probed")
 
 
-def refused(config: Any, reason: str) -> CofError:
+def unsupported(config: Any, reason: str) -> CofError:
+    """The error that refuses a model of an unknown type."""
     return CofError(
         f"Models of type {config.model_type!r} are not supported, and the fallback for unknown "
         f"models cannot take this one: {reason}; `cof models` lists those that are supported."

@@ -19,23 +19,26 @@ class Family:
 
     Attributes:
         name: for people.
-        model_types: `model_type` of the config.json files it covers.
+        model_types: the `model_type` of the config.json files that it covers.
         adapter: where the bias goes, a key of `decoder_adapter.ADAPTERS`.
         dialect: how it is asked for a box and writes it.
-        brightness: `(the processor's output for one image, config)` -> mean brightness of each
-            image token, `(grid_h, grid_w)`, or `(tokens,)` where they are no single raster.
+        token_means: `(the processor's output for one image, config)` -> the mean of the pixels of
+            each image token, `(grid_h, grid_w)`, or `(tokens,)` where the tokens are no single
+            raster.
         frame: `(image_wh, image processor)` -> where the original lies in the native coordinates
-            of the boxes the model writes; where those are fractions, of the token grid too.
+            of the boxes that the model writes. Where these are fractions, it is also the frame of
+            the token grid.
         prompt: the prompt around `{prompt}` when the processor has no chat template; `{bos}` is
-            the start token, where the tokenizer does not write it.
-        lead: config -> how many image features stand before the first token of `brightness` (CLS).
-        pads_to_square: whether its reference evaluation pads images to a square, against the
+            the start token, where the tokenizer does not add it.
+        num_prefix_features: config -> how many image features stand before the first token of
+            `token_means` (CLS).
+        pads_to_square: whether its reference evaluation pads images to a square, unlike the
             processor on the hub; None: the processor on the hub is the reference.
-        image_type: what image tokens are in `token_type_ids`, where the model takes them.
+        image_type: the value of image tokens in `token_type_ids`, where the model takes them.
         prefill: whether the decoder's state after the image depends on nothing that follows it
-            (causal attention, positions without memory), so that it may be kept and reused.
-        bidirectional: config -> whether image tokens see those of their image that follow them, so
-            that a bias on one changes the states of all.
+            (causal attention, positions without memory), so that it can be cached and reused.
+        bidirectional: config -> whether image tokens attend to later tokens of their image. A bias
+            on one of them changes the states of all then.
         second: whether a second image may follow the first.
     """
 
@@ -43,10 +46,10 @@ class Family:
     model_types: tuple[str, ...]
     adapter: Literal["decoder", "qformer", "mllama", "kosmos2"]
     dialect: Dialect
-    brightness: Callable[[Mapping[str, Any], Any], NDArray[np.float64]]
+    token_means: Callable[[Mapping[str, Any], Any], NDArray[np.float64]]
     frame: Callable[[tuple[int, int], Any], Frame]
     prompt: str = "{prompt}"
-    lead: Callable[[Any], int] = lambda config: 0
+    num_prefix_features: Callable[[Any], int] = lambda config: 0
     pads_to_square: bool | None = None
     image_type: int = 1
     prefill: bool = False
@@ -60,6 +63,6 @@ class Family:
 
     @property
     def answer_type(self) -> int:
-        """What answers are in `token_type_ids`: Gemma 3 marks images with 1 and nothing else;
-        PaliGemma answers, and leaves the prompt 0, image included."""
+        """The value of answer tokens in `token_type_ids`: 0 in Gemma 3, which marks images alone;
+        1 in PaliGemma, whose prompt is 0, image included."""
         return 0 if self.image_type else 1

@@ -1,4 +1,4 @@
-"""Where an original lies in the native coordinates of the boxes a family writes.
+"""Where an original lies in the native coordinates of the boxes that a family writes.
 
 Every function takes the original's `(width, height)` and the family's image processor.
 """
@@ -28,16 +28,17 @@ def padded_square(image_wh: tuple[int, int], image_processor: Any) -> Frame:
 
 
 def thousandths(image_wh: tuple[int, int], image_processor: Any) -> Frame:
+    """Thousandths of the image."""
     return Frame.of_image(1000.0)
 
 
 def locations(image_wh: tuple[int, int], image_processor: Any) -> Frame:
-    """1024ths, as PaliGemma's location tokens count."""
+    """1024ths of the image: PaliGemma's location tokens."""
     return Frame.of_image(1024.0)
 
 
 def clip(image_wh: tuple[int, int], image_processor: Any) -> Frame:
-    """Padded square, centre crop or whole image, as the processor is set."""
+    """Padded square, centre crop or whole image, as the processor's options say."""
     if getattr(image_processor, "do_pad", False):
         return Frame.padded_square(image_wh)
     if image_processor.do_center_crop and image_processor.size.get("shortest_edge"):
@@ -46,7 +47,7 @@ def clip(image_wh: tuple[int, int], image_processor: Any) -> Frame:
 
 
 def qwen_pixels(image_wh: tuple[int, int], image_processor: Any) -> Frame:
-    """Pixels after the processor's resizing."""
+    """Pixels of the image that the processor has resized."""
     width, height = image_wh
     resized_height, resized_width = smart_resize(
         height,

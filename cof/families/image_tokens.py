@@ -1,4 +1,4 @@
-"""Images on their way into a model: what it is shown of them, and which tokens show what."""
+"""The image tokens of a model: what it is shown of an image, and which token shows what."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cof.families.processors import image_options
 from cof.families.token_coverage import (
     TokenVisibility,
     corner_cells,
-    extent,
     image_token_mask,
+    measure_visibility,
     token_centres,
     token_coverage,
 )
@@ -27,49 +27,57 @@ from cof.geometry.regions import Region
 from cof.prompting.dialects import Dialect
 from cof.types import Highlight
 
-LONGEST = 8192
-"""Images with a longer side are reduced to it first: models see far less, and padding a
-20000x20 picture to a square as it is would take gigabytes."""
+MAX_SIDE = 8192
+"""The longer side of a larger image is reduced to this: models see far less, and a 20000x20 image
+padded to a square would take gigabytes."""
 
 
 class ImageTokens:
-    """The image tokens of one model; layouts are `(grid_h, grid_w)`, or `(tokens,)` for families
-    whose tokens are no single raster."""
+    """The image tokens of one model.
+
+    Their layout is `(grid_h, grid_w)`, or `(tokens,)` for families whose tokens are no single
+    raster. Boxes and places are in 0..1 of the original image.
+    """
 
     def __init__(self, family: Family, dialect: Dialect, config: Any, processor: Any) -> None:
         """
         Args:
             family, dialect: what is known of the model.
-            config: its own.
-            processor: its own, with a PIL image processor.
+            config: the model's.
+            processor: the model's, with a PIL image processor.
         """
         self.family = family
         self.dialect = dialect
         self.config = config
         self.processor = processor
-        self.extent = lru_cache(maxsize=64)(self._measure)
-        self._centres = lru_cache(maxsize=64)(self._look)
+        self.visibility = lru_cache(maxsize=64)(self._measure_visibility)
+        self._centres = lru_cache(maxsize=64)(self._measure_centres)
         self._options: Mapping[str, Any] = image_options(processor)
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes."""
-        return self.family.frame(reduced(image_wh), self.processor.image_processor)
+        return self.family.frame(processed_wh(image_wh), self.processor.image_processor)
 
     def layout(self, image_wh: tuple[int, int]) -> tuple[int, ...]:
         """The shape in which the tokens of an image of this size are laid out."""
-        return self.extent(reduced(image_wh)).span.shape
+        return self.visibility(processed_wh(image_wh)).span.shape
 
     def mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
-        """The paper's M for an image of this size: which image tokens get the bias."""
-        wh = reduced(image_wh)
-        shown = self.extent(wh)
+        """The paper's M for an image of this size: which image tokens get the bias.
+
+        Warns:
+            CofWarning: no token shows any part of the region.
+        """
+        wh = processed_wh(image_wh)
+        visibility = self.visibility(wh)
         if highlight.region.whole:
-            return np.ones(shown.span.shape, dtype=bool)
+            return np.ones(visibility.span.shape, dtype=bool)
         corners = highlight.cells == "corners" and self.dialect.units == "unit"
-        if corners and shown.span.ndim == 2:
-            mask = corner_cells(highlight.region.boxes, self.frame(wh), shown.span.shape)
+        if corners and visibility.span.ndim == 2:
+            mask = corner_cells(highlight.region.boxes, self.frame(wh), visibility.span.shape)
         else:
-            mask = image_token_mask(token_coverage(self.brightness, shown, highlight.region))
+            coverage = token_coverage(self.token_means, visibility, highlight.region)
+            mask = image_token_mask(coverage)
         if not mask.any():
             warnings.warn(
                 "The region lies outside the part of the image that the model sees (its processor "
@@ -80,56 +88,60 @@ class ImageTokens:
         return mask
 
     def weights(self, image_wh: tuple[int, int], region: Region) -> NDArray[np.float64]:
-        """How much each image token is meant, 0..1: a region's heat where it has one, else the
-        share of what the token shows that is inside."""
-        shown = self.extent(reduced(image_wh))
+        """The weight of each image token in a region, 0..1: the region's heat where it has a heat
+        map, else the share of the token's pixels that lie inside."""
+        visibility = self.visibility(processed_wh(image_wh))
         if region.whole:
-            return np.ones(shown.span.shape)
+            return np.ones(visibility.span.shape)
         if region.heat_map is not None:
             region = Region(boxes=region.boxes, mask=region.heat_map)
-        return np.nan_to_num(token_coverage(self.brightness, shown, region))
+        return np.nan_to_num(token_coverage(self.token_means, visibility, region))
 
     def centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """Where each image token looks, `(*layout, 2)`: x, y in 0..1; NaN for padding."""
-        return self._centres(reduced(image_wh))
+        """The centre of what each image token shows, `(*layout, 2)`: x, y; NaN for padding."""
+        return self._centres(processed_wh(image_wh))
 
-    def added(self, image_wh: tuple[int, int], light: Highlight) -> NDArray[np.float64]:
-        """What each image token's attention score gets."""
-        if light.graded:
-            weights = self.weights(image_wh, light.region)
-            return np.asarray(np.log1p(weights * (light.strength - 1)))
-        return np.asarray(self.mask(image_wh, light) * np.log(light.strength))
+    def bias(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.float64]:
+        """What a highlight adds to each image token's attention scores, in the layout."""
+        if highlight.graded:
+            weights = self.weights(image_wh, highlight.region)
+            return np.asarray(np.log1p(weights * (highlight.strength - 1)))
+        return np.asarray(self.mask(image_wh, highlight) * np.log(highlight.strength))
 
     def pixels(self, image: Image.Image, **options: Any) -> Mapping[str, Any]:
-        """What the processor makes of an image; `options` are those of the processor's call."""
-        wh = reduced(image.size)
-        picture = image if image.size == wh else image.resize(wh, Image.Resampling.LANCZOS)
+        """The processor's output for an image; `options` are those of the processor's call."""
+        wh = processed_wh(image.size)
+        if image.size != wh:
+            image = image.resize(wh, Image.Resampling.LANCZOS)
         pixels: Mapping[str, Any] = self.processor.image_processor(
-            images=picture, return_tensors="np", **self._options, **options
+            images=image, return_tensors="np", **self._options, **options
         )
         return pixels
 
-    def brightness(self, image: Image.Image) -> NDArray[np.float64]:
-        """The mean brightness of each token, in the layout; in the processor's raw units, since
-        only shares of a range matter and scaling every pixel is half of the work."""
+    def token_means(self, image: Image.Image) -> NDArray[np.float64]:
+        """The mean of each token's pixels, in the layout.
+
+        In the processor's raw units: only shares of a range matter, and scaling every pixel would
+        be half of the work.
+        """
         raw = self.pixels(image, do_rescale=False, do_normalize=False)
-        return self.family.brightness(raw, self.config)
+        return self.family.token_means(raw, self.config)
 
-    def _measure(self, image_wh: tuple[int, int]) -> TokenVisibility:
-        return extent(self.brightness, image_wh)
+    def _measure_visibility(self, image_wh: tuple[int, int]) -> TokenVisibility:
+        return measure_visibility(self.token_means, image_wh)
 
-    def _look(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        return token_centres(self.brightness, self.extent(image_wh))
+    def _measure_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
+        return token_centres(self.token_means, self.visibility(image_wh))
 
 
-def reduced(image_wh: tuple[int, int]) -> tuple[int, int]:
-    """The size an image is processed at: its own, or with `LONGEST` as its longer side.
+def processed_wh(image_wh: tuple[int, int]) -> tuple[int, int]:
+    """The size at which an image is processed: its own, or with `MAX_SIDE` as its longer side.
 
-    >>> reduced((640, 480)), reduced((20000, 20))
+    >>> processed_wh((640, 480)), processed_wh((20000, 20))
     ((640, 480), (8192, 8))
     """
     longest = max(image_wh)
-    if longest <= LONGEST:
+    if longest <= MAX_SIDE:
         return image_wh
-    width, height = (max(1, round(side * LONGEST / longest)) for side in image_wh)
+    width, height = (max(1, round(side * MAX_SIDE / longest)) for side in image_wh)
     return (width, height)

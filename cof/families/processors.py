@@ -1,7 +1,7 @@
 """Loading a checkpoint's processor: PIL for images, and nothing for videos.
 
-transformers' video processors, and the faster of its image processors, need torchvision. Ours need
-not: PIL is always there, and computes the same everywhere.
+transformers' video processors and its faster image processors need torchvision. The PIL image
+processors need only Pillow and compute the same on every machine.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class PixtralImageProcessorPil(stock_pixtral.PixtralImageProcessorPil):
 class PixtralProcessor(ProcessorMixin):
     """transformers' class of this name, which cannot be imported without torchvision.
 
-    Rows of image tokens end in a break, the last one in an end token. For images and text only.
+    Each row of image tokens ends in a break token, the last one in an end token. For images and
+    text only.
     """
 
     valid_processor_kwargs = ProcessingKwargs
@@ -84,7 +85,7 @@ class PixtralProcessor(ProcessorMixin):
         self.patch_size, self.spatial_merge_size = patch_size, spatial_merge_size
         self.image_token, self.image_token_id = image_token, _number(tokenizer, image_token)
         self.image_break_token, self.image_end_token = image_break_token, image_end_token
-        # images are resized to whole tokens, not to whole patches
+        # images are resized to whole tokens, not only to whole patches
         side = patch_size * spatial_merge_size
         image_processor.patch_size = {"height": side, "width": side}
         image_processor.least_tokens = 1 if spatial_merge_size == 1 else 2
@@ -98,7 +99,7 @@ class PixtralProcessor(ProcessorMixin):
 
 class _Gemma4Kwargs(ProcessingKwargs, total=False):
     _defaults = {  # type: ignore[misc]  # noqa: RUF012
-        "text_kwargs": {"return_mm_token_type_ids": True},  # its images attend both ways
+        "text_kwargs": {"return_mm_token_type_ids": True},  # image tokens attend both ways
         "images_kwargs": {"do_convert_rgb": True},
     }
 
@@ -106,7 +107,7 @@ class _Gemma4Kwargs(ProcessingKwargs, total=False):
 class Gemma4Processor(ProcessorMixin):
     """transformers' class of this name, which cannot be imported without torchvision.
 
-    For images and text only: audio and videos are left out.
+    For images and text only, not for audio and videos.
     """
 
     valid_processor_kwargs = _Gemma4Kwargs
@@ -138,7 +139,7 @@ _OURS: dict[str, type[Any]] = {
 
 
 def images_only(cls: type[Any]) -> type[Any]:
-    """A processor class without its video processor; one that has none is returned as it is."""
+    """A processor class without its video processor; a class without one is returned unchanged."""
     if _VIDEO not in cls.get_attributes():
         return cls
 
@@ -148,16 +149,16 @@ def images_only(cls: type[Any]) -> type[Any]:
         return [name for name in attributes if name != _VIDEO]
 
     def get_arguments(made: type[Any], *args: Any, **kwargs: Any) -> list[Any]:
-        found: list[Any] = super(made, made)._get_arguments_from_pretrained(*args, **kwargs)
-        found.insert(attributes.index(_VIDEO), None)  # some classes have no default for it
-        return found
+        loaded: list[Any] = super(made, made)._get_arguments_from_pretrained(*args, **kwargs)
+        loaded.insert(attributes.index(_VIDEO), None)  # some classes have no default for it
+        return loaded
 
     members = {
         "get_attributes": classmethod(get_attributes),
         "_get_arguments_from_pretrained": classmethod(get_arguments),
         _VIDEO: _NO_VIDEOS,
     }
-    # Under the same name: transformers looks at it, and saves it.
+    # The same name: transformers reads it, and saves it.
     return type(cls.__name__, (cls,), members)
 
 
@@ -174,7 +175,7 @@ def load_processor(name: str, config: Any) -> Any:
             f"Models of type {kind!r} are not supported: transformers processes their images with "
             "torchvision alone, and where boxes land is proven for its PIL processors only."
         )
-    # Pixtral is a LLaVA with another vision encoder, and with the processor of Mistral 3.
+    # Pixtral is a LLaVA with another vision encoder and the processor of Mistral 3.
     pixtral = getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral"
     ours = _OURS.get("PixtralProcessor" if pixtral else PROCESSOR_MAPPING_NAMES.get(kind, ""))
     if ours is not None:
@@ -186,7 +187,7 @@ def load_processor(name: str, config: Any) -> Any:
 
 
 def _named(name: str) -> Any:
-    """The processor class that a checkpoint names, where transformers knows none for its type."""
+    """The processor class that a checkpoint names; transformers knows none for its type."""
     try:
         named, _ = ProcessorMixin.get_processor_dict(name)
     except OSError:  # older checkpoints have no processor_config.json
@@ -195,10 +196,10 @@ def _named(name: str) -> Any:
 
 
 def image_options(processor: Any) -> Mapping[str, Any]:
-    """What a processor tells its image processor, such as whether to cut an image into tiles.
+    """The options that a processor passes to its image processor, such as whether to cut tiles.
 
-    Processors have defaults of their own over those of their image processors; some of them
-    (Kosmos-2) are for themselves.
+    A processor has defaults of its own that override its image processor's. Options that the image
+    processor does not take (Kosmos-2) are left out.
     """
     options: Mapping[str, Any] = processor._merge_kwargs(
         processor.valid_processor_kwargs, tokenizer_init_kwargs=processor.tokenizer.init_kwargs

@@ -7,7 +7,7 @@ from typing import Any
 
 from cof.errors import CofError
 from cof.families import frames, token_means
-from cof.families.assumed import assumed
+from cof.families.assumed import assume_family
 from cof.families.family import Family
 from cof.prompting.dialects import (
     GEMMA4,
@@ -33,8 +33,10 @@ _LLAVA = Family(
     adapter="decoder",
     dialect=LLAVA,
     prompt="USER: <image>\n{prompt} ASSISTANT:",
-    brightness=token_means.patch_grid,
-    lead=lambda config: 0 if config.vision_feature_select_strategy == "default" else 1,
+    token_means=token_means.patch_grid,
+    num_prefix_features=lambda config: (
+        0 if config.vision_feature_select_strategy == "default" else 1
+    ),
     frame=frames.clip,
     prefill=True,
     pads_to_square=True,
@@ -45,7 +47,7 @@ _PIXTRAL = Family(
     prefill=True,
     adapter="decoder",
     dialect=LLAVA,
-    brightness=token_means.pixtral,
+    token_means=token_means.pixtral,
     frame=frames.whole_image,
     prompt="<s>[INST]{prompt}\n[IMG][/INST]",
 )
@@ -55,7 +57,7 @@ _QWEN3 = Family(
     prefill=True,
     adapter="decoder",
     dialect=QWEN3,
-    brightness=token_means.merged_grid,
+    token_means=token_means.merged_grid,
     frame=frames.thousandths,
 )
 _GLM = Family(
@@ -64,7 +66,7 @@ _GLM = Family(
     prefill=True,
     adapter="decoder",
     dialect=GLM,
-    brightness=token_means.merged_grid,
+    token_means=token_means.merged_grid,
     frame=frames.thousandths,
 )
 _TILES = Family(
@@ -73,7 +75,7 @@ _TILES = Family(
     prefill=True,
     adapter="decoder",
     dialect=PAPER,
-    brightness=token_means.idefics3,
+    token_means=token_means.idefics3,
     frame=frames.whole_image,
 )
 _BLIP = Family(
@@ -81,8 +83,8 @@ _BLIP = Family(
     model_types=("instructblip",),
     adapter="qformer",
     dialect=PAPER,
-    brightness=token_means.patch_grid,
-    lead=lambda config: 1,
+    token_means=token_means.patch_grid,
+    num_prefix_features=lambda config: 1,
     frame=frames.whole_image,
 )
 
@@ -94,7 +96,7 @@ FAMILIES: tuple[Family, ...] = (
         prefill=True,
         adapter="decoder",
         dialect=LLAVA,
-        brightness=token_means.llava_next,
+        token_means=token_means.llava_next,
         frame=frames.whole_image,
         prompt="USER: <image>\n{prompt} ASSISTANT:",
     ),
@@ -104,7 +106,7 @@ FAMILIES: tuple[Family, ...] = (
         prefill=True,
         adapter="decoder",
         dialect=LLAVA,
-        brightness=token_means.llava_onevision,
+        token_means=token_means.llava_onevision,
         frame=frames.whole_image,
         prompt="<|im_start|>user <image>\n{prompt}<|im_end|><|im_start|>assistant\n",
     ),
@@ -113,9 +115,9 @@ FAMILIES: tuple[Family, ...] = (
         name="ViP-LLaVA",
         model_types=("vipllava",),
         prompt="###Human: <image>\n{prompt}###Assistant:",
-        lead=lambda config: 0,
+        num_prefix_features=lambda config: 0,
     ),
-    # a LLaVA in its config.json: the type is its vision encoder's (`family_of`)
+    # its config.json says LLaVA; the type is that of its vision encoder (`family_of`)
     replace(_PIXTRAL, name="Pixtral", model_types=("pixtral",)),
     _PIXTRAL,
     replace(_QWEN3, name="Qwen2-VL", model_types=("qwen2_vl",), dialect=QWEN2),
@@ -127,7 +129,7 @@ FAMILIES: tuple[Family, ...] = (
         frame=frames.qwen_pixels,
     ),
     _QWEN3,
-    # its linear-attention layers keep no keys: a state after the image cannot be cut to length
+    # linear-attention layers have no KV cache, so the state after the image cannot be cropped
     replace(_QWEN3, name="Qwen3.5", model_types=("qwen3_5", "qwen3_5_moe"), prefill=False),
     Family(
         name="InternVL",
@@ -135,7 +137,7 @@ FAMILIES: tuple[Family, ...] = (
         prefill=True,
         adapter="decoder",
         dialect=INTERNVL,
-        brightness=token_means.internvl,
+        token_means=token_means.internvl,
         frame=frames.thousandths,
     ),
     _GLM,
@@ -144,7 +146,7 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("gemma3",),
         adapter="decoder",
         dialect=PAPER,
-        brightness=token_means.gemma3,
+        token_means=token_means.gemma3,
         frame=frames.whole_image,
         prefill=True,
         bidirectional=lambda config: True,
@@ -154,17 +156,17 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("gemma4",),
         adapter="decoder",
         dialect=GEMMA4,
-        brightness=token_means.gemma4,
+        token_means=token_means.gemma4,
         frame=frames.thousandths,
         prefill=True,
-        # the larger ones, in the layers with sliding windows
+        # the larger models, in their sliding-window layers
         bidirectional=lambda config: config.text_config.use_bidirectional_attention == "vision",
     ),
     replace(
         _QWEN3,
         name="EXAONE 4.5",
         model_types=("exaone4_5",),
-        prefill=False,  # its `generate` counts places in the cache, the padding between included
+        prefill=False,  # its `generate` counts positions in the cache, padding included
         dialect=LLAVA,
         frame=frames.whole_image,
     ),
@@ -174,14 +176,14 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("video_llama_3",),
         dialect=LLAVA,
         frame=frames.whole_image,
-        brightness=token_means.video_llama3,
+        token_means=token_means.video_llama3,
     ),
     Family(
         name="Janus",
         model_types=("janus",),
         adapter="decoder",
         dialect=LLAVA,
-        brightness=token_means.patch_grid,
+        token_means=token_means.patch_grid,
         frame=frames.padded_square,
         prefill=True,
     ),
@@ -190,7 +192,7 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("deepseek_vl",),
         adapter="decoder",
         dialect=LLAVA,
-        brightness=token_means.patch_grid,
+        token_means=token_means.patch_grid,
         frame=frames.padded_square,
         prefill=True,
     ),
@@ -200,18 +202,18 @@ FAMILIES: tuple[Family, ...] = (
         _TILES,
         name="Aya Vision",
         model_types=("aya_vision",),
-        brightness=token_means.aya_vision,
+        token_means=token_means.aya_vision,
     ),
     Family(
         name="PaliGemma",
         model_types=("paligemma",),
         adapter="decoder",
         dialect=PALIGEMMA,
-        brightness=token_means.patch_grid,
+        token_means=token_means.patch_grid,
         frame=frames.locations,
         prompt="<image>{bos}{prompt}\n",
-        prefill=False,  # nor can it: its image tokens see the question
-        image_type=0,  # 0 marks the prompt, which attends both ways; 1 would be the answer
+        prefill=False,  # its image tokens attend to the question
+        image_type=0,  # 0 marks the prompt, whose tokens attend both ways; 1 marks the answer
         second=False,  # its checkpoints were trained on one
     ),
     _BLIP,
@@ -221,7 +223,7 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("mllama",),
         adapter="mllama",
         dialect=LLAVA,
-        brightness=token_means.mllama,
+        token_means=token_means.mllama,
         frame=frames.whole_image,
         prompt="<|image|>{bos}{prompt}",
     ),
@@ -239,7 +241,7 @@ FAMILIES: tuple[Family, ...] = (
 def family_of(config: Any) -> Family:
     """The family of a model's config.
 
-    One of an unknown type gets `assumed.assumed`, to be checked once it is loaded.
+    A model of an unknown type gets `assumed.assume_family`, to be probed once it is loaded.
 
     Raises:
         CofError: its type is unknown, and it lacks what is needed to assume anything.
@@ -248,7 +250,7 @@ def family_of(config: Any) -> Family:
     if kind == "llava" and config.vision_config.model_type == "pixtral":
         kind = "pixtral"  # its image tokens are laid out in another way
     known = (family for family in FAMILIES if kind in family.model_types)
-    return next(known, None) or assumed(config)
+    return next(known, None) or assume_family(config)
 
 
 def dialect_of(config: Any, family: Family) -> Dialect:

@@ -1,10 +1,10 @@
 """Which image tokens a region lands on, measured through the model's own image processor.
 
-Three pictures of the original's size go through the very same processor: all black, all white,
-and black with the region white. For each image token, with `b`, `w` and `m` its mean brightness in
-the three, `(m - b) / (w - b)` is the share of the token's visible pixels that is inside the
-region, whatever resizing, cropping, padding, tiling and normalisation went before; `w = b` marks
-tokens that show padding only. So no processor's geometry is written down a second time here.
+Three images of the original's size go through the same processor: all black, all white, and black
+with the region white. With `b`, `w` and `m` the means of a token's pixels in the three,
+`(m - b) / (w - b)` is the share of the token's visible pixels that lie inside the region, after
+any resizing, cropping, padding, tiling and normalisation; `w = b` marks tokens that show only
+padding. So the geometry of processors is not implemented a second time here.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import Region, coverage_image
 
 TokenMeans = Callable[[Image.Image], NDArray[np.float64]]
-"""An RGB image -> the mean brightness of each image token, after the image processor; the array's
-shape, `(grid_h, grid_w)` or `(tokens,)`, is the tokens' layout and the same for one image size."""
+"""An RGB image -> the mean of each image token's pixels, after the image processor. The array's
+shape, `(grid_h, grid_w)` or `(tokens,)`, is the layout of the tokens; it depends on the image's
+size alone."""
 
 INSIDE = 0.1
-"""A token is inside a region that covers at least this share of what the token shows.
+"""A token is inside a region that covers at least this share of the token's pixels.
 
 Resampling kernels reach beyond a box: bicubic ones smear some tenths of a processed pixel over the
-edge, which is one or two hundredths of a token of 14 to 32 pixels. A tenth is safely above that,
-and small enough that a box which really enters a token highlights it: the paper's boxes are rough,
-and a token left out is a worse mistake than one too many.
+edge, one or two hundredths of a token of 14 to 32 pixels. A tenth is safely above that, and small
+enough that a box which enters a token highlights it: the paper's boxes are rough, and a missing
+token is a worse mistake than an additional one.
 """
-_VISIBLE = 0.01  # of the best token's brightness range; below: padding, or its blurred border
-_TRACE = 1e-3  # coverage below this is rounding, not the region
+_VISIBLE = 0.01  # of the largest range among tokens; below it is padding, or its blurred border
+_TRACE = 1e-3  # coverage below this is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,8 @@ class TokenVisibility:
 
     Attributes:
         image_wh: that size, in pixels.
-        black: brightness of each token for an all-black image, in the tokens' layout.
-        span: how much brighter an all-white image is; 0 for padding.
+        black: the token means of an all-black image, in the tokens' layout.
+        span: the token means of an all-white image less those; 0 for padding.
     """
 
     image_wh: tuple[int, int]
@@ -56,44 +57,44 @@ class TokenVisibility:
         return np.asarray(self.span > _VISIBLE * self.span.max())
 
 
-def extent(brightness: TokenMeans, image_wh: tuple[int, int]) -> TokenVisibility:
-    """Measure what the tokens show of images of size `image_wh` (two processor calls)."""
-    black = brightness(Image.new("RGB", image_wh, (0, 0, 0)))
-    white = brightness(Image.new("RGB", image_wh, (255, 255, 255)))
+def measure_visibility(token_means: TokenMeans, image_wh: tuple[int, int]) -> TokenVisibility:
+    """What the tokens show of images of size `image_wh`; two processor calls."""
+    black = token_means(Image.new("RGB", image_wh, (0, 0, 0)))
+    white = token_means(Image.new("RGB", image_wh, (255, 255, 255)))
     return TokenVisibility(image_wh, black, white - black)
 
 
 def token_coverage(
-    brightness: TokenMeans, shown: TokenVisibility, region: Region
+    token_means: TokenMeans, visibility: TokenVisibility, region: Region
 ) -> NDArray[np.float64]:
-    """The share of each image token's visible pixels that is inside `region`.
+    """The share of each image token's visible pixels that lie inside `region`.
 
     Returns:
-        0..1 in the tokens' layout; NaN where a token shows padding only.
+        0..1 in the tokens' layout; NaN where a token shows only padding.
 
     Example: a 64x32 image, resized to 4x2 tokens of 16 pixels; a box over the left quarter and
     half of the next one:
 
-        >>> def brightness(image):
+        >>> def token_means(image):
         ...     pixels = np.asarray(image.convert("L"), dtype=float)
         ...     return pixels.reshape(2, 16, 4, 16).mean((1, 3))
         >>> box = Region(boxes=((0.0, 0.0, 0.375, 0.5),))
-        >>> token_coverage(brightness, extent(brightness, (64, 32)), box)
+        >>> token_coverage(token_means, measure_visibility(token_means, (64, 32)), box)
         array([[1. , 0.5, 0. , 0. ],
                [0. , 0. , 0. , 0. ]])
     """
-    inside = brightness(coverage_image(region, shown.image_wh).convert("RGB"))
+    inside = token_means(coverage_image(region, visibility.image_wh).convert("RGB"))
     share = np.full(inside.shape, np.nan)
-    np.divide(inside - shown.black, shown.span, out=share, where=shown.visible)
+    np.divide(inside - visibility.black, visibility.span, out=share, where=visibility.visible)
     return np.asarray(share.clip(0.0, 1.0))
 
 
 def image_token_mask(coverage: NDArray[np.float64]) -> NDArray[np.bool_]:
     """The paper's M: which tokens are inside, for a coverage of `token_coverage`.
 
-    Those covered by `INSIDE` or more; where a region is so small that there are none, the best
-    covered one (all of them on a tie). A region that no token shows, outside a centre crop, gives
-    none: all False.
+    Tokens covered by `INSIDE` or more. If the region is too small for any, the token that it
+    covers most (all of them on a tie). For a region that no token shows, outside a centre crop,
+    all are False.
 
         >>> image_token_mask(np.array([0.9, 0.3, 0.02, np.nan])).tolist()
         [True, True, False, False]
@@ -114,9 +115,10 @@ def corner_cells(
 ) -> NDArray[np.bool_]:
     """Cells of a token grid by the rule of the paper's released code, for comparison with it.
 
-    Rows `int(y * (grid_h - 1))` and columns `int(x * (grid_w - 1))` of the corners, both ends
-    included, with x and y in 0..1 of what the grid shows. The factor should be the grid's size
-    without the - 1: boxes near the right and the bottom lose a cell, others gain one.
+    A box covers the rows `int(y * (grid_h - 1))` and the columns `int(x * (grid_w - 1))` from one
+    corner to the other, both included, with x and y in 0..1 of what the grid shows. (The factor
+    should be the grid's size, without the - 1: boxes near the right and the bottom lose a cell,
+    others gain one.)
 
     Args:
         boxes: 0..1 of the original image.
@@ -180,30 +182,36 @@ def merged_means(
     return np.asarray(tokens.reshape(rows // merge_size, columns // merge_size))
 
 
-def token_centres(brightness: TokenMeans, shown: TokenVisibility) -> NDArray[np.float64]:
-    """Where in the image each token looks: the centre of the visible pixels it shows.
+def token_centres(token_means: TokenMeans, visibility: TokenVisibility) -> NDArray[np.float64]:
+    """The centre of the visible pixels of each image token.
 
-    Two pictures that brighten evenly, to the right and downward, go through the image processor:
-    the mean brightness of a token is then the place of its centre.
+    Two images whose pixels grow evenly, to the right and downward, go through the image
+    processor: a token's mean is then the coordinate of its centre.
 
     Returns:
         The tokens' layout and a last axis `(x, y)`, 0..1 of the original image; NaN where a
-        token shows padding only.
+        token shows only padding.
 
-        >>> def brightness(image):
+        >>> def token_means(image):
         ...     pixels = np.asarray(image.convert("L"), dtype=float)
         ...     return pixels.reshape(2, 16, 4, 16).mean((1, 3))
-        >>> token_centres(brightness, extent(brightness, (64, 32))).round(2)[0, :2].tolist()
+        >>> visibility = measure_visibility(token_means, (64, 32))
+        >>> token_centres(token_means, visibility).round(2)[0, :2].tolist()
         [[0.13, 0.25], [0.38, 0.25]]
     """
-    width, height = shown.image_wh
+    width, height = visibility.image_wh
     places = []
     for ramp in (
         np.tile((np.arange(width) + 0.5) / width, (height, 1)),
         np.tile((np.arange(height)[:, None] + 0.5) / height, (1, width)),
     ):
-        picture = Image.fromarray(np.round(ramp * 255).astype(np.uint8)).convert("RGB")
-        place = np.full(shown.span.shape, np.nan)
-        np.divide(brightness(picture) - shown.black, shown.span, out=place, where=shown.visible)
+        image = Image.fromarray(np.round(ramp * 255).astype(np.uint8)).convert("RGB")
+        place = np.full(visibility.span.shape, np.nan)
+        np.divide(
+            token_means(image) - visibility.black,
+            visibility.span,
+            out=place,
+            where=visibility.visible,
+        )
         places.append(place)
     return np.stack(places, axis=-1)

@@ -1,4 +1,4 @@
-"""How each family's processed pixels reduce to one brightness for each image token.
+"""The mean of each image token's pixels, from a family's processed pixels.
 
 Every function takes the processor's output for one image and the model's config, and returns
 `(grid_h, grid_w)`, or `(tokens,)` where the tokens are no single raster, in the order in which they
@@ -22,25 +22,25 @@ from cof.families.token_coverage import merged_means, patch_means, tile_means
 
 
 def patch_grid(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """A patch is a token (LLaVA-1.5, PaliGemma, the Q-Formers)."""
+    """Each patch is one token (LLaVA-1.5, PaliGemma, the Q-Formers)."""
     return patch_means(pixels["pixel_values"], config.vision_config.patch_size)
 
 
 def merged_grid(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """Flat patches with their grid, a token being a square of them (Qwen-VL, GLM-V)."""
+    """Flat patches with their grid; each token is a square of patches (Qwen-VL, GLM-V)."""
     return merged_means(
         pixels["pixel_values"], pixels["image_grid_thw"], config.vision_config.spatial_merge_size
     )
 
 
 def pixtral(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """An image of its own shape, patches merged where the model does so (Mistral 3)."""
+    """An image of any shape; patches are merged where the model merges them (Mistral 3)."""
     merge = getattr(config, "spatial_merge_size", 1)
     return patch_means(pixels["pixel_values"], config.vision_config.patch_size * merge)
 
 
 def gemma4(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """Flat patches, `(1, N, patch * patch * C)`, with their columns and rows, pooled."""
+    """Flat patches, `(1, N, patch * patch * C)`, and their columns and rows; the model pools them."""
     patches = np.asarray(pixels["pixel_values"], dtype=np.float64)[0]
     places = np.asarray(pixels["image_position_ids"])[0]  # (N, 2): x, y; -1 for padding
     columns, rows = places.max(0) + 1
@@ -50,6 +50,7 @@ def gemma4(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
 
 
 def video_llama3(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """Flat patches with their grid; the processor says how many make a token."""
     return merged_means(
         pixels["pixel_values"], pixels["image_grid_thw"], int(pixels["image_merge_sizes"][0])
     )
@@ -63,12 +64,13 @@ def tile_tokens(pixels: Mapping[str, Any], config: Any, merge: int) -> NDArray[n
 
 
 def mllama(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """Tiles, each with its CLS before it, which shows nothing of its own: 0."""
+    """Tiles, each with its CLS token first; a CLS token shows no pixels: 0."""
     means = tile_means(pixels["pixel_values"], config.vision_config.patch_size)
     return np.pad(means.reshape(len(means), -1), ((0, 0), (1, 0))).ravel()
 
 
 def internvl(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """Tiles whose patches are shuffled into tokens."""
     return tile_tokens(pixels, config, round(1 / config.downsample_ratio))
 
 
@@ -90,15 +92,15 @@ def gemma3(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
 def _packed(
     pixels: Mapping[str, Any], config: Any, pack: Callable[..., Any], *options: Any, **named: Any
 ) -> NDArray[np.float64]:
-    """Base tile, then the tiles of the large picture as the model itself joins and unpads them.
+    """The base tile, then the tiles of the large image as the model itself joins and unpads them.
 
-    The tokens it puts at the ends of rows show nothing: 0, whatever the picture.
+    The newline tokens at the ends of rows show no pixels: 0 for any image.
     """
     means = tile_means(pixels["pixel_values"], config.vision_config.patch_size)
     tiles = torch.from_numpy(means).flatten(1)[..., None]  # (tiles, patches, 1)
     sizes = torch.as_tensor(pixels["image_sizes"])
     newline = torch.zeros(1, dtype=tiles.dtype)
-    model = SimpleNamespace(config=config)  # the config is all that it reads of the model
+    model = SimpleNamespace(config=config)  # it reads nothing but the config
     (tokens,), _ = pack(model, [tiles], sizes, *options, image_newline=newline, **named)
     return np.asarray(tokens.numpy()[:, 0])
 

@@ -54,15 +54,16 @@ class PromptGrounder:
             )
             for request in requests
         ]
-        form = engine.dialect.form if self.boxes == "template" else None
-        if self.boxes == "template" and form is None:
+        box_template = engine.dialect.box_template if self.boxes == "template" else None
+        if self.boxes == "template" and box_template is None:
             warnings.warn(
                 f"No box template is known for {engine.dialect.name} models, so boxes='template' "
                 "has no effect.",
                 CofWarning,
                 stacklevel=2,
             )
-        replies = engine.generate(asked, Decoding(self.grounding_max_new_tokens, form=form))
+        decoding = Decoding(self.grounding_max_new_tokens, box_template=box_template)
+        replies = engine.generate(asked, decoding)
         return [
             self.read(engine, request.image.size, reply)
             for request, reply in zip(asked, replies, strict=True)
@@ -80,7 +81,9 @@ class PromptGrounder:
         if parsed.boxes and probability is not None and probability < self.min_confidence:
             reason = f"The box's confidence of {probability:.2f} is below {self.min_confidence:g}."
         heat_map = None
-        if reply.likely is not None and dialect.form is not None:
-            heat_map = expected_mask(reply.likely, dialect.form.numbers, frame, dialect.order)
+        if reply.likely is not None and dialect.box_template is not None:
+            heat_map = expected_mask(
+                reply.likely, dialect.box_template.numbers, frame, dialect.order
+            )
         region = None if reason else Region(boxes=parsed.boxes, heat_map=heat_map)
         return Grounding(region, text=reply.text, confidence=probability, reason=reason)

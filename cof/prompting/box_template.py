@@ -1,8 +1,8 @@
-"""Boxes written in one fixed form, so that only their numbers are left to the model.
+"""Box templates: the fixed text of a box around the four numbers that the model chooses.
 
-A form is compiled once for a tokenizer. What varies between two boxes are a few tokens, digits or
-whole numbers; all others are known beforehand and need no forward pass of their own: they ride
-along with the next token that the model chooses (`box_decoding`). The box cannot go wrong.
+A template is compiled once for a tokenizer. Two boxes differ in a few tokens, digits or whole
+numbers. The tokens between are known beforehand and need no forward pass of their own: they are
+read together with the next token that the model chooses (`box_decoding`). So every box is valid.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class BoxTemplate:
 
     Attributes:
         pattern: the box with `{}` for each of its four numbers.
-        numbers: all that may stand there, as written, in ascending order.
+        numbers: all numbers that may stand there, as written, in ascending order.
 
     Example:
         >>> tenths = BoxTemplate("[{}, {}, {}, {}]", tuple(f"0.{i}" for i in range(10)))
@@ -33,7 +33,7 @@ class BoxTemplate:
     numbers: tuple[str, ...]
 
     def text(self, chosen: Iterable[int]) -> str:
-        """A box, given the place of each of its numbers in `numbers`."""
+        """A box; `chosen` are the places of its four numbers in `numbers`."""
         return self.pattern.format(*(self.numbers[index] for index in chosen))
 
 
@@ -43,8 +43,8 @@ class Node:
 
     Attributes:
         numbers: their places in `BoxTemplate.numbers`, ascending.
-        follow: the tokens that may come next, and what is left after each; empty: the number is
-            written.
+        follow: the tokens that may come next, and the numbers left after each; empty: the number
+            is complete.
     """
 
     numbers: tuple[int, ...]
@@ -53,38 +53,43 @@ class Node:
 
 @dataclass(frozen=True)
 class CompiledBoxTemplate:
-    """A form in the tokens of one tokenizer.
+    """A box template in the tokens of one tokenizer.
 
     Attributes:
-        form: as it was.
-        slots: for each of the four places the tokens of every number, with the fixed ones before
-            it, or those after that say it is over; none of them is the beginning of another.
+        template: the box template.
+        slots: for each of the four places the tokens of every number, with the fixed tokens before
+            it, and the token after it where the number would not be complete without. No sequence
+            of a slot is the beginning of another.
     """
 
-    form: BoxTemplate
+    template: BoxTemplate
     slots: tuple[tuple[tuple[int, ...], ...], ...]
 
     @cached_property
     def roots(self) -> tuple[Node, ...]:
         """The numbers of each slot as a tree of their tokens."""
-        return tuple(_grown(slot, range(len(slot)), 0) for slot in self.slots)
+        return tuple(_grow_tree(slot, range(len(slot)), 0) for slot in self.slots)
 
     def start(self) -> PartialBox:
-        """A box of which nothing is written yet."""
-        return _settled(PartialBox(self, (), self.roots[0]))
+        """A box without any number chosen."""
+        return _settle(PartialBox(self, (), self.roots[0]))
 
 
 def compile_box_template(
-    form: BoxTemplate, encode: Callable[[list[str]], Sequence[Sequence[int]]], prompt: str
+    template: BoxTemplate, encode: Callable[[list[str]], Sequence[Sequence[int]]], prompt: str
 ) -> CompiledBoxTemplate | None:
-    """The tokens of a form after a prompt; None where tokens do not follow its numbers.
+    """The tokens of a box template after a prompt.
 
     Args:
-        form: what to write.
+        template: the box to decode.
         encode: texts -> the token ids of each, without special tokens.
-        prompt: ends as all prompts do; a blank follows unless it ends in white space.
+        prompt: any prompt; it must end as all prompts do. A space follows unless it ends in white
+            space.
 
-    Examples: a token is a character; tokens are pairs of characters, across the borders.
+    Returns:
+        None if the tokens do not keep the numbers apart.
+
+    Examples: each character is a token; each pair of characters is one, across the borders.
 
         >>> tenths = BoxTemplate("[{}, {}, {}, {}]", tuple(f"0.{i}" for i in range(10)))
         >>> def encode(texts):
@@ -97,47 +102,48 @@ def compile_box_template(
         >>> integers = BoxTemplate("({},{},{},{})", tuple(map(str, range(100))))
         >>> compile_box_template(integers, pairs, "Where?")
     """
-    lead = prompt if prompt[-1:].isspace() else prompt + " "
+    before = prompt if prompt[-1:].isspace() else prompt + " "
     base = list(encode([prompt])[0])
-    count = len(form.numbers)
+    count = len(template.numbers)
 
     def tokens(boxes: Sequence[Sequence[int]]) -> list[list[int]]:
-        return [list(of) for of in encode([lead + form.text(chosen) for chosen in boxes])]
+        texts = [before + template.text(chosen) for chosen in boxes]
+        return [list(ids) for ids in encode(texts)]
 
     middle = [count // 2] * 4
     (example,) = tokens([middle])
-    after = len(example) - len(base)  # how many tokens follow what is settled so far
+    after = len(example) - len(base)  # tokens after the slots so far
     slots = []
     for place in range(4):
-        written = tokens([[*middle[:place], index, *middle[place + 1 :]] for index in range(count)])
+        boxes = tokens([[*middle[:place], index, *middle[place + 1 :]] for index in range(count)])
         start = len(example) - after
-        after = _common_suffix(written)
-        if not _prefix_free([of[start : len(of) - after] for of in written]):
-            after -= 1  # the next token says that the number is over
-        slot = tuple(tuple(of[start : len(of) - after]) for of in written)
-        if after < 0 or not _prefix_free(slot):
+        after = _common_suffix(boxes)
+        if not _is_prefix_free([ids[start : len(ids) - after] for ids in boxes]):
+            after -= 1  # the next token ends the number
+        slot = tuple(tuple(ids[start : len(ids) - after]) for ids in boxes)
+        if after < 0 or not _is_prefix_free(slot):
             return None
         slots.append(slot)
     tail = example[len(example) - after :]
     rng = random.Random(0)
-    some = [[rng.randrange(count) for _ in range(4)] for _ in range(64)]
-    for chosen, found in zip(some, tokens(some), strict=True):
+    samples = [[rng.randrange(count) for _ in range(4)] for _ in range(64)]
+    for chosen, ids in zip(samples, tokens(samples), strict=True):
         joined = [t for slot, index in zip(slots, chosen, strict=True) for t in slot[index]]
-        if found != base + joined + tail:
+        if ids != base + joined + tail:
             return None
-    return CompiledBoxTemplate(form, tuple(slots))
+    return CompiledBoxTemplate(template, tuple(slots))
 
 
 @dataclass(frozen=True, eq=False)
 class PartialBox:
-    """One box on its way: of its `choices` the model chooses one, and `choose` goes on from it.
+    """An unfinished box: the model chooses one of its `choices`, and `choose` continues from it.
 
-    A box has an area: its third number comes after its first, and its fourth after its second.
+    A box has an area: its third number is larger than its first, its fourth than its second.
 
     Attributes:
-        chosen: the places of the numbers written so far.
-        node: what is written of the next one.
-        tokens: all that is settled, from the beginning of the box.
+        chosen: the places of the numbers chosen so far.
+        node: the numbers left for the next place.
+        tokens: all tokens that are settled, from the beginning of the box.
     """
 
     compiled: CompiledBoxTemplate
@@ -151,21 +157,21 @@ class PartialBox:
 
     @cached_property
     def choices(self) -> list[int]:
-        """The tokens between which the model has to choose now; at least two, unless done."""
-        return [token for token, node in self.node.follow.items() if self.open(node)]
+        """The tokens among which the model chooses now; at least two, unless done."""
+        return [token for token, node in self.node.follow.items() if self.open_numbers(node)]
 
     @property
     def text(self) -> str:
         """The finished box."""
-        return self.compiled.form.text(self.chosen)
+        return self.compiled.template.text(self.chosen)
 
     def choose(self, token: int) -> PartialBox:
-        """With one of `choices`, and whatever follows from it."""
-        return _settled(self._with(token))
+        """The box with one of `choices`, and with all tokens that follow from it."""
+        return _settle(self._with(token))
 
-    def open(self, node: Node) -> list[int]:
-        """The numbers of a node of this slot that leave the box an area."""
-        place, last = len(self.chosen), len(self.compiled.form.numbers) - 1
+    def open_numbers(self, node: Node) -> list[int]:
+        """The numbers of a node of this slot with which the box has an area."""
+        place, last = len(self.chosen), len(self.compiled.template.numbers) - 1
         first = self.chosen[place - 2] + 1 if place >= 2 else 0
         last = last if place >= 2 else last - 1
         return list(
@@ -182,63 +188,63 @@ class PartialBox:
 
 
 def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tuple[float, ...]:
-    """How likely each number is where `slot` writes its next, as ordered in `BoxTemplate.numbers`.
+    """The probability of each number as the next one, in the order of `BoxTemplate.numbers`.
 
     Args:
-        slot: where nothing of that number is chosen yet.
-        seen: the probability of each choice at the nodes where the model was asked. Where it was
-            not, all numbers that are left are taken as equally likely.
+        slot: a box before the first token of that number.
+        seen: the probability of each choice at the nodes where the model was asked. At the others
+            all numbers that are left are taken as equally likely.
 
     Returns:
         As many probabilities as there are numbers; their sum is 1.
     """
-    found = [0.0] * len(slot.compiled.form.numbers)
+    probabilities = [0.0] * len(slot.compiled.template.numbers)
 
     def spread(node: Node, mass: float) -> None:
-        left = {token: of for token, of in node.follow.items() if slot.open(of)}
+        left = {token: next_ for token, next_ in node.follow.items() if slot.open_numbers(next_)}
         if not left:
-            found[node.numbers[0]] += mass
+            probabilities[node.numbers[0]] += mass
         elif len(left) == 1:
             spread(next(iter(left.values())), mass)
         elif node in seen:
-            for token, of in left.items():
-                spread(of, mass * seen[node][token])
+            for token, next_ in left.items():
+                spread(next_, mass * seen[node][token])
         else:
-            numbers = slot.open(node)
+            numbers = slot.open_numbers(node)
             for number in numbers:
-                found[number] += mass / len(numbers)
+                probabilities[number] += mass / len(numbers)
 
     spread(slot.compiled.roots[len(slot.chosen)], 1.0)
-    return tuple(found)
+    return tuple(probabilities)
 
 
-def _settled(writing: PartialBox) -> PartialBox:
-    """Take over all tokens that are the same for every number left."""
-    while not writing.done and len(choices := writing.choices) == 1:
-        writing = writing._with(choices[0])
-    return writing
+def _settle(box: PartialBox) -> PartialBox:
+    """The box with all tokens that every number left has in common."""
+    while not box.done and len(choices := box.choices) == 1:
+        box = box._with(choices[0])
+    return box
 
 
-def _grown(slot: Sequence[Sequence[int]], numbers: Iterable[int], read: int) -> Node:
+def _grow_tree(slot: Sequence[Sequence[int]], numbers: Iterable[int], read: int) -> Node:
     """The tree of the numbers that share their first `read` tokens."""
     numbers = tuple(numbers)
     groups: dict[int, list[int]] = {}
     for number in numbers:
         if len(slot[number]) > read:
             groups.setdefault(slot[number][read], []).append(number)
-    follow = {token: _grown(slot, of, read + 1) for token, of in sorted(groups.items())}
+    follow = {token: _grow_tree(slot, group, read + 1) for token, group in sorted(groups.items())}
     return Node(numbers, follow)
 
 
 def _common_suffix(sequences: Sequence[Sequence[int]]) -> int:
     shortest = min(map(len, sequences))
     for n in range(shortest):
-        if len({of[len(of) - 1 - n] for of in sequences}) > 1:
+        if len({ids[len(ids) - 1 - n] for ids in sequences}) > 1:
             return n
     return shortest
 
 
-def _prefix_free(sequences: Iterable[Sequence[int]]) -> bool:
+def _is_prefix_free(sequences: Iterable[Sequence[int]]) -> bool:
     """Whether no sequence is the beginning of another (in sorted order, of the next)."""
-    ordered = sorted(tuple(of) for of in sequences)
+    ordered = sorted(tuple(ids) for ids in sequences)
     return all(after[: len(before)] != before for before, after in pairwise(ordered))

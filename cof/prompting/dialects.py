@@ -42,14 +42,14 @@ class Dialect:
         units: the scale of the numbers: `unit` 0..1, `percent` 0..100, `thousand` 0..1000,
             `loc1024` 0..1024 (location tokens), `cells32` cells of a 32 by 32 grid, `pixels`.
             The engine's `Frame` says where the scale begins and ends on the image.
-        form: the one way it writes a box, for `Settings.boxes = "template"`; None: not known.
+        box_template: how it writes a box, for `Settings.boxes = "template"`; None: not known.
     """
 
     name: str
     template: str
     order: Order = "xyxy"
     units: Units = "unit"
-    form: BoxTemplate | None = None
+    box_template: BoxTemplate | None = None
 
     def grounding_prompt(self, question: str) -> str:
         """The prompt of stage 1.
@@ -115,15 +115,17 @@ PAPER = Dialect("paper", PAPER_PROMPT)
 _LIST = "[{}, {}, {}, {}]"
 
 LLAVA = Dialect(
-    "llava", LLAVA_PROMPT, form=BoxTemplate(_LIST, tuple(f"{i / 100:.2f}" for i in range(100)))
+    "llava",
+    LLAVA_PROMPT,
+    box_template=BoxTemplate(_LIST, tuple(f"{i / 100:.2f}" for i in range(100))),
 )
-"""LLaVA-1.5: `[0.dd, 0.dd, 0.dd, 0.dd]`, fractions of the padded square. (As a form it ends at
-0.99: a 1.00 would cost a choice in front of every number.)"""
+"""LLaVA-1.5: `[0.dd, 0.dd, 0.dd, 0.dd]`, fractions of the padded square. (Its box template
+ends at 0.99: a 1.00 would cost a choice in front of every number.)"""
 
 TINY = Dialect(
     "tiny",
     "{first_line}\nWhere?",
-    form=BoxTemplate(_LIST, tuple(f"{i / 50:.2f}" for i in range(51))),
+    box_template=BoxTemplate(_LIST, tuple(f"{i / 50:.2f}" for i in range(51))),
 )
 """The embedded model: `[0.10, 0.24, 0.40, 0.56]`, fractions of the padded square."""
 
@@ -136,7 +138,7 @@ QWEN2 = Dialect(
     "qwen2-vl",
     f"Please provide the bounding box coordinate of {_REGION}.",
     units="thousand",
-    form=BoxTemplate("<|box_start|>({},{}),({},{})<|box_end|>", _THOUSANDTHS),
+    box_template=BoxTemplate("<|box_start|>({},{}),({},{})<|box_end|>", _THOUSANDTHS),
 )
 """Qwen2-VL: `<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, thousandths of the image."""
 
@@ -144,16 +146,17 @@ QWEN2_5 = Dialect(
     "qwen2.5-vl",
     f"Locate {_REGION}, output its bbox coordinates using JSON format.",
     units="pixels",
-    form=BoxTemplate(_JSON, tuple(map(str, range(4096)))),
+    box_template=BoxTemplate(_JSON, tuple(map(str, range(4096)))),
 )
 """Qwen2.5-VL: `{"bbox_2d": [x1, y1, x2, y2], "label": ...}`, pixels of the resized image, of which
-a square one has no more than 3584 in a row. (As a form without the label.)"""
+a square one has no more than 3584 in a row. (The box template has no
+label.)"""
 
 QWEN3 = Dialect(
     "qwen3-vl",
     f"Locate {_REGION}, output its bbox coordinates using JSON format.",
     units="thousand",
-    form=BoxTemplate(_JSON, _THOUSANDTHS),
+    box_template=BoxTemplate(_JSON, _THOUSANDTHS),
 )
 """Qwen3-VL: `{"bbox_2d": [x1, y1, x2, y2], "label": ...}`, thousandths of the image."""
 
@@ -162,7 +165,7 @@ INTERNVL = Dialect(
     "Please provide the bounding box coordinate of the region this sentence describes: "
     "<ref>the answer to the question: {first_line}</ref>",
     units="thousand",
-    form=BoxTemplate("<ref>the answer</ref><box>[[{}, {}, {}, {}]]</box>", _THOUSANDTHS),
+    box_template=BoxTemplate("<ref>the answer</ref><box>[[{}, {}, {}, {}]]</box>", _THOUSANDTHS),
 )
 """InternVL: `<ref>...</ref><box>[[x1, y1, x2, y2]]</box>`, thousandths of the image."""
 
@@ -171,7 +174,7 @@ PALIGEMMA = Dialect(
     "detect {first_line}",
     order="yxyx",
     units="loc1024",
-    form=BoxTemplate("<loc{}>" * 4, tuple(f"{i:04d}" for i in range(1024))),
+    box_template=BoxTemplate("<loc{}>" * 4, tuple(f"{i:04d}" for i in range(1024))),
 )
 """PaliGemma: `<loc0123><loc0456><loc0789><loc1012> ...`, y first, 1024ths of the image."""
 
@@ -179,7 +182,7 @@ GLM = Dialect(
     "glm-4v",
     f"Please provide the bounding box of {_REGION}, as [[x1, y1, x2, y2]].",
     units="thousand",
-    form=BoxTemplate("<|begin_of_box|>[[{}, {}, {}, {}]]<|end_of_box|>", _THOUSANDTHS),
+    box_template=BoxTemplate("<|begin_of_box|>[[{}, {}, {}, {}]]<|end_of_box|>", _THOUSANDTHS),
 )
 """GLM-4.1V: `<|begin_of_box|>[[x1, y1, x2, y2]]<|end_of_box|>`, thousandths of the image."""
 
@@ -189,7 +192,7 @@ GEMMA4 = Dialect(
     "0-1000.",
     order="yxyx",
     units="thousand",
-    form=BoxTemplate('```json\n[\n  {{"box_2d": [{}, {}, {}, {}]}}\n]\n```', _THOUSANDTHS),
+    box_template=BoxTemplate('```json\n[\n  {{"box_2d": [{}, {}, {}, {}]}}\n]\n```', _THOUSANDTHS),
 )
 """Gemma 4: `{"box_2d": [y1, x1, y2, x2], "label": ...}`, y first, thousandths of the image."""
 
@@ -199,4 +202,4 @@ KOSMOS2 = Dialect(
     units="cells32",
 )
 """Kosmos-2: `<object><patch_index_0044><patch_index_0863></object>`, the numbers of the first and
-the last cell of a 32 by 32 grid. (No form: four numbers in two tokens are none.)"""
+the last cell of a 32 by 32 grid. (No box template: two tokens stand for four numbers.)"""

@@ -112,7 +112,7 @@ def _read_plain(
     )
     chosen = _chosen(before, layers, heads)
     return Readout(
-        looks=engine.looks,
+        looks=engine.attention_source,
         before=Tokens(before[chosen].mean((0, 1)), frame),
         after=None,
         highlighted=None,

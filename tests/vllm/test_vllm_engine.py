@@ -47,11 +47,13 @@ def reference() -> TransformersEngine:
 
 
 def test_boxes_in_a_template(engine: VllmEngine, reference: TransformersEngine) -> None:
-    form = engine.dialect.form
+    form = engine.dialect.box_template
     assert form is not None
     prompt = engine.dialect.grounding_prompt("What digit is on the star?")
     requests = [Request(image, prompt) for image in SCENES]
-    boxes, expected = (made.generate(requests, Decoding(form=form)) for made in (engine, reference))
+    boxes, expected = (
+        made.generate(requests, Decoding(box_template=form)) for made in (engine, reference)
+    )
     for box, other in zip(boxes, expected, strict=True):
         assert re.fullmatch(template_regex(form), box.text)
         assert box.text == other.text

@@ -1,4 +1,4 @@
-"""Batches within a budget of tokens, and rows worked on side by side."""
+"""Batches within a budget of tokens, and work that is done in threads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Result = TypeVar("Result")
 
 THREADS = min(4, os.cpu_count() or 1)
 """Images that are processed at a time: half of that work holds the interpreter's lock, so that more
-would gain little, and each needs memory for itself."""
+would gain little, and each needs memory of its own."""
 
 
-def threaded(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """The results in order; for work that mostly resizes images, during which threads can run.
+def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The results in order; for work that mostly resizes images, which releases the lock.
 
-    >>> threaded(abs, [-1, 2, -3])
+    >>> map_in_threads(abs, [-1, 2, -3])
     [1, 2, 3]
     """
     todo = list(items)
@@ -29,12 +29,13 @@ def threaded(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Resu
         return list(pool.map(work, todo))
 
 
-def grouped(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows in groups of similar size, each padded to its largest within a budget.
+def group_by_size(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """The numbers of rows in groups of similar size, each within a budget with its padding.
 
-    A row that is too large by itself is a group. All rows in one group keep their order.
+    A row that is too large by itself is a group. If all rows fit into one group they keep their
+    order.
 
-    >>> grouped([10, 30, 10], 90), grouped([10, 30, 10], 60)
+    >>> group_by_size([10, 30, 10], 90), group_by_size([10, 30, 10], 60)
     ([[0, 1, 2]], [[0, 2], [1]])
     """
     if len(sizes) * max(sizes, default=0) <= budget:
@@ -47,10 +48,10 @@ def grouped(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
-def unpadded(groups: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[list[int]]:
-    """The same rows in groups of one size each.
+def split_by_size(groups: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[list[int]]:
+    """The same rows in groups of one size each, which need no padding.
 
-    >>> unpadded([[0, 1, 2]], [10, 30, 10])
+    >>> split_by_size([[0, 1, 2]], [10, 30, 10])
     [[0, 2], [1]]
     """
     return [

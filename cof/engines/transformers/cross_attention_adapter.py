@@ -1,4 +1,4 @@
-"""Models in which image features are keys of cross-attention, and no tokens of the decoder.
+"""Adapters of models in which image features are keys of cross-attention.
 
 `QFormerAdapter`: a Q-Former attends to the image, once for each question. `MllamaAdapter`: some
 layers of the decoder do. `Kosmos2Adapter`: latent queries do, and their outputs stand in the
@@ -15,33 +15,33 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from cof.attention.registry import attach_cross, attach_qformer, record_weights, reweight
+from cof.attention.registry import attach_cross_attention, attach_qformer, record_weights, reweight
 from cof.engines.transformers.prefix_cache import Prefix, Prompts
-from cof.engines.transformers.special_tokens import SpecialTokens, tokenize, unescape
+from cof.families.special_tokens import SpecialTokens, tokenize, unescape
 
 if TYPE_CHECKING:
     from cof.families.family import Family
 
 
-def stacked(name: str, pixels: Sequence[Mapping[str, Any]], model: Any) -> Tensor:
-    """One array of the processor's output for each image -> a batch, where the model is."""
-    return moved(torch.cat([torch.as_tensor(of[name]) for of in pixels]), model)
+def stack_pixels(name: str, pixels: Sequence[Mapping[str, Any]], model: Any) -> Tensor:
+    """One array of the processor's output for each image -> a batch on the model's device."""
+    return move_to(torch.cat([torch.as_tensor(image[name]) for image in pixels]), model)
 
 
-def moved(value: Tensor, model: Any) -> Tensor:
-    """A tensor where the model is, and in its precision if it is a fraction."""
+def move_to(value: Tensor, model: Any) -> Tensor:
+    """A tensor on the model's device, and in the model's dtype if it is floating-point."""
     return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
 
 class CrossAttentionAdapter:
-    """What is the same wherever the image is looked at through cross-attention."""
+    """What all adapters for cross-attention have in common."""
 
-    pads: ClassVar[bool] = True
+    takes_padding: ClassVar[bool] = True
 
     def place(
         self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        # Every query of a cross-attention comes after the image: the scopes are the same here.
+        # Every query of a cross-attention comes after the image, so both scopes are the same.
         return torch.stack(list(added)), None
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix | None], beams: int) -> Prompts:
@@ -53,7 +53,7 @@ class QFormerAdapter(CrossAttentionAdapter):
     """Image features are keys of the Q-Former's cross-attention (InstructBLIP, BLIP-2).
 
     Attributes:
-        model: with `CROSS` attention switched on and its cross-attention tagged.
+        model: with `CROSS_ATTENTION` attention switched on and its cross-attention tagged.
         processor: its processor.
         shape: how many `(cross-attention layers, heads)` can be chosen.
     """
@@ -61,7 +61,7 @@ class QFormerAdapter(CrossAttentionAdapter):
     model: Any
     processor: Any
     shape: tuple[int, int]
-    looks: ClassVar[str] = "the Q-Former"
+    attention_source: ClassVar[str] = "the Q-Former"
 
     @classmethod
     def attach(cls, model: Any, processor: Any, family: Family) -> QFormerAdapter:
@@ -74,20 +74,23 @@ class QFormerAdapter(CrossAttentionAdapter):
         return self.model.language_model
 
     def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        vision = self.model.vision_model(pixel_values=stacked("pixel_values", pixels, self.model))
+        vision = self.model.vision_model(
+            pixel_values=stack_pixels("pixel_values", pixels, self.model)
+        )
         return list(vision.last_hidden_state)
 
     def tokenize(
         self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
     ) -> dict[str, Tensor]:
-        # Padding stands between queries and text; T5's positions are distances, and would see it.
+        # Left padding would stand between the queries and the text and change T5's positions, which
+        # are distances.
         side = "right" if self.generator.config.is_encoder_decoder else "left"
         inputs = tokenize(self.processor.tokenizer, texts, padding_side=side)
         reader = getattr(self.processor, "qformer_tokenizer", None)
         if reader is not None:
             special = SpecialTokens.of_tokenizer(reader)
-            # The processor would pad this one on the left too, and shift its absolute positions,
-            # of which there are no more than 512 (InstructBLIP's authors cut the text as well).
+            # The processor would pad this text on the left too, which shifts its absolute
+            # positions. There are only 512 of them (InstructBLIP's authors truncate the text as well).
             read = tokenize(
                 reader,
                 [special.escape(unescape(text)) for text in texts],
@@ -96,36 +99,37 @@ class QFormerAdapter(CrossAttentionAdapter):
             )
             inputs["qformer_input_ids"] = read["input_ids"]
             inputs["qformer_attention_mask"] = read["attention_mask"]
-        # As the processor does: the queries' places come before the start token, padding or not.
+        # As in the processor, the queries' positions come before the start token and its padding.
         config = self.model.config
-        places = torch.full((len(texts), config.num_query_tokens), config.image_token_id)
+        queries = torch.full((len(texts), config.num_query_tokens), config.image_token_id)
         ids, seen = inputs["input_ids"], inputs["attention_mask"]
-        inputs["input_ids"] = torch.cat([places, ids], dim=1)
-        inputs["attention_mask"] = torch.cat([torch.ones_like(places), seen], dim=1)
+        inputs["input_ids"] = torch.cat([queries, ids], dim=1)
+        inputs["attention_mask"] = torch.cat([torch.ones_like(queries), seen], dim=1)
         return inputs
 
     def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
         inputs = prompts.inputs
         embeddings = self.model.get_input_embeddings()(inputs["input_ids"])
-        asked = self._ask(prompts).to(embeddings)
-        places = (inputs["input_ids"] == self.model.config.image_token_id)[..., None]
+        image_tokens = self._run_qformer(prompts).to(embeddings)
+        is_query = (inputs["input_ids"] == self.model.config.image_token_id)[..., None]
         return self.generator.generate(
-            inputs_embeds=embeddings.masked_scatter(places, asked),
+            inputs_embeds=embeddings.masked_scatter(is_query, image_tokens),
             attention_mask=inputs["attention_mask"],
             **kwargs,
         )
 
     def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
         with record_weights() as recorded:
-            self._ask(prompts)
+            self._run_qformer(prompts)
         return list(torch.stack(recorded, dim=1).cpu())
 
-    def _ask(self, prompts: Prompts) -> Tensor:
-        """`(B, queries, decoder width)`: `get_image_features`, from the vision features on."""
+    def _run_qformer(self, prompts: Prompts) -> Tensor:
+        """The image tokens, `(B, queries, decoder width)`: `get_image_features` from the vision
+        features on."""
         model, inputs, keys = self.model, prompts.inputs, torch.stack(prompts.features)
         queries = model.query_tokens.expand(len(keys), -1, -1)
         text: dict[str, Tensor] = {}
-        if "qformer_input_ids" in inputs:  # InstructBLIP's Q-Former reads the question too
+        if "qformer_input_ids" in inputs:  # InstructBLIP's Q-Former reads the question as well
             seen = inputs["qformer_attention_mask"]
             all_queries = torch.ones(queries.shape[:2], dtype=seen.dtype, device=seen.device)
             text["input_ids"] = inputs["qformer_input_ids"]
@@ -150,7 +154,7 @@ class MllamaAdapter(CrossAttentionAdapter):
     """Image features are keys of the decoder's cross-attention layers (Llama 3.2 Vision).
 
     Attributes:
-        model: with `CROSS` attention switched on and its cross-attention layers tagged.
+        model: with `CROSS_ATTENTION` attention switched on and its cross-attention layers tagged.
         processor: its processor.
         shape: how many `(cross-attention layers, heads)` can be chosen.
     """
@@ -158,14 +162,14 @@ class MllamaAdapter(CrossAttentionAdapter):
     model: Any
     processor: Any
     shape: tuple[int, int]
-    looks: ClassVar[str] = "the answer's first token"
+    attention_source: ClassVar[str] = "the answer's first token"
 
     @classmethod
     def attach(cls, model: Any, processor: Any, family: Family) -> MllamaAdapter:
         text = model.config.text_config
         layers = text.cross_attention_layers
         adapter = cls(model, processor, (len(layers), text.num_attention_heads))
-        attach_cross(model, "text_config", adapter._looking, last_query=True)
+        attach_cross_attention(model, "text_config", adapter._cross_attention, last_query=True)
         return adapter
 
     @property
@@ -174,7 +178,7 @@ class MllamaAdapter(CrossAttentionAdapter):
         return self.model
 
     @property
-    def _looking(self) -> list[Any]:
+    def _cross_attention(self) -> list[Any]:
         layers = self.model.model.language_model.layers
         return [layers[number].cross_attn for number in self._layers]
 
@@ -183,10 +187,10 @@ class MllamaAdapter(CrossAttentionAdapter):
         return list(self.model.config.text_config.cross_attention_layers)
 
     def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """`(tiles * (1 + patches), D)` for each image, each tile's CLS first."""
+        """`(tiles * (1 + patches), D)` for each image, the CLS token of each tile first."""
         inner = self.model.model
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-        vision = inner.vision_model(**{name: stacked(name, pixels, inner) for name in names})
+        vision = inner.vision_model(**{name: stack_pixels(name, pixels, inner) for name in names})
         features = inner.multi_modal_projector(vision.last_hidden_state)
         return list(features.reshape(len(pixels), -1, features.shape[-1]))
 
@@ -194,12 +198,12 @@ class MllamaAdapter(CrossAttentionAdapter):
         self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
     ) -> dict[str, Tensor]:
         tokenizer = self.processor.tokenizer
-        # Its chat template writes the start token itself: it must not come twice.
+        # Its chat template writes the start token itself, and it must not come twice.
         bos = tokenizer.bos_token
         inputs = tokenize(tokenizer, texts, add_special_tokens=not (bos and bos in texts[0]))
         is_image = inputs["input_ids"] == self.model.config.image_token_index
-        after = is_image.cumsum(1) > 0  # (B, L): the text that sees the image
-        tiles = torch.cat([torch.as_tensor(of["aspect_ratio_mask"]) for (of,) in pixels])
+        after = is_image.cumsum(1) > 0  # (B, L): the text that attends to the image
+        tiles = torch.cat([torch.as_tensor(image["aspect_ratio_mask"]) for (image,) in pixels])
         inputs["cross_attention_mask"] = after[:, :, None, None] * tiles[:, None]
         return inputs
 
@@ -208,23 +212,22 @@ class MllamaAdapter(CrossAttentionAdapter):
         states = states.repeat_interleave(kwargs["generation_config"].num_beams, dim=0)
         with reweight(prompts.bias):
             return self.model.generate(
-                **prompts.inputs, past_key_values=self._seen(states), **kwargs
+                **prompts.inputs, past_key_values=self._image_cache(states), **kwargs
             )
 
     def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
-        seen = self._seen(torch.stack(prompts.features))
+        cache = self._image_cache(torch.stack(prompts.features))
         with reweight(prompts.bias), record_weights() as recorded:
-            self.model(**prompts.inputs, past_key_values=seen, use_cache=True, logits_to_keep=1)
+            self.model(**prompts.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return list(torch.stack(recorded, dim=1).cpu())
 
-    def _seen(self, states: Tensor) -> DynamicCache:
-        """A cache that holds the image's keys and values, `(B, K, D)`, and no text yet.
+    def _image_cache(self, states: Tensor) -> DynamicCache:
+        """A KV cache of the image alone, from its features `(B, K, D)`.
 
-        So the vision encoder is spared: given features instead, `generate` would add them to the
-        cache again at every step.
+        Given the features instead, `generate` would add them to the cache at every step.
         """
         cache = DynamicCache()
-        for number, attention in zip(self._layers, self._looking, strict=True):
+        for number, attention in zip(self._layers, self._cross_attention, strict=True):
             shape = (*states.shape[:2], attention.num_key_value_heads, attention.head_dim)
             keys = attention.k_proj(states).view(shape).transpose(1, 2)
             values = attention.v_proj(states).view(shape).transpose(1, 2)
@@ -237,7 +240,7 @@ class Kosmos2Adapter(CrossAttentionAdapter):
     """Image features are keys of the latent queries that make Kosmos-2's image tokens.
 
     Attributes:
-        model: with `CROSS` attention switched on and its resampler tagged.
+        model: with `CROSS_ATTENTION` attention switched on and its resampler tagged.
         processor: its processor.
         shape: how many `(cross-attention layers, heads)` can be chosen: one layer.
     """
@@ -245,17 +248,17 @@ class Kosmos2Adapter(CrossAttentionAdapter):
     model: Any
     processor: Any
     shape: tuple[int, int]
-    looks: ClassVar[str] = "the latent queries"
-    # Past the prompt, transformers counts padding as text in the positions of new tokens.
-    pads: ClassVar[bool] = False
+    attention_source: ClassVar[str] = "the latent queries"
+    # transformers counts padding as text in the positions of new tokens.
+    takes_padding: ClassVar[bool] = False
 
     @classmethod
     def attach(cls, model: Any, processor: Any, family: Family) -> Kosmos2Adapter:
         resampler = model.image_to_text_projection.x_attn
-        # On SDPA transformers lets query i see the first i + 1 keys only; its eager attention,
-        # and the model as it was trained, let every query see every patch.
+        # With SDPA transformers lets query i attend to the first i + 1 keys only; in its eager
+        # attention, and in the model as it was trained, every query attends to every patch.
         resampler.is_causal = False
-        attach_cross(model, "text_config", [resampler])
+        attach_cross_attention(model, "text_config", [resampler])
         return cls(model, processor, (1, model.config.text_config.attention_heads))
 
     @property
@@ -264,8 +267,8 @@ class Kosmos2Adapter(CrossAttentionAdapter):
         return self.model.text_model
 
     def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """`(1 + patches, D)` for each image, CLS first."""
-        vision = self.model.vision_model(stacked("pixel_values", pixels, self.model))
+        """`(1 + patches, D)` for each image, the CLS token first."""
+        vision = self.model.vision_model(stack_pixels("pixel_values", pixels, self.model))
         features = self.model.vision_model.model.post_layernorm(vision.last_hidden_state)
         return list(nn.functional.normalize(features, dim=-1))
 
@@ -274,7 +277,7 @@ class Kosmos2Adapter(CrossAttentionAdapter):
     ) -> dict[str, Tensor]:
         processor, count = self.processor, self.model.config.latent_query_num
         tokenizer = processor.tokenizer
-        # A completion model: a prompt in its own notation stands as it is, others are questions.
+        # A completion model: a prompt in its own notation stays as it is, others become questions.
         prompts = [
             text if text.startswith("<grounding>") else f"Question: {text} Answer:"
             for text in texts
@@ -291,16 +294,18 @@ class Kosmos2Adapter(CrossAttentionAdapter):
         return inputs
 
     def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
-        return self.generator.generate(**prompts.inputs, image_embeds=self._ask(prompts), **kwargs)
+        return self.generator.generate(
+            **prompts.inputs, image_embeds=self._run_resampler(prompts), **kwargs
+        )
 
     def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
         with record_weights() as recorded:
-            self._ask(prompts)
-        patches = len(prompts.features[0])  # the keys behind them are the latent queries
+            self._run_resampler(prompts)
+        patches = len(prompts.features[0])  # the keys after them are the latent queries
         return list(torch.stack(recorded, dim=1)[..., :patches].cpu())
 
-    def _ask(self, prompts: Prompts) -> Tensor:
-        """`(B, latent queries, decoder width)`: the image tokens, from the vision features on."""
+    def _run_resampler(self, prompts: Prompts) -> Tensor:
+        """The image tokens, `(B, latent queries, decoder width)`, from the vision features on."""
         with reweight(prompts.bias):
             tokens: Tensor = self.model.image_to_text_projection(torch.stack(prompts.features))[0]
         return tokens

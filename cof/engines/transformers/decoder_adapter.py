@@ -1,7 +1,7 @@
-"""The places where a model can be made to look: what an engine does differently for each.
+"""Adapters: where the bias is attached in a model, and what differs for the engine.
 
-`DecoderAdapter`: image tokens stand in the prompt and the decoder's self-attention is reweighted.
-In `cross_attention_adapter` are those whose image is looked at through cross-attention.
+`DecoderAdapter`: image tokens stand in the prompt, and the decoder's self-attention is reweighted.
+The adapters of models that read the image through cross-attention are in `cross_attention_adapter`.
 """
 
 from __future__ import annotations
@@ -16,42 +16,45 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention.bias_mask import Branches
-from cof.attention.registry import attach_decoder, branching, record_weights, reweight
+from cof.attention.registry import attach_decoder, record_weights, reweight, use_branches
 from cof.engines.transformers.cross_attention_adapter import (
     Kosmos2Adapter,
     MllamaAdapter,
     QFormerAdapter,
-    moved,
+    move_to,
 )
 from cof.engines.transformers.prefix_cache import (
     Prefix,
     Prompts,
-    branched,
-    keepable,
-    level,
-    resumed,
-    reusable,
-    split,
+    append_branches,
+    can_crop,
+    count_reusable,
+    full_length_cache,
+    is_unbiased,
+    level_reuse,
+    resume_prompts,
+    split_cache,
     start_cache,
-    unbiased,
-    whole_cache,
 )
-from cof.engines.transformers.special_tokens import tokenize
 from cof.families.chat import adds_special_tokens
+from cof.families.special_tokens import tokenize
 
 if TYPE_CHECKING:
     from cof.families.family import Family
 
 
 class Adapter(Protocol):
-    """One model's hook-up; made by its `attach`.
+    """Attaches the bias to one model; made by its `attach`.
 
-    `shape` is how many `(layers, heads)` can be chosen; `looks` whose attention `weights` gives.
+    Attributes:
+        shape: how many `(layers, heads)` can be chosen.
+        attention_source: whose attention `weights` returns.
+        takes_padding: whether rows of different lengths can run in one batch.
     """
 
     shape: tuple[int, int]
-    looks: ClassVar[str]
-    pads: ClassVar[bool]  # whether rows of different lengths can be run together
+    attention_source: ClassVar[str]
+    takes_padding: ClassVar[bool]
 
     def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         """The processor's output for each image -> its vision features, `(K, ...)`."""
@@ -66,22 +69,23 @@ class Adapter(Protocol):
     def place(
         self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """B rows of `(K,)` per image feature -> `Bias.values`, and the end of each image."""
+        """B rows of `(K,)`, one value per image feature -> `Bias.values`, and the end of each row's
+        image (None where every query comes after it)."""
         ...
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix | None], beams: int) -> Prompts:
-        """The same prompts, without what the prefixes spare."""
+        """The same prompts, with as much as possible taken from their images' prefixes."""
         ...
 
     def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
-        """transformers' `generate` on these prompts, the bias applied; what `cache` holds of them
-        is not computed again."""
+        """transformers' `generate` on these prompts, with their bias; tokens that `cache` holds are
+        not computed again."""
         ...
 
     def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
-        """Each row's `(layers, heads, K)` attention to its image features, from one pass.
+        """Each row's attention to its image features, `(layers, heads, K)`, from one pass.
 
-        `kwargs` are those of `generate`, for a single token."""
+        `kwargs` are those of `generate` for a single token."""
         ...
 
 
@@ -93,9 +97,9 @@ class DecoderAdapter:
         model: with `DECODER` attention switched on in its text decoder.
         processor: its processor.
         shape: how many `(layers, heads)` can be chosen.
-        image_type: what image tokens are in `token_type_ids`, where the model takes them.
-        bidirectional: whether image tokens see those of their image that follow: images are
-            reused whole then, or not at all.
+        image_type: the value of image tokens in `token_type_ids`, where the model takes them.
+        bidirectional: whether image tokens attend to later tokens of their image. The states of an
+            image are then reused whole or not at all.
     """
 
     model: Any
@@ -103,8 +107,8 @@ class DecoderAdapter:
     shape: tuple[int, int]
     image_type: int
     bidirectional: bool = False
-    looks: ClassVar[str] = "the answer's first token"
-    pads: ClassVar[bool] = True
+    attention_source: ClassVar[str] = "the answer's first token"
+    takes_padding: ClassVar[bool] = True
 
     @classmethod
     def attach(cls, model: Any, processor: Any, family: Family) -> DecoderAdapter:
@@ -120,15 +124,15 @@ class DecoderAdapter:
         return self.model
 
     def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """`(K, levels * D)` for each image, its deeper levels (Qwen3-VL) beside the first.
+        """`(K, levels * D)` for each image; Qwen3-VL has deeper levels beside the first.
 
-        `(K, 1, D)` where the model takes its features as one tensor, not as one for each image.
+        `(K, 1, D)` where the model takes the features of all images as one tensor.
         """
         features_of = self.model.base_model.get_image_features
         takes = inspect.signature(features_of).parameters
         images = [
-            {name: torch.as_tensor(value) for name, value in of.items() if name in takes}
-            for of in pixels
+            {name: torch.as_tensor(value) for name, value in output.items() if name in takes}
+            for output in pixels
         ]
         alike: dict[object, list[int]] = {}
         for index, image in enumerate(images):
@@ -136,7 +140,7 @@ class DecoderAdapter:
         features: dict[int, Tensor] = {}
         for rows in alike.values():
             stacked = {
-                name: moved(torch.cat([images[row][name] for row in rows]), self.model)
+                name: move_to(torch.cat([images[row][name] for row in rows]), self.model)
                 for name in images[rows[0]]
             }
             output = features_of(**stacked, return_dict=True)
@@ -146,7 +150,7 @@ class DecoderAdapter:
     def tokenize(
         self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
     ) -> dict[str, Tensor]:
-        expanded = [self._expanded(text, of) for text, of in zip(texts, pixels, strict=True)]
+        expanded = [self._expand(text, shown) for text, shown in zip(texts, pixels, strict=True)]
         tokenizer = self.processor.tokenizer
         inputs = tokenize(
             tokenizer,
@@ -160,95 +164,97 @@ class DecoderAdapter:
             if name in takes
         }
         grids = {
-            name: torch.cat([torch.as_tensor(of[name]) for row in pixels for of in row])
+            name: torch.cat([torch.as_tensor(image[name]) for row in pixels for image in row])
             for name in ("image_grid_thw",)
             if name in takes
         }
         return {**inputs, **types, **grids}
 
-    def _expanded(self, text: str, pixels: Sequence[Mapping[str, Any]]) -> str:
-        """A text with as many image tokens as each of its images has."""
+    def _expand(self, text: str, pixels: Sequence[Mapping[str, Any]]) -> str:
+        """A text in which each image token is repeated for all tokens of its image."""
         first, *rest = text.split(str(self.processor.image_token), len(pixels))
-        written = [self.processor.replace_image_token(dict(of), 0) for of in pixels]
-        return first + "".join(map("".join, zip(written, rest, strict=True)))
+        tokens = [self.processor.replace_image_token(dict(image), 0) for image in pixels]
+        return first + "".join(map("".join, zip(tokens, rest, strict=True)))
 
     def place(
         self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         is_image = inputs["input_ids"] == self.model.config.image_token_id  # (B, L)
         values = torch.zeros(is_image.shape)
-        for row, tokens in enumerate(added):
-            values[row, is_image[row]] = tokens
+        for row, by_feature in enumerate(added):
+            values[row, is_image[row]] = by_feature
         length = is_image.shape[1]
         ends = length - is_image.flip(1).int().argmax(1)  # just after the last image token
         return values, ends
 
     @property
-    def keeps(self) -> bool:
+    def reuses_states(self) -> bool:
         """Whether the state after an image can be reused."""
-        return keepable(whole_cache(self.model.config))
+        return can_crop(full_length_cache(self.model.config))
 
     def spans(self, prompts: Prompts) -> tuple[list[int], list[int]]:
-        """Where each row's text begins, behind its padding, and where its image ends."""
+        """Where each row's text begins, after its padding, and where its image ends."""
         ids = prompts.inputs["input_ids"]
         starts = prompts.inputs["attention_mask"].argmax(1)
         ends = ids.shape[1] - self._is_image(ids).flip(1).int().argmax(1)
         return starts.tolist(), ends.tolist()
 
     def prefixes(self, prompts: Prompts) -> list[Prefix]:
-        """The state after each row's image, from a pass of their own."""
+        """The prefix of each row's image, from a pass of its own."""
         starts, ends = self.spans(prompts)
-        length = max(ends)  # nothing that comes after the last image
+        length = max(ends)  # nothing after the last image is computed
         shorter = {
             name: value[..., :length] if value.shape == prompts.inputs["input_ids"].shape else value
             for name, value in prompts.inputs.items()
         }
         inputs = shorter | self._positions(shorter)
-        cache = whole_cache(self.model.config)
+        cache = full_length_cache(self.model.config)
         self.model(
             **self._inputs(inputs, prompts.features), past_key_values=cache, logits_to_keep=1
         )
-        return split(cache, inputs["input_ids"], starts, ends)
+        return split_cache(cache, inputs["input_ids"], starts, ends)
 
-    def yields(self, prompts: Prompts) -> bool:
-        """Whether these prompts' own passes leave the states after the images as they are."""
-        return unbiased(prompts, self.spans(prompts)[1])
+    def leaves_prefixes(self, prompts: Prompts) -> bool:
+        """Whether the pass over these prompts computes their images' prefixes, nothing biased."""
+        return is_unbiased(prompts, self.spans(prompts)[1])
 
-    def kept(self, prompts: Prompts, cache: Any) -> list[Prefix]:
-        """The state after each row's image, from the passes over these prompts."""
-        return split(cache, prompts.inputs["input_ids"], *self.spans(prompts))
+    def split_prefixes(self, prompts: Prompts, cache: Any) -> list[Prefix]:
+        """The prefix of each row's image, from the cache that a pass over these prompts left."""
+        return split_cache(cache, prompts.inputs["input_ids"], *self.spans(prompts))
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix | None], beams: int) -> Prompts:
-        reused = reusable(prompts, prefixes)
-        # For beams `generate` counts image tokens against features, and it gives a model the types
-        # of new tokens only, by which image tokens that see one another are told.
+        reused = count_reusable(prompts, prefixes)
+        # With beams `generate` compares the numbers of image tokens and features. And it passes
+        # the types of new tokens only, which mark the image tokens that attend both ways.
         whole = beams > 1 or self.bidirectional
         if not whole:
-            reused = level(prompts, reused)
+            reused = level_reuse(prompts, reused)
         if not any(reused):
             return prompts
-        shorter = resumed(prompts, prefixes, reused)
-        cut = self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()
-        return prompts if whole and bool(cut) else shorter
+        shorter = resume_prompts(prompts, prefixes, reused)
+        splits = self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()
+        return prompts if whole and bool(splits) else shorter
 
     def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
-        if cache is None and (prompts.cached or prompts.kept):
+        if cache is None and (prompts.cached or prompts.keeps_states):
             beams = kwargs["generation_config"].num_beams
             cache = start_cache(prompts, self.model.config, beams)
         if cache is not None:
             kwargs["past_key_values"] = cache
         inputs = prompts.inputs | self._positions(prompts.inputs)
         with reweight(prompts.bias):
-            return self.model.generate(**self._inputs(inputs, self._left(prompts, cache)), **kwargs)
+            return self.model.generate(
+                **self._inputs(inputs, self._new_features(prompts, cache)), **kwargs
+            )
 
     def read(self, prompts: Prompts, branches: Branches, cache: Any = None) -> tuple[Tensor, Any]:
         """See `box_decoding.Reader`."""
         if cache is None:
             cache = start_cache(prompts, self.model.config)
         inputs = prompts.inputs | self._positions(prompts.inputs)
-        features = self._left(prompts, cache)
+        features = self._new_features(prompts, cache)
         more = branches.tokens.shape[1]
-        inputs = branched(inputs, branches, prompts.answer_type)
+        inputs = append_branches(inputs, branches, prompts.answer_type)
         new = inputs["input_ids"].shape[1] - cache.get_seq_length()
         ready = self.model.prepare_inputs_for_generation(
             **self._inputs(inputs, features),
@@ -258,38 +264,38 @@ class DecoderAdapter:
             use_cache=True,
             logits_to_keep=1 + more,
         )
-        # EXAONE 4.5 leaves them out, and would count places in the cache
+        # EXAONE 4.5 leaves them out, and would count positions in the cache
         ready["position_ids"] = inputs["position_ids"][..., -new:]
-        with reweight(prompts.bias), branching(branches):
+        with reweight(prompts.bias), use_branches(branches):
             logits = self.model(**ready).logits
         if more:
             cache.crop(-more)
         return logits, cache
 
-    def _left(self, prompts: Prompts, cache: Any) -> list[Tensor]:
-        """The features of those image tokens that are not in the cache."""
+    def _new_features(self, prompts: Prompts, cache: Any) -> list[Tensor]:
+        """The features of the image tokens that are not in the cache."""
         if cache is None:
             return prompts.features
-        done = prompts.inputs["input_ids"][:, : cache.get_seq_length()]
-        known = self._is_image(done).sum(1).tolist()
-        return [of[n:] for of, n in zip(prompts.features, known, strict=True)]
+        cached_ids = prompts.inputs["input_ids"][:, : cache.get_seq_length()]
+        counts = self._is_image(cached_ids).sum(1).tolist()
+        return [features[n:] for features, n in zip(prompts.features, counts, strict=True)]
 
     def _positions(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Where every token stands, those in a cache included: `(..., B, L)`.
+        """The position of every token, those in a cache included: `(..., B, L)`.
 
-        Given a cache, transformers' models with positions in a grid (Qwen) would count on from the
-        prompts that they saw last, whoever's they were.
+        Given a cache, transformers' models with positions in a grid (Qwen) would continue from the
+        prompts that they saw last, whichever those were.
         """
         ids = inputs["input_ids"]
         return {"position_ids": self.model._prepare_position_ids_for_generation(ids, dict(inputs))}
 
     def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
-        # `generate` knows about caches, padding and positions; one token is one pass.
+        # `generate` handles caches, padding and positions; one token is one pass.
         with record_weights() as recorded:
             self.generate(prompts, **kwargs)
         weights = torch.stack(recorded, dim=1).cpu()  # (B, layers, heads, L)
         is_image = self._is_image(prompts.inputs["input_ids"]).cpu()
-        return [row[..., of] for row, of in zip(weights, is_image, strict=True)]
+        return [row[..., mask] for row, mask in zip(weights, is_image, strict=True)]
 
     def _is_image(self, ids: Tensor) -> Tensor:
         return torch.eq(ids, self.model.config.image_token_id)
@@ -303,7 +309,7 @@ class DecoderAdapter:
             images.pooler_output = torch.cat(list(features))
         else:
             width = self.model.config.get_text_config().hidden_size
-            levels = [torch.split(of, width, dim=-1) for of in features]
+            levels = [torch.split(image, width, dim=-1) for image in features]
             images.pooler_output, *deeper = map(list, zip(*levels, strict=True))
             if deeper:
                 images.deepstack_features = deeper
@@ -311,10 +317,10 @@ class DecoderAdapter:
 
 
 def _per_image(output: Any, count: int) -> list[Tensor]:
-    """A model's features of `count` images with inputs alike -> `(K, ...)` of each."""
+    """The features of `count` images whose inputs have the same shapes -> `(K, ...)` of each."""
     pooled = output.pooler_output
     if isinstance(pooled, Tensor):  # (count * tiles, tokens, D)
-        return [of.reshape(-1, 1, of.shape[-1]) for of in pooled.chunk(count)]
+        return [image.reshape(-1, 1, image.shape[-1]) for image in pooled.chunk(count)]
     deeper = getattr(output, "deepstack_features", None) or []
     return [torch.cat(levels, dim=-1) for levels in zip(pooled, *deeper, strict=True)]
 

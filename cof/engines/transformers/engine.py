@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from os import PathLike
@@ -16,24 +16,30 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
-from cof.engines.transformers.batching import grouped, threaded, unpadded
+from cof.engines.transformers.batching import group_by_size, map_in_threads, split_by_size
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter
-from cof.engines.transformers.generation import generation_config, generations, seeded
-from cof.engines.transformers.guidance import Guided, check_decoding, contrast, guidance
+from cof.engines.transformers.generation import (
+    collect_generations,
+    make_generation_config,
+    use_seed,
+)
+from cof.engines.transformers.guidance import Guided, check_decoding, guidance, make_contrast
 from cof.engines.transformers.introspection import (
     States,
-    first_token,
-    phrase_tokens,
-    probabilities,
-    similarities,
+    compare_states,
+    find_first_token,
+    find_phrase,
+    predict_words,
 )
 from cof.engines.transformers.loading import load, out_of_memory
-from cof.engines.transformers.prefix_cache import Deferred, Prefix, Prompts
-from cof.engines.transformers.probing import probed
-from cof.engines.transformers.prompt_builder import PromptBuilder
+from cof.engines.transformers.option_scoring import Forced, collect_scores, tokenize_replies
+from cof.engines.transformers.prefix_cache import LazyPrefix, Prefix, Prompts
+from cof.engines.transformers.probing import probe
+from cof.engines.transformers.prompt_builder import PromptBuilder, TokenizedRequests
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
+from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region
@@ -41,9 +47,9 @@ from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile
 from cof.types import Decoding, EncodedImage, Generation, Highlight, Request
 
 MAX_BATCH_TOKENS = 16384
-"""Sixteen questions about LLaVA-1.5's 576 image tokens, and some 3 GB of a 7B model's cache."""
+"""Sixteen questions about LLaVA-1.5's 576 image tokens; some 3 GB of a 7B model's KV cache."""
 
-VALUES_PER_TOKEN = 3 * 14 * 14  # what a vision encoder makes a token of, roughly
+VALUES_PER_TOKEN = 3 * 14 * 14  # pixel values of a vision encoder's token, roughly
 
 
 class TransformersEngine:
@@ -57,11 +63,13 @@ class TransformersEngine:
         dialect: how it is asked for a box.
         family: what is known of its kind of model.
         model, processor: transformers' own.
-        tokens: which of its tokens show what of an image.
-        prompt_builder: writes its prompts.
+        adapter: where the bias is attached in the model.
+        tokens: its image tokens.
+        chat: writes its chats.
+        prompt_builder: builds its prompts.
 
-    Threads may share an engine. Sampling with a seed holds a lock, so that threads that sample
-    with seeds wait for one another.
+    Threads may share an engine. Sampling with a seed holds a lock, so that such threads wait for
+    one another.
     """
 
     def __init__(
@@ -75,7 +83,7 @@ class TransformersEngine:
         """Wrap a loaded model and its processor (with a PIL image processor).
 
         Args:
-            name: what it is called in messages; empty: what its config says.
+            name: of the model, for messages; empty: the one in its config.
             max_batch_tokens: see `from_pretrained`.
 
         Raises:
@@ -90,13 +98,14 @@ class TransformersEngine:
         self.model = model.eval()
         self.processor = processor
         processor.tokenizer.padding_side = "left"
-        self.family = probed(self.family, self.model, processor)
+        self.family = probe(self.family, self.model, processor)
         self.adapter = ADAPTERS[self.family.adapter].attach(model, processor, self.family)
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
+        self.chat = Chat(self.family, self.dialect, processor)
         self.prompt_builder = PromptBuilder(
-            self.family, self.model, processor, self.adapter, self.tokens
+            self.family, self.model, self.adapter, self.tokens, self.chat
         )
-        self._written = cache(self._compile_form)
+        self._compile = cache(self._compile_template)
 
     @property
     def takes_two(self) -> bool:
@@ -104,9 +113,9 @@ class TransformersEngine:
         return self.family.takes_two
 
     @property
-    def looks(self) -> str:
+    def attention_source(self) -> str:
         """Whose attention `image_attention` is."""
-        return self.adapter.looks
+        return self.adapter.attention_source
 
     @classmethod
     def from_pretrained(
@@ -124,19 +133,19 @@ class TransformersEngine:
         Args:
             model: a path or a hub id such as `llava-hf/llava-1.5-7b-hf`.
             dtype: such as `bfloat16`; None: the checkpoint's own on a GPU, float32 on a CPU.
-            device_map: a device, or what `accelerate` takes (`auto`); None: the GPU if any.
+            device_map: a device, or a map for `accelerate` (`auto`); None: the GPU if any.
             pad_to_square: LLaVA only; True: pad images to a square with the mean colour, as the
                 paper's evaluation does; False: crop their centre, as the processor on the hub
-                does, so that the ends of long images are never seen; None: True.
-            max_batch_tokens: the most tokens, padding and answers included, that are run at a
-                time; larger batches are run in several parts. Memory grows with it. None: 16384.
+                does, so that the model never sees the ends of long images; None: True.
+            max_batch_tokens: the most tokens of one batch, padding and answers included; larger
+                batches are run in several parts. Memory grows with it. None: 16384.
             quantization: `4bit` (NF4, in bfloat16 without a dtype) or `8bit` (LLM.int8(), in
                 float16), with the packages bitsandbytes and accelerate; or any quantisation config
-                of transformers; None: as the checkpoint is.
+                of transformers; None: the checkpoint's own.
 
         Raises:
-            CofError: no such model, not reachable, not supported, no processor, out of memory, or
-                an option that does not apply.
+            CofError: the model does not exist, cannot be reached, is not supported or has no
+                processor; memory is too small; or an option does not apply.
         """
         name = str(model)
         loaded, processor = load(
@@ -152,30 +161,25 @@ class TransformersEngine:
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes.
 
-        Where those are fractions (LLaVA-1.5), it is also what the token grid shows."""
+        If these are fractions (LLaVA-1.5), it is also the frame of the token grid."""
         return self.tokens.frame(image_wh)
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that the decoder takes, image, prompt and answer together; None: there
+        is no such limit (the positions of T5 are distances)."""
+        config = self.adapter.generator.config.get_text_config(decoder=True)
+        return getattr(config, "max_position_embeddings", None)
 
     def encode(self, images: Sequence[Image.Image], *, prefill: bool = False) -> list[EncodedImage]:
         """Run the image processor and the vision encoder, once for each distinct image object.
 
-        With `prefill` also the decoder, over the text before the image and the image, where the
-        family allows it (`Family.prefill`): answers begin behind the image then. That is done by
-        the pass that reads the first question about the image.
+        With `prefill` each image also gets a prefix, where the family allows it
+        (`Family.prefill`): the decoder's state after the text before the image and the image,
+        behind which answers begin. The first question about the image computes it.
         """
-        keep = prefill and self.family.prefill and self._keeps()
-        distinct = {id(image): image for image in images}
-        processed = threaded(self.tokens.pixels, distinct.values())
-        pixels = dict(zip(distinct, processed, strict=True))
-        with torch.inference_mode(), out_of_memory():
-            encoded: dict[int, EncodedImage] = {}
-            sizes = [_values(of) // VALUES_PER_TOKEN for of in pixels.values()]
-            for rows in grouped(sizes, self.max_batch_tokens):
-                keys = [list(pixels)[row] for row in rows]
-                features = self.adapter.encode([pixels[key] for key in keys])
-                for key, of in zip(keys, features, strict=True):
-                    prefix = Deferred() if keep else None
-                    encoded[key] = EncodedImage(distinct[key], pixels[key], of, prefix)
-        return [encoded[id(image)] for image in images]
+        lazy = prefill and self.family.prefill and self._reuses_states
+        return self._see(self._process(images), lazy=lazy)
 
     def generate(
         self,
@@ -192,60 +196,139 @@ class TransformersEngine:
         Raises:
             CofError: a layer or head the model does not have, or out of memory.
         """
+        guided = any(guidance(request) != 1 for request in requests)
+        if guided:
+            check_decoding(decoding)
+        template = None
+        if decoding.box_template is not None and not guided:
+            template = self._compile(decoding.box_template)
+        longest = decoding.max_new_tokens if template is None else Decoding().max_new_tokens
+        copies = 2 if guided else decoding.num_beams
+        replies: dict[int, Generation] = {}
+        for rows, batch in self.plan(requests, [longest] * len(requests), copies):
+            with torch.inference_mode(), out_of_memory():
+                if guided:
+                    answers = self._answer_guided(batch, decoding)
+                else:
+                    answers = self._answer(batch, decoding, template)
+            replies |= zip(rows, answers, strict=True)
+        return [replies[row] for row in range(len(requests))]
+
+    def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
+        """Refuse prompts that are too long, before the model runs.
+
+        Raises:
+            CofError: image, prompt and answer of a request do not fit into `context_length`.
+        """
+        if requests:
+            self._tokenize(requests, [decoding.max_new_tokens] * len(requests))
+
+    def score_replies(
+        self, requests: Sequence[Request], replies: Sequence[str]
+    ) -> list[Generation]:
+        """How likely each reply is to its request, highlights applied but for their guidance.
+
+        Args:
+            requests: as for `generate`; the same one may come with several replies.
+            replies: one for each.
+
+        Returns:
+            The replies as if the model had given them. Unlike in `generate` the end token is among
+            `token_ids` and `logprobs`, so that a reply is likely if it also ends there, with
+            whichever of the model's end tokens.
+
+        Raises:
+            CofError: a reply cannot be encoded, or out of memory.
+        """
+        ends = self._generation_config(Decoding()).eos_token_id
+        tokens = tokenize_replies(
+            self.chat, replies, ends[0], alone=self.adapter.generator.config.is_encoder_decoder
+        )
+        scored: dict[int, Generation] = {}
+        for rows, batch in self.plan(requests, [len(ids) for ids in tokens]):
+            texts, ids = [replies[row] for row in rows], [tokens[row] for row in rows]
+            settings = self._generation_config(Decoding(max_new_tokens=max(map(len, ids))))
+            forced = LogitsProcessorList([Forced(ids, settings.pad_token_id)])
+            with torch.inference_mode(), out_of_memory():
+                output = self.adapter.generate(
+                    self._resume(batch), generation_config=settings, logits_processor=forced
+                )
+            scored |= zip(rows, collect_scores(texts, ids, output.logits, ends), strict=True)
+        return [scored[row] for row in range(len(requests))]
+
+    def plan(
+        self, requests: Sequence[Request], new_tokens: Sequence[int], copies: int = 1
+    ) -> list[tuple[list[int], TokenizedRequests]]:
+        """Requests in batches of `max_batch_tokens` at most, their images encoded.
+
+        Args:
+            new_tokens: the most tokens of each answer.
+            copies: how many sequences run for each request: beams, or branches of guidance.
+
+        Returns:
+            Each batch, with the numbers of its requests.
+
+        Raises:
+            CofError: image, prompt and answer of a request do not fit into `context_length`; the
+                model has not run then.
+        """
         if not requests:
             return []
-        requests = self.showing(requests)
-        if any(guidance(request) != 1 for request in requests):
-            return self._guided(requests, decoding)
-        form = self._written(decoding.form) if decoding.form else None
-        encoded = self._encoded(requests)
-        draft = self.prompt_builder.draft(requests, encoded)
-        seen = draft.lengths
-        new = Decoding().max_new_tokens if form else decoding.max_new_tokens
-        groups = grouped([(n + new) * decoding.num_beams for n in seen], self.max_batch_tokens)
-        if not self.adapter.pads:
-            groups = unpadded(groups, seen)
-        if len(groups) > 1:
-            found: dict[int, Generation] = {}
-            for rows in groups:
-                part = [replace(requests[row], image=encoded[row]) for row in rows]
-                found |= zip(rows, self.generate(part, decoding), strict=True)
-            return [found[row] for row in range(len(requests))]
-        prompts = self.prompt_builder.prompts(draft)
-        with torch.inference_mode(), out_of_memory():
-            alone = not any(request.beside for request in requests)
-            first = alone and decoding.num_beams == 1 and self._yields(prompts, encoded)
-            if first:
-                prompts = replace(prompts, kept=True)
-            else:
-                prompts = self.adapter.resume(prompts, self._prefixes(encoded), decoding.num_beams)
-            if form is not None and isinstance(self.adapter, DecoderAdapter):
-                pad = self._generation_config(decoding).pad_token_id
-                replies, cache = decode_boxes(self.adapter, prompts, form, pad)
-            else:
-                replies, cache = self._replies(prompts, decoding)
-            if first:
-                for of, prefix in zip(encoded, self._decoder().kept(prompts, cache), strict=True):
-                    of.prefix.prefix = prefix
-            return replies
+        whole = self._tokenize(requests, new_tokens)
+        seen = iter(self._see([image for shown in whole.images for image in shown]))
+        whole = replace(whole, images=[[next(seen) for _ in shown] for shown in whole.images])
+        sizes = [(n + new) * copies for n, new in zip(whole.lengths, new_tokens, strict=True)]
+        groups = group_by_size(sizes, self.max_batch_tokens)
+        if not self.adapter.takes_padding:
+            groups = split_by_size(groups, whole.lengths)
+        if len(groups) == 1:
+            return [(groups[0], whole)]
+        return [
+            (
+                rows,
+                self.prompt_builder.tokenize(
+                    [whole.requests[row] for row in rows], [whole.images[row] for row in rows]
+                ),
+            )
+            for rows in groups
+        ]
 
-    def _guided(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
-        """Each row with its other branch beside it, in one batch."""
-        check_decoding(decoding)
-        encoded = self._encoded(requests)
-        seen = self.prompt_builder.draft(requests, encoded).lengths
-        groups = grouped([2 * (n + decoding.max_new_tokens) for n in seen], self.max_batch_tokens)
-        found: dict[int, Generation] = {}
-        for rows in groups if self.adapter.pads else unpadded(groups, seen):
-            part = [requests[row] for row in rows]
-            images = [encoded[row] for row in rows] * 2
-            with torch.inference_mode(), out_of_memory():
-                prompts = self._prompts([*part, *map(contrast, part)], images)
-                prompts = self.adapter.resume(prompts, self._prefixes(images), beams=1)
-                leading = LogitsProcessorList([Guided([guidance(request) for request in part])])
-                replies, _ = self._replies(prompts, decoding, logits_processor=leading)
-            found |= zip(rows, replies, strict=False)  # the other branches come last
-        return [found[row] for row in range(len(requests))]
+    def prefill(self, batch: TokenizedRequests, beams: int = 1) -> Prompts:
+        """Prompts that begin behind the prefixes of their images.
+
+        Where no prefix is known yet and the prompts' own pass leaves them, nothing is computed
+        beforehand: the prompts are run whole then, and their states are kept.
+        """
+        prompts, images = self.prompt_builder.prompts(batch), batch.first_images
+        lazy = {id(image) for image in images if _is_unfilled(image)}
+        # With several questions about one image its prefix is better computed once, beforehand.
+        each_once = len(lazy) == len(images) and all(len(shown) == 1 for shown in batch.images)
+        if beams == 1 and each_once and self._decoder().leaves_prefixes(prompts):
+            return replace(prompts, keeps_states=True)
+        return self.adapter.resume(prompts, self._prefixes(images), beams)
+
+    def decode(
+        self,
+        prompts: Prompts,
+        decoding: Decoding,
+        template: CompiledBoxTemplate | None = None,
+        **kwargs: Any,
+    ) -> tuple[list[Generation], Any]:
+        """The replies, and the cache they leave.
+
+        Args:
+            template: the box to write; None: text.
+            kwargs: more for transformers' `generate`.
+        """
+        settings = self._generation_config(decoding)
+        if template is not None:
+            return decode_boxes(self._decoder(), prompts, template, settings.pad_token_id)
+        with use_seed(decoding, self.model.device):
+            output = self.adapter.generate(prompts, generation_config=settings, **kwargs)
+        tokenizer, ends = self.processor.tokenizer, settings.eos_token_id
+        return collect_generations(
+            output, self.adapter.generator, tokenizer, ends
+        ), output.past_key_values
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
         """The paper's M for an image of this size: which image tokens get the bias.
@@ -256,25 +339,24 @@ class TransformersEngine:
         return self.tokens.mask(image_wh, highlight)
 
     def token_weights(self, image_wh: tuple[int, int], region: Region) -> NDArray[np.float64]:
-        """How much each image token is meant, 0..1: a region's heat where it has one, else the
-        share of what the token shows that is inside. The layout is that of `token_mask`."""
+        """The weight of each image token in a region, 0..1: the region's heat where it has a heat
+        map, else the share of the token's pixels that lie inside. In the layout of `token_mask`."""
         return self.tokens.weights(image_wh, region)
 
     def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """The attention the answer's first token pays to each image token, the highlight applied.
+        """The attention of the answer's first token to each image token, the highlight applied.
 
-        Where a Q-Former is reweighted it is that of its queries on average, before the decoder.
+        For a Q-Former it is the mean attention of its queries.
 
         Returns:
-            `(layers, heads, grid_h, grid_w)`, in 0..1: shares of all the attention, of which the
-            rest goes to text (and CLS). `(layers, heads, tokens)` where the tokens are no single
-            raster.
+            `(layers, heads, grid_h, grid_w)` in 0..1: shares of all the attention; the rest goes to
+            text (and CLS). `(layers, heads, tokens)` where the tokens are no single raster.
         """
         return self.image_attentions([request])[0]
 
     def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
-        """`image_attention` of many requests at once, in one pass if `max_batch_tokens` allows
-        it; what is encoded with its prefix is not computed again."""
+        """`image_attention` of many requests, in one pass if `max_batch_tokens` allows it; prefixes
+        are reused."""
         config = self._generation_config(Decoding(max_new_tokens=1))
         return self._read(
             requests, lambda prompts, rows: self.adapter.weights(prompts, generation_config=config)
@@ -283,24 +365,24 @@ class TransformersEngine:
     def phrase_similarities(
         self, requests: Sequence[Request], phrases: Sequence[str], states: States = "values"
     ) -> list[NDArray[np.float32]]:
-        """How alike the decoder's cached states of a phrase and of the image tokens are.
+        """Cosine similarity of the decoder's cached states of a phrase and of the image tokens.
 
         Args:
-            phrases: of each request one part of its prompt.
+            phrases: one part of each request's prompt.
             states: `values` or `keys`.
 
         Returns:
-            For each request the cosines with each of the phrase's T tokens, `(layers, T, *tokens)`;
-            NaN for layers without keys and values (linear attention).
+            For each request the similarity with each of the phrase's T tokens,
+            `(layers, T, *tokens)`; NaN for layers without a KV cache (linear attention).
 
         Raises:
             CofError: the image is not among the decoder's tokens.
         """
         adapter = self._decoder()
         places = [
-            phrase_tokens(
+            find_phrase(
                 self.processor.tokenizer,
-                self.prompt_builder.text(request),
+                self.chat.text(request),
                 phrase,
                 within=request.prompt.strip(),  # some chats strip it
             )
@@ -309,7 +391,7 @@ class TransformersEngine:
         config = self._generation_config(Decoding(max_new_tokens=1))
         return self._read(
             requests,
-            lambda prompts, rows: similarities(
+            lambda prompts, rows: compare_states(
                 adapter, prompts, [places[row] for row in rows], states, generation_config=config
             ),
         )
@@ -317,10 +399,10 @@ class TransformersEngine:
     def word_probabilities(
         self, images: Sequence[Image.Image | EncodedImage], words: Sequence[Sequence[str]]
     ) -> list[NDArray[np.float32]]:
-        """How probable words are as what the decoder would say after each image token.
+        """The probability of words as the decoder's next one after each image token.
 
         Args:
-            words: those asked about each image.
+            words: for each image.
 
         Returns:
             For each image the probabilities of each word's first token, `(words, *tokens)`.
@@ -329,43 +411,65 @@ class TransformersEngine:
             CofError: the image is not among the decoder's tokens.
         """
         adapter = self._decoder()
-        tokenizer, special = self.processor.tokenizer, self.prompt_builder.special
-        ids = [[first_token(tokenizer, word, special) for word in of] for of in words]
+        tokenizer, special = self.processor.tokenizer, self.chat.special
+        ids = [[find_first_token(tokenizer, word, special) for word in each] for each in words]
         config = self._generation_config(Decoding(max_new_tokens=1))
         config.output_hidden_states = True
         return self._read(
             [Request(image, "") for image in images],
-            lambda prompts, rows: probabilities(
+            lambda prompts, rows: predict_words(
                 adapter, prompts, [ids[row] for row in rows], generation_config=config
             ),
             reuse=False,
         )
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """Where each image token looks, 0..1 of an image of this size: the layout of `token_mask`
-        and `(x, y)`; NaN for padding."""
+        """The centre of what each image token shows, in 0..1 of an image of this size: the layout
+        of `token_mask` and a last axis `(x, y)`; NaN for padding."""
         return self.tokens.centres(image_wh)
 
-    def _keeps(self) -> bool:
-        return isinstance(self.adapter, DecoderAdapter) and self.adapter.keeps
+    @property
+    def _reuses_states(self) -> bool:
+        """Whether the decoder's state after an image can be reused."""
+        return isinstance(self.adapter, DecoderAdapter) and self.adapter.reuses_states
 
-    def _yields(self, prompts: Prompts, encoded: Sequence[EncodedImage]) -> bool:
-        """Whether what is left to compute of every image's prefix comes out of these prompts."""
-        waiting = {id(of) for of in encoded if of.prefix is not None and of.prefix.prefix is None}
-        # Several questions about one image had better begin behind it.
-        return len(waiting) == len(encoded) and self._decoder().yields(prompts)
+    def _answer(
+        self, batch: TokenizedRequests, decoding: Decoding, template: CompiledBoxTemplate | None
+    ) -> list[Generation]:
+        prompts = self.prefill(batch, decoding.num_beams)
+        replies, cache = self.decode(prompts, decoding, template)
+        if prompts.keeps_states:
+            prefixes = self._decoder().split_prefixes(prompts, cache)
+            for image, prefix in zip(batch.first_images, prefixes, strict=True):
+                image.prefix.fill(prefix)
+        return replies
 
-    def _prefixes(self, encoded: Sequence[EncodedImage]) -> list[Prefix | None]:
-        """Of each row's image, computed now where none was yet."""
-        waiting = {
-            id(of): of for of in encoded if of.prefix is not None and of.prefix.prefix is None
-        }
-        if waiting:
-            images = list(waiting.values())
-            prompts = self._prompts([Request(image, "") for image in images], images)
-            for of, prefix in zip(images, self._decoder().prefixes(prompts), strict=True):
-                of.prefix.prefix = prefix
-        return [of.prefix and of.prefix.prefix for of in encoded]
+    def _answer_guided(self, batch: TokenizedRequests, decoding: Decoding) -> list[Generation]:
+        """Each row with its other branch beside it, in one batch."""
+        branches = self.prompt_builder.tokenize(
+            [*batch.requests, *map(make_contrast, batch.requests)], [*batch.images, *batch.images]
+        )
+        guided = LogitsProcessorList([Guided([guidance(request) for request in batch.requests])])
+        prompts = self._resume(branches)
+        replies, _ = self.decode(prompts, decoding, logits_processor=guided)
+        return replies[: len(batch.requests)]
+
+    def _resume(self, batch: TokenizedRequests) -> Prompts:
+        """Prompts that begin behind the prefixes of their images, computed now where needed."""
+        prompts = self.prompt_builder.prompts(batch)
+        return self.adapter.resume(prompts, self._prefixes(batch.first_images), beams=1)
+
+    def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix | None]:
+        """The prefix of each image, computed now where there is none yet."""
+        lazy = list({id(image): image for image in images if _is_unfilled(image)}.values())
+        if lazy:
+            batch = self.prompt_builder.tokenize(
+                [Request(image, "") for image in lazy], [[image] for image in lazy]
+            )
+            prefixes = self._decoder().prefixes(self.prompt_builder.prompts(batch))
+            for image, prefix in zip(lazy, prefixes, strict=True):
+                image.prefix.fill(prefix)
+        return [image.prefix and image.prefix.value for image in images]
 
     def _read(
         self,
@@ -374,29 +478,18 @@ class TransformersEngine:
         *,
         reuse: bool = True,
     ) -> list[NDArray[np.float32]]:
-        """What a function reads of each row's image features, `(..., K)`, laid out as tokens.
+        """What a function reads about each row's image features, `(..., K)`, laid out as tokens.
 
-        It gets prompts that fit into `max_batch_tokens`, and which rows they are.
+        It gets the prompts of a batch and the numbers of their requests.
         """
-        if not requests:
-            return []
-        requests = self.showing(requests)
-        encoded = self._encoded(requests)
-        draft = self.prompt_builder.draft(requests, encoded)
-        found: dict[int, NDArray[np.float32]] = {}
-        for rows in grouped([n + 1 for n in draft.lengths], self.max_batch_tokens):
-            images = [encoded[row] for row in rows]
-            if len(rows) < len(requests):
-                prompts = self._prompts([requests[row] for row in rows], images)
-            else:
-                prompts = self.prompt_builder.prompts(draft)
+        laid_out: dict[int, NDArray[np.float32]] = {}
+        for rows, batch in self.plan(requests, [1] * len(requests)):
             with torch.inference_mode(), out_of_memory():
-                if reuse:
-                    prompts = self.adapter.resume(prompts, self._prefixes(images), 1)
+                prompts = self._resume(batch) if reuse else self.prompt_builder.prompts(batch)
                 maps = read(prompts, rows)
-            for row, of, image in zip(rows, maps, images, strict=True):
-                found[row] = self._laid_out(of.float().numpy(), image.size)
-        return [found[row] for row in range(len(requests))]
+            for row, values, image in zip(rows, maps, batch.first_images, strict=True):
+                laid_out[row] = self._lay_out(values.float().numpy(), image.size)
+        return [laid_out[row] for row in range(len(requests))]
 
     def _decoder(self) -> DecoderAdapter:
         if not isinstance(self.adapter, DecoderAdapter):
@@ -406,88 +499,114 @@ class TransformersEngine:
             )
         return self.adapter
 
-    def _laid_out(
+    def _lay_out(
         self, features: NDArray[np.float32], image_wh: tuple[int, int]
     ) -> NDArray[np.float32]:
         """`(..., K)` of the image features -> `(..., *tokens)` in the layout of `token_mask`."""
         layout = self.tokens.layout(image_wh)
-        spatial = features[..., self.family.lead(self.model.config) :]
+        spatial = features[..., self.family.num_prefix_features(self.model.config) :]
         return np.asarray(spatial.reshape(*spatial.shape[:-1], *layout), dtype=np.float32)
 
-    def _prompts(self, requests: Sequence[Request], encoded: Sequence[EncodedImage]) -> Prompts:
-        return self.prompt_builder.prompts(self.prompt_builder.draft(requests, encoded))
-
-    def _encoded(self, requests: Sequence[Request]) -> list[EncodedImage]:
-        images = [request.image for request in requests]
-        plain = [
-            image.image if isinstance(image, EncodedImage) else image
-            for image in images
-            if not isinstance(image, EncodedImage) or image.features is None
-        ]
-        fresh = iter(self.encode(plain) if plain else [])
-        return [
-            image if isinstance(image, EncodedImage) and image.features is not None else next(fresh)
-            for image in images
-        ]
-
-    def showing(self, requests: Sequence[Request]) -> list[Request]:
-        """The same requests with their second images encoded, or in place of the first if the
-        model takes only one (with a `CofWarning`)."""
-        beside = [request.beside for request in requests if request.beside is not None]
-        if not beside:
-            return list(requests)
-        if not self.takes_two:
-            warnings.warn(
-                f"{self.family.name} takes one image at a time, so the second is shown alone.",
-                CofWarning,
-                stacklevel=3,
-            )
-            return [
-                request
-                if request.beside is None
-                else Request(request.beside, request.prompt, notation=request.notation)
-                for request in requests
-            ]
-        encoded = iter(self._encoded([Request(image, "") for image in beside]))
-        return [
-            request if request.beside is None else replace(request, beside=next(encoded))
+    def _tokenize(
+        self, requests: Sequence[Request], new_tokens: Sequence[int]
+    ) -> TokenizedRequests:
+        """Requests in token ids, their images processed; the model has not run."""
+        requests = self._shown(requests)
+        shown = [
+            [request.image, request.beside] if request.beside else [request.image]
             for request in requests
         ]
+        processed = iter(self._process([image for row in shown for image in row]))
+        images = [[next(processed) for _ in row] for row in shown]
+        batch = self.prompt_builder.tokenize(requests, images)
+        limit = self.context_length
+        sizes = zip(requests, batch.lengths, new_tokens, strict=True)
+        for number, (request, length, new) in enumerate(sizes, 1):
+            if limit is not None and length + new > limit:
+                count = len(requests)
+                which = "The question" if count == 1 else f"Question {number} of {count}"
+                raise CofError(
+                    f"{which} ({request.prompt[:40]!r}...) is too long: {length:,} tokens with its "
+                    f"image and {new:,} for the answer, where {self.name} takes {limit:,} in all. "
+                    "Shorten it, or allow a shorter answer."
+                )
+        return batch
 
-    def _compile_form(self, form: BoxTemplate) -> CompiledBoxTemplate | None:
+    def _shown(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """The requests, with a second image in place of the first if the model takes only one."""
+        if self.takes_two or not any(request.beside for request in requests):
+            return requests
+        warnings.warn(
+            f"{self.family.name} takes one image at a time, so the second is shown alone.",
+            CofWarning,
+            stacklevel=5,
+        )
+        return [
+            Request(asked.beside, asked.prompt, notation=asked.notation) if asked.beside else asked
+            for asked in requests
+        ]
+
+    def _process(self, images: Sequence[Image.Image | EncodedImage]) -> list[EncodedImage]:
+        """Images with the image processor's output, which runs once for each distinct object."""
+        pixels = {id(_pil(image)): _pil(image) for image in images if not _is_processed(image)}
+        outputs = map_in_threads(self.tokens.pixels, pixels.values())
+        fresh = {
+            key: EncodedImage(image, output)
+            for (key, image), output in zip(pixels.items(), outputs, strict=True)
+        }
+        return [
+            image if _is_processed(image) else fresh[id(_pil(image))]  # type: ignore[misc]
+            for image in images
+        ]
+
+    def _see(self, images: Sequence[EncodedImage], *, lazy: bool = False) -> list[EncodedImage]:
+        """Processed images with their features, the vision encoder run once for each object.
+
+        With `lazy` those that are new also get a prefix, to be filled in.
+        """
+        new = list({id(image): image for image in images if image.features is None}.values())
+        sizes = [np.asarray(i.pixels["pixel_values"]).size // VALUES_PER_TOKEN for i in new]
+        seen: dict[int, EncodedImage] = {}
+        with torch.inference_mode(), out_of_memory():
+            for rows in group_by_size(sizes, self.max_batch_tokens):
+                encoded = self.adapter.encode([new[row].pixels for row in rows])
+                for row, features in zip(rows, encoded, strict=True):
+                    prefix = LazyPrefix() if lazy else None
+                    seen[id(new[row])] = replace(new[row], features=features, prefix=prefix)
+        return [seen.get(id(image), image) for image in images]
+
+    def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
         def encode(texts: list[str]) -> list[list[int]]:
             ids: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False)[
                 "input_ids"
             ]
             return ids
 
-        continues = self._keeps()
-        compiled = (
-            compile_box_template(form, encode, self.prompt_builder.chat("")) if continues else None
-        )
+        compiled = None
+        if self._reuses_states:
+            compiled = compile_box_template(template, encode, self.chat.render(""))
         if compiled is None:
             warnings.warn(
-                f"{self.name} cannot write boxes in a given form (its tokens do not follow the "
-                "numbers, or it is no decoder that can be continued), so they are written freely.",
+                f"{self.name} cannot decode boxes by a template (its tokens do not keep the "
+                "numbers apart, or its states cannot be reused), so it writes them freely.",
                 CofWarning,
                 stacklevel=4,
             )
         return compiled
 
-    def _replies(
-        self, prompts: Prompts, decoding: Decoding, **kwargs: Any
-    ) -> tuple[list[Generation], Any]:
-        """The replies, and the cache they leave."""
-        settings = self._generation_config(decoding)
-        with seeded(decoding, self.model.device):
-            output = self.adapter.generate(prompts, generation_config=settings, **kwargs)
-        words, ends = self.processor.tokenizer, settings.eos_token_id
-        return generations(output, self.adapter.generator, words, ends), output.past_key_values
-
     def _generation_config(self, decoding: Decoding) -> GenerationConfig:
-        words = self.processor.tokenizer
-        return generation_config(decoding, self.model, self.adapter.generator, words)
+        tokenizer = self.processor.tokenizer
+        return make_generation_config(decoding, self.model, self.adapter.generator, tokenizer)
 
 
-def _values(pixels: Mapping[str, Any]) -> int:
-    return int(np.asarray(pixels["pixel_values"]).size)
+def _pil(image: Image.Image | EncodedImage) -> Image.Image:
+    return image.image if isinstance(image, EncodedImage) else image
+
+
+def _is_processed(image: Image.Image | EncodedImage) -> bool:
+    return isinstance(image, EncodedImage) and image.pixels is not None
+
+
+def _is_unfilled(image: EncodedImage) -> bool:
+    """Whether its prefix is still to be computed."""
+    return image.prefix is not None and image.prefix.value is None

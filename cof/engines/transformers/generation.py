@@ -12,39 +12,37 @@ from transformers import GenerationConfig
 
 from cof.types import Decoding, Generation
 
-_seeding = threading.Lock()  # torch's random state is the process's, not the thread's
+_SEEDING = threading.Lock()  # torch's random state belongs to the process, not to a thread
 
 
 @contextmanager
-def seeded(decoding: Decoding, device: torch.device) -> Iterator[None]:
-    """Draw what is sampled from the decoding's seed, and leave the random state as it was."""
+def use_seed(decoding: Decoding, device: torch.device) -> Iterator[None]:
+    """Sample with the decoding's seed inside, and restore the random state afterwards."""
     if decoding.seed is None or decoding.temperature <= 0:
         yield
         return
     gpus = [device] if device.type == "cuda" else []
-    with _seeding, torch.random.fork_rng(gpus):
+    with _SEEDING, torch.random.fork_rng(gpus):
         torch.manual_seed(decoding.seed)
         yield
 
 
-def generation_config(
+def make_generation_config(
     decoding: Decoding, model: Any, generator: Any, tokenizer: Any
 ) -> GenerationConfig:
-    """transformers' own settings for a decoding.
+    """transformers' generation config for a decoding.
 
-    Args:
-        model: whose end tokens count.
-        generator: the part of it whose `generate` runs.
-        tokenizer: has the last word on what the others do not say.
+    The end tokens are those of `model`, else of `generator` (the part of it whose `generate`
+    runs), else of `tokenizer`.
     """
     end = next(
-        known
-        for known in (
+        token
+        for token in (
             model.generation_config.eos_token_id,
             generator.generation_config.eos_token_id,
             tokenizer.eos_token_id,
         )
-        if known is not None
+        if token is not None
     )
     ends = [end] if isinstance(end, int) else list(end)
     sampling = (
@@ -66,10 +64,10 @@ def generation_config(
     )
 
 
-def generations(
+def collect_generations(
     output: Any, generator: Any, tokenizer: Any, ends: Sequence[int]
 ) -> list[Generation]:
-    """The rows of what `generate` returned, each up to its end token."""
+    """The replies of transformers' `generate`, each up to its end token."""
     logprobs = generator.compute_transition_scores(
         output.sequences,
         output.logits,
@@ -77,9 +75,9 @@ def generations(
         normalize_logits=True,
     )
     tokens = output.sequences[:, output.sequences.shape[1] - logprobs.shape[1] :]
-    found = []
+    replies = []
     for row, scores in zip(tokens.tolist(), logprobs.tolist(), strict=True):
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
         text = tokenizer.decode(row[:stop], skip_special_tokens=True)
-        found.append(Generation(text.strip(), tuple(row[:stop]), tuple(scores[:stop])))
-    return found
+        replies.append(Generation(text.strip(), tuple(row[:stop]), tuple(scores[:stop])))
+    return replies

@@ -1,4 +1,4 @@
-"""Contrastive guidance: an answer led away from what the model says without looking there."""
+"""Contrastive guidance: an answer moved away from the one without attention to the region."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from cof.types import Decoding, Request
 
 
 def guidance(request: Request) -> float:
-    """How far a request's answer is led; 1: not at all."""
+    """The guidance scale of a request; 1: no guidance."""
     return 1.0 if request.highlight is None else request.highlight.guidance
 
 
-def contrast(request: Request) -> Request:
-    """The other branch: the same request, with the region's tokens attended to as much less as
-    they are attended to more in the first."""
-    light = request.highlight
-    if light is None:
+def make_contrast(request: Request) -> Request:
+    """The other branch: the same request with 1 / strength, which lowers the attention to the
+    region."""
+    highlight = request.highlight
+    if highlight is None:
         return request
-    return replace(request, highlight=replace(light, strength=1 / light.strength, guidance=1.0))
+    lowered = replace(highlight, strength=1 / highlight.strength, guidance=1.0)
+    return replace(request, highlight=lowered)
 
 
 def check_decoding(decoding: Decoding) -> None:
-    """Both branches must be given the same token, and sampling and beams choose for each row.
+    """Both branches must continue with the same token, but sampling and beams choose for each row.
 
     Raises:
         CofError: not greedy.
@@ -41,10 +42,11 @@ def check_decoding(decoding: Decoding) -> None:
 
 
 class Guided(LogitsProcessor):
-    """Classifier-free guidance in a batch whose second half are the other branches of the first.
+    """Classifier-free guidance in a batch whose second half holds the other branches of the first.
 
-    log p = log p2 + g (log p1 - log p2), with g of each row (Prompt Highlighter, arXiv 2312.04302,
-    equation 3). Both halves get it, and so go on with the same token.
+    log p = log p2 + g (log p1 - log p2), with one g for each row (Prompt Highlighter,
+    arXiv 2312.04302, equation 3). Both halves get the same scores, so that they continue with the
+    same token.
     """
 
     def __init__(self, scales: Sequence[float]) -> None:
@@ -54,7 +56,7 @@ class Guided(LogitsProcessor):
         """`(2 B, V)` -> `(2 B, V)`."""
         looking, other = scores.float().log_softmax(-1).chunk(2)
         scale = torch.tensor(self.scales, device=scores.device)[:, None]
-        led = other + scale * (looking - other)
-        # what other processors have forbidden in both would be infinity minus infinity here
-        led = led.masked_fill(looking.isneginf(), -torch.inf)
-        return led.repeat(2, 1).to(scores.dtype)
+        guided = other + scale * (looking - other)
+        # a token that other processors forbid would be infinity minus infinity here
+        guided = guided.masked_fill(looking.isneginf(), -torch.inf)
+        return guided.repeat(2, 1).to(scores.dtype)

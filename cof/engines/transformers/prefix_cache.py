@@ -1,8 +1,8 @@
-"""Prompts that begin where an earlier computation ended: the decoder's state after an image.
+"""The prefix cache: prompts that continue from the decoder's KV cache after an image.
 
-What a decoder computes for the text before an image and for the image itself depends on nothing
-that comes later. So it is the same for both stages, for every question about the image, and under
-a highlight for all tokens before the first whose query or key is biased.
+A causal decoder's keys and values for the text before an image and for the image depend on nothing
+that follows. So they are the same in both stages and for every question about the image; with a
+highlight, up to the first token whose query or key is biased.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from cof.attention.bias_mask import Bias, Branches
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A decoder's state after the text before an image and the image itself, nothing biased.
+    """The KV cache of the text before an image and of the image, without any bias.
 
     Attributes:
-        token_ids: the P tokens it stands for.
+        token_ids: its P tokens.
         states: keys and values of each layer, `(1, key heads, P, head size)`; never written to.
     """
 
@@ -35,14 +35,19 @@ class Prefix:
 
 
 @dataclass(eq=False)
-class Deferred:
-    """The state after one image, which comes out of the first question about it.
+class LazyPrefix:
+    """The prefix of one image, which the first question about the image fills in.
 
     Attributes:
-        prefix: None until then. It is written once, and depends on the image alone.
+        value: None until then. It depends on the image alone.
     """
 
-    prefix: Prefix | None = None
+    value: Prefix | None = None
+
+    def fill(self, prefix: Prefix) -> None:
+        """Set the value; a second one, from a thread that asked at the same time, is dropped."""
+        if self.value is None:
+            self.value = prefix
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +55,14 @@ class Prompts:
     """B prompts about B images, ready to run.
 
     Attributes:
-        inputs: padded token ids, `(B, L)`, and what else the model takes beside them.
-        features: the vision features of each row's image.
-        bias: what is added to attention; None: nothing.
+        inputs: padded token ids, `(B, L)`, and the model's other text inputs.
+        features: the vision features of each row's images.
+        bias: what is added to attention scores; None: nothing.
         prefixes: of each row's image; empty if nothing is reused.
-        reused: how many leading tokens of each row are not computed again.
-        answer_type: what answers are in `token_type_ids`, where the model takes them.
-        kept: whether their states are read afterwards, so that no layer may forget any.
+        reused: how many leading tokens of each row are taken from its prefix.
+        answer_type: the value of answer tokens in `token_type_ids`, where the model takes them.
+        keeps_states: whether their states are read afterwards, so that the KV cache of every layer
+            must be of full length.
     """
 
     inputs: dict[str, Tensor]
@@ -65,19 +71,19 @@ class Prompts:
     prefixes: tuple[Prefix, ...] = ()
     reused: tuple[int, ...] = ()
     answer_type: int = 0
-    kept: bool = False
+    keeps_states: bool = False
 
     @property
     def cached(self) -> int:
-        """How many places of a cache are filled before the first pass."""
+        """The length of the KV cache before the first pass."""
         return max(self.reused, default=0)
 
 
-def whole_cache(config: Any) -> DynamicCache:
-    """An empty cache for the decoder of a model with this config, whose layers forget nothing.
+def full_length_cache(config: Any) -> DynamicCache:
+    """An empty KV cache of full length for the decoder of a model with this config.
 
-    Layers with sliding windows keep all keys and values, so that they can be split and cropped;
-    that they do not look farther than their windows is left to the masks.
+    Sliding-window layers keep all keys and values too, so that they can be split and cropped; the
+    masks enforce the windows.
     """
     cache = DynamicCache(config=config)
     cache.layers = [
@@ -87,26 +93,26 @@ def whole_cache(config: Any) -> DynamicCache:
     return cache
 
 
-def keepable(cache: DynamicCache) -> bool:
-    """Whether every layer's state can be cut to length (linear attention's cannot)."""
+def can_crop(cache: DynamicCache) -> bool:
+    """Whether every layer has a KV cache to crop; linear-attention layers have none."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def split(
+def split_cache(
     cache: DynamicCache, token_ids: Tensor, starts: Sequence[int], ends: Sequence[int]
 ) -> list[Prefix]:
-    """The state of each row from its start to its end, of `(B, L)` tokens; copies, so that the
-    rest of the cache can go."""
+    """The part of each row from its start to its end, of `(B, L)` tokens; copied, so that the rest
+    of the cache can be freed."""
     layers: list[Any] = cache.layers
     return [
         Prefix(
             tuple(token_ids[row, start:end].tolist()),
             tuple(
                 (
-                    of.keys[row : row + 1, :, start:end].clone(),
-                    of.values[row : row + 1, :, start:end].clone(),
+                    layer.keys[row : row + 1, :, start:end].clone(),
+                    layer.values[row : row + 1, :, start:end].clone(),
                 )
-                for of in layers
+                for layer in layers
             ),
         )
         for row, (start, end) in enumerate(zip(starts, ends, strict=True))
@@ -114,67 +120,71 @@ def split(
 
 
 def start_cache(prompts: Prompts, config: Any, beams: int = 1) -> DynamicCache:
-    """A new cache that holds what is reused, each row as many times as there are beams."""
-    cache = whole_cache(config)
-    fill(cache, prompts)
+    """A new KV cache that holds the reused prefixes, each row once for every beam."""
+    cache = full_length_cache(config)
+    fill_cache(cache, prompts)
     if beams > 1:
         cache.batch_repeat_interleave(beams)
     return cache
 
 
-def fill(cache: Cache, prompts: Prompts) -> None:
-    """Put what is reused into an empty cache, padded on the left."""
+def fill_cache(cache: Cache, prompts: Prompts) -> None:
+    """Put the reused prefixes into an empty cache, padded on the left."""
     rows = list(zip(prompts.prefixes, prompts.reused, strict=True))
 
-    def aligned(states: Tensor, count: int) -> Tensor:
+    def align(states: Tensor, count: int) -> Tensor:
         missing = prompts.cached - count
-        shown = states[:, :, :count]
-        return pad(shown, (0, 0, missing, 0)) if missing else shown  # padding by nothing copies
+        used = states[:, :, :count]
+        return pad(used, (0, 0, missing, 0)) if missing else used  # padding by 0 would copy
 
     for number in range(len(rows[0][0].states) if rows else 0):
         keys, values = (
-            torch.cat([aligned(prefix.states[number][part], count) for prefix, count in rows])
+            torch.cat([align(prefix.states[number][part], count) for prefix, count in rows])
             for part in (0, 1)
         )
         cache.update(keys, values, number)
 
 
-def reusable(prompts: Prompts, prefixes: Sequence[Prefix | None]) -> list[int]:
-    """How many leading tokens each row has in its prefix, before anything biased."""
+def count_reusable(prompts: Prompts, prefixes: Sequence[Prefix | None]) -> list[int]:
+    """How many leading tokens of each row are in its prefix and before its first biased one."""
     ids = prompts.inputs["input_ids"].cpu()
     padding = prompts.inputs["attention_mask"].argmax(1).tolist()
     return [
-        0 if prefix is None else _common(ids[row, start:], prefix, _first(prompts.bias, row, start))
+        0
+        if prefix is None
+        else _common_length(ids[row, start:], prefix, _first_biased(prompts.bias, row, start))
         for row, (start, prefix) in enumerate(zip(padding, prefixes, strict=True))
     ]
 
 
-def level(prompts: Prompts, most: Sequence[int]) -> list[int]:
+def level_reuse(prompts: Prompts, most: Sequence[int]) -> list[int]:
     """At most so many leading tokens of each row, such that all rows have equally many left.
 
-    The longest rest is computed in any case: the others would be padded to it, and so rows stay
-    as they are."""
+    The longest rest has to be computed anyway, and the others would be padded to it."""
     lengths = prompts.inputs["attention_mask"].sum(1).tolist()
     left = max(length - count for length, count in zip(lengths, most, strict=True))
     return [max(length - left, 0) for length in lengths]
 
 
-def unbiased(prompts: Prompts, ends: Sequence[int]) -> bool:
-    """Whether the states of every row up to its end are those of a plain answer."""
+def is_unbiased(prompts: Prompts, ends: Sequence[int]) -> bool:
+    """Whether no bias changes the keys and values of any row up to its end."""
     starts = prompts.inputs["attention_mask"].argmax(1).tolist()
     return all(
-        _first(prompts.bias, row, start) >= end - start
+        _first_biased(prompts.bias, row, start) >= end - start
         for row, (start, end) in enumerate(zip(starts, ends, strict=True))
     )
 
 
-def resumed(prompts: Prompts, prefixes: Sequence[Prefix | None], reused: Sequence[int]) -> Prompts:
+def resume_prompts(
+    prompts: Prompts, prefixes: Sequence[Prefix | None], reused: Sequence[int]
+) -> Prompts:
     """The same left-padded prompts as [padding | reused | padding | rest].
 
-    What is left to compute is one rectangle then.
+    The rest, which is left to compute, is one rectangle then.
 
     Args:
-        reused: how many tokens of each row's prefix; 0 where it has none, but not everywhere.
+        reused: how many tokens of each row's prefix to reuse; 0 where it has none. At least one
+            row reuses some.
     """
     ids, seen = prompts.inputs["input_ids"], prompts.inputs["attention_mask"]
     length, counts = ids.shape[1], torch.tensor(reused, device=ids.device)[:, None]
@@ -182,10 +192,10 @@ def resumed(prompts: Prompts, prefixes: Sequence[Prefix | None], reused: Sequenc
     cached = max(reused)
     total = cached + int(left.max())
     at = torch.arange(total, device=ids.device).expand(len(ids), -1)
-    begins = at < cached
-    real = torch.where(begins, at >= cached - counts, at >= total - left)
-    source = at + length - torch.where(begins, cached + left, total)
-    source = torch.where(real, source, length - 1)  # any token that is no image
+    in_prefix = at < cached
+    real = torch.where(in_prefix, at >= cached - counts, at >= total - left)
+    source = at + length - torch.where(in_prefix, cached + left, total)
+    source = torch.where(real, source, length - 1)  # any token but an image token
     inputs = {
         name: value.gather(1, source) if value.shape == ids.shape else value
         for name, value in prompts.inputs.items()
@@ -193,26 +203,26 @@ def resumed(prompts: Prompts, prefixes: Sequence[Prefix | None], reused: Sequenc
     inputs["attention_mask"] = inputs["attention_mask"] * real
     bias = prompts.bias
     if bias is not None:
-        # No token that is left moves forward: what is behind the image stays so.
+        # No remaining token moves to the left, so `q_from` still holds.
         bias = replace(bias, values=bias.values.gather(1, source.to(bias.values.device)))
-    known = next(prefix for prefix in prefixes if prefix is not None)
+    placeholder = next(prefix for prefix in prefixes if prefix is not None)
     return replace(
         prompts,
         inputs=inputs,
         bias=bias,
-        prefixes=tuple(prefix or known for prefix in prefixes),  # of which nothing is taken
+        prefixes=tuple(prefix or placeholder for prefix in prefixes),  # placeholders are never read
         reused=tuple(reused),
     )
 
 
-def extended(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: int) -> Prompts:
-    """The prompts with more tokens at each row's end, the shorter ones padded before them."""
+def extend_prompts(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: int) -> Prompts:
+    """The prompts with more tokens at each row's end; padding stands before them."""
     longest = max(map(len, tokens))
     if not longest:
         return prompts
     ids = prompts.inputs["input_ids"]
-    padded = [[pad_id] * (longest - len(of)) + list(of) for of in tokens]
-    seen = [[0] * (longest - len(of)) + [1] * len(of) for of in tokens]
+    padded = [[pad_id] * (longest - len(row)) + list(row) for row in tokens]
+    seen = [[0] * (longest - len(row)) + [1] * len(row) for row in tokens]
     types = [[prompts.answer_type] * longest] * len(ids)
     more = {"input_ids": padded, "attention_mask": seen, "token_type_ids": types}
     nothing = torch.zeros(len(ids), longest, dtype=torch.long, device=ids.device)
@@ -225,11 +235,11 @@ def extended(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: int) -> 
     return replace(prompts, inputs=inputs)
 
 
-def branched(
+def append_branches(
     inputs: Mapping[str, Tensor], branches: Branches, answer_type: int
 ) -> dict[str, Tensor]:
-    """Inputs with branches behind them, each node one place after its parent."""
-    depth = branches.visible.sum(2)  # (B, N): a node sees its ancestors and itself
+    """Inputs with branches at their end, each node at the position after its parent's."""
+    depth = branches.visible.sum(2)  # (B, N): a node attends to its ancestors and itself
     more = {
         "input_ids": branches.tokens,
         "attention_mask": branches.seen,
@@ -245,15 +255,16 @@ def branched(
     }
 
 
-def _first(bias: Bias | None, row: int, start: int) -> int:
-    """The first token of a row whose state the bias may change; no limit if there is none."""
+def _first_biased(bias: Bias | None, row: int, start: int) -> int:
+    """The first token of a row whose state the bias may change, counted from `start`; `sys.maxsize`
+    if there is none."""
     if bias is None or (bias.q_from is not None and int(bias.q_from[row]) > 0):
-        return sys.maxsize  # biased queries come after the image, and so after every prefix
+        return sys.maxsize  # biased queries come after the image, that is after every prefix
     columns = bias.values[row].nonzero()
     return int(columns[0]) - start if len(columns) else sys.maxsize
 
 
-def _common(ids: Tensor, prefix: Prefix, limit: int) -> int:
-    longest = min(len(prefix.token_ids), len(ids) - 1, limit)  # one token is left to compute
+def _common_length(ids: Tensor, prefix: Prefix, limit: int) -> int:
+    longest = min(len(prefix.token_ids), len(ids) - 1, limit)  # one token is always computed
     differs = (ids[:longest] != torch.tensor(prefix.token_ids[:longest])).nonzero()
     return int(differs[0]) if len(differs) else longest

@@ -1,9 +1,9 @@
-"""Models of a type that nobody has described: what is assumed of them, and checked as they load.
+"""Models of an unknown type: what is assumed about them, and how it is checked as they load.
 
-Assumed is what most models with a vision encoder and a projector have: image tokens that are the
-squares of a raster over the processed pixels, tile by tile. `probed` finds the size of the squares
-from the number of tokens, then changes the pixels of boxes in test pictures and looks which image
-features change. Where they are not the ones that the raster says, the model is refused.
+Most models with a vision encoder and a projector have image tokens that are the squares of a raster
+over the processed pixels, tile by tile. `probe` assumes that, finds the size of the squares from
+the number of tokens, then changes the pixels of boxes in test images and sees which image features
+change. If these are not the ones of the raster, the model is refused.
 """
 
 from __future__ import annotations
@@ -26,35 +26,41 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.errors import CofWarning
-from cof.families.assumed import refused, unknown_tokens
+from cof.families.assumed import unknown_tokens, unsupported
 from cof.families.family import Family
 from cof.families.processors import image_options
-from cof.families.token_coverage import INSIDE, extent, merged_means, tile_means, token_coverage
+from cof.families.token_coverage import (
+    INSIDE,
+    measure_visibility,
+    merged_means,
+    tile_means,
+    token_coverage,
+)
 from cof.geometry.regions import Region, coverage_image
 
 _LOCAL = "cof_local"
-_SIZES = ((300, 200), (170, 340))  # width, height of the test pictures
+_SIZES = ((300, 200), (170, 340))  # width, height of the test images
 _BOXES = ((0.1, 0.15, 0.4, 0.5), (0.55, 0.6, 0.95, 0.9))
-_CHANGED = 1e-3  # of the largest change: below it is rounding
+_CHANGED = 1e-3  # of the largest change; below it is rounding
 
 
-def probed(family: Family, model: Any, processor: Any) -> Family:
-    """An assumed family with the raster that its model was found to have; others as they are.
+def probe(family: Family, model: Any, processor: Any) -> Family:
+    """An assumed family with the raster of its model; a known family is returned unchanged.
 
     Warns:
-        CofWarning: what is assumed, and which of it was checked.
+        CofWarning: what is assumed, and what of it was checked.
 
     Raises:
-        CofError: there is no such raster, or nothing it could be checked with.
+        CofError: there is no such raster, or it cannot be checked.
     """
-    if family.brightness is not unknown_tokens:
+    if family.token_means is not unknown_tokens:
         return family
     config = model.config
     takes = inspect.signature(model.forward).parameters
     if not ("mm_encoder_outputs" in takes and hasattr(model.base_model, "get_image_features")):
-        raise refused(config, "its image features cannot be computed on their own")
+        raise unsupported(config, "its image features cannot be computed on their own")
     if not (hasattr(processor, "image_token") and hasattr(processor, "replace_image_token")):
-        raise refused(config, "its processor does not say which tokens an image becomes")
+        raise unsupported(config, "its processor does not say which tokens stand for an image")
     options = image_options(processor)
 
     def processed(image: Image.Image) -> Mapping[str, Any]:
@@ -76,26 +82,27 @@ def probed(family: Family, model: Any, processor: Any) -> Family:
                 _check(config, adapter, raster, processed, wh, Region(boxes=(box,)))
     warnings.warn(
         f"Models of type {config.model_type!r} are not known. Assumed, and checked with test "
-        f"pictures: its image tokens are {described}. Assumed only: a bias on them in every layer "
-        "of the decoder makes it look, and it writes boxes as fractions of the whole image.",
+        f"images: its image tokens are {described}. Assumed and not checked: a bias on them in "
+        "every layer of the decoder makes it look there, and it writes boxes as fractions of the "
+        "whole image.",
         CofWarning,
         stacklevel=2,
     )
     prompt = f"{processor.image_token}\n{{prompt}}"  # where it has no chat template
-    return replace(family, brightness=raster, prompt=prompt)
+    return replace(family, token_means=raster, prompt=prompt)
 
 
 def _compare_inputs(
     model: Any, processor: Any, adapter: DecoderAdapter, pixels: Mapping[str, Any]
 ) -> None:
-    """Hold the text inputs of a prompt against those that the processor itself makes."""
+    """Compare the text inputs of a prompt with those that the processor itself makes."""
     token, bos = str(processor.image_token), processor.tokenizer.bos_token
     text = f"{token}\nWhich?"
     if getattr(processor, "chat_template", None) is not None:
         content = [{"type": "image"}, {"type": "text", "text": "Which?"}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
     if token not in text:
-        raise refused(model.config, f"its chat template does not write an image as {token}")
+        raise unsupported(model.config, f"its chat template does not write an image as {token}")
     theirs = processor(
         images=Image.new("RGB", _SIZES[0]),
         text=text,
@@ -107,36 +114,36 @@ def _compare_inputs(
     takes = inspect.signature(model.forward).parameters
     missing = [name for name in takes if name in theirs and name not in used]
     if missing:
-        raise refused(model.config, f"it takes {', '.join(missing)} beside text and image")
+        raise unsupported(model.config, f"it takes {', '.join(missing)} beside text and image")
     if not np.array_equal(theirs["input_ids"], ours["input_ids"].numpy()):
-        raise refused(model.config, "its processor writes prompts in a way of its own")
+        raise unsupported(model.config, "its processor makes other prompts")
 
 
 def _raster(
     config: Any, pixels: Mapping[str, Any], count: int
 ) -> tuple[Callable[[Mapping[str, Any], Any], NDArray[np.float64]], str]:
-    """The raster that gives this many tokens for these pixels, and its description."""
+    """The raster that has so many tokens for these pixels, and its description."""
     shape = np.shape(pixels["pixel_values"])
     if count and "image_grid_thw" in pixels and len(shape) == 2:
         merge = math.sqrt(int(np.prod(pixels["image_grid_thw"])) / count)
         if merge == int(merge):
-            of_grid = int(merge)
+            per_side = int(merge)
             return (
                 lambda pixels, config: merged_means(
-                    pixels["pixel_values"], pixels["image_grid_thw"], of_grid
+                    pixels["pixel_values"], pixels["image_grid_thw"], per_side
                 ),
-                f"squares of {of_grid} x {of_grid} patches",
+                f"squares of {per_side} x {per_side} patches",
             )
     if count and len(shape) >= 4:
         side = math.sqrt(math.prod(shape[:-3]) * shape[-2] * shape[-1] / count)
         if side == int(side) and not shape[-2] % side and not shape[-1] % side:
 
-            def of_tiles(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+            def tiles(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
                 means = tile_means(pixels["pixel_values"], int(side))
                 return means[0] if len(means) == 1 else means.ravel()
 
-            return of_tiles, f"squares of {int(side)} processed pixels, tile by tile"
-    raise refused(
+            return tiles, f"squares of {int(side)} processed pixels, tile by tile"
+    raise unsupported(
         config, f"{count} image tokens for pixel values of shape {shape} are no raster of squares"
     )
 
@@ -149,33 +156,34 @@ def _check(
     wh: tuple[int, int],
     region: Region,
 ) -> None:
-    """Change a box's pixels: the features of the tokens in it must change, and no others."""
+    """Change a box's pixels: the features of its tokens must change, and no others."""
 
-    def brightness(image: Image.Image) -> NDArray[np.float64]:
+    def token_means(image: Image.Image) -> NDArray[np.float64]:
         return raster(processed(image), config)
 
-    share = np.nan_to_num(token_coverage(brightness, extent(brightness, wh), region)).ravel()
-    pictures = (Image.new("RGB", wh), coverage_image(region, wh).convert("RGB"))
-    before, after = adapter.encode([processed(picture) for picture in pictures])
+    visibility = measure_visibility(token_means, wh)
+    share = np.nan_to_num(token_coverage(token_means, visibility, region)).ravel()
+    images = (Image.new("RGB", wh), coverage_image(region, wh).convert("RGB"))
+    before, after = adapter.encode([processed(image) for image in images])
     changes = (before - after).float().flatten(1).norm(dim=1).cpu().numpy()
     if len(changes) != len(share):
-        raise refused(
-            config, f"it makes {len(changes)} image features where a raster has {len(share)}"
+        raise unsupported(
+            config, f"it has {len(changes)} image features where the raster has {len(share)}"
         )
     changed = changes > _CHANGED * changes.max()
     wrong = int((changed != (share > 0))[(share == 0) | (share >= INSIDE)].sum())
     if wrong:
-        raise refused(
+        raise unsupported(
             config,
-            "where boxes land among its image tokens could not be confirmed: changing a box in a "
-            f"test picture changed the wrong ones ({wrong} of {len(share)})",
+            "the places of its image tokens could not be confirmed: changing a box in a test image "
+            f"changed the wrong ones ({wrong} of {len(share)})",
         )
 
 
 def _attend_locally(
     module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> tuple[Tensor, None]:
-    """Attention that mixes nothing: an image feature then depends on its own patches alone."""
+    """Attention that mixes nothing, so that an image feature depends on its own patches alone."""
     return repeat_kv(value, query.shape[1] // value.shape[1]).transpose(1, 2), None
 
 

@@ -14,16 +14,16 @@ import numpy as np
 from PIL import Image
 from transformers import AutoConfig
 
-from cof.attention.bias_mask import gates
+from cof.attention.bias_mask import make_gates
 from cof.engines.transformers.guidance import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
-from cof.engines.transformers.special_tokens import SpecialTokens, token_ids
 from cof.engines.vllm.bias import KEY, RequestBias
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
-from cof.families.chat import adds_special_tokens, chat
-from cof.families.image_tokens import ImageTokens, reduced
+from cof.families.chat import Chat, adds_special_tokens
+from cof.families.image_tokens import ImageTokens, processed_wh
+from cof.families.special_tokens import token_ids
 from cof.geometry.boxes import Frame
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
 from cof.types import Decoding, EncodedImage, Generation, Highlight, Request
@@ -66,14 +66,10 @@ class VllmEngine:
         self.family: Family = family_of(config)
         self.dialect = dialect_of(config, self.family)
         self.tokens = ImageTokens(self.family, self.dialect, config, processor)
+        self.chat = Chat(self.family, self.dialect, processor)
         text = config.get_text_config()
         self._shape = (text.num_hidden_layers, text.num_attention_heads)
-        self._first_feature = self.family.lead(config)
-        self._special = SpecialTokens.of_tokenizer(
-            processor.tokenizer, processor, chat(self.family, processor, "")
-        )
-        template = self.dialect.template
-        self._notation = frozenset(text for text in self._special.texts if text in template)
+        self._first_feature = self.family.num_prefix_features(config)
         self._compiled = cache(self._compile_template)
         self._running = threading.Lock()
 
@@ -184,8 +180,7 @@ class VllmEngine:
             images.append(request.beside.image)
         elif request.beside is not None:
             images.append(request.beside)
-        escaped = self._special.escape(request.prompt, request.notation, self._notation)
-        text = chat(self.family, self.processor, escaped, len(images))
+        text = self.chat.text(request, len(images))
         special = adds_special_tokens(self.processor, text)
         ids = token_ids(self.processor.tokenizer, text, add_special_tokens=special)
         shown = [self._shown(image) for image in images]
@@ -194,7 +189,7 @@ class VllmEngine:
     def _shown(self, image: Image.Image) -> Image.Image:
         """What vLLM's processor gets of an image, which is the checkpoint's own: as `ImageTokens`
         takes it, and padded where the reference evaluation pads."""
-        wh = reduced(image.size)
+        wh = processed_wh(image.size)
         if image.size != wh:
             image = image.resize(wh, Image.Resampling.LANCZOS)
         images = self.processor.image_processor
@@ -215,19 +210,19 @@ class VllmEngine:
         params.max_tokens = decoding.max_new_tokens
         params.temperature, params.top_p = decoding.temperature, decoding.top_p
         params.seed = decoding.seed if decoding.temperature > 0 else None
-        form = decoding.form
-        if form is not None and self._compiled(form):
+        template = decoding.box_template
+        if template is not None and self._compiled(template):
             params.temperature, params.repetition_penalty = 0.0, 1.0
             params.max_tokens = Decoding().max_new_tokens
-            params.structured_outputs = StructuredOutputsParams(regex=self._regex(form))
+            params.structured_outputs = StructuredOutputsParams(regex=self._regex(template))
         highlight = request.highlight
         if highlight is not None and highlight.strength != 1:
             params.extra_args = {KEY: self._bias(request.pil_image.size, highlight).to_json()}
         return params.clone()  # checked anew
 
     def _bias(self, image_wh: tuple[int, int], highlight: Highlight) -> RequestBias:
-        gates([highlight.layers], [highlight.heads], self._shape)
-        added = self.tokens.added(image_wh, highlight).ravel()
+        make_gates([highlight.layers], [highlight.heads], self._shape)
+        added = self.tokens.bias(image_wh, highlight).ravel()
         values = np.concatenate([np.zeros(self._first_feature), added])
         return RequestBias.from_values(values, highlight)
 
@@ -237,19 +232,17 @@ class VllmEngine:
         if output.finish_reason == "stop":  # the end token
             del ids[-1], logprobs[-1]
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        compiled = self._compiled(decoding.form) if decoding.form else None
+        compiled = self._compiled(decoding.box_template) if decoding.box_template else None
         if compiled is not None:
             chosen = chosen_tokens(compiled, ids)
             ids, logprobs = [ids[at] for at in chosen], [logprobs[at] for at in chosen]
         return Generation(text, tuple(ids), tuple(logprobs))
 
-    def _compile_template(self, form: BoxTemplate) -> CompiledBoxTemplate | None:
-        compiled = compile_box_template(
-            form, self._encode_texts, chat(self.family, self.processor, "")
-        )
+    def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
+        compiled = compile_box_template(template, self._encode_texts, self.chat.render(""))
         if compiled is None:
             warnings.warn(
-                f"{self.name} cannot write boxes in a given form (its tokens do not follow the "
+                f"{self.name} cannot decode boxes by a template (its tokens do not follow the "
                 "numbers), so they are written freely.",
                 CofWarning,
                 stacklevel=4,
@@ -262,9 +255,9 @@ class VllmEngine:
         ]
         return ids
 
-    def _regex(self, form: BoxTemplate) -> str:
-        blank = "" if chat(self.family, self.processor, "")[-1:].isspace() else " "
-        return blank + template_regex(form)
+    def _regex(self, template: BoxTemplate) -> str:
+        blank = "" if self.chat.render("")[-1:].isspace() else " "
+        return blank + template_regex(template)
 
 
 def chosen_tokens(compiled: CompiledBoxTemplate, ids: Sequence[int]) -> list[int]:
@@ -280,14 +273,14 @@ def chosen_tokens(compiled: CompiledBoxTemplate, ids: Sequence[int]) -> list[int
     return places
 
 
-def template_regex(form: BoxTemplate) -> str:
+def template_regex(template: BoxTemplate) -> str:
     """The boxes of a template as a regular expression.
 
     >>> template_regex(BoxTemplate("[{}, {}, {}, {}]", ("0", "1")))
     '\\\\[(0|1), (0|1), (0|1), (0|1)\\\\]'
     """
-    numbers = "|".join(map(re.escape, form.numbers))
-    return f"({numbers})".join(map(re.escape, form.pattern.split("{}"))).replace("\\ ", " ")
+    numbers = "|".join(map(re.escape, template.numbers))
+    return f"({numbers})".join(map(re.escape, template.pattern.split("{}"))).replace("\\ ", " ")
 
 
 def _load(**options: Any) -> Any:
