@@ -135,7 +135,7 @@ def test_whole_files_are_loaded(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's own, about metadata
 @pytest.mark.parametrize("name", FILES)
-@fuzz(max_examples=100)
+@fuzz(max_examples=60)
 @given(data=st.data())
 def test_damaged_files(name: str, data: st.DataObject) -> None:
     file = data.draw(damaged(FILES[name]))
@@ -247,7 +247,7 @@ def test_the_pipeline_takes_any_reply(reply: str, name: str) -> None:
 IMAGE = Image.new("RGB", (64, 48))
 
 
-@fuzz(max_examples=400)
+@fuzz(max_examples=300)
 @given(st.sampled_from([field.name for field in fields(Settings)]), ANYTHING)
 def test_anything_as_a_setting(name: str, value: Any) -> None:
     try:
