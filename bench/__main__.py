@@ -4,9 +4,9 @@
     python -m bench --growth --budget-s 480        # the most important of it, in eight minutes
     python -m bench --shape 0.3b --batch 1 --way naive --way "CoF, text"
 
-Models of LLaVA-1.5's shape have random weights, and lengths are fixed, since they never end: an
-answer is 3 tokens, a free-running box 30. Every measurement is on disk when it is made: a run that
-was stopped, or whose time was up, goes on where it left.
+Models of LLaVA-1.5's shape have random weights and never end by themselves, so lengths are fixed: 3
+tokens for an answer, 30 for a box without a template. Every measurement is written to disk at once:
+an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pathlib import Path
 
 import torch
 
-from bench.calibrate import calibrated
-from bench.growth import growth, measured
+from bench.calibrate import calibrate
+from bench.growth import growth, measured_setups
 from bench.limits import Sizes
 from bench.machine import folder_name, machine, sources
 from bench.meter import Meter
 from bench.records import Records, rounds
 from bench.report import report
-from bench.setups import IMAGE_TOKENS, Setup, planned, ways_of
+from bench.setups import IMAGE_TOKENS, Setup, make_plan, ways_of
 from bench.shapes import SHAPES, engine_of
 from bench.ways import WAYS, Ways
 from cof.engines.transformers.engine import TransformersEngine
@@ -37,7 +37,7 @@ Built = tuple[TransformersEngine, Meter, Sizes]
 
 
 class Bench:
-    """Measures setup after setup until the time is up."""
+    """Measures one setup after another until the time is up."""
 
     def __init__(self, records: Records, args: argparse.Namespace) -> None:
         self.records, self.args = records, args
@@ -71,7 +71,7 @@ class Bench:
                     if name not in warm:
                         self._warm_up(work)
                     cost = meter.measure(work)
-                except Exception:  # a way that fails costs the others nothing
+                except Exception:  # the other ways are still measured
                     self.failed(f"{name} of {setup}")
                     failed.add(name)
                     continue
@@ -86,16 +86,16 @@ class Bench:
         return True
 
     def failed(self, what: str) -> None:
-        """Tell of the exception at hand, now and at the end."""
+        """Report the current exception, now and at the end."""
         traceback.print_exc()
         self.failures.append(what)
 
     def over(self, needed: float) -> bool:
-        """Whether what needs so many seconds would end too late."""
+        """Whether work of so many seconds would end too late."""
         return bool(time.monotonic() + needed > self._ends)
 
     def _likely(self, setup: Setup, names: tuple[str, ...]) -> float:
-        """Seconds of a way not run yet and its warm-up: no less than of the slowest one so far."""
+        """Seconds of a way that has not run yet, warm-up included: as the slowest one so far."""
         seconds = (max(self.records.seconds(setup, name), default=0.0) for name in names)
         return float((1 + self.args.warm_up) * max(seconds))
 
@@ -103,14 +103,14 @@ class Bench:
         """How many more runs; plain answers are run as often as anything beside them."""
         args, among = self.args, names if name == "plain" else (name,)
         total = 0
-        for of in among:
-            known = self.records.seconds(setup, of)
+        for way in among:
+            known = self.records.seconds(setup, way)
             times = rounds(known[0], args.seconds, args.least, args.most) if known else args.least
             total = max(total, times)
         return max(0, total - len(self.records.seconds(setup, name)))
 
     def _warm_up(self, work: Callable[[], None]) -> None:
-        """Libraries choose their kernels and take their memory in the first runs."""
+        """In the first runs libraries choose kernels and allocate memory."""
         start = time.monotonic()
         for _ in range(self.args.warm_up):
             work()
@@ -120,14 +120,14 @@ class Bench:
     def _engine(self, setup: Setup) -> Built:
         key = (setup.shape, setup.image_tokens)
         if self._built is None or self._built[0] != key:
-            self._built = None  # two models at a time would count as one's memory
+            self._built = None  # two models would both count as memory
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             engine = engine_of(*key, self.args.dtype, self.args.device)
             self._built = (key, (engine, Meter(engine.model), Sizes.of(engine.model)))
             if setup.shape not in self.records.limits:
-                self.records.limits[setup.shape] = calibrated(engine.model)
+                self.records.limits[setup.shape] = calibrate(engine.model)
         return self._built[1]
 
 
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         args.warm_up = 2 if gpu else 1
     shapes = args.shape or (["1b", "7b", "tiny", "0.3b"] if gpu else ["1b", "0.3b", "tiny"])
     grown = args.growth_shape or ("1b" if gpu else "0.3b")
-    plan = planned(
+    plan = make_plan(
         shapes,
         args.batch or [1, 16],
         args.questions,
@@ -151,10 +151,10 @@ def main(argv: list[str] | None = None) -> None:
         args.image_tokens or [IMAGE_TOKENS],
     )
     if not gpu:  # batches take minutes there
-        plan.sort(key=lambda of: of[0].batch)
-    if args.way:  # ratios need what they are relative to
+        plan.sort(key=lambda planned: planned[0].batch)
+    if args.way:  # ratios are relative to it
         chosen = ("plain", *args.way)
-        plan = [(setup, tuple(of for of in ways if of in chosen)) for setup, ways in plan]
+        plan = [(setup, tuple(way for way in ways if way in chosen)) for setup, ways in plan]
     about = {**machine(args.device), "dtype": args.dtype, "sources": sources()}
     folder = args.out / folder_name(about, args.device)
     records = Records.open(folder / "bench.json", about)
@@ -180,7 +180,7 @@ def _write(records: Records, folder: Path) -> None:
         return
     print("\n" + report(records, folder))
     for shape in dict.fromkeys(setup.shape for setup, _ in records.rows):
-        if len(measured(records, shape, "image_tokens")) > 1:
+        if len(measured_setups(records, shape, "image_tokens")) > 1:
             print("\n" + growth(records, shape, folder))
 
 

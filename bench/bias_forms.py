@@ -5,17 +5,17 @@
 
 All of them are equation 3, `softmax(A + log(lambda) M)`, causal, for every query:
 
-* `mask`: M as an additive `(1, 1, Q, K)` mask of the fused kernel; `mask made` makes it as well,
-  which a forward pass does once for all of its layers.
+* `mask`: M as an additive `(1, 1, Q, K)` mask of the fused kernel. `mask made` also builds the
+  mask, which a forward pass does once for all of its layers.
 * `dims`: queries and keys get 8 more dimensions whose product is the bias; the kernel stays causal
   and needs no mask. `dims, v too`: the values are widened as well, as flash kernels ask for.
 * `merge`: causal attention without bias merged with attention over the region's keys alone, by
   their log-sum-exps, the latter shifted by log(lambda - 1); lambda above 1 only.
 * `flex`: FlexAttention, compiled, with the bias as its `score_mod`.
 
-Every form is compared with the formula in float32 before it is timed; times are the fastest of
-interleaved rounds, as ratios to `causal`, the same attention without a bias; on a CPU those of its
-own clock, which does not count what others run. One query is a step of decoding.
+Every form is compared with the formula in float32 before it is timed. Times are the fastest of
+interleaved rounds, as ratios to `causal`, the same attention without a bias. On a CPU they are
+seconds of the process, which do not count other programs. One query is a step of decoding.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from bench.machine import machine
 
 STRENGTH = 2.0
 TEXT = 32  # tokens after the image
-WIDER = 8  # dimensions more: what keeps a head's size a multiple of 8
+WIDER = 8  # additional dimensions, so that a head's size stays a multiple of 8
 
 
 @dataclass(frozen=True)
-class Setup:
-    """One layer's queries, keys and values, `(1, H, tokens, D)`, and what is added to the scores.
+class Case:
+    """One layer's queries, keys and values, `(1, H, tokens, D)`, and the bias on the scores.
 
     Attributes:
         added: `(K,)` float32, log(lambda) at the region's keys.
@@ -60,7 +60,7 @@ class Setup:
         return self.query.shape[2] > 1
 
     def visible(self) -> Tensor:
-        """`(Q, K)` bool: keys that are not in a query's future."""
+        """`(Q, K)` bool: keys that do not come after a query."""
         n_queries, n_keys = self.query.shape[2], self.key.shape[2]
         at = torch.arange(n_keys, device=self.query.device)
         return at[None, :] <= at[n_keys - n_queries :, None]
@@ -70,8 +70,10 @@ class Setup:
         return torch.where(self.visible(), added, torch.finfo(added.dtype).min)[None, None]
 
 
-def setup(tokens: int, heads: int, size: int, dtype: torch.dtype, device: str, one: bool) -> Setup:
-    """Random states; the region is a fifth of the image wide and high, in its middle."""
+def make_case(
+    tokens: int, heads: int, size: int, dtype: torch.dtype, device: str, one: bool
+) -> Case:
+    """Random states; the region is a fifth of the image in width and height, in its middle."""
     torch.manual_seed(0)
     n_keys = tokens + TEXT
     n_queries = 1 if one else n_keys
@@ -83,58 +85,62 @@ def setup(tokens: int, heads: int, size: int, dtype: torch.dtype, device: str, o
     region = (middle[:, None] * side + middle).flatten().to(device)
     added = torch.zeros(n_keys, device=device)
     added[region] = math.log(STRENGTH)
-    return Setup(query, key, value, added, region)
+    return Case(query, key, value, added, region)
 
 
-def formula(of: Setup) -> Tensor:
+def formula(case: Case) -> Tensor:
     """The equation, in float32."""
-    query, key, value = (states.float() for states in (of.query, of.key, of.value))
-    scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1]) + of.added
-    return scores.masked_fill(~of.visible(), -math.inf).softmax(-1) @ value
+    query, key, value = (states.float() for states in (case.query, case.key, case.value))
+    scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1]) + case.added
+    return scores.masked_fill(~case.visible(), -math.inf).softmax(-1) @ value
 
 
-def causal(of: Setup) -> Callable[[], Tensor]:
-    return lambda: scaled_dot_product_attention(of.query, of.key, of.value, is_causal=of.causal)
+def causal(case: Case) -> Callable[[], Tensor]:
+    return lambda: scaled_dot_product_attention(
+        case.query, case.key, case.value, is_causal=case.causal
+    )
 
 
-def mask(of: Setup) -> Callable[[], Tensor]:
-    made = of.mask()
-    return lambda: scaled_dot_product_attention(of.query, of.key, of.value, attn_mask=made)
+def mask(case: Case) -> Callable[[], Tensor]:
+    made = case.mask()
+    return lambda: scaled_dot_product_attention(case.query, case.key, case.value, attn_mask=made)
 
 
-def mask_made(of: Setup) -> Callable[[], Tensor]:
-    return lambda: scaled_dot_product_attention(of.query, of.key, of.value, attn_mask=of.mask())
+def mask_made(case: Case) -> Callable[[], Tensor]:
+    return lambda: scaled_dot_product_attention(
+        case.query, case.key, case.value, attn_mask=case.mask()
+    )
 
 
-def dims(of: Setup, wide_values: bool = False) -> Callable[[], Tensor]:
-    scale = of.query.shape[-1] ** -0.5
+def dims(case: Case, wide_values: bool = False) -> Callable[[], Tensor]:
+    scale = case.query.shape[-1] ** -0.5
 
     def run() -> Tensor:
-        query = pad(of.query, (0, WIDER))
-        key = pad(of.key, (0, WIDER))
+        query = pad(case.query, (0, WIDER))
+        key = pad(case.key, (0, WIDER))
         # In two parts, so that half precision keeps what it can keep: 16 * rest is exact too.
-        whole = (of.added / scale / 16).to(key.dtype)
+        whole = (case.added / scale / 16).to(key.dtype)
         query[..., -WIDER : 2 - WIDER] = 16
         key[..., -WIDER] = whole
-        key[..., 1 - WIDER] = (of.added / scale / 16 - whole.float()).to(key.dtype)
-        value = pad(of.value, (0, WIDER)) if wide_values else of.value
-        out = scaled_dot_product_attention(query, key, value, is_causal=of.causal, scale=scale)
-        return out[..., : of.value.shape[-1]]
+        key[..., 1 - WIDER] = (case.added / scale / 16 - whole.float()).to(key.dtype)
+        value = pad(case.value, (0, WIDER)) if wide_values else case.value
+        out = scaled_dot_product_attention(query, key, value, is_causal=case.causal, scale=scale)
+        return out[..., : case.value.shape[-1]]
 
     return run
 
 
-def merge(of: Setup) -> Callable[[], Tensor]:
+def merge(case: Case) -> Callable[[], Tensor]:
     if STRENGTH <= 1:
         raise ValueError("merging needs a lambda above 1")
-    kernel = _on_cpu if of.query.device.type == "cpu" else _on_gpu
-    scope = torch.where(of.visible()[:, of.region], 0.0, -math.inf)
-    scope = scope.to(of.query.dtype).expand(1, of.query.shape[1], -1, -1)
+    kernel = _on_cpu if case.query.device.type == "cpu" else _on_gpu
+    scope = torch.where(case.visible()[:, case.region], 0.0, -math.inf)
+    scope = scope.to(case.query.dtype).expand(1, case.query.shape[1], -1, -1)
 
     def run() -> Tensor:
-        everything, total = kernel(of.query, of.key, of.value, None, of.causal)
-        key, value = of.key[:, :, of.region], of.value[:, :, of.region]
-        inside, part = kernel(of.query, key, value, scope, False)
+        everything, total = kernel(case.query, case.key, case.value, None, case.causal)
+        key, value = case.key[:, :, case.region], case.value[:, :, case.region]
+        inside, part = kernel(case.query, key, value, scope, False)
         # a query before the region sees none of it
         share = torch.sigmoid(part.nan_to_num(-math.inf) + math.log(STRENGTH - 1) - total)
         share = torch.where(scope[..., 0] < 0, 0.0, share)[..., None]
@@ -168,12 +174,12 @@ def _on_gpu(
     return out, lse[..., :n]  # the kernel rounds the number of queries up
 
 
-def flex(of: Setup) -> Callable[[], Tensor]:
+def flex(case: Case) -> Callable[[], Tensor]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    n_queries, n_keys = of.query.shape[2], of.key.shape[2]
+    n_queries, n_keys = case.query.shape[2], case.key.shape[2]
     before = n_keys - n_queries
-    added = of.added
+    added = case.added
 
     def past(batch: Any, head: Any, q: Any, k: Any) -> Any:
         return q + before >= k
@@ -181,26 +187,26 @@ def flex(of: Setup) -> Callable[[], Tensor]:
     def bias(score: Any, batch: Any, head: Any, q: Any, k: Any) -> Any:
         return score + added[k]
 
-    blocks = create_block_mask(past, None, None, n_queries, n_keys, device=of.query.device.type)
+    blocks = create_block_mask(past, None, None, n_queries, n_keys, device=case.query.device.type)
     compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda: compiled(of.query, of.key, of.value, score_mod=bias, block_mask=blocks)
+    return lambda: compiled(case.query, case.key, case.value, score_mod=bias, block_mask=blocks)
 
 
-FORMS: dict[str, Callable[[Setup], Callable[[], Tensor]]] = {
+FORMS: dict[str, Callable[[Case], Callable[[], Tensor]]] = {
     "causal": causal,
     "mask": mask,
     "mask made": mask_made,
     "dims": dims,
-    "dims, v too": lambda of: dims(of, wide_values=True),
+    "dims, v too": lambda case: dims(case, wide_values=True),
     "merge": merge,
     "flex": flex,
 }
 
 
-def measured(of: Setup, names: list[str], rounds: int) -> list[dict[str, Any]]:
-    """Error and time of every form; the reason where one does not run."""
-    torch._dynamo.reset()  # each setup is compiled for itself
-    expected = formula(of)
+def measure(case: Case, names: list[str], rounds: int) -> list[dict[str, Any]]:
+    """Error and time of every form, or why it does not run."""
+    torch._dynamo.reset()  # each case is compiled anew
+    expected = formula(case)
     records: list[dict[str, Any]] = []
     runs: dict[str, Callable[[], Tensor]] = {}
     for name in names:
@@ -208,13 +214,13 @@ def measured(of: Setup, names: list[str], rounds: int) -> list[dict[str, Any]]:
         record: dict[str, Any] = {"form": name}
         records.append(record)
         try:
-            run = form(of)
+            run = form(case)
             error = float((run().float() - expected).abs().max())
-        except Exception as problem:  # a kernel that is not there: the others are still measured
+        except Exception as problem:  # a kernel may be missing: the others are still measured
             lines = str(problem).splitlines() or [""]
             record["failed"] = f"{type(problem).__name__}: {lines[0]}"
             continue
-        tolerance = 1e-5 if of.query.dtype == torch.float32 else 2e-2
+        tolerance = 1e-5 if case.query.dtype == torch.float32 else 2e-2
         if name != "causal" and not error <= tolerance:
             raise RuntimeError(f"{name} differs from the formula by {error}")
         record["error"] = error
@@ -222,7 +228,7 @@ def measured(of: Setup, names: list[str], rounds: int) -> list[dict[str, Any]]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            seconds[name].append(_timed(run, of.query.device))
+            seconds[name].append(_timed(run, case.query.device))
     for record in records:
         if record["form"] in runs:
             record["seconds"] = min(seconds[record["form"]])
@@ -244,16 +250,16 @@ def _timed(run: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One line for each setup, one column for each form: ratios of time to `causal`."""
-    setups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for of in records:
-        key = (of["tokens"], of["heads"], of["queries"])
-        setups.setdefault(key, {})[of["form"]] = of
-    measured = {of["form"] for of in records}
+    """One line for each case, one column for each form: ratios of time to `causal`."""
+    cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for record in records:
+        key = (record["tokens"], record["heads"], record["queries"])
+        cases.setdefault(key, {})[record["form"]] = record
+    measured = {record["form"] for record in records}
     names = [name for name in FORMS if name in measured and name != "causal"]
     head = ["image tokens", "heads", "queries", "causal (ms)", *names]
     lines = [f"| {' | '.join(head)} |", "|" + "--:|" * len(head)]
-    for key, forms in setups.items():
+    for key, forms in cases.items():
         cells = [*map(str, key), f"{1e3 * forms['causal']['seconds']:.2f}"]
         cells += [f"{forms[n]['ratio']:.2f}" if "ratio" in forms[n] else "fails" for n in names]
         lines.append(f"| {' | '.join(cells)} |")
@@ -279,15 +285,15 @@ def main(argv: list[str] | None = None) -> None:
         for heads in args.heads or [16, 32]:
             size = 64 if heads == 16 else 128  # as in the 0.3b and 7b shapes
             for one in (False, True):
-                of = setup(tokens, heads, size, getattr(torch, args.dtype), args.device, one)
+                case = make_case(tokens, heads, size, getattr(torch, args.dtype), args.device, one)
                 where = {"tokens": tokens, "heads": heads, "head_size": size}
-                where["queries"] = of.query.shape[2]
+                where["queries"] = case.query.shape[2]
                 with torch.inference_mode():
-                    found = measured(of, names, args.rounds)
-                records += [where | record for record in found]
-                for record in found:
+                    results = measure(case, names, args.rounds)
+                records += [where | record for record in results]
+                for record in results:
                     note = record.get("failed") or f"{1e3 * record['seconds']:.3f} ms"
-                    print(tokens, heads, of.query.shape[2], record["form"], note)
+                    print(tokens, heads, case.query.shape[2], record["form"], note)
     args.out.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine(args.device), "dtype": args.dtype, "records": records}
     name = f"bias-forms-{torch.device(args.device).type}"

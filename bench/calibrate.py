@@ -16,11 +16,11 @@ ROWS = (640, 4096)  # tokens at a time: one question with its image, and many
 SQUARE = {"cuda": 8192, "cpu": 2048}  # rows and columns of a product at a device's best
 READ = {"cuda": 1 << 30, "cpu": 1 << 28}  # bytes, beyond any cache
 TRIES = 5
-IN_A_ROW = {"cuda": 10, "cpu": 1}  # so that waiting for a device does not count
+IN_A_ROW = {"cuda": 10, "cpu": 1}  # runs between two waits for the device
 
 
-def calibrated(model: Any) -> Limits:
-    """The best of a few tries of everything: limits are what cannot be beaten."""
+def calibrate(model: Any) -> Limits:
+    """The best of a few tries of each rate."""
     device = model.device
     with torch.inference_mode():
         launch = vision_launch = None
@@ -44,19 +44,21 @@ def _products(model: Any) -> float:
 def _reads(model: Any) -> float:
     """Bytes a second of the decoder's weights against one token, and of one large tensor."""
     weights: list[Tensor] = [
-        of for of in model.model.language_model.layers.parameters() if of.ndim == 2
+        weight for weight in model.model.language_model.layers.parameters() if weight.ndim == 2
     ]
-    tokens = {width: _noise(model, 1, width) for width in {of.shape[1] for of in weights}}
+    tokens = {width: _noise(model, 1, width) for width in {weight.shape[1] for weight in weights}}
 
     def own() -> None:
-        for of in weights:
-            linear(tokens[of.shape[1]], of)
+        for weight in weights:
+            linear(tokens[weight.shape[1]], weight)
 
     size = READ[model.device.type]
     large = torch.ones(size // model.dtype.itemsize // 8192, 8192, **_like(model))
     token = _noise(model, 1, 8192)
     rates: tuple[float, ...] = (
-        sum(of.numel() for of in weights) * model.dtype.itemsize / fastest(own, model.device),
+        sum(weight.numel() for weight in weights)
+        * model.dtype.itemsize
+        / fastest(own, model.device),
         size / fastest(lambda: large.view(torch.float32).amax(), model.device),
         size / fastest(lambda: linear(token, large), model.device),
     )
@@ -64,7 +66,7 @@ def _reads(model: Any) -> float:
 
 
 def fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of `work`, at its fastest in `TRIES`, after one to warm up."""
+    """Seconds of the fastest of `TRIES` runs of `work`, after one to warm up."""
     times, repeats = [], IN_A_ROW[device.type]
     for _ in range(1 + TRIES):
         _wait(device)
@@ -77,7 +79,7 @@ def fastest(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _launch(work: Callable[[], object]) -> float:
-    """Seconds until `work` returns, the GPU still busy with it."""
+    """Seconds until `work` returns, while the GPU may still be busy."""
     device, times = torch.device("cuda"), []
     for _ in range(2 + TRIES):
         _wait(device)
@@ -96,8 +98,8 @@ def _one_token(model: Any) -> None:
 
 def _see(model: Any) -> None:
     side = model.config.vision_config.image_size
-    picture = torch.zeros(1, 3, side, side, device=model.device, dtype=model.dtype)
-    model.get_image_features(pixel_values=picture, return_dict=True)
+    image = torch.zeros(1, 3, side, side, device=model.device, dtype=model.dtype)
+    model.get_image_features(pixel_values=image, return_dict=True)
 
 
 def _noise(model: Any, *shape: int) -> Tensor:

@@ -1,9 +1,9 @@
-"""Whether memory grows: thousands of questions to the embedded model, in one process.
+"""Does memory grow? Thousands of questions to the embedded model, in one process.
 
     python -m bench.endurance --questions 2000
 
-Scenes and questions are all different; each batch is dropped once it is answered. If anything were
-kept, the last quarter of the questions would need more memory than the first.
+All scenes and questions are different, and each batch is dropped after its answers. If anything
+were kept, the last quarter of the questions would need more memory than the first.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ BATCH = 16
 QUARTERS = 4
 
 
-def asked() -> Iterator[Query]:
+def scene_queries() -> Iterator[Query]:
     """Questions about one scene after another, of all levels of num_objects, without end."""
     for index in count():
         for num_objects in NUM_OBJECTS:
             scene = make_scene(
                 scene_seed("test", num_objects, index), num_objects, square=index % 4 != 3
             )
-            picture = render(scene)
-            yield from (Query(picture, question.text) for question in questions(scene))
+            image = render(scene)
+            yield from (Query(image, question.text) for question in questions(scene))
 
 
-def endured(cof: CoF, total: int, *, gpu: bool = False) -> dict[str, Any]:
-    """Answer `total` questions, a multiple of 64, and tell how much memory each quarter took.
+def endure(cof: CoF, total: int, *, gpu: bool = False) -> dict[str, Any]:
+    """Answer `total` questions, a multiple of 64, and measure the memory of each quarter.
 
     Returns:
-        `peak_gib` of each quarter, the most that was held in it, on the GPU or by the process;
-        `resident_gib`, what the process held after each batch; `found`, in how many questions
-        stage 1 found a box; `seconds`.
+        `peak_gib`: the peak memory of each quarter, of the GPU or the process; `resident_gib`: the
+        process's memory after each batch; `found`: for how many questions stage 1 found a box;
+        `seconds`.
     """
-    stream, peaks, samples = asked(), [], []
+    stream, peaks, samples = scene_queries(), [], []
     found = 0
     start = time.perf_counter()
     for quarter in range(QUARTERS):
@@ -72,7 +72,7 @@ def endured(cof: CoF, total: int, *, gpu: bool = False) -> dict[str, Any]:
 
 
 def summary(peaks: Sequence[float], samples: Sequence[float]) -> str:
-    """The last quarter against the first: the peaks, and what was held after most batches.
+    """The last quarter against the first: their peaks, and their medians after batches.
 
     >>> summary([0.5, 0.5, 0.5, 0.51], [0.4, 0.4, 0.4, 0.4])
     'First quarter: peak 0.500 GiB, median 0.400 GiB; last quarter: 0.510 (+2.0 %), 0.400 (+0.0 %).'
@@ -99,9 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     total = -(-args.questions // each) * each
     cof = CoF.from_pretrained(checkpoint_path(), device_map=args.device, boxes="template")
     if resident() is None:
-        parser.error("memory is read from /proc, which this system has not: run it on Linux")
+        parser.error("memory is read from /proc, which this system does not have: run it on Linux")
     gpu = args.device.startswith("cuda")
-    content = {"machine": machine(args.device), "batch": BATCH, **endured(cof, total, gpu=gpu)}
+    content = {"machine": machine(args.device), "batch": BATCH, **endure(cof, total, gpu=gpu)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out, json.dumps(content, indent=1) + "\n")
     print(summary(content["peak_gib"], content["resident_gib"]))

@@ -1,4 +1,4 @@
-"""How the ratio to plain answers grows with each size, all others as they are."""
+"""How the ratio to plain answers grows with one size at a time."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def growth(records: Records, shape: str, folder: Path) -> str:
     return text
 
 
-def measured(records: Records, shape: str, variable: str) -> list[Setup]:
-    """The setups in which `variable` alone differs, those of them that were measured."""
+def measured_setups(records: Records, shape: str, variable: str) -> list[Setup]:
+    """The measured setups that differ in `variable` alone."""
     setups = [Setup(shape, **{variable: value}) for value in GROWTH[variable]]
     return [setup for setup in setups if of_setup(records, setup)]
 
@@ -37,10 +37,10 @@ def table(records: Records, shape: str) -> str:
     """One line for each size and way."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|--:|---|" + "--:|" * (len(COLUMNS) - 3)]
     for variable, label in LABELS.items():
-        for setup in measured(records, shape, variable):
-            of = of_setup(records, setup)
-            for way in (way for way in GROWING if way in of):
-                row, ratio = of[way], ratios(of[way], of["plain"])
+        for setup in measured_setups(records, shape, variable):
+            by_way = of_setup(records, setup)
+            for way in (way for way in GROWING if way in by_way):
+                row, ratio = by_way[way], ratios(by_way[way], by_way["plain"])
                 cells = (
                     label,
                     _value(records, setup, variable),
@@ -56,7 +56,7 @@ def table(records: Records, shape: str) -> str:
 
 
 def plot(records: Records, shape: str, path: Path) -> None:
-    """A panel for each size: time relative to plain answers, and its floor dashed."""
+    """A panel for each size: time relative to plain answers, and its lower bound dashed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6.5), layout="constrained")
@@ -66,15 +66,17 @@ def plot(records: Records, shape: str, path: Path) -> None:
         for way, color in zip(ways, ("tab:gray", "tab:orange", "tab:blue"), strict=True):
             setups = [
                 setup
-                for setup in measured(records, shape, variable)
+                for setup in measured_setups(records, shape, variable)
                 if way in of_setup(records, setup)
             ]
-            of = [
+            relative = [
                 ratios(records.rows[setup, way], records.rows[setup, "plain"]) for setup in setups
             ]
             values = [_value(records, setup, variable) for setup in setups]
-            axes.plot(values, [ratio["time"] for ratio in of], "o-", color=color, label=way)
-            axes.plot(values, [ratio["floor_s"] for ratio in of], "--", color=color, linewidth=1)
+            axes.plot(values, [ratio["time"] for ratio in relative], "o-", color=color, label=way)
+            axes.plot(
+                values, [ratio["floor_s"] for ratio in relative], "--", color=color, linewidth=1
+            )
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xlabel(label)
         axes.set_ylim(bottom=0)
@@ -93,6 +95,6 @@ def _value(records: Records, setup: Setup, variable: str) -> int:
 def _model(shape: str) -> str:
     usual = Setup(shape)
     return (
-        f"The {shape} model; where nothing else is said, {usual.image_tokens} image tokens, one "
-        "image, one short question.\n\n"
+        f"The {shape} model; unless the table says otherwise, {usual.image_tokens} image tokens, "
+        "one image, one short question.\n\n"
     )

@@ -14,12 +14,12 @@ import torch
 
 import cof
 
-BESIDE = ("cli", "eval", "tiny", "viz")  # parts of the package that no answer runs through
+BESIDE = ("cli", "eval", "tiny", "viz")  # parts of the package that answers do not use
 MEASURING = ("limits", "meter", "setups", "shapes", "ways")
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What numbers are taken on, and with what."""
+    """The machine and the versions of a measurement."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -35,21 +35,22 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def folder_name(of: Mapping[str, Any], device: str) -> str:
-    """A folder of its own for each device, and for each number of threads of a processor.
+def folder_name(about: Mapping[str, Any], device: str) -> str:
+    """The name of a folder for each device, and for each number of threads of a processor.
 
     >>> folder_name({"device": "NVIDIA H100 80GB HBM3", "threads": 16}, "cuda")
     'nvidia-h100-80gb-hbm3'
     >>> folder_name({"device": "AMD EPYC", "threads": 2}, "cpu")
     'amd-epyc-2-threads'
     """
-    name = str(of["device"]) if device.startswith("cuda") else f"{of['device']} {of['threads']} "
-    name += "" if device.startswith("cuda") else "threads"
+    name = str(about["device"])
+    if not device.startswith("cuda"):
+        name += f" {about['threads']} threads"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def sources() -> str:
-    """A short digest of the files on which measurements depend."""
+    """A short digest of the files that measurements depend on."""
     package, here = Path(cof.__file__).parent, Path(__file__).parent
     answering = (
         path

@@ -17,13 +17,13 @@ from bench.limits import Pass
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took.
+    """The cost of one run.
 
     Attributes:
         seconds: wall clock.
         passes: through vision tower and decoder, in order.
-        peak_gib: the most memory held, weights included: the GPU's, else the process's own; None
-            where it cannot be measured.
+        peak_gib: peak memory, weights included, of the GPU, else of the process; None where it
+            cannot be measured.
     """
 
     seconds: float
@@ -32,7 +32,7 @@ class Cost:
 
 
 class Meter:
-    """Watches the vision tower, the decoder and the head of a LLaVA model."""
+    """Counts the passes of the vision tower, the decoder and the head of a LLaVA model."""
 
     def __init__(self, model: Any) -> None:
         self._passes: list[Pass] = []
@@ -42,7 +42,7 @@ class Meter:
         model.lm_head.register_forward_pre_hook(self._head)
 
     def measure(self, work: Callable[[], object]) -> Cost:
-        """Run `work` once; what was sent to the GPU before and in it has ended."""
+        """Run `work` once, and wait for the GPU before and after."""
         self._passes = []
         reset_peak(self._gpu)
         start = time.perf_counter()
@@ -82,7 +82,7 @@ def reset_peak(gpu: bool) -> None:
 
 
 def peak(gpu: bool) -> float | None:
-    """GiB held at most since `reset_peak`: allocated on the GPU, or resident (Linux)."""
+    """Peak memory in GiB since `reset_peak`: allocated on the GPU, or resident (Linux)."""
     return torch.cuda.max_memory_allocated() / 2**30 if gpu else _resident("VmHWM")
 
 

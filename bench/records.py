@@ -1,4 +1,4 @@
-"""What was measured, on disk after each measurement, so that a run can be stopped at any time."""
+"""Measurements, written to disk one by one, so that a run can be stopped at any time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cof.eval.store import write_atomically
 
 @dataclass
 class Records:
-    """One file of measurements by one machine with one state of the sources.
+    """One file of measurements, of one machine and one state of the sources.
 
     Attributes:
         path: of the JSON file.
-        machine: what measures (`machine`); a file of another one is begun anew.
+        machine: the machine and the sources (`machine`); a file of others is begun anew.
         limits: of each shape.
         rows: by setup and way, in the order in which they were measured.
     """
@@ -46,7 +46,7 @@ class Records:
         """Those of any run."""
         content = json.loads(path.read_text("utf-8"))
         records = cls(path, content["machine"])
-        records.limits = {name: Limits(**of) for name, of in content["limits"].items()}
+        records.limits = {name: Limits(**limits) for name, limits in content["limits"].items()}
         for row in content["records"]:
             setup = Setup(**{name: row[name] for name in Setup.__dataclass_fields__})
             records.rows[setup, row["way"]] = row
@@ -54,8 +54,8 @@ class Records:
 
     def seconds(self, setup: Setup, way: str) -> list[float]:
         """Of every run of a way so far."""
-        found = self.rows.get((setup, way))
-        return found["all_seconds"] if found else []
+        row = self.rows.get((setup, way))
+        return row["all_seconds"] if row else []
 
     def add(self, setup: Setup, way: str, words: int, cost: Cost, sizes: Sizes) -> None:
         """Write down one run."""
@@ -68,24 +68,24 @@ class Records:
             "way": way,
             "value_bytes": sizes.value_bytes,
             "seconds": statistics.median(seconds),
-            "forwards": sum(of.part == "decoder" for of in cost.passes),
-            "vision_passes": sum(of.part == "vision" for of in cost.passes),
-            "tokens": sum(of.rows * of.new for of in cost.passes if of.part == "decoder"),
-            "tflops": sum(operations(of, sizes) for of in cost.passes) / 1e12,
-            "gib_moved": sum(traffic(of, sizes) for of in cost.passes) / 2**30,
+            "forwards": sum(run.part == "decoder" for run in cost.passes),
+            "vision_passes": sum(run.part == "vision" for run in cost.passes),
+            "tokens": sum(run.rows * run.new for run in cost.passes if run.part == "decoder"),
+            "tflops": sum(operations(run, sizes) for run in cost.passes) / 1e12,
+            "gib_moved": sum(traffic(run, sizes) for run in cost.passes) / 2**30,
             "floor_s": floor(cost.passes, sizes, limits),
             "launched_floor_s": floor(cost.passes, sizes, limits, launches=True),
-            "peak_gib": max((of for of in peaks if of is not None), default=None),
+            "peak_gib": max((gib for gib in peaks if gib is not None), default=None),
             "all_seconds": seconds,
         }
         self.write()
 
     def write(self) -> None:
-        """Everything known, in place of what the file held."""
+        """Replace the file's content."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "machine": dict(self.machine),
-            "limits": {name: asdict(of) for name, of in self.limits.items()},
+            "limits": {name: asdict(limits) for name, limits in self.limits.items()},
             "records": list(self.rows.values()),
         }
         write_atomically(self.path, json.dumps(content, indent=1) + "\n")
@@ -94,7 +94,7 @@ class Records:
 def ratios(row: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, float]:
     """A way relative to the plain answers of the same setup.
 
-    Times are compared round by round, so that a slow minute weighs on both alike.
+    Times are compared round by round, so that a slow minute affects both.
 
     >>> plain = {"all_seconds": [1.0, 2.0, 1.0], "tflops": 1.0, "floor_s": 0.5,
     ...          "launched_floor_s": 0.5}
@@ -104,7 +104,7 @@ def ratios(row: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, float]
 'launched_floor_s': 1.4}
     """
     pairs = zip(row["all_seconds"], plain["all_seconds"], strict=False)
-    times = sorted(way / of for way, of in pairs)
+    times = sorted(own / other for own, other in pairs)
     quarter = len(times) // 4
     return {
         "time": statistics.median(times),

@@ -1,4 +1,4 @@
-"""The measurements as a table and a picture: ratios, targets, and what stands in the way."""
+"""The measurements as a table and a chart: ratios, targets and lower bounds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Target:
-    """How many times the price of plain answers a way may cost."""
+    """The most that a way may cost, relative to plain answers."""
 
     way: str
     batch: int
@@ -66,13 +66,13 @@ TARGETS = (
 
 
 def target(setup: Setup, way: str) -> float | None:
-    """What a way may cost in a setup, relative to plain answers; None: nothing was promised.
+    """The most that a way may cost in a setup, relative to plain answers; None: no target.
 
     >>> target(Setup("1b"), "CoF, text"), target(Setup("1b", batch=16), "CoF, text")
     (1.35, 1.25)
     >>> target(Setup("0.3b"), "CoF, text")
     """
-    return next((of.ratio for of in TARGETS if of.concerns(setup, way)), None)
+    return next((target.ratio for target in TARGETS if target.concerns(setup, way)), None)
 
 
 def report(records: Records, folder: Path) -> str:
@@ -80,7 +80,7 @@ def report(records: Records, folder: Path) -> str:
     setups = basic(records)
     text = heading(records.machine) + _limits(records) + "\n" + table(records, setups)
     write_atomically(folder / "table.md", text + NOTES)
-    parts = [summary(records, shape) for shape in dict.fromkeys(of.shape for of in setups)]
+    parts = [summary(records, shape) for shape in dict.fromkeys(setup.shape for setup in setups)]
     write_atomically(folder / "summary.md", heading(records.machine) + "\n".join(parts))
     plot(records, setups, folder / "ratios.png")
     return text
@@ -89,11 +89,11 @@ def report(records: Records, folder: Path) -> str:
 NOTES = """
 `x plain`: the median over rounds of a way's time over the plain answers' in the same round;
 `middle half`: the quartiles of these. `floor, x plain`: the same ratio if operations and bytes
-alone took time, each pass the slower of both at the rates above; `launched`: if besides no pass
-were faster than the host can send it off. `questions each`: about each image; `plain` and `naive`
+alone took time, the slower of both for each pass at the rates above; `launched`: if also no pass
+were faster than its launch. `questions each`: about each image; `plain` and `naive`
 answer each of them from pixels. `passes`: through the decoder. `naive` is what the released code
-does: two whole eager generations and a free-running box. `one-pass box`: the box is where the
-attention of one pass over the question goes, against that of a generic question.
+does: two whole generations with eager attention, without a box template. `one-pass box`: the box
+of the attention grounder, from one pass over the question and one over a generic question.
 """
 
 
@@ -111,8 +111,8 @@ def table(records: Records, setups: Sequence[Setup]) -> str:
     for setup in setups:
         for way, row in of_setup(records, setup).items():
             plain = records.rows[setup, "plain"]
-            of, limit = ratios(row, plain), target(setup, way)
-            met = "" if limit is None else "yes" if of["time"] <= limit else "no"
+            ratio, limit = ratios(row, plain), target(setup, way)
+            met = "" if limit is None else "yes" if ratio["time"] <= limit else "no"
             launches = records.limits[setup.shape].launch is not None
             cells = (
                 setup.shape,
@@ -121,12 +121,12 @@ def table(records: Records, setups: Sequence[Setup]) -> str:
                 setup.questions,
                 way,
                 f"{row['seconds']:.3f}",
-                f"{of['time']:.2f}",
-                f"{of['time_low']:.2f} to {of['time_high']:.2f}",
+                f"{ratio['time']:.2f}",
+                f"{ratio['time_low']:.2f} to {ratio['time_high']:.2f}",
                 "" if limit is None else f"{limit:g}",
                 met,
-                f"{of['floor_s']:.2f}",
-                f"{of['launched_floor_s']:.2f}" if launches else "",
+                f"{ratio['floor_s']:.2f}",
+                f"{ratio['launched_floor_s']:.2f}" if launches else "",
                 row["forwards"],
                 f"{row['tflops']:.3g}",
                 f"{row['gib_moved']:.3g}",
@@ -151,7 +151,7 @@ def summary(records: Records, shape: str) -> str:
 
 
 def _relative(records: Records, setup: Setup, way: str) -> str:
-    """One way in one setup, with what was promised of it; empty if it was not measured."""
+    """One way in one setup, with its target; empty if it was not measured."""
     row = of_setup(records, setup).get(way)
     if row is None:
         return ""
@@ -162,7 +162,7 @@ def _relative(records: Records, setup: Setup, way: str) -> str:
 
 
 def basic(records: Records) -> list[Setup]:
-    """The setups of the table: those with a target, or that are more than a step of the growth."""
+    """The setups of the table: those with a target, or with more ways than the growth measures."""
     setups = dict.fromkeys(setup for setup, _ in records.rows)
     more = [
         setup
@@ -174,14 +174,14 @@ def basic(records: Records) -> list[Setup]:
 
 
 def of_setup(records: Records, setup: Setup) -> dict[str, dict[str, Any]]:
-    """The ways measured in a setup; none where there is no plain answer to compare with."""
+    """The ways measured in a setup; empty without a plain answer to compare with."""
     if (setup, "plain") not in records.rows:
         return {}
-    return {way: row for (of, way), row in records.rows.items() if of == setup}
+    return {way: row for (known, way), row in records.rows.items() if known == setup}
 
 
 def plot(records: Records, setups: Sequence[Setup], path: Path) -> None:
-    """Bars of time relative to plain answers; their floors and the targets as marks."""
+    """Bars of time relative to plain answers, with their lower bounds and the targets as marks."""
     from matplotlib.figure import Figure
 
     shown = [setup for setup in setups if len(of_setup(records, setup)) > 1]
@@ -191,9 +191,9 @@ def plot(records: Records, setups: Sequence[Setup], path: Path) -> None:
     figure = Figure(figsize=(8, 1 + 0.24 * sum(counts) + 0.5 * len(shown)), layout="constrained")
     panels = figure.subplots(len(shown), squeeze=False, height_ratios=counts)[:, 0]
     for axes, setup in zip(panels, shown, strict=True):
-        of = of_setup(records, setup)
-        plain = of.pop("plain")
-        for place, (way, row) in enumerate(of.items()):
+        by_way = of_setup(records, setup)
+        plain = by_way.pop("plain")
+        for place, (way, row) in enumerate(by_way.items()):
             ratio, limit = ratios(row, plain), target(setup, way)
             bar = {"color": "tab:gray" if way == "naive" else "tab:blue", "height": 0.7}
             axes.barh(place, ratio["time"], **bar)
@@ -201,7 +201,7 @@ def plot(records: Records, setups: Sequence[Setup], path: Path) -> None:
             if limit is not None:
                 axes.plot(limit, place, "d", color="tab:orange", markersize=5)
             axes.annotate(f" {ratio['time']:.2f}", (ratio["time"], place), va="center", fontsize=7)
-        axes.set_yticks(range(len(of)), list(of), fontsize=7)
+        axes.set_yticks(range(len(by_way)), list(by_way), fontsize=7)
         axes.invert_yaxis()
         axes.axvline(1, color="black", linewidth=0.8)
         axes.margins(x=0.08)
@@ -224,11 +224,11 @@ def _title(setup: Setup) -> str:
 def _limits(records: Records) -> str:
     names = ("model", "TFLOP/s", "GB/s", "ms to launch a pass", "ms to launch the vision tower")
     lines = [f"| {' | '.join(names)} |", "|---|" + "--:|" * (len(names) - 1)]
-    for shape, of in records.limits.items():
+    for shape, limits in records.limits.items():
         launch, vision = (
             "" if seconds is None else f"{seconds * 1e3:.1f}"
-            for seconds in (of.launch, of.vision_launch)
+            for seconds in (limits.launch, limits.vision_launch)
         )
-        cells = (shape, f"{of.flops / 1e12:.3g}", f"{of.bytes / 1e9:.4g}", launch, vision)
+        cells = (shape, f"{limits.flops / 1e12:.3g}", f"{limits.bytes / 1e9:.4g}", launch, vision)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

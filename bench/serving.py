@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx2
 
-from bench.endurance import asked
+from bench.endurance import scene_queries
 from bench.machine import machine
 from bench.meter import resident
 from cof.client import data_url
@@ -87,7 +87,7 @@ class Load:
 def bodies(count: int, cof: dict[str, Any] | None, skip: int = 0) -> list[dict[str, Any]]:
     """Chat requests about embedded scenes."""
     made = []
-    for query in islice(asked(), skip, skip + count):
+    for query in islice(scene_queries(), skip, skip + count):
         image = {"type": "image_url", "image_url": {"url": data_url(query.image)}}
         content = [image, {"type": "text", "text": query.question}]
         body = {"model": "tiny-early", "messages": [{"role": "user", "content": content}]}

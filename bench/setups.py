@@ -1,4 +1,4 @@
-"""What is measured, the most important first, and on which questions."""
+"""What is measured, the most important first, and with which questions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Setup:
         shape: of the model, a key of `bench.shapes.SHAPES`, or `tiny`.
         image_tokens: of each image.
         batch: images at a time.
-        length: how many times over a question is asked in one prompt.
+        length: how many times a question is repeated in one prompt.
         questions: about each image.
     """
 
@@ -52,22 +52,22 @@ class Setup:
 Plan = list[tuple[Setup, tuple[str, ...]]]
 
 
-def planned(
+def make_plan(
     shapes: Sequence[str],
     batches: Sequence[int] = (1, 16),
     several: int = 10,
     growth: str | None = None,
     image_tokens: Sequence[int] = (IMAGE_TOKENS,),
 ) -> Plan:
-    """Setups and the ways to measure in each, in the order in which they are worth having.
+    """Setups and the ways to measure in each, the most important first.
 
-    A model is built once for all its setups of one number of image tokens.
+    A model is built once for all its setups with the same number of image tokens.
 
     Args:
         shapes: of models, the most important first.
         batches: images at a time, likewise.
-        several: questions about one image, in one setup more; 1: none.
-        growth: the shape with which to vary one thing at a time (`GROWTH`); None: not at all.
+        several: questions about one image, in an additional setup; 1: no such setup.
+        growth: the shape for which one size varies at a time (`GROWTH`); None: none.
         image_tokens: of each image; the embedded model has its own.
     """
     plan: dict[Setup, tuple[str, ...]] = {}
@@ -110,7 +110,7 @@ def _scenes(setup: Setup, engine: TransformersEngine) -> Ways:
     scenes = [make_scene(scene_seed("test", 8, index), 8) for index in range(setup.batch)]
     questions = []
     for scene in scenes:
-        texts = [of.text for of in asked_of(scene)]
+        texts = [question.text for question in asked_of(scene)]
         random.Random(0).shuffle(texts)
         questions.append([" ".join([text] * setup.length) for text in texts[: setup.questions]])
     return Ways(engine, [render(scene) for scene in scenes], questions)

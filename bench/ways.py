@@ -16,16 +16,16 @@ from cof.settings import Settings
 from cof.types import Decoding, EncodedImage, Generation, Request
 
 ANSWER = Decoding(max_new_tokens=3)
-BOX_TOKENS = 30  # the most of a free-running box; a model with random weights writes them all
+BOX_TOKENS = 30  # of a box that is not decoded by a template; random weights never end earlier
 FREE_BOX = Decoding(max_new_tokens=BOX_TOKENS)
 COF = Settings(expand=1.0, boxes="template", grounding_max_new_tokens=BOX_TOKENS)
 
 
 class Held:
-    """An engine as the pipeline sees it, with a saving switched off, or with stage 1's boxes set.
+    """An engine without one of its savings, or with fixed boxes in stage 1.
 
-    Stage 1 is run in full, but where it leads is up to the caller: a model with random weights
-    would look anywhere, and what `all` can reuse depends on where.
+    Stage 1 runs in full, but the caller sets its boxes: a model with random weights would look
+    anywhere, and how much of the prefix `all` reuses depends on where.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Held:
         """
         Args:
             engine: does the work.
-            boxes: what stage 1 is made to say, row by row, over and over; empty: what it says.
-            prefix: whether the decoder's state behind an image is kept.
-            vision: whether an image's features are; else stage 2 computes them again.
+            boxes: the replies of stage 1, row by row, repeated; empty: the model's own.
+            prefix: whether the prefix of an image is cached.
+            vision: whether an image's features are; if not, stage 2 computes them again.
         """
         self.engine, self.boxes, self.prefix, self.vision = engine, boxes, prefix, vision
 
@@ -54,7 +54,7 @@ class Held:
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
         answering = any(request.highlight for request in requests)
         if answering and not self.vision:
-            requests = self._seen_again(requests)
+            requests = self._encode_again(requests)
         replies = self.engine.generate(requests, decoding)
         if answering or not self.boxes:
             return replies
@@ -63,9 +63,9 @@ class Held:
             for row, reply in enumerate(replies)
         ]
 
-    def _seen_again(self, requests: Sequence[Request]) -> list[Request]:
-        known = [of.image for of in requests if isinstance(of.image, EncodedImage)]
-        fresh = self.engine.encode([of.image for of in known])
+    def _encode_again(self, requests: Sequence[Request]) -> list[Request]:
+        known = [asked.image for asked in requests if isinstance(asked.image, EncodedImage)]
+        fresh = self.engine.encode([image.image for image in known])
         return [
             replace(request, image=replace(old, features=new.features))
             for request, old, new in zip(requests, known, fresh, strict=True)
@@ -78,9 +78,9 @@ class Ways:
 
     Attributes:
         engine: what answers.
-        images: one row each.
-        questions: of each image, as many for all.
-        boxes: where CoF looks, row by row, as the model would write it; empty: where it will.
+        images: one for each row.
+        questions: the questions about each image, equally many.
+        boxes: the boxes of stage 1, row by row, as the model would write them; empty: its own.
     """
 
     engine: TransformersEngine
@@ -94,9 +94,9 @@ class Ways:
             self.engine.generate(requests, ANSWER)
 
     def naive(self) -> None:
-        """As the paper's code: two whole eager generations, the box free-running.
+        """As the paper's code: two whole generations with eager attention, without a box template.
 
-        The bias itself is left out: in eager attention it is one sum in a mask that is there.
+        Without the bias: in eager attention it is one sum in a mask that exists anyway.
         """
         with eager(self.engine.model):
             for requests in self._rounds():
@@ -118,7 +118,7 @@ class Ways:
         cof.batch(rows, decoding=ANSWER, batch_size=len(rows))
 
     def one_by_one(self, **settings: Any) -> None:
-        """Each image encoded once, then its questions as they come."""
+        """Each image encoded once, then its questions one by one."""
         cof = CoF(Held(self.engine, self.boxes), COF.changed(**settings))
         for image, questions in zip(self.images, self.questions, strict=True):
             encoded = cof.encode(image)
@@ -136,16 +136,16 @@ class Ways:
 WAYS: Mapping[str, Callable[[Ways], None]] = {
     "plain": Ways.plain,
     "naive": Ways.naive,
-    "CoF, all": lambda of: of.cof(scope="all"),
-    "CoF, text": lambda of: of.cof(scope="text"),
-    "text, free box": lambda of: of.cof(scope="text", boxes="free"),
-    "text, no prefix kept": lambda of: of.cof(scope="text", prefix=False),
-    "text, vision twice": lambda of: of.cof(scope="text", vision=False),
-    "text, one-pass box": lambda of: of.cof(scope="text", grounder="attention"),
-    "lambda = 1": lambda of: of.cof(strength=1.0),
-    "grounder none": lambda of: of.cof(grounder="none"),
-    "CoF, all, one by one": lambda of: of.one_by_one(scope="all"),
-    "CoF, text, one by one": lambda of: of.one_by_one(scope="text"),
+    "CoF, all": lambda ways: ways.cof(scope="all"),
+    "CoF, text": lambda ways: ways.cof(scope="text"),
+    "text, free box": lambda ways: ways.cof(scope="text", boxes="free"),
+    "text, no prefix kept": lambda ways: ways.cof(scope="text", prefix=False),
+    "text, vision twice": lambda ways: ways.cof(scope="text", vision=False),
+    "text, one-pass box": lambda ways: ways.cof(scope="text", grounder="attention"),
+    "lambda = 1": lambda ways: ways.cof(strength=1.0),
+    "grounder none": lambda ways: ways.cof(grounder="none"),
+    "CoF, all, one by one": lambda ways: ways.one_by_one(scope="all"),
+    "CoF, text, one by one": lambda ways: ways.one_by_one(scope="text"),
 }
 
 SINGLE = tuple(name for name in WAYS if "one by one" not in name)

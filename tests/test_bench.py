@@ -12,13 +12,13 @@ import pytest
 
 import bench.calibrate
 from bench.__main__ import main
-from bench.endurance import endured
+from bench.endurance import endure
 from bench.growth import growth
 from bench.limits import Limits, Pass, Sizes, floor, operations, traffic
 from bench.meter import Cost, Meter
 from bench.records import Records, ratios
 from bench.report import report
-from bench.setups import Setup, planned, ways_of
+from bench.setups import Setup, make_plan, ways_of
 from bench.shapes import engine_of
 from bench.ways import WAYS
 from cof import CoF
@@ -173,7 +173,7 @@ def test_the_floor_is_the_slower_of_both_for_each_pass() -> None:
 
 
 def test_the_plan_puts_targets_first_and_builds_each_model_once() -> None:
-    plan = planned(["1b", "tiny"], growth="1b")
+    plan = make_plan(["1b", "tiny"], growth="1b")
     assert [setup for setup, _ in plan[:3]] == [
         Setup("1b"),
         Setup("1b", questions=10),
@@ -331,7 +331,7 @@ def test_growing_memory_is_seen() -> None:
         kept[-1].write(bytes(1 << 21))
         return "[0.1, 0.1, 0.5, 0.5]"
 
-    made = endured(CoF(FakeEngine(reply)), 64)
+    made = endure(CoF(FakeEngine(reply)), 64)
     assert made["questions"] == made["found"] == 64
     assert len(kept) == 2 * 64
     assert len(made["resident_gib"]) == 4

@@ -1,4 +1,4 @@
-"""Every decoder family: where boxes land, and that the bias is the formula's.
+"""Every family: where boxes land among image tokens, and the bias against the formula.
 
 Placement is held against the model's own features, with attention that mixes nothing in the vision
 tower; reweighting against softmax(A + log(lambda) M) written out in transformers' own pipeline,
@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import eager_mask
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
-from zoo import BUILDERS, CROSSED, zoo
+from zoo import BUILDERS, CROSS_ATTENTION, zoo
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.families import FAMILIES
@@ -43,7 +43,7 @@ BOXES: dict[str, XYXY] = {
     "smaller than a token": (0.5, 0.5, 0.53, 0.53),
 }
 RAW = {"paligemma": "<image>{prompt}"}  # the processor adds the start token and the newline itself
-EVERY = [*BUILDERS, *CROSSED]
+EVERY = [*BUILDERS, *CROSS_ATTENTION]
 STEPS = 4  # the prefill's token and three decode steps
 
 
@@ -95,32 +95,32 @@ def local(name: str) -> TransformersEngine:
 
 
 def changes(of: TransformersEngine, one: Image.Image, other: Image.Image) -> Any:
-    """`(tokens,)`: how much each image feature differs between two pictures."""
+    """`(tokens,)`: how much each image feature differs between two images."""
     before, after = (encoded.features for encoded in of.encode([one, other]))
     differs = (before - after).flatten(1).norm(dim=1)
     return differs[of.family.num_prefix_features(of.model.config) :].numpy()
 
 
 def request(size: str, strength: float, box: str = "middle", **kwargs: Any) -> Request:
-    light = Highlight(Region(boxes=(BOXES[box],)), strength, **kwargs)
-    return Request(picture(SIZES[size]), "which digit?", light)
+    highlight = Highlight(Region(boxes=(BOXES[box],)), strength, **kwargs)
+    return Request(picture(SIZES[size]), "which digit?", highlight)
 
 
 def by_transformers(
     name: str, asked: Request, attention: str | None = None
 ) -> tuple[list[Tensor], Tensor]:
-    """Logits of transformers' own way from picture and text, and where the image tokens are."""
+    """Logits of transformers' own processor and model, and where the image tokens are."""
     made, model = engine(name), stock(name)
     text = RAW.get(name, made.chat.render("{prompt}")).format(prompt=asked.prompt)
     arrays = made.processor(images=asked.image, text=text, return_tensors="np")
     inputs = {key: torch.from_numpy(value) for key, value in arrays.items() if key != "labels"}
     is_image = inputs["input_ids"][0] == model.config.image_token_id
     if attention is not None:
-        light = asked.highlight
-        assert light is not None
-        mask = torch.from_numpy(made.token_mask(asked.image.size, light).ravel())
+        highlight = asked.highlight
+        assert highlight is not None
+        mask = torch.from_numpy(made.token_mask(asked.image.size, highlight).ravel())
         _hand.clear()
-        _hand.update(keys=is_image.nonzero().ravel()[mask], strength=light.strength)
+        _hand.update(keys=is_image.nonzero().ravel()[mask], strength=highlight.strength)
     model.set_attn_implementation({"text_config": attention or "sdpa"})
     with torch.inference_mode():
         logits = model.generate(**inputs, **_plain_decoding()).logits
@@ -196,13 +196,13 @@ class TestPlacement:
         halves = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
         if wh[1] > wh[0]:
             halves = [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)]
-        lights = [Highlight(Region(boxes=(half,)), 9.0) for half in halves]
-        first, second = (made.token_mask(wh, light) for light in lights)
+        highlights = [Highlight(Region(boxes=(half,)), 9.0) for half in halves]
+        first, second = (made.token_mask(wh, highlight) for highlight in highlights)
         assert first.any()
         assert second.any()
         assert wh == (1, 1) or (first != second).any()
-        for light in lights:
-            (reply,) = made.generate([Request(picture(wh), "which?", light)], Decoding(1))
+        for highlight in highlights:
+            (reply,) = made.generate([Request(picture(wh), "which?", highlight)], Decoding(1))
             assert math.isfinite(reply.logprobs[0])
 
 
@@ -264,7 +264,7 @@ NATIVE = {
     '"label": "digit 7"}}\n]\n```',
     "paligemma": "<loc{1:04.0f}><loc{0:04.0f}><loc{3:04.0f}><loc{2:04.0f}> digit",
 }
-"""How each family writes a box, the numbers being x1 y1 x2 y2 in its own frame."""
+"""How each family writes a box; the numbers are x1 y1 x2 y2 in its own frame."""
 NATIVE |= {
     kin: NATIVE[name]
     for name, kin in (
@@ -281,7 +281,7 @@ NATIVE |= {
 @pytest.mark.parametrize("box", [(0.0, 0.1, 0.25, 0.4), (0.31, 0.52, 0.97, 0.99)], ids=str)
 @pytest.mark.parametrize("name", EVERY)
 def test_native_boxes_come_back(name: str, box: XYXY, size: str) -> None:
-    """Original -> native text -> original: half a native unit off, rounding, and no more."""
+    """Original -> native text -> original: at most half a native unit off, by rounding."""
     made = engine(name)
     frame, dialect = made.frame(SIZES[size]), made.dialect
     text = NATIVE.get(name, '{{"box": [{0:.2f}, {1:.2f}, {2:.2f}, {3:.2f}]}}')
@@ -308,7 +308,7 @@ def test_qwen25_counts_pixels_of_the_resized_image() -> None:
 def test_every_listed_family_is_proved() -> None:
     listed = {kind for family in FAMILIES for kind in family.model_types}
     proved = {kind for name in EVERY for kind in engine(name).family.model_types}
-    # those of the paper are proved in tests/test_placement.py and tests/test_attention.py
+    # those of the paper are proved in tests/test_token_coverage.py and tests/test_attention.py
     assert listed - proved == {"llava", "blip-2", "instructblip"}
 
 

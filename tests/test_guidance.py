@@ -41,9 +41,9 @@ def asked(scale: float = 3.0, strength: float = 6.0, seed: int = 0, **focus: Any
 
 
 def along(made: TransformersEngine, request: Request, tokens: tuple[int, ...]) -> torch.Tensor:
-    """`(steps, V)` log-probabilities of one branch that is led along given tokens."""
-    light = request.highlight
-    assert light is not None
+    """`(steps, V)` log-probabilities of one branch that is forced along given tokens."""
+    highlight = request.highlight
+    assert highlight is not None
     config = made._generation_config(Decoding(max_new_tokens=len(tokens)))
     forced = LogitsProcessorList([Forced([tokens], 0)])
     with torch.inference_mode():
@@ -64,10 +64,10 @@ def test_every_token_is_the_formulas(name: str, scope: str) -> None:
     made, request = engine(name), asked(scope=scope)
     (reply,) = made.generate([request], SHORT)
     assert reply.token_ids
-    light = request.highlight
-    assert light is not None
-    one = replace(request, highlight=replace(light, guidance=1.0))
-    two = replace(request, highlight=replace(light, guidance=1.0, strength=1 / 6.0))
+    highlight = request.highlight
+    assert highlight is not None
+    one = replace(request, highlight=replace(highlight, guidance=1.0))
+    two = replace(request, highlight=replace(highlight, guidance=1.0, strength=1 / 6.0))
     looking, other = (along(made, of, reply.token_ids) for of in (one, two))
     led = other + 3.0 * (looking - other)
     assert led.argmax(-1).tolist() == list(reply.token_ids)
@@ -84,7 +84,7 @@ def test_what_a_checkpoint_forbids_stays_forbidden() -> None:
     assert free.token_ids[0] not in reply.token_ids
 
 
-def test_it_leads_elsewhere_than_looking_alone() -> None:
+def test_guidance_changes_the_answer() -> None:
     replies = engine("llava").generate([asked(scale) for scale in (1.001, 3.0, 30.0)], SHORT)
     assert len({reply.token_ids for reply in replies}) > 1
 
@@ -97,7 +97,7 @@ def test_batch_is_single_beside_rows_of_other_kinds(name: str) -> None:
     assert_same(together, [engine(name).generate([row], SHORT)[0] for row in rows])
 
 
-def test_guidance_of_1_is_looking() -> None:
+def test_guidance_of_1_is_the_attention_focus() -> None:
     request = Request(picture((60, 40)), "which digit?")
     looking = AttentionFocus(6.0).apply(request, REGION)
     assert ContrastFocus(6.0, guidance=1.0).apply(request, REGION) == looking
@@ -105,7 +105,7 @@ def test_guidance_of_1_is_looking() -> None:
     assert_same(beside[:1], engine("llava").generate([looking], SHORT))
 
 
-def test_what_is_encoded_and_a_small_budget_change_nothing() -> None:
+def test_encoded_images_and_a_small_budget_change_nothing() -> None:
     rows = [asked(seed=seed) for seed in (0, 0, 1)]
     expected = engine("llava").generate(rows, SHORT)
     images = engine("llava").encode([row.image for row in rows], prefill=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from models import BUILDERS as PAPER
 from models import checkpoint, picture
-from zoo import BUILDERS, CROSSED, zoo
+from zoo import BUILDERS, CROSS_ATTENTION, zoo
 
 from cof.engines.base import LengthChecker
 from cof.engines.transformers.engine import TransformersEngine
@@ -25,7 +25,7 @@ from cof.types import Decoding, Highlight, Request
 IMAGE = picture((90, 60))
 MIDDLE = Region(boxes=((0.4, 0.4, 0.6, 0.6),))
 SHORT = Decoding(max_new_tokens=4)
-LIMITED = [name for name in (*BUILDERS, *CROSSED, *PAPER) if name != "blip-2 with T5"]
+LIMITED = [name for name in (*BUILDERS, *CROSS_ATTENTION, *PAPER) if name != "blip-2 with T5"]
 
 
 @functools.cache

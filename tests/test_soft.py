@@ -30,7 +30,7 @@ def of_pixels(tokens: np.ndarray) -> np.ndarray:
 
 
 def heat() -> np.ndarray:
-    """Degrees over the whole image, the same for all pixels of a token."""
+    """Weights over the whole image, the same for all pixels of a token."""
     return of_pixels(np.random.default_rng(0).random((GRID, GRID)))
 
 
@@ -89,7 +89,7 @@ def test_without_heat_tokens_at_the_edge_count_by_their_share() -> None:
     np.testing.assert_allclose(weights, expected, atol=0.05)
 
 
-def test_padding_is_not_meant() -> None:
+def test_padding_has_no_weight() -> None:
     made = engine("llava")
     weights = made.token_weights((112, 56), Region(heat_map=np.ones((4, 4), dtype=np.float32)))
     np.testing.assert_array_equal(weights > 0, made.tokens.visibility((112, 56)).visible)
@@ -108,16 +108,16 @@ def test_heat_goes_through_the_pipeline_as_it_is() -> None:
     cof = CoF(engine("llava"), Settings(grounder="attention", focus="soft", strength=STRENGTH))
     answer = cof(picture((60, 40)), "Where is the bus?")
     assert answer.region is not None
-    light = SoftFocus(STRENGTH).apply(request(), answer.region).highlight
-    assert isinstance(light, Highlight)
-    assert light.graded
+    highlight = SoftFocus(STRENGTH).apply(request(), answer.region).highlight
+    assert isinstance(highlight, Highlight)
+    assert highlight.graded
     (direct,) = cof.engine.generate(
-        [Request(picture((60, 40)), "Where is the bus?", light)], Decoding()
+        [Request(picture((60, 40)), "Where is the bus?", highlight)], Decoding()
     )
     assert answer.text == direct.text
 
 
-def test_nothing_is_looked_for_at_strength_1() -> None:
+def test_strength_1_skips_grounding() -> None:
     cof = CoF(engine("llava"), Settings(grounder="attention", focus="soft", strength=1.0))
     answer = cof(picture((60, 40)), "Where is the bus?")
     assert not answer.found

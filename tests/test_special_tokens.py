@@ -11,7 +11,7 @@ from models import BUILDERS as PAPER
 from models import checkpoint, picture
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-from zoo import BUILDERS, CROSSED, zoo
+from zoo import BUILDERS, CROSS_ATTENTION, zoo
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.prompt_builder import TokenizedRequests
@@ -26,7 +26,7 @@ from cof.families.special_tokens import (
 from cof.grounders import PromptGrounder
 from cof.types import Decoding, Generation, Request
 
-EVERY = [*BUILDERS, *CROSSED, *PAPER]
+EVERY = [*BUILDERS, *CROSS_ATTENTION, *PAPER]
 SHORT = Decoding(max_new_tokens=4)
 IMAGE = picture((90, 60))
 

@@ -40,7 +40,7 @@ def pixtral(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
 
 
 def gemma4(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """Flat patches, `(1, N, patch * patch * C)`, and their columns and rows; the model pools them."""
+    """Flat patches, `(1, N, patch * patch * C)`, and their places; the model pools them."""
     patches = np.asarray(pixels["pixel_values"], dtype=np.float64)[0]
     places = np.asarray(pixels["image_position_ids"])[0]  # (N, 2): x, y; -1 for padding
     columns, rows = places.max(0) + 1

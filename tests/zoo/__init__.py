@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText
 
-from zoo import crossing, grids, rasters, tiles
+from zoo import cross_attention, grids, rasters, tiles
 from zoo.parts import Made
 
 _MADE_BY: tuple[Callable[[], Made], ...] = (
@@ -44,20 +44,25 @@ _MADE_BY: tuple[Callable[[], Made], ...] = (
     grids.exaone4_5,
     grids.video_llama_3,
 )
-_CROSSED_BY: tuple[Callable[[], Made], ...] = (crossing.mllama, crossing.kosmos2)
+_CROSS_ATTENTION_BY: tuple[Callable[[], Made], ...] = (
+    cross_attention.mllama,
+    cross_attention.kosmos2,
+)
 
 BUILDERS: dict[str, Callable[[], Made]] = {make.__name__: make for make in _MADE_BY}
-"""Image tokens stand in the decoder."""
+"""Models whose image tokens stand in the decoder."""
 
-CROSSED: dict[str, Callable[[], Made]] = {make.__name__: make for make in _CROSSED_BY}
-"""The image is looked at through cross-attention."""
+CROSS_ATTENTION: dict[str, Callable[[], Made]] = {
+    make.__name__: make for make in _CROSS_ATTENTION_BY
+}
+"""Models that read the image through cross-attention."""
 
 
 @functools.cache
 def zoo(name: str) -> Path:
     """A folder in hub layout: config, weights, tokenizer and processor of a random model."""
     torch.manual_seed(0)
-    config, processor = (BUILDERS | CROSSED)[name]()
+    config, processor = (BUILDERS | CROSS_ATTENTION)[name]()
     model = AutoModelForImageTextToText.from_config(config)
     for parameter in model.parameters():
         if not parameter.any():  # some start as zeros, and with them whole layers do nothing

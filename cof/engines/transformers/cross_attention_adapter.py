@@ -90,7 +90,7 @@ class QFormerAdapter(CrossAttentionAdapter):
         if reader is not None:
             special = SpecialTokens.of_tokenizer(reader)
             # The processor would pad this text on the left too, which shifts its absolute
-            # positions. There are only 512 of them (InstructBLIP's authors truncate the text as well).
+            # positions. There are only 512 (InstructBLIP's authors truncate the text as well).
             read = tokenize(
                 reader,
                 [special.escape(unescape(text)) for text in texts],

@@ -1,4 +1,4 @@
-"""Models of a type nobody has described: taken with a warning, or refused with the reason."""
+"""Models of an unknown type: taken with a warning, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_unknown_is_as_good_as_known(name: str, assumption: str) -> None:
     known = engine(name)
     for size, wh in SIZES.items():
         for box in BOXES.values():
-            light = Highlight(Region(boxes=(box,)), 2.0)
-            ours, theirs = (of.token_mask(wh, light).ravel() for of in (made, known))
+            highlight = Highlight(Region(boxes=(box,)), 2.0)
+            ours, theirs = (of.token_mask(wh, highlight).ravel() for of in (made, known))
             np.testing.assert_array_equal(ours, theirs)
         asked = [request(size, 1.0), request(size, 12.0)]
         expected = known.generate(asked, SHORT)
@@ -67,7 +67,7 @@ def test_unknown_is_as_good_as_known(name: str, assumption: str) -> None:
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
-def test_vision_is_itself_again_after_the_check() -> None:
+def test_the_vision_tower_is_unchanged_after_the_check() -> None:
     with pytest.warns(CofWarning, match="are not known"):
         made = TransformersEngine.from_pretrained(made_up("internvl"))
     expected = engine("internvl").encode([picture((150, 60))])[0].features
@@ -98,7 +98,7 @@ def test_no_image_token_is_refused() -> None:
         TransformersEngine.from_pretrained(made_up("kosmos2"))
 
 
-def test_silent_processor_is_refused() -> None:
+def test_a_processor_without_an_image_token_is_refused() -> None:
     model = AutoModelForImageTextToText.from_pretrained(made_up("internvl"))
     with pytest.raises(CofError, match="its processor does not say which tokens stand"):
         TransformersEngine(model, engine("kosmos2").processor)

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import eager_mask
-from zoo import CROSSED, zoo
+from zoo import CROSS_ATTENTION, zoo
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.types import Decoding, Request
@@ -30,7 +30,7 @@ _hand: dict[str, Any] = {}
 def _by_hand(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """softmax(A + log(lambda) M) where the image is looked at, every query."""
+    """softmax(A + log(lambda) M) in the cross-attention, every query."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = query @ key.transpose(2, 3) * scaling
@@ -71,7 +71,7 @@ def looking(name: str, model: Any) -> list[Any]:
 
 
 def by_transformers(name: str, asked: Request, attention: str) -> list[Tensor]:
-    """Logits of transformers' own way from picture and text."""
+    """Logits of transformers' own processor and model."""
     made, model = engine(name), stock(name)
     keys = torch.from_numpy(made.token_mask(asked.image.size, asked.highlight).ravel())
     lead = made.family.num_prefix_features(model.config)
@@ -99,14 +99,14 @@ def ours(name: str, asked: Request) -> list[Tensor]:
         return made.adapter.generate(prompts, generation_config=GenerationConfig(**DECODING)).logits
 
 
-@pytest.mark.parametrize("name", CROSSED)
+@pytest.mark.parametrize("name", CROSS_ATTENTION)
 @pytest.mark.parametrize("size", ["wide", "tall", "tiny"])
 def test_idle_is_stock(name: str, size: str) -> None:
     asked = request(size, 1.0)
     assert gap(ours(name, asked), by_transformers(name, asked, STOCK[name])) <= 1e-5
 
 
-@pytest.mark.parametrize("name", CROSSED)
+@pytest.mark.parametrize("name", CROSS_ATTENTION)
 @pytest.mark.parametrize("size", ["wide", "tall"])
 def test_bias_is_the_formula(name: str, size: str) -> None:
     asked = request(size, 12.0)

@@ -1,4 +1,4 @@
-"""A second image after the first: as transformers' own processors write it, and who sees it."""
+"""A second image after the first: against transformers' own processors, and its effect."""
 
 from __future__ import annotations
 

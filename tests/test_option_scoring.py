@@ -1,4 +1,4 @@
-"""How likely replies are: as the formula says, as greedy decoding says, in batches, highlighted."""
+"""Scores of replies: against the formula, greedy decoding, single requests and highlights."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def summed(found: Any) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("light", [None, BOX], ids=["plain", "box"])
+@pytest.mark.parametrize("highlight", [None, BOX], ids=["plain", "box"])
 def test_tokens_are_as_likely_as_decoding_says(
-    monkeypatch: pytest.MonkeyPatch, name: str, light: Highlight | None
+    monkeypatch: pytest.MonkeyPatch, name: str, highlight: Highlight | None
 ) -> None:
     model = engine(name)
     requests = [
-        Request(picture((90, 60)), prompt, light) for prompt in ("What?", "How many, then?")
+        Request(picture((90, 60)), prompt, highlight) for prompt in ("What?", "How many, then?")
     ]
     given = model.generate(requests, Decoding(max_new_tokens=6))
     written = [[*reply.token_ids, 2] for reply in given]
@@ -92,10 +92,10 @@ def test_batch_equals_single_and_encoded_equals_plain(name: str) -> None:
     ]
     replies = [reply for _, _, reply, _ in cases]
     batch = model.score_replies(
-        [Request(encoded[i], prompt, light) for i, prompt, _, light in cases], replies
+        [Request(encoded[i], prompt, highlight) for i, prompt, _, highlight in cases], replies
     )
-    for (i, prompt, reply, light), found in zip(cases, batch, strict=True):
-        single = model.score_replies([Request(images[i], prompt, light)], [reply])[0]
+    for (i, prompt, reply, highlight), found in zip(cases, batch, strict=True):
+        single = model.score_replies([Request(images[i], prompt, highlight)], [reply])[0]
         assert found.token_ids == single.token_ids
         assert found.logprobs == pytest.approx(single.logprobs, abs=1e-4)
         assert found.text == reply

@@ -1,4 +1,4 @@
-"""Answers that begin behind the image equal those computed from the start."""
+"""Answers that continue from a prefix equal those computed from the start."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def engine(name: str) -> TransformersEngine:
 
 @functools.cache
 def encoded(name: str) -> list[EncodedImage]:
-    """With their prefixes computed, from a pass of their own."""
+    """Images with their prefixes, computed in a pass of their own."""
     images = engine(name).encode(IMAGES, prefill=True)
     with torch.inference_mode():
         engine(name)._prefixes(images)
@@ -44,7 +44,7 @@ def encoded(name: str) -> list[EncodedImage]:
 
 def requests(images: Any, kind: str) -> list[Request]:
     """Rows with different questions, images, regions and strengths."""
-    lights: dict[str, list[Highlight | None]] = {
+    highlights: dict[str, list[Highlight | None]] = {
         "plain": [None] * 4,
         "text": [
             Highlight(MIDDLE, 8.0, "text"),
@@ -61,13 +61,13 @@ def requests(images: Any, kind: str) -> list[Request]:
         "whole": [Highlight(EVERYTHING, 8.0), None, None, None],
     }
     questions = ["which digit?", "hi", "a longer question about it", "hi"]
-    rows = zip((0, 1, 2, 0), questions, lights[kind], strict=True)
-    return [Request(images[i], question, light) for i, question, light in rows]
+    rows = zip((0, 1, 2, 0), questions, highlights[kind], strict=True)
+    return [Request(images[i], question, highlight) for i, question, highlight in rows]
 
 
 @contextmanager
 def counted(made: TransformersEngine) -> Iterator[list[int]]:
-    """How many new tokens each forward of the decoder gets."""
+    """How many new tokens each forward pass of the decoder reads."""
     lengths: list[int] = []
 
     def count(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -130,21 +130,21 @@ class TestReuse:
                 made.generate(requests(encoded(name), kind), SHORT)
             assert lengths[0] < tokens  # the image is not among them
             assert lengths[1:] == [1] * 4
-        light = Highlight(MIDDLE, 8.0)
-        (first, *_) = made.token_mask(IMAGES[2].size, light).ravel().nonzero()[0]
+        highlight = Highlight(MIDDLE, 8.0)
+        (first, *_) = made.token_mask(IMAGES[2].size, highlight).ravel().nonzero()[0]
         with counted(made) as lengths:
-            made.generate([Request(IMAGES[2], "hi", light)], SHORT)
-            made.generate([Request(encoded(name)[2], "hi", light)], SHORT)
+            made.generate([Request(IMAGES[2], "hi", highlight)], SHORT)
+            made.generate([Request(encoded(name)[2], "hi", highlight)], SHORT)
         assert lengths[5] == lengths[0] - lead - first
         assert first > 0
 
-    def test_the_whole_image_leaves_the_text_before_it(self, name: str) -> None:
+    def test_with_the_whole_image_highlighted_the_text_before_it_is_reused(self, name: str) -> None:
         made = engine(name)
         lead = len(encoded(name)[0].prefix.value.token_ids) - GRID * GRID
-        light = Highlight(EVERYTHING, 8.0)
+        highlight = Highlight(EVERYTHING, 8.0)
         with counted(made) as lengths:
-            made.generate([Request(IMAGES[0], "hi", light)], SHORT)
-            made.generate([Request(encoded(name)[0], "hi", light)], SHORT)
+            made.generate([Request(IMAGES[0], "hi", highlight)], SHORT)
+            made.generate([Request(encoded(name)[0], "hi", highlight)], SHORT)
         assert lengths[5] == lengths[0] - lead
 
     def test_another_text_before_the_image_is_noticed(
@@ -180,7 +180,7 @@ class TestTheFirstQuestion:
     def rows(self, images: Any, kind: str) -> list[Request]:
         return requests(images, kind)[:3]  # of three images, with prompts of several lengths
 
-    def test_leaves_the_prefixes(self, kind: str, decoding: Decoding) -> None:
+    def test_fills_the_prefixes(self, kind: str, decoding: Decoding) -> None:
         made = engine("llava")
         expected = made.generate(self.rows(IMAGES, kind), decoding)
         images = made.encode(IMAGES, prefill=True)
@@ -208,7 +208,7 @@ class TestTheFirstQuestion:
         assert all(image.prefix.value is not None for image in images)
 
 
-def test_biased_states_are_not_kept() -> None:
+def test_biased_states_are_not_cached() -> None:
     made = engine("llava")
     images = made.encode(IMAGES, prefill=True)
     expected = made.generate(requests(IMAGES, "all"), SHORT)
@@ -219,7 +219,7 @@ def test_biased_states_are_not_kept() -> None:
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-def test_several_questions_about_one_image_begin_behind_it() -> None:
+def test_several_questions_about_one_image_share_its_prefix() -> None:
     made = engine("llava")
     (image,) = made.encode([IMAGES[0]], prefill=True)
     rows = [Request(image, question) for question in ("hi", "which digit?")]
@@ -230,7 +230,7 @@ def test_several_questions_about_one_image_begin_behind_it() -> None:
 
 
 def test_positions_are_those_of_the_rows_own_images() -> None:
-    """Qwen's models remember how far positions ran on in the images that they saw last."""
+    """Qwen's models keep the positions after the images that they saw last."""
     made = TransformersEngine.from_pretrained(zoo("qwen2_5_vl"))
     wide, tall = picture((150, 60)), picture((70, 190), 1)
     rows = [Request(image, "which digit?") for image in (wide, tall)]
@@ -278,21 +278,21 @@ def test_other_families(name: str) -> None:
             assert_same(made.generate([reused[i] for i in some], SHORT), expected)
 
 
-def test_a_grid_is_entered_in_its_middle() -> None:
-    """Qwen's positions in a grid do not keep what comes before the first highlighted token."""
+def test_a_grid_is_resumed_in_its_middle() -> None:
+    """Qwen's positions in a grid can be resumed before the first highlighted token."""
     made = TransformersEngine.from_pretrained(zoo("qwen2_5_vl"))
-    light = Highlight(MIDDLE, 8.0)
+    highlight = Highlight(MIDDLE, 8.0)
     known = made.encode(IMAGES[:1], prefill=True)
     with torch.inference_mode():
         made._prefixes(known)
     with counted(made) as lengths:
-        expected = made.generate([Request(IMAGES[0], "hi", light)], SHORT)
-        assert_same(made.generate([Request(known[0], "hi", light)], SHORT), expected)
-    first = made.token_mask(IMAGES[0].size, light).ravel().nonzero()[0][0]
+        expected = made.generate([Request(IMAGES[0], "hi", highlight)], SHORT)
+        assert_same(made.generate([Request(known[0], "hi", highlight)], SHORT), expected)
+    first = made.token_mask(IMAGES[0].size, highlight).ravel().nonzero()[0][0]
     assert lengths[0] - lengths[5] > first > 0
 
 
-def test_images_that_see_the_question_cannot_be_prefilled() -> None:
+def test_images_that_attend_to_the_question_have_no_prefix() -> None:
     """PaliGemma: the same image, another question, other states."""
     made = TransformersEngine.from_pretrained(zoo("paligemma"))
     assert made.encode([IMAGES[0]], prefill=True)[0].prefix is None
@@ -319,7 +319,7 @@ def test_the_state_after_two_images_is_not_that_after_the_first() -> None:
 
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma4"])
-def test_of_images_of_several_sizes_nothing_is_computed_again(name: str, beams: int) -> None:
+def test_prefixes_of_several_lengths_are_reused_whole(name: str, beams: int) -> None:
     made, decoding = TransformersEngine.from_pretrained(zoo(name)), Decoding(5, num_beams=beams)
     pictures = [picture((150, 60)), picture((60, 40), 1), picture((70, 190), 2)]
     known = made.encode(pictures, prefill=True)
@@ -328,8 +328,8 @@ def test_of_images_of_several_sizes_nothing_is_computed_again(name: str, beams: 
     sizes = {len(image.prefix.value.token_ids) for image in known}
     assert len(sizes) > 1
     questions = ["which digit?", "hi", "a longer question"]
-    lights = [Highlight(MIDDLE, 8.0, "text"), None, Highlight(LOWER, 0.2, "text")]
-    rows = list(zip(questions, lights, strict=True))
+    highlights = [Highlight(MIDDLE, 8.0, "text"), None, Highlight(LOWER, 0.2, "text")]
+    rows = list(zip(questions, highlights, strict=True))
     fresh = [Request(image, *row) for image, row in zip(pictures, rows, strict=True)]
     reused = [Request(image, *row) for image, row in zip(known, rows, strict=True)]
     left = max(
@@ -343,18 +343,18 @@ def test_of_images_of_several_sizes_nothing_is_computed_again(name: str, beams: 
     assert lengths[0] == left
 
 
-def test_rows_that_begin_early_leave_the_others_as_they_are() -> None:
-    """What rows have in common is how much of them is left, not where they begin."""
+def test_rows_that_reuse_less_do_not_change_the_others() -> None:
+    """Rows have equally many tokens left; they may begin at different ones."""
     made = engine("llava")
     corner = Highlight(Region(boxes=((0.0, 0.0, 0.2, 0.2),)), 8.0)
-    lights = [corner, Highlight(LOWER, 30.0), None]
+    highlights = [corner, Highlight(LOWER, 30.0), None]
     rows, reused = (
         [
-            Request(images[i], question, light)
-            for i, question, light in zip(
+            Request(images[i], question, highlight)
+            for i, question, highlight in zip(
                 (0, 1, 2),
                 ("hi", "a much longer question, about the digit", "which?"),
-                lights,
+                highlights,
                 strict=True,
             )
         ]

@@ -56,7 +56,7 @@ def coverage(of: TransformersEngine, region: Region, wh: tuple[int, int]) -> Any
 
 
 def change(of: TransformersEngine, one: Image.Image, other: Image.Image) -> Any:
-    """`(GRID, GRID)`: how much the image features differ between two pictures."""
+    """`(GRID, GRID)`: how much the image features differ between two images."""
     before, after = (encoded.features for encoded in of.encode([one, other]))
     differs = (before - after).norm(dim=-1)
     return differs[-GRID * GRID :].reshape(GRID, GRID).numpy()
@@ -85,7 +85,7 @@ def test_coverage_is_where_the_features_change(
 
 
 @pytest.mark.parametrize("wh", SIZES, ids=str)
-def test_padding_shows_nothing(wh: tuple[int, int]) -> None:
+def test_padding_has_no_coverage(wh: tuple[int, int]) -> None:
     of = engine("llava", True)
     share = coverage(of, EVERYTHING, wh)
     frame = Frame.padded_square(wh)
@@ -99,7 +99,7 @@ def test_padding_shows_nothing(wh: tuple[int, int]) -> None:
 
 
 def test_mask_of_a_box_on_whole_tokens() -> None:
-    """A square image: token (row, column) shows exactly its share of the picture."""
+    """A square image: token (row, column) shows exactly its share of the image."""
     of = engine("llava", True)
     box = (2 / GRID, 3 / GRID, 5 / GRID, 4 / GRID)
     for name, pad in MODELS:
@@ -133,7 +133,7 @@ def test_smallest_box_gets_its_token() -> None:
     assert np.argwhere(mask).tolist() == [[2, 4]]
 
 
-def test_region_outside_the_crop_is_said_and_gives_no_token() -> None:
+def test_a_region_outside_the_crop_warns_and_has_no_token() -> None:
     left_end = Highlight(Region(boxes=((0.0, 0.2, 0.1, 0.8),)), 2.0)
     with pytest.warns(CofWarning, match="outside the part of the image that the model sees"):
         cropped = engine("llava", False).token_mask((100, 60), left_end)
@@ -149,7 +149,7 @@ def test_extreme_shapes(wh: tuple[int, int]) -> None:
     assert torch.isfinite(of.encode([picture(wh)])[0].features).all()
 
 
-def test_very_long_images_are_reduced_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_long_images_are_resized_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cof.families.image_tokens.MAX_SIDE", 100)
     of = TransformersEngine.from_pretrained(checkpoint("llava"))
     long = picture((400, 20))

@@ -1,8 +1,7 @@
-"""Boxes in a given template equal token-by-token constrained decoding, in fewer forward passes."""
+"""Boxes decoded by a template equal token-by-token constrained decoding, in fewer passes."""
 
 from __future__ import annotations
 
-import doctest
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -41,7 +40,7 @@ TEMPLATES = {"llava": LLAVA.box_template, "integers": INTEGERS}
 
 
 def zoo_templates() -> set[str]:
-    """Tiny models of families that have a template, but for those of the same dialect."""
+    """Tiny models of families that have a box template, one for each dialect."""
     made = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "glm4v", "paligemma"}
     assert made <= set(BUILDERS)
     return made
@@ -53,9 +52,9 @@ def engine(name: str = "llava") -> TransformersEngine:
 
 
 def requests(images: Any = IMAGES) -> list[Request]:
-    light = Highlight(Region(boxes=((0.4, 0.6, 0.6, 0.9),)), 8.0)
+    highlight = Highlight(Region(boxes=((0.4, 0.6, 0.6, 0.9),)), 8.0)
     rows = [Request(image, question) for image, question in zip(images, QUESTIONS, strict=True)]
-    return [*rows, Request(images[0], QUESTIONS[1], light)]
+    return [*rows, Request(images[0], QUESTIONS[1], highlight)]
 
 
 def characters(template: BoxTemplate, written: str) -> set[str]:
@@ -171,7 +170,7 @@ class TestCompiling:
 
         assert compile_box_template(INTEGERS, encode_all, "ASSISTANT:") is None
 
-    def test_every_box_can_be_written_and_nothing_else(self) -> None:
+    def test_every_box_can_be_decoded_and_nothing_else(self) -> None:
         template = BoxTemplate("[{}, {}, {}, {}]", ("0", "1", "12", "2"))
         compiled = compile_box_template(
             template, lambda texts: [[ord(c) for c in t] for t in texts], "Where?"
@@ -197,7 +196,7 @@ class TestCompiling:
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-class TestWriting:
+class TestDecoding:
     def test_equals_constrained_decoding(self, template: BoxTemplate) -> None:
         written = engine().generate(requests(), Decoding(box_template=template))
         for row, box in enumerate(written):
@@ -338,13 +337,8 @@ def test_falls_back_with_a_warning() -> None:
         PromptGrounder(boxes="template", grounding_max_new_tokens=3).locate(made, question)
 
 
-def test_worked_examples() -> None:
-    failed, tried = doctest.testmod(box_template)
-    assert (failed, tried > 0) == (0, True)
-
-
-def test_states_that_cannot_be_cut_to_length_have_no_branches() -> None:
-    """Qwen3.5's linear attention: its boxes are written freely."""
+def test_states_that_cannot_be_cropped_have_no_branches() -> None:
+    """Qwen3.5's linear attention: it writes boxes freely."""
     made = TransformersEngine.from_pretrained(zoo("qwen3_5"))
     with pytest.warns(CofWarning, match="cannot decode boxes by a template"):
         (box,) = made.generate(

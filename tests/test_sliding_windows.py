@@ -1,4 +1,4 @@
-"""Sliding windows: what is reused, and read in branches, equals what is computed from the start.
+"""Sliding windows: prefixes and branches equal what is computed from the start.
 
 Every test runs with a window that is shorter than the prompts, with one that the answers outgrow,
 and with one that nothing fills.
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from models import prompts_of
-from test_prefixes import BOX, IMAGES, MIDDLE, SHORT, assert_same, counted, requests
+from test_prefix_cache import BOX, IMAGES, MIDDLE, SHORT, assert_same, counted, requests
 from zoo import zoo
 
 from cof.engines.transformers.box_decoding import decode_boxes
@@ -25,7 +25,7 @@ LONG = Decoding(max_new_tokens=12)
 WINDOWS = {"short": 24, "outgrown": 0, "ample": 4096}
 NAMES = ["gemma3", "gemma4", "aya_vision"]
 BOTH_WAYS = ["gemma3", "gemma4"]
-"""Whose image tokens see one another, those that follow too."""
+"""Image tokens attend to earlier and later tokens of their image."""
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def engine(name: str, window: str = "short") -> TransformersEngine:
 
 
 def known(made: TransformersEngine, images: Any = IMAGES) -> list[EncodedImage]:
-    """With their prefixes computed, from a pass of their own."""
+    """Images with their prefixes, computed in a pass of their own."""
     encoded = made.encode(images, prefill=True)
     assert all(image.prefix is not None for image in encoded)
     with torch.inference_mode():
@@ -50,7 +50,7 @@ def known(made: TransformersEngine, images: Any = IMAGES) -> list[EncodedImage]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_windows_matter(name: str) -> None:
-    """The windows of these tests hide something."""
+    """The windows of these tests change answers."""
     row = requests(IMAGES, "plain")[2]
     short, ample = (engine(name, window).generate([row], SHORT)[0] for window in ("short", "ample"))
     assert short.logprobs != pytest.approx(ample.logprobs, abs=1e-3)
@@ -75,7 +75,7 @@ class TestReuse:
 
     @pytest.mark.parametrize("kind", ["plain", "text", "all"])
     @pytest.mark.parametrize("decoding", [LONG, BOX], ids=["answer", "box"])
-    def test_the_first_question_leaves_the_prefixes(
+    def test_the_first_question_fills_the_prefixes(
         self, name: str, window: str, kind: str, decoding: Decoding
     ) -> None:
         made = engine(name, window)
@@ -116,7 +116,7 @@ class TestBranches:
         made, rows = engine(name, window), requests(IMAGES, kind)
         assert_same(made.generate(rows, BOX), [made.generate([row], BOX)[0] for row in rows])
 
-    def test_see_what_they_would_see_alone(self, name: str, window: str) -> None:
+    def test_read_the_same_as_alone(self, name: str, window: str) -> None:
         made = engine(name, window)
         form, rows = made._compile(BOX.form), requests(IMAGES, "text")[:1]
         assert form is not None
@@ -133,10 +133,10 @@ class TestWhatIsComputed:
     def test_nothing_of_the_image_in_scope_text(self, name: str) -> None:
         made = engine(name)
         (image,) = known(made, IMAGES[:1])
-        light = Highlight(MIDDLE, 8.0, "text")
+        highlight = Highlight(MIDDLE, 8.0, "text")
         with counted(made) as lengths:
-            made.generate([Request(IMAGES[0], "hi", light)], SHORT)
-            made.generate([Request(image, "hi", light)], SHORT)
+            made.generate([Request(IMAGES[0], "hi", highlight)], SHORT)
+            made.generate([Request(image, "hi", highlight)], SHORT)
         assert lengths[5] == lengths[0] - len(image.prefix.value.token_ids)
         assert lengths[6:] == [1] * 4
 
@@ -147,19 +147,19 @@ class TestWhatIsComputed:
             made.generate(requests(images, "text")[:3], SHORT)
         assert len(lengths) == 5
 
-    def test_images_that_see_themselves_are_not_entered(self, name: str) -> None:
+    def test_bidirectional_images_are_reused_whole(self, name: str) -> None:
         made = engine(name)
         (image,) = known(made, IMAGES[:1])
-        light = Highlight(Region(boxes=((0.5, 0.5, 1.0, 1.0),)), 8.0)
-        assert not made.token_mask(IMAGES[0].size, light).ravel()[0]
+        highlight = Highlight(Region(boxes=((0.5, 0.5, 1.0, 1.0),)), 8.0)
+        assert not made.token_mask(IMAGES[0].size, highlight).ravel()[0]
         with counted(made) as lengths:
-            made.generate([Request(IMAGES[0], "hi", light)], SHORT)
-            made.generate([Request(image, "hi", light)], SHORT)
+            made.generate([Request(IMAGES[0], "hi", highlight)], SHORT)
+            made.generate([Request(image, "hi", highlight)], SHORT)
         assert (lengths[5] == lengths[0]) == (name in BOTH_WAYS)
 
 
-def test_a_small_gemma_4_does_not_see_both_ways() -> None:
-    """Its larger kin do: the checkpoint says so."""
+def test_a_small_gemma_4_is_causal() -> None:
+    """Larger ones are bidirectional; the config says so."""
     made = TransformersEngine.from_pretrained(zoo("gemma4"))
     assert made.family.bidirectional(made.model.config)
     made.model.config.text_config.use_bidirectional_attention = None

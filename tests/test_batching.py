@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import functools
 import gc
 from dataclasses import replace
@@ -12,18 +11,16 @@ import pytest
 import torch
 from models import checkpoint, picture
 
-from cof.engines.transformers import batching
 from cof.engines.transformers.batching import group_by_size
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
-from cof.families import image_tokens as tokens
 from cof.geometry.regions import Region
 from cof.pipeline import CoF
 from cof.settings import Settings
 from cof.types import Decoding, Highlight, Request
 
 SHORT = Decoding(max_new_tokens=4)
-LIGHT = Highlight(Region(boxes=((0.4, 0.6, 0.6, 0.9),)), 8.0)
+HIGHLIGHT = Highlight(Region(boxes=((0.4, 0.6, 0.6, 0.9),)), 8.0)
 
 
 @functools.cache
@@ -34,8 +31,8 @@ def engine(budget: int = 16384) -> TransformersEngine:
 def requests() -> list[Request]:
     questions = ["hi", "a far longer question about it" * 3, "which digit?", "hello there"]
     images = [picture((60, 40)), picture((40, 90), 1), picture((64, 64), 2), picture((60, 40))]
-    lights = [None, LIGHT, LIGHT, None]
-    return [Request(*row) for row in zip(images, questions, lights, strict=True)]
+    highlights = [None, HIGHLIGHT, HIGHLIGHT, None]
+    return [Request(*row) for row in zip(images, questions, highlights, strict=True)]
 
 
 @pytest.mark.parametrize("budget", [1, 250, 400])
@@ -78,8 +75,8 @@ def test_masks_are_made_once_however_a_batch_is_cut(
         return whole(image_wh, highlight)
 
     monkeypatch.setattr(made.tokens, "mask", counted)
-    light = replace(LIGHT, guidance=guidance)
-    asked = [Request(picture((60 + n, 40), n), "hi", light) for n in range(3)]
+    highlight = replace(HIGHLIGHT, guidance=guidance)
+    asked = [Request(picture((60 + n, 40), n), "hi", highlight) for n in range(3)]
     made.generate(asked, SHORT)
     branches = 1 if guidance == 1 else 2  # guided answers have a branch that looks away
     assert sorted(sizes) == sorted([(60 + n, 40) for n in range(3)] * branches)
@@ -124,9 +121,3 @@ def quick() -> Settings:
 def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CofError, match=message):
         TransformersEngine.from_pretrained(checkpoint("llava"), **options)
-
-
-def test_worked_examples() -> None:
-    for module in (batching, tokens):
-        failed, tried = doctest.testmod(module)
-        assert (failed, tried > 0) == (0, True)

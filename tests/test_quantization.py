@@ -1,4 +1,4 @@
-"""Weights of 4 and 8 bits, by transformers and bitsandbytes; on a processor too."""
+"""Weights of 4 and 8 bits, by transformers and bitsandbytes, on a CPU."""
 
 from __future__ import annotations
 

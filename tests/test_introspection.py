@@ -1,4 +1,4 @@
-"""What is read of a model's states, held against transformers' own outputs of the same pass."""
+"""What is read from a model's states, against transformers' own outputs of the same pass."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def engine(name: str) -> TransformersEngine:
 
 @functools.cache
 def by_transformers(name: str, prompt: str) -> tuple[Any, Tensor, Tensor]:
-    """The first step's output with everything in it, from picture and text, the whole text's
-    tokens, and which of them are the image's."""
+    """The first step's output with attention and states, the tokens of the text, and which of them
+    are the image's."""
     made = engine(name)
     model = AutoModelForImageTextToText.from_pretrained(
         folder(name), attn_implementation="eager"
@@ -67,7 +67,7 @@ class TestEveryFamily:
     def test_reads_states(self, name: str) -> None:
         assert isinstance(engine(name), StateReader)
 
-    def test_tokens_look_where_boxes_mark_them(self, name: str) -> None:
+    def test_centres_lie_where_boxes_cover_tokens(self, name: str) -> None:
         """The tokens left of the middle are those that a box over the left half covers."""
         made = engine(name)
         for wh in ((150, 60), (70, 190)):
@@ -171,7 +171,7 @@ def test_a_small_budget_changes_nothing(budget: int) -> None:
     assert small.image_attentions([]) == []
 
 
-def test_a_phrase_is_looked_for_in_the_prompt_not_in_the_chat_around_it() -> None:
+def test_a_phrase_is_found_in_the_prompt_and_not_in_the_chat_around_it() -> None:
     tokenizer = engine("llava").processor.tokenizer
     text = "USER: Is the USER here? ASSISTANT:"
     asked = "Is the USER here?"
@@ -189,7 +189,7 @@ def test_a_phrase_that_is_not_in_the_prompt_has_no_tokens() -> None:
 
 
 @pytest.mark.parametrize("name", ["instructblip", "blip-2"])
-def test_a_q_former_leaves_nothing_to_compare(name: str) -> None:
+def test_a_q_former_has_no_image_tokens_to_compare(name: str) -> None:
     made = TransformersEngine.from_pretrained(checkpoint(name))
     with pytest.raises(CofError, match="not among the decoder's tokens"):
         made.phrase_similarities([Request(picture((60, 40)), "bus")], ["bus"])
@@ -197,7 +197,7 @@ def test_a_q_former_leaves_nothing_to_compare(name: str) -> None:
         made.word_probabilities([picture((60, 40))], [["bus"]])
 
 
-def test_the_token_under_a_spot_looks_at_it() -> None:
+def test_the_centre_of_a_token_lies_in_the_box_that_covers_it() -> None:
     """Centres against boxes a token wide, on a padded image."""
     made = engine("llava")
     wh = (112, 56)
