@@ -29,7 +29,7 @@ from cof.eval.report.document import (
     Text,
     markdown,
 )
-from cof.eval.store import write_atomically
+from cof.eval.json_files import write_atomically
 from cof.pipeline import CoF
 from cof.tiny.benchmark import FINE, write_benchmark
 

@@ -1,8 +1,7 @@
-"""The finished runs in a folder, and what they keep beside their numbers."""
+"""The finished runs in a folder: their numbers, questions and replies."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
 from cof.eval.data.base import Benchmark, select
 from cof.eval.evaluate import answers_path, find_shards
+from cof.eval.json_files import read_json_object
 from cof.eval.methods import Method
 from cof.eval.replies import Replies, read_questions
 from cof.eval.report.gallery import Images, Kept
@@ -26,7 +26,7 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: where it is.
+        folder: the one it wrote to.
         name: short, for files; unique in the report.
         results: its numbers (`cof.eval.evaluate.write_results`).
     """
@@ -45,11 +45,11 @@ class Run:
         return methods
 
     def folder_of(self, task: str) -> Path:
-        """Where the answers to a task are."""
+        """The folder of the answers to a task."""
         return self.folder if len(self.results["tasks"]) == 1 else self.folder / task
 
     def read_task(self, name: str, rules: Rules | None = None) -> tuple[Benchmark, Replies]:
-        """A task of the run, without its data, and what was said.
+        """A task of the run, without its data, and the replies to it.
 
         Args:
             name: of the task.
@@ -69,6 +69,8 @@ class Run:
             shard=(part, parts),
         )
         examples = select(read_questions(folder / "questions.jsonl"), None, (part, parts))
+        if not examples:
+            raise CofError(f"{folder / 'questions.jsonl'} is empty: run the evaluation again.")
         stores = find_shards(folder) if parts == 1 else []
         return task, Replies.read(examples, [*stores, answers_path(folder, (part, parts))])
 
@@ -77,7 +79,7 @@ class Run:
         another run."""
         try:
             task, replies = self.read_task(name)
-            replies.of({method: of.key for method, of in self.methods.items()})
+            replies.answers({name: method.key for name, method in self.methods.items()})
         except CofError:
             return None
         return Kept(replies.score(task), self.methods, self._find_images(name))
@@ -92,7 +94,7 @@ class Run:
             )
 
     def _find_images(self, name: str) -> Images:
-        """From the data, if it is still where the run found it."""
+        """The images of the data, if it is still where the run found it."""
         folder, numbers = self.folder_of(name).resolve(), self.results["tasks"][name]
         place = read_json_object(folder / "data.json")
         if not place:
@@ -123,21 +125,6 @@ def find_runs(out: Path) -> list[Run]:
         Run(folder, name, _read_results(folder / RESULTS))
         for name, folder in zip(_name(out, folders), folders, strict=True)
     ]
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is no such file.
-
-    Raises:
-        CofError: it is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        results = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CofError(f"{path} is damaged ({error}): run the evaluation again.") from error
-    return results if isinstance(results, dict) else {}
 
 
 def _read_results(path: Path) -> dict[str, Any]:

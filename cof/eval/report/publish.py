@@ -25,7 +25,7 @@ from cof.eval.report.latex import latex
 from cof.eval.report.page import Section, html
 from cof.eval.report.paper import paper_blocks
 from cof.eval.runs import Run, find_runs
-from cof.eval.store import write_atomically
+from cof.eval.json_files import write_atomically
 
 PAGE, TEXT, PARTS = "report.html", "report.md", "report"
 """The page, the same as Markdown, and the folder of its charts and tables."""
