@@ -12,8 +12,8 @@ from typing import Any
 
 from cof.errors import CofError, CofWarning
 from cof.eval.examples import Example
-from cof.eval.run_info import digest
 from cof.eval.json_files import parse_json, write_atomically
+from cof.eval.run_info import digest
 from cof.settings import Settings
 
 CHOSEN = "chosen.json"

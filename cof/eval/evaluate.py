@@ -108,7 +108,7 @@ class Evaluation:
                     store = Store(runner.path)
                     for path in shards:
                         store.append(Store(path).records())
-                counter = bar.add_task(name, total=runner.count_answers(methods))
+                counter = bar.add_task(name, total=len(task.examples))
                 runner.run(methods, self.grounded, partial(bar.advance, counter))
                 examples = make_portable(task.examples)
                 replies[name] = Replies.read(examples, [*shards, runner.path])

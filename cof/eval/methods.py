@@ -94,6 +94,15 @@ class Method:
 PLAIN = Method(Settings(grounder="none"))
 
 
+def box_grounders(settings: Settings) -> list[str]:
+    """The grounders of the settings that look for boxes.
+
+    >>> box_grounders(Settings(grounder="prompt+whole"))
+    ['prompt']
+    """
+    return [name for name in settings.grounders if name not in ("given", "whole", "none")]
+
+
 def grounding_key(grounder: str, settings: Settings) -> str:
     """Names the outcomes of a grounder in records.
 

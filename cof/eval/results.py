@@ -9,7 +9,7 @@ from typing import Any
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
 from cof.eval.figures import Figure, changed_units, compare, find_clusters, ratio, share
-from cof.eval.methods import Method, grounding_key
+from cof.eval.methods import Method, box_grounders, grounding_key
 from cof.eval.replies import Replies
 from cof.eval.rules import RULES
 from cof.eval.store import ENCODING, Costs, Record
@@ -103,7 +103,7 @@ def group_table(
     clusters = find_clusters(examples)
     table = {}
     for group, chosen in task.groups(examples).items():
-        rows = compare(
+        numbers = compare(
             {
                 name: share({e.id: bool(records[e.id].right) for e in chosen}, clusters, 1.0)
                 for name, records in answers.items()
@@ -111,8 +111,8 @@ def group_table(
             seed=seed,
         )
         for name, records in answers.items():
-            rows[name]["unparsed"] = sum(records[e.id].parsed is None for e in chosen)
-        table[group] = rows
+            numbers[name]["unparsed"] = sum(records[e.id].parsed is None for e in chosen)
+        table[group] = numbers
     return table
 
 
@@ -254,7 +254,7 @@ def _mean_cost(
         looking = [id for id in ids if (sure.get(id) or 0.0) <= limit]
         steps.append(("plain", ids))
     if not method.is_plain and not method.given:
-        names = [name for name in method.settings.grounders if name not in ("whole", "none")]
+        names = box_grounders(method.settings)
         steps += [(grounding_key(name, method.settings), looking) for name in names]
     key = method.key if method.key in costs else method.without_threshold.key
     steps.append((key, looking))
@@ -262,11 +262,9 @@ def _mean_cost(
     spent = [[cost for cost in each if cost is not None] for each in known]
     if not ids or spent != known:
         return None
-    passes = [cost.passes for each in spent[1:] for cost in each]
-    return _MeanCost(
-        sum(cost.seconds for each in spent for cost in each) / len(ids),
-        None if None in passes else sum(of for of in passes if of is not None) / len(ids),
-    )
+    seconds = sum(cost.seconds for each in spent for cost in each)
+    passes = [cost.passes for each in spent[1:] for cost in each if cost.passes is not None]
+    return _MeanCost(seconds / len(ids), sum(passes) / len(ids) if passes else None)
 
 
 def _texts(records: Mapping[str, Record]) -> dict[str, str | None]:

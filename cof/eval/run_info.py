@@ -76,12 +76,12 @@ def check_same_run(path: Path, about: dict[str, Any]) -> None:
 
 
 def progress_bar(console: Console) -> Progress:
-    """Counts replies and says how long the rest will take."""
+    """Counts questions and says how long the rest will take."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("replies"),
+        TextColumn("questions"),
         TimeRemainingColumn(),
         console=console,
     )

@@ -18,16 +18,17 @@ from cof.eval.batching import image_token_counter, like_batches
 from cof.eval.examples import Embedded, Example, Task
 from cof.eval.images import open_image
 from cof.eval.json_files import drop_torn_line
-from cof.eval.methods import PLAIN, Method, grounding_key
+from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
 from cof.focuses import FOCUSES
+from cof.geometry.regions import EVERYTHING
 from cof.query import Sample
 from cof.settings import Settings
 from cof.stages import Look, Outcome, answer, stage_one_request
 from cof.types import Decoding, EncodedImage, Generation, Grounding, Request, confidence
 
-Progress = Callable[[int], None]
-"""Called with the number of answers that have come in since the last call."""
+WINDOW = 16
+"""How many batches exchange questions, so that each has like ones."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,7 +52,6 @@ class Runner:
         task: asks.
         path: of the store; `costs_path` of it holds what each batch took.
         batch_size: questions in one forward pass.
-        window: how many batches may exchange questions; 1: none, they follow the task's order.
         max_new_tokens: the longest answer.
         seed: of the control's boxes.
     """
@@ -60,7 +60,6 @@ class Runner:
     task: Task
     path: Path
     batch_size: int = 48
-    window: int = 16
     max_new_tokens: int = 16
     seed: int = 0
 
@@ -68,7 +67,7 @@ class Runner:
         self,
         methods: Sequence[Method],
         grounded: Sequence[Settings] = (),
-        progress: Progress | None = None,
+        advance: Callable[[int], object] = lambda questions: None,
     ) -> Store:
         """Ask everything that is not in the store yet; the plain answers always come first.
 
@@ -76,7 +75,7 @@ class Runner:
             methods: in any order; two with the same key are one. With a threshold among them the
                 plain answers are asked too.
             grounded: settings whose stage 1 is run, though no method may need it.
-            progress: told of answers, those that were there before included.
+            advance: called with the number of questions that are done since the last call.
 
         Returns:
             The store, its file sorted by method and question.
@@ -91,65 +90,34 @@ class Runner:
             raise CofError(
                 f"{self.path} holds answers to other questions: delete it, or write elsewhere."
             )
-        keyed = _by_key(methods)
-        report = progress or (lambda _: None)
+        by_key = {method.key: method for method in methods}
+        if any(method.settings.max_plain_confidence < 1 for method in methods):
+            by_key[PLAIN.key] = PLAIN
+        groundings = {
+            grounding_key(name, settings): (name, settings)
+            for settings in grounded
+            for name in box_grounders(settings)
+        }
         count_tokens = image_token_counter(self.engine)
-        for start in range(0, len(examples), self.batch_size * self.window):
-            part = examples[start : start + self.batch_size * self.window]
-            if not self._missing(store, part, keyed, grounded):  # nor are its images looked at
-                report(len(part) * len(keyed))
+        size = self.batch_size * WINDOW
+        for window in (examples[start : start + size] for start in range(0, len(examples), size)):
+            if not store.lacks([*by_key, *groundings], window):  # nor are its images looked at
+                advance(len(window))
                 continue
-            batches = (
-                [list(part)]
-                if self.window == 1
-                else like_batches(part, self.batch_size, count_tokens)
-            )
-            for batch in batches:
-                self._run_batch(store, batch, keyed, grounded, report)
+            for part in like_batches(window, self.batch_size, count_tokens):
+                lacking = store.lacks([*by_key, *groundings], part)
+                if lacking:
+                    batch = Batch(self, store, part)
+                    batch.encode()
+                    for name, settings in groundings.values():
+                        batch.locate(name, settings)
+                    # plain answers first: others may depend on their confidence
+                    for key in sorted(by_key, key=lambda key: key != PLAIN.key):
+                        if key in lacking:
+                            batch.answer(by_key[key])
+                advance(len(part))
         store.sort([example.id for example in examples])
         return store
-
-    def count_answers(self, methods: Sequence[Method]) -> int:
-        """How many answers `run` counts."""
-        return len(self.task.examples) * len(_by_key(methods))
-
-    def _missing(
-        self,
-        store: Store,
-        batch: Sequence[Example],
-        methods: Mapping[str, Method],
-        grounded: Sequence[Settings],
-    ) -> list[str]:
-        """The keys of methods and groundings that some question of the batch lacks."""
-        keys = [grounding_key(name, each) for each in grounded for name in each.grounders]
-        return [
-            key
-            for key in dict.fromkeys([*methods, *keys])
-            if any((key, example.id) not in store for example in batch)
-        ]
-
-    def _run_batch(
-        self,
-        store: Store,
-        examples: list[Example],
-        methods: Mapping[str, Method],
-        grounded: Sequence[Settings],
-        report: Progress,
-    ) -> None:
-        missing = self._missing(store, examples, methods, grounded)
-        report(len(examples) * sum(key not in missing for key in methods))
-        if not missing:
-            return
-        batch = Batch(self, store, examples)
-        batch.encode()
-        for settings in grounded:
-            for name in settings.grounders:
-                batch.locate(name, settings)
-        # plain answers first: others may depend on their confidence
-        for key in sorted(methods, key=lambda key: key != PLAIN.key):
-            if key in missing:
-                batch.answer(methods[key])
-                report(len(examples))
 
 
 @dataclass(eq=False)
@@ -180,7 +148,7 @@ class Batch:
         """
         sources = dict.fromkeys(example.image for example in self.examples)
         opened = isolate(sources, lambda part: [open_image(source) for source in part])
-        images = {source: of for source, of in opened.items() if not isinstance(of, CofError)}
+        images = {key: image for key, image in opened.items() if not isinstance(image, CofError)}
         with self._measured(ENCODING, range(len(self.examples))):
             encoded = isolate(images, lambda part: self._encode([images[each] for each in part]))
         outcomes: dict[Path | Embedded, Any] = {**opened, **encoded}
@@ -231,7 +199,8 @@ class Batch:
         drafts = {n: self._draft(n) for n, sample in samples.items() if sample.drafts}
         known = self._known(method, samples, drafts)
         looks = self._looks(method, samples, drafts)
-        refused = self.refused | {n: of for n, of in looks.items() if isinstance(of, CofError)}
+        errors = {n: look for n, look in looks.items() if isinstance(look, CofError)}
+        refused = self.refused | errors
         asked = [number for number in samples if number not in (known | refused)]
 
         def answer_part(part: Sequence[int]) -> list[Outcome]:
@@ -247,9 +216,9 @@ class Batch:
 
         with self._measured(key, asked):
             outcomes = refused | isolate(asked, answer_part)
-        records = {n: self._record(self.examples[n], key, of) for n, of in outcomes.items()} | known
-        self._check({n: CofError(r.error) for n, r in records.items() if r.error is not None})
-        self.store.append(records.values())
+        self._check(outcomes)
+        records = {n: self._record(self.examples[n], key, of) for n, of in outcomes.items()}
+        self.store.append((records | known).values())
 
     def _encode(self, images: Sequence[Image]) -> list[EncodedImage]:
         """An engine may leave the decoder's state after an image to the first question about it.
@@ -267,26 +236,27 @@ class Batch:
         """The looks of each question, one for each of the method's grounders."""
         settings = method.settings
         if method.is_plain or method.given:
-            name = method.given or "none"
-            return {n: [Look.of(of, name, Grounding(of.region))] for n, of in samples.items()}
+            return {
+                number: [Look.of(sample, method.given or "none", Grounding(sample.region))]
+                for number, sample in samples.items()
+            }
         needs_heat_map = FOCUSES[settings.focus].uses_heat_map
-        groundings = {
+        groundings: dict[str, Mapping[int, Grounding | CofError]] = {
+            name: dict.fromkeys(samples, Grounding(EVERYTHING)) for name in settings.grounders
+        } | {
             name: self.locate(name, settings, needs_heat_map=needs_heat_map)
-            for name in settings.grounders
+            for name in box_grounders(settings)
         }
         looks: dict[int, list[Look] | CofError] = {}
         for number, sample in samples.items():
             reason = sample.skips(drafts.get(number))
-            outcomes = {
-                name: Grounding(None, reason=reason) if reason else groundings[name][number]
-                for name in groundings
-            }
-            errors = [of for of in outcomes.values() if isinstance(of, CofError)]
-            looks[number] = (
-                errors[0]
-                if errors
-                else [Look.of(sample, name, of) for name, of in outcomes.items()]  # type: ignore
-            )
+            looks[number] = own = []
+            for name in groundings:
+                outcome = Grounding(None, reason=reason) if reason else groundings[name][number]
+                if isinstance(outcome, CofError):
+                    looks[number] = outcome
+                    break
+                own.append(Look.of(sample, name, outcome))
         return looks
 
     def _known(
@@ -351,8 +321,8 @@ class Batch:
             for text in example.options
         ]
         if options:
-            scored = _scorer(engine)(
-                [requests[n] for n, _ in options], [text for _, text in options]
+            scored = _score_replies(
+                engine, [requests[n] for n, _ in options], [text for _, text in options]
             )
             for (number, _), reply in zip(options, scored, strict=True):
                 best = replies.setdefault(number, reply)
@@ -396,12 +366,6 @@ def isolate(
     return isolate(part[:middle], work) | isolate(part[middle:], work)
 
 
-def _by_key(methods: Iterable[Method]) -> dict[str, Method]:
-    keyed = {method.key: method for method in methods}
-    needs_plain = any(of.settings.max_plain_confidence < 1 for of in keyed.values())
-    return {PLAIN.key: PLAIN} | keyed if needs_plain else keyed
-
-
 @contextmanager
 def count_passes(engine: Engine) -> Iterator[Callable[[], int | None]]:
     """Counts forward passes through the engine's decoder; None where it shows no model."""
@@ -422,11 +386,12 @@ def count_passes(engine: Engine) -> Iterator[Callable[[], int | None]]:
         hook.remove()
 
 
-def _scorer(engine: Engine) -> Callable[[Sequence[Request], Sequence[str]], list[Generation]]:
-    scorer = getattr(engine, "score_replies", None)
-    if scorer is None:
-        raise CofError(f"{engine.name} cannot say how likely a reply is: use a transformers model.")
-    return scorer  # type: ignore[no-any-return]
+def _score_replies(
+    engine: Engine, requests: Sequence[Request], replies: Sequence[str]
+) -> list[Generation]:
+    from cof.engines.transformers.option_scoring import likelihoods
+
+    return likelihoods(engine, requests, replies)
 
 
 def _mean(reply: Generation) -> float:

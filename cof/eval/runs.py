@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +129,30 @@ def find_runs(out: Path) -> list[Run]:
     ]
 
 
+@contextmanager
+def explain_damage(run: Run) -> Iterator[None]:
+    """Errors about what is missing or of another type in a run's results become one sentence.
+
+    Raises:
+        CofError: there was such an error.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CofError(
+            f"{run.folder / RESULTS} is damaged, or of another version of cof ({error!r}): run the "
+            "evaluation again."
+        ) from error
+
+
 def _read_results(path: Path) -> dict[str, Any]:
     results = read_json_object(path)
-    if not {"about", "methods", "settings", "tasks"} <= results.keys():
+    tasks = results.get("tasks")
+    complete = {"about", "methods", "settings", "tasks"} <= results.keys()
+    # names of tasks are names of files
+    if not (
+        complete and isinstance(tasks, dict) and all(re.fullmatch(r"[\w-]+", t) for t in tasks)
+    ):
         raise CofError(
             f"{path} holds no results, or those of another version of cof: run the evaluation "
             "again."

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cof.eval.examples import Example
 from cof.eval.json_files import drop_torn_line, from_json, read_json_lines, write_atomically
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import Region
@@ -100,6 +101,10 @@ class Store:
     def ids(self) -> set[str]:
         """All questions that have a record."""
         return {id for _, id in self._records}
+
+    def lacks(self, keys: Iterable[str], examples: Sequence[Example]) -> list[str]:
+        """The methods without a record for some of the questions."""
+        return [key for key in keys if any((key, e.id) not in self._records for e in examples)]
 
     def method(self, key: str) -> dict[str, Record]:
         """One method's records by question."""
