@@ -218,9 +218,9 @@ def two_by_two(
 def cost_table(
     methods: Mapping[str, Method], answers: Answers, costs: Costs, examples: Sequence[Example]
 ) -> dict[str, dict[str, Any]]:
-    """What each method takes for a question, with the image encoded and stage 1: `seconds`, their
-    `ratio` to the plain answers' in the same run, and the decoder's `passes` for a batch. A method
-    with a threshold pays for the plain answer, and for looking where it looks."""
+    """What each method takes, with the images encoded and stage 1: `seconds` in all, the `ratio` to
+    the plain answers' in the same run, and the decoder's `passes` for a batch on average. A method
+    with a threshold pays for the plain answers, and for looking where it looks."""
     means = {}
     for name, method in methods.items():
         ids = [e.id for e in examples if answers[name][e.id].error is None]
@@ -228,7 +228,7 @@ def cost_table(
     plain = means.get("plain")
     return {
         name: {
-            "seconds": round(mean.seconds, 6),
+            "seconds": round(mean.seconds * len(examples), 2),
             "ratio": round(mean.seconds / plain.seconds, 3) if plain and plain.seconds else None,
             "passes": None if mean.passes is None else round(mean.passes, 1),
         }

@@ -249,14 +249,20 @@ class Batch:
         }
         looks: dict[int, list[Look] | CofError] = {}
         for number, sample in samples.items():
-            reason = sample.skips(drafts.get(number))
-            looks[number] = own = []
-            for name in groundings:
-                outcome = Grounding(None, reason=reason) if reason else groundings[name][number]
-                if isinstance(outcome, CofError):
-                    looks[number] = outcome
-                    break
-                own.append(Look.of(sample, name, outcome))
+            if reason := sample.skips(drafts.get(number)):
+                looks[number] = [Look("", Grounding(None, reason=reason), None)]
+                continue
+            outcomes = {name: groundings[name][number] for name in groundings}
+            errors = [outcome for outcome in outcomes.values() if isinstance(outcome, CofError)]
+            looks[number] = (
+                errors[0]
+                if errors
+                else [
+                    Look.of(sample, name, outcome)
+                    for name, outcome in outcomes.items()
+                    if isinstance(outcome, Grounding)
+                ]
+            )
         return looks
 
     def _known(

@@ -240,7 +240,7 @@ def _costs(name: str, numbers: Numbers) -> Table:
     rows: list[list[Cell]] = [
         [
             method,
-            Number(1000 * row["seconds"], ".1f"),
+            Number(1000 * row["seconds"] / numbers["questions"], ".1f"),
             "" if row["ratio"] is None else Number(row["ratio"], ".2f"),
             "" if row["passes"] is None else Number(row["passes"], ".1f"),
         ]
