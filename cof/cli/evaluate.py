@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from cof.cli.common import (
     with_settings,
 )
 from cof.errors import CofError
+from cof.settings import Settings
 
 ScenesOption = Annotated[
     int | None,
@@ -37,6 +39,8 @@ KindsOption = Annotated[
     str | None,
     typer.Option("--kinds", help="Ask questions of these kinds only, such as digit,letter,color."),
 ]
+_GRID_SETTINGS = [each.name for each in fields(Settings) if each.name not in ("grounder", "focus")]
+
 QuickOption = Annotated[
     bool, typer.Option("--quick", help="A few scenes and settings, to see that all runs.")
 ]
@@ -60,7 +64,7 @@ def eval_tiny(
     """Plain, CoF, two looks, and controls on held-out scenes; settings chosen beforehand."""
     from cof.eval.embedded import run_effect
 
-    plan = _plan(scenes, side, kinds, limit, quick, batch_size, seed)
+    plan = _plan(settings, scenes, side, kinds, limit, quick, batch_size, seed)
     cof = model.load(settings)
     results = run_effect(cof.engine, cof.settings, plan, out, console=Console(stderr=True))
     finish(results, out)
@@ -68,7 +72,7 @@ def eval_tiny(
 
 @sentences
 @with_model("tiny-early")
-@with_settings()
+@with_settings(_GRID_SETTINGS)
 def eval_grid(
     model: ModelOptions,
     settings: dict[str, Any],
@@ -91,12 +95,18 @@ def eval_grid(
     """Every grounder with every focus on small details: accuracy and cost of each."""
     from cof.eval.embedded import FOCUSES_COMPARED, SOURCES, run_grid
 
-    plan = _plan(scenes, side, kinds, limit, quick, batch_size, seed)
-    plan = replace(plan, strengths=plan.strengths[-5:], expands=(1.0, 1.5, 2.5))
+    plan = _plan(settings, scenes, side, kinds, limit, quick, batch_size, seed)
+    if "strength" not in settings:
+        plan = replace(plan, strengths=plan.strengths[-5:])
+    if "expand" not in settings:
+        plan = replace(plan, expands=(1.0, 1.5, 2.5))
     cof = model.load(settings)
+    base = cof.settings
+    if "boxes" not in settings and cof.engine.dialect.box_template is not None:
+        base = base.changed(boxes="template")  # so that `soft` knows how sure the sides are
     results = run_grid(
         cof.engine,
-        cof.settings,
+        base,
         plan,
         out,
         sources=split_names(grounders) or SOURCES,
@@ -123,7 +133,7 @@ def eval_synthetic(
     """The paper's tables on scenes in the formats of MME, POPE and MMBench."""
     from cof.eval.embedded import run_synthetic
 
-    plan = _plan(scenes, side, None, limit, quick, batch_size, seed)
+    plan = _plan(settings, scenes, side, None, limit, quick, batch_size, seed)
     cof = model.load(settings)
     results = run_synthetic(cof.engine, cof.settings, plan, out, console=Console(stderr=True))
     finish(results, out)
@@ -181,7 +191,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         from cof.eval.data import BENCHMARKS as READERS
         from cof.eval.data.hub import local
         from cof.eval.evaluate import Evaluation
-        from cof.eval.store import write_atomically
+        from cof.eval.json_files import write_atomically
 
         if chosen is not None and (settings or model.preset):
             raise CofError("--settings are chosen already: leave --preset and other settings out.")
@@ -219,34 +229,38 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
 
 
 def print_headline(results: dict[str, Any]) -> None:
-    """The figures that papers quote, by method; of stage 1 where that is all there is."""
+    """The figures that papers quote, by method; of a task without answers those of stage 1."""
     from cof.eval.report.blocks import grid_table
 
     if "grid" in results:
-        numbers = grid_table(results)
-        _print(numbers.head, numbers.rows, "Accuracy, and how much above the plain model")
+        table = grid_table(results)
+        _print(table.head, table.rows, "Accuracy, and how much above the plain model")
         return
     for name, task in results["tasks"].items():
         title = f"{task['benchmark']}, {task['rules']}"
         metrics = [metric for metric in task["headline"] if metric in task["figures"]]
         if not metrics:
-            for step, groups in task["grounding"].items():
-                row = groups.get("all", {})
-                if "iou_50" in row:
-                    shown = (
-                        f"{row['iou_50']['value']:.3f}   mean IoU: {row['mean_iou']['value']:.3f}"
-                    )
-                    typer.echo(f"{step.removeprefix('grounding ')}: IoU >= 0.5: {shown}")
+            _print_boxes(task["grounding"])
             continue
-        rows = []
+        lines = []
         for method in results["methods"]:
-            row = [method]
+            cells = [method]
             for metric in metrics:
-                of = task["figures"][metric][method]
-                gain = f" ({of['difference']:+.1f})" if "difference" in of else ""
-                row.append(f"{of['value']:.1f}{gain}")
-            rows.append(row)
-        _print(["method", *metrics], rows, title if len(results["tasks"]) == 1 else name)
+                numbers = task["figures"][metric][method]
+                gain = f" ({numbers['difference']:+.1f})" if "difference" in numbers else ""
+                cells.append(f"{numbers['value']:.1f}{gain}")
+            lines.append(cells)
+        _print(["method", *metrics], lines, title if len(results["tasks"]) == 1 else name)
+
+
+def _print_boxes(groundings: dict[str, Any]) -> None:
+    for step, groups in groundings.items():
+        boxes = groups.get("all", {})
+        if "iou_50" in boxes:
+            typer.echo(
+                f"{step.removeprefix('grounding ')}: IoU >= 0.5: {boxes['iou_50']['value']:.3f}   "
+                f"mean IoU: {boxes['mean_iou']['value']:.3f}"
+            )
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -258,6 +272,7 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def _plan(
+    settings: dict[str, Any],
     scenes: int | None,
     side: int,
     kinds: str | None,
@@ -281,7 +296,13 @@ def _plan(
         )
     elif scenes is not None:
         plan = replace(plan, scenes=scenes, validation_scenes=min(8, max(1, scenes // 3)))
-    return plan
+    # a value that is given is the only one to try
+    return replace(
+        plan,
+        strengths=(settings["strength"],) if "strength" in settings else plan.strengths,
+        expands=(settings["expand"],) if "expand" in settings else plan.expands,
+        scopes=(settings["scope"],) if "scope" in settings else plan.scopes,
+    )
 
 
 def finish(results: dict[str, Any], out: Path) -> None:
@@ -298,11 +319,11 @@ def split_names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def _print(head: Any, rows: Any, title: str) -> None:
-    shown = Table(*head, title=title)
-    for row in rows:
-        shown.add_row(*map(str, row))
-    Console().print(shown)
+def _print(head: Sequence[str], lines: Sequence[Sequence[object]], title: str) -> None:
+    table = Table(*head, title=title)
+    for line in lines:
+        table.add_row(*map(str, line))
+    Console().print(table)
 
 
 def _print_check(problems: list[str], path: Path) -> None:

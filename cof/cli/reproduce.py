@@ -49,37 +49,37 @@ def reproduce_paper(
     from cof.eval.report.document import markdown
     from cof.eval.report.paper import paper_blocks
 
-    found = find_parts(data)
+    parts = find_parts(data)
     if not dry_run:
-        check_parts(found)  # before minutes are spent on loading a model
+        check_parts(parts)  # before minutes are spent on loading a model
     try:
         cof = model.load(settings)
     except CofError as error:
         if not dry_run:
             raise
-        _print_parts(found)
+        _print_parts(parts)
         raise CofError(f"The model is not there: {error}") from error
     style = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
-    found = find_parts(data, prompt_style=style, limit=limit)  # type: ignore[arg-type]
+    parts = find_parts(data, prompt_style=style, limit=limit)  # type: ignore[arg-type]
     how = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     if dry_run:
-        _print_parts(found)
-        check_parts(found)
-        _print_cost(cof, found, how)
+        _print_parts(parts)
+        check_parts(parts)
+        _print_cost(cof, parts, how)
         return
     console = Console(stderr=True)
-    for part in found:
+    for part in parts:
         if part.task is None:
             console.print(f"{part.name} is not there and left out: put it at {part.needed}")
-    results = run_paper(cof.engine, cof.settings, found, out, console=console, **how)
+    results = run_paper(cof.engine, cof.settings, parts, out, console=console, **how)
     typer.echo(markdown(paper_blocks(results)))
     typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
 
 
-def _print_parts(found: list[Part]) -> None:
-    """What of the paper's data is there, and what is wrong with it."""
+def _print_parts(parts: list[Part]) -> None:
+    """Which parts of the paper's data are there, and their problems."""
     shown = Table("part", "there", "questions", "problems", title="Data")
-    for part in found:
+    for part in parts:
         if part.task is None:
             shown.add_row(part.name, f"no: put it at {part.needed}", "", "")
             continue
@@ -90,7 +90,7 @@ def _print_parts(found: list[Part]) -> None:
     Console().print(shown)
 
 
-def _print_cost(cof: CoF, found: list[Part], how: dict[str, Any]) -> None:
+def _print_cost(cof: CoF, parts: list[Part], how: dict[str, Any]) -> None:
     """Memory of the weights, and time measured on one batch of each part."""
     from cof.eval.paper import estimate_seconds
 
@@ -99,7 +99,7 @@ def _print_cost(cof: CoF, found: list[Part], how: dict[str, Any]) -> None:
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         typer.echo(f"Weights: {size / 2**30:.2f} GiB in {model.dtype} on {model.device}.")
     total = 0.0
-    for part in found:
+    for part in parts:
         if part.task is not None:
             spent = estimate_seconds(cof.engine, cof.settings, part.task, **how)
             total += spent

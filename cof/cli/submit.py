@@ -23,7 +23,7 @@ def submit_mmbench(
 ) -> None:
     """Write DIR/submission-METHOD.xlsx: the split's columns with the replies as predictions."""
     from cof.eval.data.mmbench import MMBench
-    from cof.eval.runs import read_json_object
+    from cof.eval.json_files import read_json_object
     from cof.eval.submit import submit_mmbench
 
     methods = read_json_object(directory / "results.json").get("methods")

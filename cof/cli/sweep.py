@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -25,6 +25,7 @@ from cof.cli.common import (
 )
 from cof.cli.evaluate import finish, split_names
 from cof.errors import CofError
+from cof.settings import Settings
 
 if TYPE_CHECKING:
     from cof.eval.data.base import Benchmark
@@ -35,9 +36,13 @@ T = TypeVar("T")
 Indices = tuple[int, ...] | None
 
 
+_SWEPT = ("strength", "expand", "scope", "layers", "heads")
+_SETTINGS = [each.name for each in fields(Settings) if each.name not in _SWEPT]
+
+
 @sentences
 @with_model()
-@with_settings()
+@with_settings(_SETTINGS)
 def sweep(
     model: ModelOptions,
     settings: dict[str, Any],
@@ -118,8 +123,7 @@ def sweep(
     Without BENCHMARK and PATH: on the embedded benchmark's validation scenes, with the embedded
     model, in some minutes. DIR/chosen.json goes to `cof eval --settings`.
     """
-    from cof.eval.embedded import make_sweep
-    from cof.settings import Settings
+    from cof.eval.embedded import make_candidates, make_sweep
     from cof.tiny.benchmark import FINE
 
     folder = out or Path("results") / f"sweep-{benchmark}"
@@ -132,14 +136,18 @@ def sweep(
         validation, test = _parts(benchmark, path, then_test, options)
     _ = validation.examples  # so that data with problems is refused before a model is loaded
 
-    def plan(base: Settings, layer_count: int) -> Any:
-        return make_sweep(
+    def plan(base: Settings, layer_count: int | None) -> Any:
+        named = ["all", "lower", "upper"] if layer_count else ["all"]
+        candidates = make_candidates(
             base,
-            strengths=_listed("--strengths", strengths, float),
-            expands=_listed("--expands", expands, float),
-            scopes=_listed("--scopes", scopes, str),  # type: ignore[arg-type]
-            layers=_indices("--layers", layers or ["all", "lower", "upper"], layer_count),
-            heads=_indices("--heads", heads or ["all"], None),
+            _listed("--strengths", strengths, float),
+            _listed("--expands", expands, float),
+            _listed("--scopes", scopes, str),  # type: ignore[arg-type]
+            _indices("--layers", layers or named, layer_count),
+            _indices("--heads", heads or ["all"], None),
+        )
+        return make_sweep(
+            candidates,
             rungs=rungs,
             keep=keep,
             batch_size=batch_size,
@@ -152,13 +160,14 @@ def sweep(
     cof = model.load(settings)
     style = prompt_style or ("tiny" if cof.engine.dialect.name == "tiny" else "llava")
     validation = replace(validation, prompt_style=style)  # type: ignore[arg-type]
-    layer_count, _ = cof.engine.adapter.shape  # type: ignore[attr-defined]
+    adapter = getattr(cof.engine, "adapter", None)
+    layer_count = adapter.shape[0] if adapter else None
     study, console = plan(cof.settings, layer_count), Console(stderr=True)
     choice = study.choose(cof.engine, {benchmark: validation}, folder, console=console)
-    best = choice.tried["cof"]
-    accuracy = next(of["accuracy"] for of in best if of["key"] == choice.chosen["cof"].key)
+    tried = {each["key"]: each["accuracy"] for each in choice.tried["cof"]}
+    accuracy = tried[choice.chosen["cof"].key]
     typer.echo(
-        f"Chosen of {len(best)}: {choice.chosen['cof'].key}; accuracy {accuracy:.3f}, plain "
+        f"Chosen of {len(tried)}: {choice.chosen['cof'].key}; accuracy {accuracy:.3f}, plain "
         f"{choice.plain:.3f} on {choice.questions} validation questions"
     )
     if accuracy <= choice.plain:

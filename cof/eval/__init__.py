@@ -1,1 +1,1 @@
-"""Measuring what looking closer is worth: tasks, methods, a resumable runner, statistics."""
+"""Evaluation: tasks, methods, a resumable runner, statistics, reports."""

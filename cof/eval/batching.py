@@ -12,7 +12,7 @@ from cof.geometry.regions import EVERYTHING
 from cof.types import Highlight
 
 CountTokens = Callable[[Example], int]
-"""How many image tokens a question's image is; any measure that grows with it will do."""
+"""The number of image tokens of a question's image, or any measure that grows with it."""
 
 
 def like_batches(
@@ -31,10 +31,11 @@ def like_batches(
     Example:
         >>> def ask(id, image, prompt):
         ...     return Example(id, Path(image), prompt, "")
-        >>> rows = [ask("1", "a", "??????"), ask("2", "b", "?"), ask("3", "a", "??"),
-        ...         ask("4", "c", "??")]
-        >>> few = {"a": 10, "b": 40, "c": 10}
-        >>> [[e.id for e in batch] for batch in like_batches(rows, 2, lambda e: few[str(e.image)])]
+        >>> examples = [ask("1", "a", "??????"), ask("2", "b", "?"), ask("3", "a", "??"),
+        ...             ask("4", "c", "??")]
+        >>> tokens = {"a": 10, "b": 40, "c": 10}
+        >>> batches = like_batches(examples, 2, lambda e: tokens[str(e.image)])
+        >>> [[e.id for e in batch] for batch in batches]
         [['4', '3'], ['1', '2']]
     """
     by_image: dict[Path | Embedded, list[Example]] = {}

@@ -1,4 +1,4 @@
-"""Settings that a study chose on validation questions, as a file that others take them from."""
+"""Settings that a study chose on validation questions, in a file for later runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 from cof.errors import CofError, CofWarning
 from cof.eval.examples import Example
+from cof.eval.json_files import parse_json, write_atomically
 from cof.eval.run_info import digest
-from cof.eval.store import write_atomically
 from cof.settings import Settings
 
 CHOSEN = "chosen.json"
@@ -25,7 +25,7 @@ class Chosen:
 
     Attributes:
         settings: the choice.
-        share: of the data's images that it was made on; 1: all of them.
+        share: of the data's images, on which it was made; 1: all of them.
         questions: fingerprints of the questions that it was made on.
         about: the model, the data, the versions and the date, for people.
     """
@@ -59,14 +59,14 @@ class Chosen:
         if not path.is_file():
             raise CofError(f"There is no {path}: `cof sweep` writes it as {CHOSEN}.")
         try:
-            record = json.loads(path.read_text("utf-8"))
+            record = parse_json(path.read_bytes())
             return cls(
                 Settings().changed(**record["settings"]),
                 float(record["share"]),
-                frozenset(record["questions"]),
-                record["about"],
+                frozenset(map(str, record["questions"])),
+                dict(record["about"]),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise CofError(f"{path} is no choice of `cof sweep` ({error!r}).") from error
 
     def write(self, path: Path) -> None:

@@ -17,19 +17,11 @@ from rich.console import Console
 
 from cof.eval.data.scenes import Scenes
 from cof.eval.evaluate import Evaluation, usual_methods
+from cof.eval.json_files import write_atomically
 from cof.eval.methods import Method, grounding_key
 from cof.eval.report.blocks import STATISTICS
 from cof.eval.report.charts import errorbars, save
-from cof.eval.report.document import (
-    Block,
-    Cell,
-    Heading,
-    Number,
-    Table,
-    Text,
-    markdown,
-)
-from cof.eval.store import write_atomically
+from cof.eval.report.document import Block, Cell, Heading, Number, Table, Text, markdown
 from cof.pipeline import CoF
 from cof.tiny.benchmark import FINE, write_benchmark
 
@@ -87,9 +79,13 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
             _interval(point["centre"]),
         ]
         for name in COMPARED:
-            of = point["methods"][name]
-            gain = Number(of["difference"], "+.3f", of["difference_low"], of["difference_high"])
-            row += [gain, f"{of['fixed']}/{of['broken']}", Number(of["p"], "p")]
+            method = point["methods"][name]
+            bounds = (method["difference_low"], method["difference_high"])
+            row += [
+                Number(method["difference"], "+.3f", *bounds),
+                f"{method['fixed']}/{method['broken']}",
+                Number(method["p"], "p"),
+            ]
         rows.append(row)
     head = ["checkpoint", "plain", "centre inside"]
     for name in COMPARED:
@@ -109,14 +105,13 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
     def plot(axes: Any) -> None:
         at = [point["centre"]["value"] for point in points]
         for name in COMPARED:
-            of = [point["methods"][name] for point in points]
             gains = [
                 {
-                    "value": row["difference"],
-                    "low": row["difference_low"],
-                    "high": row["difference_high"],
+                    "value": point["methods"][name]["difference"],
+                    "low": point["methods"][name]["difference_low"],
+                    "high": point["methods"][name]["difference_high"],
                 }
-                for row in of
+                for point in points
             ]
             errorbars(axes, at, gains, name)
         axes.axhline(0, color="#555555", linewidth=1)

@@ -1,4 +1,4 @@
-"""Studies on the embedded benchmark: what is drawn, what is chosen, what is compared."""
+"""Studies on the embedded benchmark: the questions, the candidates, and the methods compared."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CONFIDENCES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Plan:
-    """How large a study is.
+    """The size of a study, and the values that it tries.
 
     Attributes:
         scenes: test scenes of each number of objects.
@@ -59,7 +59,7 @@ class Plan:
         side: of the scenes' canvases, pixels (`cof.tiny.scenes.make_scene`).
         kinds: of questions that are asked; empty: all.
         limit: about so many questions of each task and split; None: all.
-        strengths, expands, scopes: lambda, alpha and scope tried.
+        strengths, expands, scopes: values of lambda, alpha and scope that are tried.
         batch_size: questions in one forward pass.
         seed: of the control's boxes and of the bootstrap.
     """
@@ -113,15 +113,11 @@ def run_effect(
 ) -> dict[str, Any]:
     """Does it help? The plain model against CoF and its controls, on held-out scenes.
 
-    Lambda, alpha and scope are those with which CoF, looking at its own boxes, answers most
-    validation questions rightly; all other methods have them too. Then a threshold on the plain
-    answer's confidence is chosen for `cof, if unsure`.
+    Lambda, alpha and scope are those with which CoF answers most validation questions rightly; all
+    other methods have them too. Then a threshold on the plain answer's confidence is chosen for
+    `cof, if unsure`.
     """
-    base = settings.changed(grounder="prompt", focus="attention")
-    grid = [
-        Method(base.changed(strength=strength, expand=expand, scope=scope))
-        for strength, expand, scope in itertools.product(plan.strengths, plan.expands, plan.scopes)
-    ]
+    candidates = make_candidates(settings, plan.strengths, plan.expands, plan.scopes)
 
     def thresholds(chosen: Methods) -> dict[str, list[Method]]:
         cof = chosen["cof"].settings
@@ -141,7 +137,7 @@ def run_effect(
 
     study = Study(
         "Does it help?",
-        [lambda chosen: {"cof": grid}, thresholds],
+        [lambda chosen: {"cof": candidates}, thresholds],
         compare,
         batch_size=plan.batch_size,
         seed=plan.seed,
@@ -162,9 +158,7 @@ def run_grid(
     """Every grounder with every focus, on small details.
 
     The strength of each focus (lambda, or alpha where it has none) is chosen on validation scenes,
-    looking at the boxes that the model itself writes; it is then frozen for all grounders. Boxes
-    are decoded by the family's template, if it has one, so that the focus `soft` knows how sure
-    each of their sides is.
+    looking at the boxes that the model itself writes; it is then frozen for all grounders.
 
     Raises:
         CofError: a grounder or focus is unknown, or a detector is asked for and none is named.
@@ -173,14 +167,12 @@ def run_grid(
     _check_names("focus", focuses, set(FOCUSES) - {"none"})
     if "detector" in sources:
         settings.make_grounder("detector")  # refused without one before anything is asked
-    boxes = settings.boxes if engine.dialect.box_template is None else "template"
-    base = settings.changed(grounder="prompt", boxes=boxes)
 
     def strengths(focus: str) -> list[Method]:
-        of = base.changed(focus=focus)
+        base = settings.changed(grounder="prompt", focus=focus)
         if FOCUSES[focus].uses_strength:
-            return [Method(of.changed(strength=strength)) for strength in plan.strengths]
-        return [Method(of.changed(expand=expand)) for expand in plan.expands]
+            return make_candidates(base, strengths=plan.strengths)
+        return make_candidates(base, expands=plan.expands)
 
     def compare(chosen: Methods) -> dict[str, Method]:
         methods = {"plain": PLAIN}
@@ -210,14 +202,11 @@ def run_synthetic(
     Lambda, then alpha, are those with which CoF is right most often on validation scenes, the mean
     over the three.
     """
-    mildest = settings.changed(expand=plan.expands[0])
     study = Study(
         "Synthetic MME, POPE and MMBench",
         [
-            lambda chosen: {"cof": [Method(mildest.changed(strength=s)) for s in plan.strengths]},
-            lambda chosen: {
-                "cof": [Method(chosen["cof"].settings.changed(expand=e)) for e in plan.expands]
-            },
+            lambda chosen: {"cof": make_candidates(settings, plan.strengths, plan.expands[:1])},
+            lambda chosen: {"cof": make_candidates(chosen["cof"].settings, expands=plan.expands)},
         ],
         lambda chosen: usual_methods(chosen["cof"].settings),
         batch_size=plan.batch_size,
@@ -228,39 +217,46 @@ def run_synthetic(
     return _run(study, engine, plan.draw_synthetic(out, style), plan, out, console)
 
 
-def make_sweep(
-    settings: Settings,
-    *,
-    strengths: Sequence[float],
-    expands: Sequence[float],
-    scopes: Sequence[Scope],
-    layers: Sequence[tuple[int, ...] | None] = (None,),
-    heads: Sequence[tuple[int, ...] | None] = (None,),
-    **options: Any,
-) -> Study:
-    """A study that chooses among every combination of settings.
-
-    Args:
-        settings: everything that is not swept.
-        strengths, expands, scopes, layers, heads: what is.
-        options: those of `Study`.
-    """
-    cells = [
-        Method(
-            settings.changed(
-                strength=strength, expand=expand, scope=scope, layers=of_layers, heads=of_heads
-            )
-        )
-        for strength, expand, scope, of_layers, of_heads in itertools.product(
-            strengths, expands, scopes, layers, heads
-        )
-    ]
+def make_sweep(candidates: Sequence[Method], **options: Any) -> Study:
+    """A study that chooses one of the candidates; options are those of `Study`."""
     return Study(
         "Sweep",
-        [lambda chosen: {"cof": cells}],
+        [lambda chosen: {"cof": candidates}],
         lambda chosen: usual_methods(chosen["cof"].settings),
         **options,
     )
+
+
+def make_candidates(
+    settings: Settings,
+    strengths: Sequence[float] = (),
+    expands: Sequence[float] = (),
+    scopes: Sequence[Scope] = (),
+    layers: Sequence[tuple[int, ...] | None] = (),
+    heads: Sequence[tuple[int, ...] | None] = (),
+) -> list[Method]:
+    """Every combination of values, without those that differ in nothing that matters.
+
+    Args:
+        settings: everything else; also the value of what has no values.
+        strengths, expands, scopes, layers, heads: the values to try.
+
+    >>> methods = make_candidates(Settings(focus="crop"), strengths=(2, 4), expands=(1, 2))
+    >>> [method.key for method in methods]
+    ['prompt x crop expand=1', 'prompt x crop expand=2']
+    """
+    methods: dict[str, Method] = {}
+    for strength, expand, scope, of_layers, of_heads in itertools.product(
+        strengths or (settings.strength,),
+        expands or (settings.expand,),
+        scopes or (settings.scope,),
+        layers or (settings.layers,),
+        heads or (settings.heads,),
+    ):
+        changes = {"strength": strength, "expand": expand, "scope": scope}
+        method = Method(settings.changed(**changes, layers=of_layers, heads=of_heads))
+        methods.setdefault(method.key, method)
+    return list(methods.values())
 
 
 def _run(

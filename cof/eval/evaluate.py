@@ -15,18 +15,19 @@ from rich.console import Console
 
 from cof.engines.base import Engine
 from cof.eval.data.base import Benchmark
+from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method
 from cof.eval.replies import Replies, make_portable, write_lines, write_questions
 from cof.eval.results import collect_results
 from cof.eval.run_info import check_same_run, describe_engine, progress_bar, questions_digest
 from cof.eval.runner import Runner
-from cof.eval.store import Store, write_atomically
+from cof.eval.store import Store
 from cof.settings import Settings
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is run, and how.
+    """Methods that answer the same questions.
 
     Attributes:
         methods: by the names under which they are reported; `plain` is among them unless only
@@ -63,7 +64,7 @@ class Evaluation:
         console: Console,
         **more: Any,
     ) -> dict[str, Any]:
-        """Ask what `out` does not hold yet, and collect all figures.
+        """Ask everything that `out` does not hold yet, and collect all figures.
 
         A shard's answers have a file of their own; a run without shards begins with those of all
         shards that `out` holds.
@@ -76,7 +77,7 @@ class Evaluation:
             more: goes into the results as it is.
 
         Returns:
-            What `results.json` holds; it is written too.
+            The content of `results.json`, which is written too.
 
         Raises:
             CofError: the data has problems, or `out` holds answers of another run.
@@ -107,8 +108,7 @@ class Evaluation:
                     store = Store(runner.path)
                     for path in shards:
                         store.append(Store(path).records())
-                total = runner.count_answers(methods)
-                counter = bar.add_task(name, total=total)
+                counter = bar.add_task(name, total=len(task.examples))
                 runner.run(methods, self.grounded, partial(bar.advance, counter))
                 examples = make_portable(task.examples)
                 replies[name] = Replies.read(examples, [*shards, runner.path])
@@ -117,7 +117,7 @@ class Evaluation:
         return results
 
     def describe(self, engine: Engine, tasks: Mapping[str, Benchmark]) -> dict[str, Any]:
-        """What must be the same for answers to belong to one run, and what to cite."""
+        """Everything that answers of one run have in common, and that reports cite."""
         first = next(iter(tasks.values()))
         asked = [e for task in tasks.values() for e in _all_shards(task).examples]
         return {
@@ -134,16 +134,16 @@ class Evaluation:
 def tell_errors(results: Mapping[str, Any], console: Console) -> None:
     """Say how many questions were refused, and so count as wrong."""
     for name, numbers in results["tasks"].items():
-        most = max(numbers["errors"].values(), default=0)
-        if most:
+        refused = max(numbers["errors"].values(), default=0)
+        if refused:
             console.print(
-                f"{name}: {most} question{'s' * (most > 1)} could not be asked and count as wrong; "
-                "`error` in answers.jsonl says why."
+                f"{name}: {refused} question{'s' * (refused > 1)} could not be asked and count as "
+                "wrong; `error` in answers.jsonl says why."
             )
 
 
 def task_folder(out: Path, name: str, tasks: Mapping[str, Any]) -> Path:
-    """Where the answers to a task are, and are made room for."""
+    """The folder of the answers to a task; it is made."""
     folder = out if len(tasks) == 1 else out / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -179,7 +179,7 @@ def write_results(
         more: goes into the results as it is.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
     """
     keys = {name: method.key for name, method in methods.items()}
     results: dict[str, Any] = {
@@ -204,7 +204,7 @@ def write_results(
 
 
 def answers_path(out: Path, shard: Sequence[int]) -> Path:
-    """Where a run in `out` keeps the replies of a shard."""
+    """The file of a shard's replies in `out`."""
     part, parts = shard
     return out / ("answers.jsonl" if parts == 1 else f"answers-{part}-of-{parts}.jsonl")
 
@@ -221,13 +221,13 @@ def _all_shards(task: Benchmark) -> Benchmark:
 
 
 def _locate_data(task: Benchmark, out: Path) -> dict[str, str | None]:
-    """Where the data lies, as seen from `out`: for images in a report."""
+    """The paths of the data, relative to `out`: for images in a report."""
 
-    def seen(path: Path | None) -> str | None:
+    def relative(path: Path | None) -> str | None:
         if path is None:
             return None
         # folders as they really lie, or ".." would lead elsewhere; a file's link keeps its name
         real = os.path.join(os.path.realpath(path.parent), path.name)
         return Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
 
-    return {"path": seen(task.path), "images": seen(task.images)}
+    return {"path": relative(task.path), "images": relative(task.images)}

@@ -12,6 +12,7 @@ vary so much: where all are right the bootstrap would claim certainty.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def find_clusters(examples: Iterable[Example]) -> dict[str, str]:
     >>> asked = [Example("1", Path("a"), "", "", group="x"), Example("2", Path("b"), "", "",
     ...          group="x"), Example("3", Path("b"), "", ""), Example("4", Path("c"), "", "")]
     >>> clusters = find_clusters(asked)
-    >>> clusters["1"] == clusters["2"] == clusters["3"] == clusters["x"] != clusters["4"]
+    >>> clusters["1"] == clusters["2"] == clusters["3"] == clusters["group x"] != clusters["4"]
     True
     """
     parent: dict[str, str] = {}
@@ -89,14 +90,19 @@ def find_clusters(examples: Iterable[Example]) -> dict[str, str]:
             node = parent[node]
         return node
 
-    members: dict[str, str] = {}
+    images: dict[str, str] = {}
     for example in examples:
         image = f"image {example.image}"
-        members[example.id] = image
+        images[example.id] = image
         if example.group:
-            members.setdefault(example.group, image)
-            parent[root(f"group {example.group}")] = root(image)
-    return {name: root(image) for name, image in members.items()}
+            images.setdefault(group_name(example), image)
+            parent[root(group_name(example))] = root(image)
+    return {name: root(image) for name, image in images.items()}
+
+
+def group_name(example: Example) -> str:
+    """The name of a question's group; of a question alone its id."""
+    return f"group {example.group}" if example.group else example.id
 
 
 def share(units: Mapping[str, bool], clusters: Clusters, scale: float = 100.0) -> Figure:
@@ -128,7 +134,7 @@ def group_right(examples: Iterable[Example], right: Mapping[str, bool]) -> dict[
     """By group, whether all of its questions are right; a question alone is its own group."""
     together: dict[str, bool] = {}
     for example in examples:
-        name = example.group or example.id
+        name = group_name(example)
         together[name] = together.get(name, True) and right[example.id]
     return together
 
@@ -148,9 +154,9 @@ def compare(
         and where the figure has units `fixed`, `broken` and `p` (`sign_flip_test`). Of every
         figure with units `n`, their number.
     """
-    names = sorted({name for f in figures.values() for counts in f.ratios for name in counts})
-    weights = _resample(len(names), seed)
-    draws = {name: _draw(figure, names, weights) for name, figure in figures.items()}
+    clusters = sorted({name for f in figures.values() for counts in f.ratios for name in counts})
+    weights = _resample(len(clusters), seed)
+    draws = {name: _draw(figure, clusters, weights) for name, figure in figures.items()}
     table: dict[str, dict[str, float]] = {}
     for name, figure in figures.items():
         row: dict[str, float] = {"n": len(figure.units)} if figure.units else {}
@@ -247,25 +253,28 @@ def _by_cluster(counts: Iterable[tuple[str, float, float]], clusters: Clusters) 
 
 
 def _ratio(counts: Counts) -> float:
-    whole = math.fsum(of for _, of in counts.values())
+    whole = math.fsum(whole for _, whole in counts.values())
     return math.fsum(part for part, _ in counts.values()) / whole if whole else 0.0
 
 
-def _resample(clusters: int, seed: int) -> NDArray[np.int64]:
+@functools.lru_cache(maxsize=2)
+def _resample(clusters: int, seed: int) -> NDArray[np.float64]:
     """`(RESAMPLES, clusters)`: how often each cluster is drawn."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(clusters, np.full(clusters, 1 / max(clusters, 1)), size=RESAMPLES)
+    shares = np.full(clusters, 1 / clusters)
+    counts = np.random.default_rng(seed).multinomial(clusters, shares, size=RESAMPLES)
+    return counts.astype(np.float64)
 
 
-def _draw(figure: Figure, names: Sequence[str], weights: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`(RESAMPLES,)`: the figure over the clusters drawn; NaN where a ratio has none of its own."""
+def _draw(
+    figure: Figure, clusters: Sequence[str], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`(RESAMPLES,)`: the figure over the clusters drawn. A ratio none of whose clusters is drawn
+    keeps its value; with few clusters that is not rare, in one of MME's fourteen tasks."""
     sums = np.zeros(len(weights))
     for counts in figure.ratios:
-        if not any(whole for _, whole in counts.values()):
-            continue
-        table = np.array([counts.get(name, (0, 0)) for name in names], dtype=np.float64)
-        part, whole = (weights @ table).T
-        sums += np.divide(part, whole, out=np.full(len(weights), np.nan), where=whole > 0)
+        table = np.array([counts.get(name, (0, 0)) for name in clusters], dtype=np.float64)
+        part, whole = (weights @ table.reshape(-1, 2)).T
+        sums += np.divide(part, whole, out=np.full(len(weights), _ratio(counts)), where=whole > 0)
     return figure.scale * sums
 
 
@@ -278,16 +287,16 @@ def _own_interval(figure: Figure, draws: NDArray[np.float64]) -> Interval:
     if not figure.units:
         return _percentiles(figure.value, draws)
     value = figure.value / figure.scale
-    variance = float(np.nanvar(draws)) / figure.scale**2
+    variance = float(draws.var()) / figure.scale**2
     n: float = len(figure.ratios[0])
-    if 0 < value < 1 and variance > 0:
+    if 0 < value < 1 and variance > 1e-12:
         n = min(value * (1 - value) / variance, len(figure.units))
     interval = wilson(value * n, n)
     return Interval(figure.value, figure.scale * interval.low, figure.scale * interval.high)
 
 
 def _percentiles(value: float, draws: NDArray[np.float64]) -> Interval:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
+    low, high = np.quantile(draws, [0.025, 0.975])
     return Interval(value, float(low), float(high))
 
 

@@ -32,19 +32,17 @@ def open_image(source: Path | Embedded) -> Image.Image:
 
 
 def read_image_wh(source: Path | Embedded) -> tuple[int, int] | None:
-    """`(width, height)` in pixels of the upright image, without decoding it; None: no image.
-
-    Whoever decodes it is told what is wrong with it.
-    """
+    """`(width, height)` in pixels of the upright image, without decoding it; None: no image."""
     try:
         data = source if isinstance(source, Path) else io.BytesIO(source.load())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(data) as opened:
+                width, height = opened.size
                 turned = opened.getexif().get(_ORIENTATION) in _SIDES_EXCHANGED
-                return (opened.height, opened.width) if turned else opened.size
-    except (OSError, SyntaxError, CofError, Image.DecompressionBombError):
-        return None  # Pillow raises a SyntaxError on some broken headers
+                return (height, width) if turned else (width, height)
+    except Exception:  # Pillow's readers raise many kinds on damaged files; `open_image` tells why
+        return None
 
 
 def image_digest(source: Path | Embedded) -> str:

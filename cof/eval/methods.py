@@ -1,9 +1,11 @@
-"""What is compared: one way of answering is the pipeline's settings, or regions that are given."""
+"""Methods to compare: the settings of the pipeline, or regions given in the grounder's place."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from cof.eval.examples import Example
@@ -11,13 +13,12 @@ from cof.focuses import FOCUSES
 from cof.geometry.boxes import FULL, XYXY, intersection
 from cof.geometry.regions import Region
 from cof.grounders import GROUNDERS
-from cof.settings import Settings
+from cof.settings import Settings, settings_of
 
 Given = Literal["", "oracle", "random"]
 
 _SHOWN = ("strength", "expand", "scope")  # in every key of a method that uses them
-_BOXES = ("expand", "min_box", "square", "edge")  # what is done to boxes before stage 2
-_DEFAULTS = Settings()
+_BOXES = ("expand", "min_box", "square", "edge")  # of boxes before stage 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Method:
     Attributes:
         settings: the pipeline's.
         given: regions in the grounder's place: `oracle`: the true ones; `random`: boxes of the
-            true ones' size elsewhere, the control; empty: the grounder looks.
+            true ones' size elsewhere, the control; empty: there are none.
     """
 
     settings: Settings
@@ -41,7 +42,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Where to look, and how: the cell in a grid.
+        """Where to look, and how: the name of its cell in a grid.
 
         >>> Method(Settings(focus="crop"), "oracle").name
         'oracle x crop'
@@ -63,24 +64,24 @@ class Method:
             return "plain"
         settings = self.settings
         grounders = () if self.given else settings.grounders
-        names = {of.name for of in fields(FOCUSES[settings.focus])}  # type: ignore[arg-type]
+        names = {*settings_of(FOCUSES[settings.focus])}
         if grounders != ("whole",):
             names |= {*_BOXES}
         for grounder in grounders:
-            names |= settings.values_of(GROUNDERS[grounder]).keys()
-        if set(grounders) - {"whole", "none"}:
+            names |= {*settings_of(GROUNDERS[grounder])}
+        if grounders:
             names |= {"on_missing", "max_plain_confidence"}
-        return f"{self.name}{_written(settings, names)}"
+        return f"{self.name}{_write_settings(settings, names)}"
 
     @property
-    def always_looks(self) -> Method:
-        """The same, whatever the plain answer's confidence."""
-        return Method(self.settings.changed(max_plain_confidence=1.0), self.given)
+    def without_threshold(self) -> Method:
+        """The method that looks whatever the plain answer's confidence."""
+        return replace(self, settings=self.settings.changed(max_plain_confidence=1.0))
 
     def region(self, example: Example, seed: int) -> Region | None:
-        """The region that is given for a question; None: the grounder looks.
+        """The region that is given for a question, xyxy in 0..1 of the image; None: none is.
 
-        A question whose true region is the whole image has that as oracle and control too.
+        A question without a true region is about the whole image.
         """
         true = example.region or FULL
         if self.given == "oracle":
@@ -93,14 +94,22 @@ class Method:
 PLAIN = Method(Settings(grounder="none"))
 
 
+def box_grounders(settings: Settings) -> list[str]:
+    """The grounders of the settings that look for boxes.
+
+    >>> box_grounders(Settings(grounder="prompt+whole"))
+    ['prompt']
+    """
+    return [name for name in settings.grounders if name not in ("given", "whole", "none")]
+
+
 def grounding_key(grounder: str, settings: Settings) -> str:
-    """Names what a grounder finds, in records.
+    """Names the outcomes of a grounder in records.
 
     >>> grounding_key("prompt", Settings(min_confidence=0.5))
     'grounding prompt min_confidence=0.5'
     """
-    names = settings.values_of(GROUNDERS[grounder]).keys()
-    return f"grounding {grounder}{_written(settings, set(names))}"
+    return f"grounding {grounder}{_write_settings(settings, settings_of(GROUNDERS[grounder]))}"
 
 
 def sample_box_elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
@@ -125,17 +134,22 @@ def sample_box_elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
     return best
 
 
-def _written(settings: Settings, names: set[str]) -> str:
+def _write_settings(settings: Settings, names: Collection[str]) -> str:
     """` name=value` of each setting that is not at its default, and of those always shown."""
     shown = []
-    for of in fields(settings):
-        value = getattr(settings, of.name)
-        if of.name in names and (of.name in _SHOWN or value != getattr(_DEFAULTS, of.name)):
-            shown.append(f" {of.name}={_shown(value)}")
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in names and (field.name in _SHOWN or value != field.default):
+            shown.append(f" {field.name}={_write_value(value)}")
     return "".join(sorted(shown))
 
 
-def _shown(value: Any) -> str:
+def _write_value(value: Any) -> str:
+    """A setting's value, different for different ones."""
     if isinstance(value, float):
-        return f"{value:g}"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    text = str(value)
+    return text if re.fullmatch(r"[\w./{}-]+", text) else repr(text)

@@ -76,7 +76,7 @@ def find_parts(
     prompt_style: PromptStyle = "llava",
     limit: int | None = None,
 ) -> list[Part]:
-    """What of the paper's data a folder holds.
+    """The parts of the paper's data that a folder holds.
 
     Raises:
         CofError: there is no such folder.
@@ -84,7 +84,7 @@ def find_parts(
     if not data.is_dir():
         raise CofError(f"There is no folder {data}: name the one that holds mme/, mmbench/, pope/.")
     entries = sorted(path for path in (*data.iterdir(), *data.glob("*/*.tsv")))
-    found = []
+    parts = []
     for name, (reader, pattern, _) in LAYOUT.items():
         places = [
             path
@@ -92,19 +92,19 @@ def find_parts(
             if re.fullmatch(pattern, path.relative_to(data).as_posix(), re.IGNORECASE)
         ]
         task = reader(places[0], rules, prompt_style, None, limit) if places else None
-        found.append(Part(name, task))
-    return found
+        parts.append(Part(name, task))
+    return parts
 
 
-def check_parts(found: Sequence[Part]) -> dict[str, Benchmark]:
+def check_parts(parts: Sequence[Part]) -> dict[str, Benchmark]:
     """The parts that are there, by name, each read once.
 
     Raises:
         CofError: none is, or one has problems.
     """
-    tasks = {part.name: part.task for part in found if part.task is not None}
+    tasks = {part.name: part.task for part in parts if part.task is not None}
     if not tasks:
-        needed = "; ".join(part.needed for part in found)
+        needed = "; ".join(part.needed for part in parts)
         raise CofError(f"None of the paper's data is there. It is looked for as: {needed}.")
     for task in tasks.values():
         _ = task.examples
@@ -143,7 +143,7 @@ def paper_methods(settings: Settings, model_name: str) -> dict[str, Method]:
 def run_paper(
     engine: Engine,
     settings: Settings,
-    found: list[Part],
+    parts: list[Part],
     out: Path,
     *,
     console: Console,
@@ -154,25 +154,25 @@ def run_paper(
     Args:
         engine: the model.
         settings: of the row "cof".
-        found: `find_parts` of the data.
+        parts: `find_parts` of the data.
         out: folder; a run that was interrupted goes on from there.
         console: for progress.
         how: `batch_size`, `max_new_tokens` and `seed` of `Evaluation`.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
         CofError: no part is there, or one has problems.
     """
-    tasks = check_parts(found)
+    tasks = check_parts(parts)
     figures = {
         row: dict(zip(FIGURES, values, strict=False))
         for row, values in published(engine.name).items()
     }
     paper = {
         "published": figures,
-        "missing": [part.name for part in found if part.task is None],
+        "missing": [part.name for part in parts if part.task is None],
     }
     evaluation = Evaluation(paper_methods(settings, engine.name), (settings,), **how)
     study = "Tables I and II of the paper"
@@ -182,9 +182,9 @@ def run_paper(
 
 
 def estimate_seconds(engine: Engine, settings: Settings, task: Benchmark, **how: Any) -> float:
-    """A rough estimate of what all rows on one benchmark take, from one batch of it.
+    """A rough estimate of the time of all rows on one benchmark, from one batch of it.
 
-    A few questions are asked before that, because first passes are slow.
+    One question is asked before that, because first passes are slow.
     """
     evaluation = Evaluation(paper_methods(settings, engine.name), (settings,), **how)
     seconds, asked = 0.0, 1

@@ -1,4 +1,4 @@
-"""What a run keeps of every question: enough to score it again without the model or the data."""
+"""The questions of a run and all replies: enough to score it again without model and data."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
 from cof.eval.examples import Example, Task
+from cof.eval.json_files import from_json, read_json_lines
 from cof.eval.store import ENCODING, Costs, Record, Store, read_costs
 
 
 @dataclass(frozen=True)
 class Replies:
-    """Questions, and all that was said to them.
+    """Questions and the replies to them.
 
     Attributes:
         examples: the questions.
@@ -50,7 +52,7 @@ class Replies:
         """With every answer read and compared by the task's rules."""
         by_id = {example.id: example for example in self.examples}
 
-        def again(record: Record) -> Record:
+        def score(record: Record) -> Record:
             if record.error is not None:
                 return record
             score = task.score(by_id[record.id], record.text)
@@ -61,12 +63,12 @@ class Replies:
             records={
                 step: records
                 if is_grounding(step)
-                else {id: again(record) for id, record in records.items() if id in by_id}
+                else {id: score(record) for id, record in records.items() if id in by_id}
                 for step, records in self.records.items()
             },
         )
 
-    def of(self, methods: Mapping[str, str]) -> dict[str, Mapping[str, Record]]:
+    def answers(self, methods: Mapping[str, str]) -> dict[str, Mapping[str, Record]]:
         """The answers of methods, given as names and keys, by name.
 
         Raises:
@@ -84,12 +86,12 @@ class Replies:
 
     @property
     def groundings(self) -> dict[str, Mapping[str, Record]]:
-        """What stage 1 found, by `grounding_key`."""
-        return {step: of for step, of in self.records.items() if is_grounding(step)}
+        """The outcomes of stage 1, by `grounding_key`."""
+        return {step: records for step, records in self.records.items() if is_grounding(step)}
 
 
 def is_grounding(step: str) -> bool:
-    """Whether a step's records are what stage 1 found, not answers."""
+    """Whether a step's records are outcomes of stage 1, not answers."""
     return step.startswith("grounding ")
 
 
@@ -119,18 +121,7 @@ def read_questions(path: Path) -> list[Example]:
     """
     if not path.is_file():
         raise CofError(f"There is no {path}: run the evaluation again to write it.")
-    examples = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        try:
-            values = json.loads(line)
-            values |= {"image": Path(values["image"])}
-            values |= {name: tuple(values[name]) for name in _TUPLES if name in values}
-            examples.append(Example(**values))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CofError(
-                f"{path}, line {number} is no question ({error}): run the evaluation again."
-            ) from error
-    return examples
+    return read_json_lines(path, partial(from_json, Example), "run the evaluation again")
 
 
 def write_lines(
@@ -139,8 +130,8 @@ def write_lines(
     about: Mapping[str, Any],
     rules: str,
 ) -> str:
-    """One JSON line for each question, complete in itself: the question, what stage 1 found, every
-    method's answer, boxes and seconds, the rules, the model and the versions.
+    """One JSON line for each question, complete in itself: the question, the outcome of stage 1,
+    every method's answer, boxes and seconds, the rules, the model and the versions.
 
     Args:
         replies: scored.
@@ -148,7 +139,7 @@ def write_lines(
         about: what produced the answers.
         rules: by which they were read.
     """
-    answers = replies.of(methods)
+    answers = replies.answers(methods)
     lines = []
     for example in make_portable(replies.examples):
         line: dict[str, Any] = {
@@ -169,9 +160,6 @@ def write_lines(
         }
         lines.append(json.dumps({**line, "rules": rules, "about": about}) + "\n")
     return "".join(lines)
-
-
-_TUPLES = ("region", "options", "answers")
 
 
 def _fields(example: Example) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from cof.eval.evaluate import write_results
 from cof.eval.report.publish import write_table
 from cof.eval.rules import Rules
-from cof.eval.runs import Run, find_runs
+from cof.eval.runs import Run, explain_damage, find_runs
 
 _COLLECTED = ("about", "methods", "settings", "tasks")
 
@@ -26,19 +26,22 @@ def rescore(out: Path, rules: Rules | None = None) -> list[Path]:
     Raises:
         CofError: there is no finished run, or files of one are missing or damaged.
     """
-    return [_rescore(run, rules) for run in find_runs(out)]
+    runs = find_runs(out)
+    for run in runs:
+        with explain_damage(run):
+            _rescore(run, rules)
+    return [run.folder for run in runs]
 
 
-def _rescore(run: Run, rules: Rules | None) -> Path:
-    read = {name: run.read_task(name, rules) for name in run.results["tasks"]}
+def _rescore(run: Run, rules: Rules | None) -> None:
+    pairs = {name: run.read_task(name, rules) for name in run.results["tasks"]}
     more = {name: value for name, value in run.results.items() if name not in _COLLECTED}
     results = write_results(
         run.results["about"],
         run.methods,
-        {name: task for name, (task, _) in read.items()},
-        {name: replies for name, (_, replies) in read.items()},
+        {name: task for name, (task, _) in pairs.items()},
+        {name: replies for name, (_, replies) in pairs.items()},
         run.folder,
         **more,
     )
     write_table(results, run.folder)
-    return run.folder

@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
 from cof.eval.figures import Figure, changed_units, compare, find_clusters, ratio, share
-from cof.eval.methods import Method, grounding_key
+from cof.eval.methods import Method, box_grounders, grounding_key
 from cof.eval.replies import Replies
 from cof.eval.rules import RULES
-from cof.eval.store import ENCODING, Costs, Record, region_of
+from cof.eval.store import ENCODING, Costs, Record
 from cof.geometry.boxes import FULL, centre, contains_point, iou, union
 
 Answers = Mapping[str, Mapping[str, Record]]
-"""Name of a method -> id of a question -> what it said."""
+"""Name of a method -> id of a question -> its answer."""
 
 
 def collect_results(
@@ -37,7 +35,7 @@ def collect_results(
     """
     keys = {name: method.key for name, method in methods.items()}
     replies = replies.score(task)
-    examples, answers = replies.examples, replies.of(keys)
+    examples, answers = replies.examples, replies.answers(keys)
     known = [example for example in examples if example.answer]
     return {
         "benchmark": task.name,
@@ -51,15 +49,21 @@ def collect_results(
         "metrics": {rules: task_metrics(task, answers, examples, rules) for rules in RULES},
         "groups": group_table(task, answers, known, seed=seed),
         "changed": changed_questions(answers, known),
-        "unparsed": count_records(answers, lambda record: record.parsed is None),
-        "errors": count_records(answers, lambda record: record.error is not None),
+        "unparsed": {
+            name: sum(records[e.id].parsed is None for e in examples)
+            for name, records in answers.items()
+        },
+        "errors": {
+            name: sum(records[e.id].error is not None for e in examples)
+            for name, records in answers.items()
+        },
         "grounding": {
             step: grounding_table(records, examples, task, seed=seed)
             for step, records in replies.groundings.items()
             if all(example.id in records for example in examples)
         },
         "two_by_two": two_by_two(answers, methods, replies, examples, task),
-        "costs": cost_table(methods, replies.costs, examples),
+        "costs": cost_table(methods, answers, replies.costs, examples),
     }
 
 
@@ -85,9 +89,9 @@ def figure_table(
         name: task.figures(examples, _texts(records), task.rules)
         for name, records in answers.items()
     }
-    metrics = list(dict.fromkeys(metric for of in by_method.values() for metric in of))
+    metrics = dict.fromkeys(metric for figures in by_method.values() for metric in figures)
     return {
-        metric: compare({name: of[metric] for name, of in by_method.items()}, seed=seed)
+        metric: compare({name: figures[metric] for name, figures in by_method.items()}, seed=seed)
         for metric in metrics
     }
 
@@ -99,7 +103,7 @@ def group_table(
     clusters = find_clusters(examples)
     table = {}
     for group, chosen in task.groups(examples).items():
-        rows = compare(
+        numbers = compare(
             {
                 name: share({e.id: bool(records[e.id].right) for e in chosen}, clusters, 1.0)
                 for name, records in answers.items()
@@ -107,8 +111,8 @@ def group_table(
             seed=seed,
         )
         for name, records in answers.items():
-            rows[name]["unparsed"] = sum(records[e.id].parsed is None for e in chosen)
-        table[group] = rows
+            numbers[name]["unparsed"] = sum(records[e.id].parsed is None for e in chosen)
+        table[group] = numbers
     return table
 
 
@@ -131,18 +135,13 @@ def changed_questions(
     }
 
 
-def count_records(answers: Answers, belongs: Any) -> dict[str, int]:
-    """By method, how many of its records are so."""
-    return {name: sum(map(belongs, records.values())) for name, records in answers.items()}
-
-
 @dataclass(frozen=True)
 class BoxQuality:
     """How good the box of one question is.
 
     Attributes:
         found: whether there is a box.
-        hit: whether the box's centre is in the true region; False without a box.
+        hit: whether its centre is in the true region; False without a box.
         iou: with the true region; 0 without a box.
     """
 
@@ -153,10 +152,9 @@ class BoxQuality:
 
 def judge_box(example: Example, grounding: Record) -> BoxQuality:
     """Compare the box of stage 1 (of several: the box around them) with the true region."""
-    region = region_of(grounding)
-    if region is None:
+    if not grounding.boxes:
         return BoxQuality(False, False, 0.0)
-    box, true = union(region.boxes), example.region or FULL
+    box, true = union(grounding.boxes), example.region or FULL
     return BoxQuality(True, contains_point(true, centre(box)), iou(box, true))
 
 
@@ -168,16 +166,18 @@ def grounding_table(
     clusters = find_clusters(examples)
     table: dict[str, dict[str, Any]] = {}
     for group, chosen in task.groups(examples).items():
-        judged = {e.id: judge_box(e, groundings[e.id]) for e in chosen}
+        boxes = {e.id: judge_box(e, groundings[e.id]) for e in chosen}
         single = [e.id for e in chosen if e.single and e.region]
-        figures = {"found": share({id: q.found for id, q in judged.items()}, clusters, 1.0)}
+        figures = {"found": share({id: box.found for id, box in boxes.items()}, clusters, 1.0)}
         if single:
             figures |= {
-                "centre": share({id: judged[id].hit for id in single}, clusters, 1.0),
-                "mean_iou": ratio(((id, judged[id].iou, 1) for id in single), clusters, 1.0),
-                "iou_50": share({id: judged[id].iou >= 0.5 for id in single}, clusters, 1.0),
+                "centre": share({id: boxes[id].hit for id in single}, clusters, 1.0),
+                "mean_iou": ratio(((id, boxes[id].iou, 1) for id in single), clusters, 1.0),
+                "iou_50": share({id: boxes[id].iou >= 0.5 for id in single}, clusters, 1.0),
             }
-        table[group] = {name: compare({"": of}, seed=seed)[""] for name, of in figures.items()}
+        table[group] = {
+            name: compare({"": figure}, seed=seed)[""] for name, figure in figures.items()
+        }
     return table
 
 
@@ -216,37 +216,57 @@ def two_by_two(
 
 
 def cost_table(
-    methods: Mapping[str, Method], costs: Costs, examples: Sequence[Example]
+    methods: Mapping[str, Method], answers: Answers, costs: Costs, examples: Sequence[Example]
 ) -> dict[str, dict[str, Any]]:
-    """What each method takes: `seconds` in all, `ratio` to the plain answers in the same run, both
-    with the images encoded and stage 1, and the decoder's `passes` for a batch on average."""
-    spent = {name: _spent(method, costs, examples) for name, method in methods.items()}
-    plain = spent.get("plain", {}).get("seconds")
+    """What each method takes, with the images encoded and stage 1: `seconds` in all, the `ratio` to
+    the plain answers' in the same run, and the decoder's `passes` for a batch on average. A method
+    with a threshold pays for the plain answers, and for looking where it looks."""
+    means = {}
+    for name, method in methods.items():
+        ids = [e.id for e in examples if answers[name][e.id].error is None]
+        means[name] = _mean_cost(method, answers, costs, ids)
+    plain = means.get("plain")
     return {
-        name: {**of, "ratio": round(of["seconds"] / plain, 3) if plain else None}
-        for name, of in spent.items()
-        if of
+        name: {
+            "seconds": round(mean.seconds * len(examples), 2),
+            "ratio": round(mean.seconds / plain.seconds, 3) if plain and plain.seconds else None,
+            "passes": None if mean.passes is None else round(mean.passes, 1),
+        }
+        for name, mean in means.items()
+        if mean is not None
     }
 
 
-def _spent(method: Method, costs: Costs, examples: Sequence[Example]) -> dict[str, Any]:
-    steps = [ENCODING, method.always_looks.key]
+@dataclass(frozen=True)
+class _MeanCost:
+    seconds: float
+    passes: float | None
+
+
+def _mean_cost(
+    method: Method, answers: Answers, costs: Costs, ids: Sequence[str]
+) -> _MeanCost | None:
+    """The mean over questions; None where the cost of a step is not known."""
+    looking, steps = ids, [(ENCODING, ids)]
+    if method.settings.max_plain_confidence < 1 and not method.is_plain and not method.given:
+        sure = {id: record.confidence for id, record in answers.get("plain", {}).items()}
+        limit = method.settings.max_plain_confidence
+        looking = [id for id in ids if (sure.get(id) or 0.0) <= limit]
+        steps.append(("plain", ids))
     if not method.is_plain and not method.given:
-        names = [name for name in method.settings.grounders if name not in ("whole", "none")]
-        steps += [grounding_key(name, method.settings) for name in names]
-    if method.settings.max_plain_confidence < 1:
-        steps.append("plain")
-    ids = [example.id for example in examples]
-    known = [[costs.get(step, {}).get(id) for id in ids] for step in steps]
-    if any(cost is None for of in known for cost in of):
-        return {}
-    passes = [[cost.passes or 0 for cost in of if cost is not None] for of in known]
-    counts = any(map(any, passes))  # an engine may not show them
-    return {
-        "seconds": round(sum(cost.seconds for of in known for cost in of if cost), 2),
-        "passes": round(sum(float(np.mean(of)) for of in passes[1:]), 1) if counts else None,
-    }
+        names = box_grounders(method.settings)
+        steps += [(grounding_key(name, method.settings), looking) for name in names]
+    key = method.key if method.key in costs else method.without_threshold.key
+    steps.append((key, looking))
+    known = [[costs.get(step, {}).get(id) for id in asked] for step, asked in steps]
+    spent = [[cost for cost in each if cost is not None] for each in known]
+    if not ids or spent != known:
+        return None
+    seconds = sum(cost.seconds for each in spent for cost in each)
+    passes = [cost.passes for each in spent[1:] for cost in each if cost.passes is not None]
+    return _MeanCost(seconds / len(ids), sum(passes) / len(ids) if passes else None)
 
 
-def _texts(records: Mapping[str, Record]) -> dict[str, str]:
-    return {id: record.text for id, record in records.items()}
+def _texts(records: Mapping[str, Record]) -> dict[str, str | None]:
+    """The replies; None where there is none."""
+    return {id: None if record.error else record.text for id, record in records.items()}

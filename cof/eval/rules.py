@@ -1,25 +1,28 @@
 """How the field's harnesses read an answer out of a reply, under their names.
 
-The harnesses disagree, so a figure is only comparable with figures under the same rules:
-
-    official    the benchmark's own script
-    llava       LLaVA-1.5's evaluation, which the paper's baselines come from
-    lmms-eval   lmms-eval 0.7
-    vlmevalkit  VLMEvalKit
-
-Where a harness asks a language model to judge, or guesses at random, when its rules find nothing,
-the reply counts as unparsed (None) here, and wrong.
+The harnesses disagree, so a figure is only comparable with figures under the same rules (`SOURCES`
+says which version of each is followed). Where a harness asks a language model to judge, or guesses
+at random, when its rules find nothing, the reply counts as unparsed (None) here, and wrong.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Literal
 
 Rules = Literal["official", "llava", "lmms-eval", "vlmevalkit"]
-RULES: tuple[Rules, ...] = ("official", "llava", "lmms-eval", "vlmevalkit")
+
+SOURCES: Mapping[Rules, str] = {
+    "official": "the benchmarks' own scripts",
+    "llava": "LLaVA-1.5's evaluation, the source of the paper's baselines",
+    "lmms-eval": "lmms-eval 0.7.3",
+    "vlmevalkit": "VLMEvalKit as of November 2026, which also reads `answer is **B**`",
+}
+"""What each rule set follows."""
+
+RULES: tuple[Rules, ...] = tuple(SOURCES)
 
 Reader = Callable[[str], str | None]
 """Reply -> `yes`, `no`, or None."""
@@ -54,8 +57,8 @@ def _pope_lmms_eval(text: str) -> str | None:
 
 
 def _whole_words(text: str) -> str | None:
-    found = {"yes", "no"} & set(vqa_punctuation(text.lower()).split())
-    return found.pop() if len(found) == 1 else None
+    words = vqa_punctuation(text.lower()).split()
+    return _only(word for word in ("yes", "no") if word in words)
 
 
 MME: Mapping[Rules, Reader] = {
@@ -64,15 +67,7 @@ MME: Mapping[Rules, Reader] = {
     "lmms-eval": _mme_lmms_eval,
     "vlmevalkit": _whole_words,
 }
-"""Yes or no in MME.
-
->>> [read("Yes, it is.") for read in MME.values()]
-['yes', 'yes', 'yes', 'yes']
->>> [read("I know.") for read in MME.values()]
-[None, None, None, None]
->>> [read("Not at all") for read in MME.values()]
-['no', 'no', 'no', None]
-"""
+"""Yes or no in MME."""
 
 POPE: Mapping[Rules, Reader] = {
     "official": _pope_official,
@@ -80,13 +75,7 @@ POPE: Mapping[Rules, Reader] = {
     "lmms-eval": _pope_lmms_eval,
     "vlmevalkit": _whole_words,
 }
-"""Yes or no in POPE; under the official rule whatever does not say no says yes.
-
->>> [read("Yes.") for read in POPE.values()]
-['yes', 'yes', None, 'yes']
->>> [read("I see a dog") for read in POPE.values()]
-['yes', 'yes', None, None]
-"""
+"""Yes or no in POPE; under the official rule whatever does not say no says yes."""
 
 _AROUND = (
     ("", "."),
@@ -126,11 +115,14 @@ def _mmbench_vlmevalkit(text: str, options: Sequence[str]) -> str | None:
         return None
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
     letters = ascii_uppercase[: len(options)]
-    found = [letter for letter in letters if letter in words]
-    if len(found) == 1 and words.index(found[0]) > len(words) - 5:
-        return found[0]
-    if not found and "Z" in words:
+    letter = _only(each for each in letters if each in words)
+    if letter and words.index(letter) > len(words) - 5:
+        return letter
+    if "Z" in words and not any(each in words for each in letters):
         return None
+    stated = re.search(r"(?:correct )?answer is \*\*([A-Da-d])\*\*", text)
+    if stated:
+        return _only(each for each in letters if each == stated[1].upper())
     if len(text) > 2 * sum(len(option) for option in options):
         return None
     return _option_text(text, options)
@@ -138,25 +130,27 @@ def _mmbench_vlmevalkit(text: str, options: Sequence[str]) -> str | None:
 
 def _letter(text: str, letters: str) -> str | None:
     words = text.split()
-    found = [letter for letter in letters if letter in words]
+    letter = _only(each for each in letters if each in words)
     # in a longer reply a lone A may be the article
-    if len(found) == 1 and not ("A" in words and len(words) > 3):
-        return found[0]
+    if letter and not ("A" in words and len(words) > 3):
+        return letter
     for before, after in _AROUND:
-        found = [letter for letter in letters if before + letter + after in words]
-        if len(found) == 1:
-            return found[0]
+        letter = _only(each for each in letters if before + each + after in words)
+        if letter:
+            return letter
     return None
 
 
 def _option_text(text: str, options: Sequence[str]) -> str | None:
     reply = text.lower()
-    found = [
-        letter
-        for letter, option in zip(ascii_uppercase, options, strict=False)
-        if option.lower() in reply
-    ]
-    return found[0] if len(found) == 1 else None
+    lettered = zip(ascii_uppercase, options, strict=False)
+    return _only(letter for letter, option in lettered if option.lower() in reply)
+
+
+def _only(answers: Iterable[str]) -> str | None:
+    """The answer, if there is exactly one."""
+    several = list(answers)
+    return several[0] if len(several) == 1 else None
 
 
 OPTIONS: Mapping[Rules, OptionReader] = {
@@ -165,15 +159,7 @@ OPTIONS: Mapping[Rules, OptionReader] = {
     "lmms-eval": _mmbench_lmms_eval,
     "vlmevalkit": _mmbench_vlmevalkit,
 }
-"""The option chosen in MMBench and benchmarks like it: its letter, else its text.
-
->>> [read("(B)", ("red", "blue")) for read in OPTIONS.values()]
-['B', 'B', 'B', 'B']
->>> [read("It is blue.", ("red", "blue")) for read in OPTIONS.values()]
-['B', 'B', 'B', 'B']
->>> [read("b", ("red", "blue")) for read in OPTIONS.values()]
-['B', 'B', 'B', 'B']
-"""
+"""The option chosen in MMBench and benchmarks like it: its letter, else its text."""
 
 # fmt: off
 _PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<",
@@ -238,8 +224,8 @@ def vqa_accuracy(text: str, answers: Sequence[str]) -> float:
     >>> vqa_accuracy("stop sign", ["Stop-sign"] * 10)
     1.0
     """
-    said = vqa_normalized(text)
-    same = [vqa_normalized(answer) == said for answer in answers]
+    reply = vqa_normalized(text)
+    same = [vqa_normalized(answer) == reply for answer in answers]
     if not same:
         return 0.0
     total = sum(same)

@@ -1,4 +1,4 @@
-"""What produced an answer: recorded with it, and checked before others are added to it."""
+"""The model, the data and the versions of a run: recorded, and checked before it goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import cof
 from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.eval.examples import Example
-from cof.eval.store import write_atomically
+from cof.eval.json_files import read_json_object, write_atomically
 
 
 def describe_engine(engine: Engine) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def digest(text: str) -> str:
 
 
 def questions_digest(examples: Sequence[Example]) -> str:
-    """A fingerprint of what is asked, and of the true answers."""
+    """A fingerprint of questions and true answers."""
     return digest("".join(f"{e.id}\t{e.prompt}\t{e.answer}\n" for e in examples))
 
 
@@ -64,13 +64,7 @@ def check_same_run(path: Path, about: dict[str, Any]) -> None:
     """
     about = json.loads(json.dumps(about))  # tuples are lists there
     if path.exists():
-        try:
-            before = dict(json.loads(path.read_text("utf-8")))
-        except (TypeError, ValueError) as error:
-            raise CofError(
-                f"{path} is damaged ({error}): write to another folder with --out, or delete "
-                f"{path.parent}."
-            ) from error
+        before = read_json_object(path)
         other = [name for name in about if about[name] != before.get(name)]
         if other:
             raise CofError(
@@ -82,12 +76,12 @@ def check_same_run(path: Path, about: dict[str, Any]) -> None:
 
 
 def progress_bar(console: Console) -> Progress:
-    """Counts replies and says how long the rest will take."""
+    """Counts questions and says how long the rest will take."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("replies"),
+        TextColumn("questions"),
         TimeRemainingColumn(),
         console=console,
     )

@@ -1,9 +1,10 @@
-"""The finished runs in a folder, and what they keep beside their numbers."""
+"""The finished runs in a folder: their numbers, questions and replies."""
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
 from cof.eval.data.base import Benchmark, select
 from cof.eval.evaluate import answers_path, find_shards
+from cof.eval.json_files import read_json_object
 from cof.eval.methods import Method
 from cof.eval.replies import Replies, read_questions
 from cof.eval.report.gallery import Images, Kept
@@ -26,7 +28,7 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: where it is.
+        folder: the one it wrote to.
         name: short, for files; unique in the report.
         results: its numbers (`cof.eval.evaluate.write_results`).
     """
@@ -45,11 +47,11 @@ class Run:
         return methods
 
     def folder_of(self, task: str) -> Path:
-        """Where the answers to a task are."""
+        """The folder of the answers to a task."""
         return self.folder if len(self.results["tasks"]) == 1 else self.folder / task
 
     def read_task(self, name: str, rules: Rules | None = None) -> tuple[Benchmark, Replies]:
-        """A task of the run, without its data, and what was said.
+        """A task of the run, without its data, and the replies to it.
 
         Args:
             name: of the task.
@@ -69,6 +71,8 @@ class Run:
             shard=(part, parts),
         )
         examples = select(read_questions(folder / "questions.jsonl"), None, (part, parts))
+        if not examples:
+            raise CofError(f"{folder / 'questions.jsonl'} is empty: run the evaluation again.")
         stores = find_shards(folder) if parts == 1 else []
         return task, Replies.read(examples, [*stores, answers_path(folder, (part, parts))])
 
@@ -77,7 +81,7 @@ class Run:
         another run."""
         try:
             task, replies = self.read_task(name)
-            replies.of({method: of.key for method, of in self.methods.items()})
+            replies.answers({name: method.key for name, method in self.methods.items()})
         except CofError:
             return None
         return Kept(replies.score(task), self.methods, self._find_images(name))
@@ -92,7 +96,7 @@ class Run:
             )
 
     def _find_images(self, name: str) -> Images:
-        """From the data, if it is still where the run found it."""
+        """The images of the data, if it is still where the run found it."""
         folder, numbers = self.folder_of(name).resolve(), self.results["tasks"][name]
         place = read_json_object(folder / "data.json")
         if not place:
@@ -125,24 +129,30 @@ def find_runs(out: Path) -> list[Run]:
     ]
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is no such file.
+@contextmanager
+def explain_damage(run: Run) -> Iterator[None]:
+    """Errors about what is missing or of another type in a run's results become one sentence.
 
     Raises:
-        CofError: it is damaged.
+        CofError: there was such an error.
     """
-    if not path.is_file():
-        return {}
     try:
-        results = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CofError(f"{path} is damaged ({error}): run the evaluation again.") from error
-    return results if isinstance(results, dict) else {}
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CofError(
+            f"{run.folder / RESULTS} is damaged, or of another version of cof ({error!r}): run the "
+            "evaluation again."
+        ) from error
 
 
 def _read_results(path: Path) -> dict[str, Any]:
     results = read_json_object(path)
-    if not {"about", "methods", "settings", "tasks"} <= results.keys():
+    tasks = results.get("tasks")
+    complete = {"about", "methods", "settings", "tasks"} <= results.keys()
+    # names of tasks are names of files
+    if not (
+        complete and isinstance(tasks, dict) and all(re.fullmatch(r"[\w-]+", t) for t in tasks)
+    ):
         raise CofError(
             f"{path} holds no results, or those of another version of cof: run the evaluation "
             "again."

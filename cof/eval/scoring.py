@@ -27,7 +27,7 @@ class Score:
 
 
 def exact_match(text: str, answer: str, choices: tuple[str, ...]) -> Score:
-    """Score a reply against the answer, of which `choices` lists all possible ones.
+    """Score a reply against the answer; `choices` lists all possible answers.
 
     The one member of `choices` that occurs as a whole word is the reply's answer; case, full
     stops, brackets and prose around it do not matter. Two different ones make the reply unparsed.
@@ -52,8 +52,8 @@ def exact_match(text: str, answer: str, choices: tuple[str, ...]) -> Score:
     words = re.findall(r"[A-Za-z]+|[0-9]+", text)
     if len(words) == 1 and len(words[0]) == 1:
         words = [words[0].upper(), words[0]]
-    found = {choice for choice in choices if any(_same(word, choice) for word in words)}
-    parsed = found.pop() if len(found) == 1 else None
+    named = [choice for choice in choices if any(_same(word, choice) for word in words)]
+    parsed = named[0] if len(named) == 1 else None
     return Score(parsed, parsed == answer)
 
 

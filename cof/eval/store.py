@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from cof.errors import CofError
+from cof.eval.examples import Example
+from cof.eval.json_files import drop_torn_line, from_json, read_json_lines, write_atomically
+from cof.geometry.boxes import XYXY
 from cof.geometry.regions import Region
 
 ENCODING = "encoding"
 """In the costs: the vision encoder and the decoder's prefix, once for all methods."""
 
-T = TypeVar("T")
+_ADVICE = "delete the file to begin anew"
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,16 @@ Costs = dict[str, dict[str, Cost]]
 
 @dataclass(frozen=True)
 class Record:
-    """What one method said to one question, enough to score it again without the model.
+    """A method's reply to a question: enough to score it again without the model.
 
     Attributes:
         id: the question's.
-        method: `cof.eval.methods.Method.key`, or `grounding_key` for what stage 1 found.
+        method: `cof.eval.methods.Method.key`, or `grounding_key` for the outcome of stage 1.
         text: the reply, verbatim.
         parsed: the answer read from it; None: unparsed.
         right: whether that is the true answer.
-        boxes: where the model was made to look, after post-processing; of a grounding the boxes
-            found; xyxy in 0..1 of the image.
+        boxes: the boxes that the model was made to look at, after post-processing; of a grounding
+            the boxes that it found; xyxy in 0..1 of the image.
         confidence: geometric mean probability of the reply's tokens, 0..1; of a grounding that of
             the box; None if unknown. It depends on the batch in its fourth decimal (see
             `cof.eval.runner.Runner`).
@@ -59,9 +61,14 @@ class Record:
     text: str
     parsed: str | None = None
     right: bool | None = None
-    boxes: tuple[tuple[float, ...], ...] = ()
+    boxes: tuple[XYXY, ...] = ()
     confidence: float | None = None
     error: str | None = None
+
+    @property
+    def region(self) -> Region | None:
+        """The region that its boxes are."""
+        return Region(boxes=self.boxes) if self.boxes else None
 
 
 class Store:
@@ -72,15 +79,16 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a file, or begin it; what a killed run left is kept.
+        """Open a file, or begin it; the whole lines of a killed run are kept.
 
         Raises:
             CofError: a line, other than a torn last one, cannot be read.
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._records: dict[tuple[str, str], Record] = {}
-        self._records |= {(r.method, r.id): r for r in read_log(path, _record)}
+        drop_torn_line(path)
+        records = read_json_lines(path, partial(from_json, Record), _ADVICE)
+        self._records = {(record.method, record.id): record for record in records}
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         """Whether `(method, question id)` is there."""
@@ -91,8 +99,12 @@ class Store:
 
     @property
     def ids(self) -> set[str]:
-        """Questions of which it holds anything."""
+        """All questions that have a record."""
         return {id for _, id in self._records}
+
+    def lacks(self, keys: Iterable[str], examples: Sequence[Example]) -> list[str]:
+        """The methods without a record for some of the questions."""
+        return [key for key in keys if any((key, e.id) not in self._records for e in examples)]
 
     def method(self, key: str) -> dict[str, Record]:
         """One method's records by question."""
@@ -104,91 +116,67 @@ class Store:
 
     def append(self, records: Iterable[Record]) -> None:
         """Add those that are new."""
-        fresh = [r for r in records if (r.method, r.id) not in self._records]
-        data = "".join(_line(record) for record in fresh).encode()
+        new = {(r.method, r.id): r for r in records if (r.method, r.id) not in self._records}
+        data = "".join(map(_line, new.values())).encode()
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             while data:
                 data = data[os.write(file, data) :]
         finally:
             os.close(file)
-        self._records |= {(r.method, r.id): r for r in fresh}
+        self._records |= new
 
     def sort(self, ids: Sequence[str]) -> None:
         """Rewrite the file by method's name and order of the questions, all or nothing."""
         place = {id: number for number, id in enumerate(ids)}
         ordered = sorted(self._records.values(), key=lambda r: (r.method, place[r.id]))
-        write_atomically(self.path, "".join(_line(record) for record in ordered))
-
-
-def read_log(path: Path, read: Callable[[Any], T]) -> list[T]:
-    """What stands in a file of JSON lines that runs append to; a torn last one, as a run leaves it
-    that is killed, is cut off. Empty without a file.
-
-    Raises:
-        CofError: another line cannot be read.
-    """
-    whole = path.read_bytes() if path.exists() else b""
-    kept = whole[: whole.rfind(b"\n") + 1]
-    if kept != whole:
-        with path.open("r+b") as file:
-            file.truncate(len(kept))
-    found = []
-    for number, line in enumerate(kept.splitlines(), start=1):
-        try:
-            found.append(read(json.loads(line)))
-        except (TypeError, ValueError) as error:
-            raise CofError(
-                f"{path}, line {number} is no record: delete the file to begin anew."
-            ) from error
-    return found
+        write_atomically(self.path, "".join(map(_line, ordered)))
 
 
 def costs_path(answers: Path) -> Path:
-    """The file beside a store that says what its batches took."""
+    """The file beside a store with the costs of its batches."""
     return answers.with_suffix(".costs.jsonl")
 
 
 def log_cost(
     answers: Path, step: str, ids: Sequence[str], seconds: float, passes: int | None
 ) -> None:
-    """Add what a batch took to the file beside a store."""
+    """Add the cost of a batch to the file beside a store."""
     line = json.dumps([step, list(ids), round(seconds, 4), passes])
     with costs_path(answers).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
 def read_costs(answers: Path) -> Costs:
-    """What the replies of a store took; of a batch that was repeated the last time counts. Empty
-    where none were kept."""
+    """The costs of a store's replies; of a batch that was repeated the last time counts.
+
+    Raises:
+        CofError: a line, other than a torn last one, cannot be read.
+    """
+    drop_torn_line(costs_path(answers))
     costs: Costs = {}
-    for step, ids, seconds, passes in read_log(costs_path(answers), tuple):
-        costs.setdefault(step, {}).update(dict.fromkeys(ids, Cost(seconds / len(ids), passes)))
+    for batch in read_json_lines(costs_path(answers), _batch_cost, _ADVICE):
+        cost = Cost(batch.seconds / len(batch.ids), batch.passes)
+        costs.setdefault(batch.step, {}).update(dict.fromkeys(batch.ids, cost))
     return costs
 
 
-def region_of(record: Record) -> Region | None:
-    """What stage 1 found, from its record."""
-    boxes = tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in record.boxes)
-    return Region(boxes=boxes) if boxes else None
+@dataclass(frozen=True)
+class _BatchCost:
+    step: str
+    ids: tuple[str, ...]
+    seconds: float
+    passes: int | None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content, or leave it as it is, whoever else is writing it (other shards)."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+def _batch_cost(values: Any) -> _BatchCost:
+    step, ids, seconds, passes = values
+    cost = from_json(_BatchCost, {"step": step, "ids": ids, "seconds": seconds, "passes": passes})
+    if not cost.ids:
+        raise ValueError("a batch without questions")
+    return cost
 
 
 def _line(record: Record) -> str:
     shown = {k: v for k, v in asdict(record).items() if v is not None and v != ()}
     return json.dumps(shown) + "\n"
-
-
-def _record(fields: dict[str, Any]) -> Record:
-    boxes = tuple(tuple(box) for box in fields.pop("boxes", ()))
-    return Record(**fields, boxes=boxes)

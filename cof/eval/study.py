@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from cof.eval.data.base import Benchmark
 from cof.eval.evaluate import Evaluation
 from cof.eval.examples import Example, Subset
 from cof.eval.halving import cumulative_sizes, rank
+from cof.eval.json_files import read_json_object, write_atomically
 from cof.eval.methods import PLAIN, Method
 from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
 from cof.eval.runner import Runner
@@ -29,12 +31,12 @@ RULE = "most validation questions answered rightly (the mean over the tasks); of
 
 Methods = Mapping[str, Method]
 Round = Callable[[Methods], Mapping[str, Sequence[Method]]]
-"""What was chosen before -> the candidates for each name, the mildest first."""
+"""The choices so far -> the candidates for each name, the mildest first."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is chosen, and what is compared then.
+    """Methods to choose among, and methods to compare then.
 
     Attributes:
         name: of the study, for its report.
@@ -90,7 +92,7 @@ class Study:
             more: goes into the results as it is.
 
         Returns:
-            What `results.json` holds.
+            The content of `results.json`.
 
         Raises:
             CofError: `out` holds answers of another run, or test answers without their choice.
@@ -107,73 +109,87 @@ class Study:
         Raises:
             CofError: the tasks have no answers, or `out` belongs to another study.
         """
-        if (out / "answers.jsonl").exists() and not (out / "choice.json").exists():
+        answered = [*out.glob("answers*.jsonl"), *out.glob("*/answers*.jsonl")]
+        if answered and not (out / "choice.json").exists():
             raise CofError(
                 f"{out} holds answers to test questions, but its choice.json is gone: nothing can "
                 "be chosen any more after that. Write to another folder."
             )
         asked = {name: self._order(task) for name, task in tasks.items()}
+        examples = list(itertools.chain.from_iterable(asked.values()))
         about = {
             "study": self.name,
             **describe_engine(engine),
             "prompt_style": next(iter(tasks.values())).prompt_style,
-            "validation": digest("".join(e.id + e.prompt for of in asked.values() for e in of)),
+            "validation": digest("".join(e.id + e.prompt for e in examples)),
             "batch_size": self.batch_size,
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
         }
-        work = out / "validation"
-        check_same_run(work / "run.json", about)
+        check_same_run(out / "validation" / "run.json", about)
         chosen: dict[str, Method] = {}
-        tried: dict[str, list[dict[str, Any]]] = {}
+        tried: dict[str, dict[str, dict[str, Any]]] = {}
         plain = 0.0
-        for number, make_candidates in enumerate(self.rounds):
+        for make_candidates in self.rounds:
             candidates = make_candidates(chosen)
-            accuracy: dict[str, float] = {}
-            alive = {name: list(methods) for name, methods in candidates.items()}
-            ends = {
-                name: cumulative_sizes(len(examples), self.rungs, self.keep)
-                for name, examples in asked.items()
-            }
-            rungs = max(map(len, ends.values()))
-            cuts = {name: [0] * (rungs - len(of) + 1) + of for name, of in ends.items()}
-            tally = Tally()
-            for rung in range(rungs):
-                methods = list(itertools.chain.from_iterable(alive.values()))
-                with progress_bar(console) as bar:
-                    for name, task in tasks.items():
-                        start, end = cuts[name][rung : rung + 2]
-                        part = Subset(task, asked[name][start:end])
-                        path = work / f"{name}-{number + 1}-{rung + 1}.jsonl"
-                        self._ask(engine, part, path, methods, tally, bar)
-                accuracy |= tally.accuracy([PLAIN, *methods])
-                for name, methods in alive.items():
-                    best = rank(methods, accuracy)
-                    last = rung == rungs - 1
-                    kept = 1 if last else max(1, math.ceil(self.keep * len(best)))
-                    alive[name] = best[:kept]
+            best, accuracy, tally = self._halve(engine, tasks, asked, candidates, out, console)
             plain = accuracy[PLAIN.key]
-            chosen |= {name: methods[0] for name, methods in alive.items()}
-            tried |= {
-                name: [
-                    {
-                        "key": of.key,
-                        "accuracy": round(accuracy[of.key], 6),
-                        "questions": tally.asked(of),
-                    }
-                    for of in methods
-                ]
-                for name, methods in candidates.items()
-            }
-        examples = [e for of in asked.values() for e in of]
-        choice = Choice(chosen, tried, round(plain, 6), len(examples))
+            chosen |= best
+            for name, methods in candidates.items():
+                tried.setdefault(name, {}).update(
+                    (
+                        method.key,
+                        {
+                            "key": method.key,
+                            "accuracy": round(accuracy[method.key], 6),
+                            "questions": tally.count(method),
+                        },
+                    )
+                    for method in methods
+                )
+        lists = {name: list(methods.values()) for name, methods in tried.items()}
+        choice = Choice(chosen, lists, round(plain, 6), len(examples))
         choice.write(out / "choice.json")
-        if "cof" in chosen:
+        if "cof" in chosen and not (out / CHOSEN).exists():
             first = next(iter(tasks.values()))
             share = first.share if first.part == "validation" else 1.0
             settings = chosen["cof"].settings
             Chosen.make(examples, settings, share=share, about=about).write(out / CHOSEN)
         return choice
+
+    def _halve(
+        self,
+        engine: Engine,
+        tasks: Mapping[str, Benchmark],
+        asked: Mapping[str, Sequence[Example]],
+        candidates: Mapping[str, Sequence[Method]],
+        out: Path,
+        console: Console,
+    ) -> tuple[dict[str, Method], dict[str, float], Tally]:
+        """The best method for each name, the accuracy of each by key, and their answers."""
+        alive = {name: list(methods) for name, methods in candidates.items()}
+        sizes = {
+            name: cumulative_sizes(len(examples), self.rungs, self.keep)
+            for name, examples in asked.items()
+        }
+        rungs = max(map(len, sizes.values()))
+        # tasks with few questions ask them in the last rungs
+        ends = {name: [0] * (rungs - len(own) + 1) + own for name, own in sizes.items()}
+        accuracy: dict[str, float] = {}
+        tally = Tally()
+        for rung in range(rungs):
+            methods = list(itertools.chain.from_iterable(alive.values()))
+            with progress_bar(console) as bar:
+                for name, task in tasks.items():
+                    start, end = ends[name][rung : rung + 2]
+                    part = Subset(task, asked[name][start:end])
+                    path = out / "validation" / f"{name}-{rung + 1}.jsonl"
+                    self._ask(engine, part, path, methods, tally, bar)
+            accuracy |= tally.accuracy([PLAIN, *methods])
+            for name, methods in alive.items():
+                keep = 1 if rung == rungs - 1 else max(1, math.ceil(self.keep * len(methods)))
+                alive[name] = rank(methods, accuracy)[:keep]
+        return {name: methods[0] for name, methods in alive.items()}, accuracy, tally
 
     def measure(
         self,
@@ -233,42 +249,37 @@ class Study:
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
         )
-        wanted = {of.key: of for of in (PLAIN, *methods, *(m.always_looks for m in methods))}
-        counter = bar.add_task(path.stem, total=runner.count_answers(list(wanted.values())))
-        store = runner.run(list(wanted.values()), progress=partial(bar.advance, counter))
-        for key in wanted:
-            tally.add(part.name, key, [bool(r.right) for r in store.method(key).values()])
+        asked = [PLAIN, *methods, *(method.without_threshold for method in methods)]
+        counter = bar.add_task(path.stem, total=len(part.examples))
+        store = runner.run(asked, advance=partial(bar.advance, counter))
+        for key in dict.fromkeys(method.key for method in asked):
+            tally.add(part.name, key, [bool(record.right) for record in store.method(key).values()])
 
 
 class Tally:
-    """Right answers by task and method, over all rungs so far."""
+    """Answers of methods to tasks, right or wrong, over all rungs so far."""
 
     def __init__(self) -> None:
-        self._right: dict[tuple[str, str], list[bool]] = {}
+        self._answers: dict[str, dict[str, list[bool]]] = {}  # by method, then by task
 
     def add(self, task: str, key: str, right: Sequence[bool]) -> None:
         """Some more answers of a method to a task."""
-        self._right.setdefault((task, key), []).extend(right)
+        self._answers.setdefault(key, {}).setdefault(task, []).extend(right)
 
-    def accuracy(self, methods: Sequence[Method]) -> dict[str, float]:
+    def accuracy(self, methods: Iterable[Method]) -> dict[str, float]:
         """By key, the mean over the tasks of the share of right answers."""
         return {
-            method.key: sum(shares) / len(shares)
-            for method in methods
-            for shares in ([sum(of) / len(of) for of in self._of(method)],)
+            method.key: fmean(map(fmean, self._answers[method.key].values())) for method in methods
         }
 
-    def asked(self, method: Method) -> int:
+    def count(self, method: Method) -> int:
         """How many questions a method has answered."""
-        return sum(map(len, self._of(method)))
-
-    def _of(self, method: Method) -> list[list[bool]]:
-        return [of for (_, key), of in self._right.items() if key == method.key]
+        return sum(map(len, self._answers[method.key].values()))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What validation questions decided.
+    """The decision of the validation questions.
 
     Attributes:
         chosen: one method for each name.
@@ -288,7 +299,7 @@ class Choice:
             "questions": self.questions,
             "plain": self.plain,
             "chosen": {name: method.key for name, method in self.chosen.items()},
-            "tried": {name: list(of) for name, of in self.tried.items()},
+            "tried": {name: list(methods) for name, methods in self.tried.items()},
         }
 
     def write(self, path: Path) -> None:
@@ -298,6 +309,6 @@ class Choice:
             CofError: the file holds another choice.
         """
         record = self.as_dict()
-        if path.exists() and json.loads(path.read_text("utf-8"))["chosen"] != record["chosen"]:
+        if path.exists() and read_json_object(path).get("chosen") != record["chosen"]:
             raise CofError(f"{path} holds another choice: write to another folder.")
-        path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        write_atomically(path, json.dumps(record, indent=1) + "\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-from cof.eval.data.files import rows
+from cof.eval.data.files import read_rows
 from cof.eval.data.mmbench import LETTERS, MMBench
 from cof.eval.store import Store
 
@@ -39,18 +39,18 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
         from openpyxl.cell import WriteOnlyCell
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ModuleNotFoundError as error:
-        raise CofError("PartialBox xlsx files takes openpyxl: pip install 'cof[eval]'.") from error
+        raise CofError("Writing xlsx files takes openpyxl: pip install 'cof[eval]'.") from error
     if not answers.is_file():
         raise CofError(f"There are no answers in {answers}: run `cof eval mmbench` first.")
     store = Store(answers)
-    said = store.method(method)
-    if not said:
+    replies = store.method(method)
+    if not replies:
         known = ", ".join(sorted({record.method for record in store.records()}))
         raise CofError(f"{answers} holds no method {method!r}, but {known}.")
     _ = task.examples  # refuses data with problems
     need = ("index", "question", *LETTERS[:2])
-    table = [row for file in task.files for row in rows(file, need, [])]
-    missing = [row.text("index") for row in table if row.text("index") not in said]
+    table = [row for file in task.files for row in read_rows(file, need, [])]
+    missing = [row.text("index") for row in table if row.text("index") not in replies]
     if missing:
         raise CofError(
             f"Without an answer: {len(missing)}, the first is question {missing[0]}: run `cof eval "
@@ -71,7 +71,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
 
     for row in table:
         index = row.text("index")
-        shown = {**row.fields, "index": int(index), "prediction": said[index].text}
+        shown = {**row.fields, "index": int(index), "prediction": replies[index].text}
         sheet.append([cell(shown[name]) for name in columns])
     book.save(out)
     return len(table)

@@ -1,9 +1,10 @@
-"""What every benchmark read from files has in common."""
+"""The base of every benchmark that is read from files."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cof.errors import CofError
-from cof.eval.data.files import rows, shards
+from cof.eval.data.files import read_rows, shards
 from cof.eval.data.parts import Part, part_of
 from cof.eval.examples import Embedded, Example
 from cof.eval.figures import Clusters, Figure, ratio
@@ -41,7 +42,7 @@ class Benchmark(ABC):
         path: the folder or file.
         rules: how answers are read out of replies.
         prompt_style: whose prompts.
-        images: folder of the images where they are not beside the questions.
+        images: folder of the images, if they are not beside the questions.
         limit: about so many questions, the first ones of each kind, without tearing groups apart.
         shard: `(i, n)`: only the i-th of n parts, i from 1; groups stay whole.
         part: `validation` or `test` instead of `all`: questions about one image stay together.
@@ -96,7 +97,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def read(self, problems: list[str]) -> list[Example]:
-        """All questions; what is wrong with the data is added to `problems`."""
+        """All questions; `problems` gets a sentence for everything that is wrong with the data."""
 
     @abstractmethod
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
@@ -162,36 +163,29 @@ class Benchmark(ABC):
     def check(self) -> list[str]:
         """Everything that is wrong with the data, every image decoded; empty: nothing."""
         examples, problems = self._read
-        found = list(problems)
+        damaged = []
         for image in dict.fromkeys(example.image for example in examples):
-            if isinstance(image, Path) and not image.is_file():
+            if isinstance(image, Path) and not os.path.isfile(image):
                 continue  # already among the problems
             try:
                 open_image(image)
             except CofError as error:
-                found.append(str(error).rstrip("."))
-        return found
+                damaged.append(str(error).rstrip("."))
+        return [*problems, *damaged]
 
     @cached_property
     def _read(self) -> tuple[list[Example], tuple[str, ...]]:
         problems: list[str] = []
-        examples = self._annotated(self.read(problems), problems)
-        seen: set[str] = set()
-        for example in examples:
-            if example.id in seen:
-                problems.append(f"id {example.id} comes more than once")
-            seen.add(example.id)
-        missing = dict.fromkeys(
-            example.image
-            for example in examples
-            if isinstance(example.image, Path) and not example.image.is_file()
-        )
-        problems += [f"there is no image {image}" for image in missing]
+        examples = self._annotate(self.read(problems), problems)
+        times = Counter(example.id for example in examples)
+        problems += [f"id {id} comes more than once" for id, n in times.items() if n > 1]
+        images = dict.fromkeys(e.image for e in examples if isinstance(e.image, Path))
+        problems += [f"there is no image {path}" for path in images if not os.path.isfile(path)]
         if not examples and not problems:
             problems.append("it holds no questions")
         return examples, tuple(dict.fromkeys(problems))
 
-    def _annotated(self, examples: list[Example], problems: list[str]) -> list[Example]:
+    def _annotate(self, examples: list[Example], problems: list[str]) -> list[Example]:
         """With the true regions of `annotations.jsonl` beside the data, if there is one: lines
         with id (of the question, or of its group), region, num_objects and single."""
         folder = self.path if self.path.is_dir() else self.path.parent
@@ -200,9 +194,9 @@ class Benchmark(ABC):
             return examples
         need = ("id", "region", "num_objects", "single")
         known: dict[str, dict[str, Any]] = {}
-        for row in rows(path, need, problems):
+        for row in read_rows(path, need, problems):
             try:
-                known[row.text("id")] = _annotation(row.fields)
+                known[row.text("id")] = read_annotation(row.fields)
             except CofError as error:
                 problems.append(f"{row.where}: {str(error).rstrip('.')}")
         return [
@@ -211,8 +205,12 @@ class Benchmark(ABC):
         ]
 
 
-def _annotation(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a line of `annotations.jsonl` says of a question."""
+def read_annotation(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Region, num_objects and single of a question, from the fields of those names.
+
+    Raises:
+        CofError: they hold something else.
+    """
     region, num_objects, single = fields["region"], fields["num_objects"], fields["single"]
     if not isinstance(single, bool) or not (num_objects is None or isinstance(num_objects, int)):
         raise CofError("single is true or false, and num_objects a number of objects or null.")

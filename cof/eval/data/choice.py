@@ -21,9 +21,11 @@ class ChoiceBenchmark(Benchmark):
     """Answers are letters; the rotations of a question share its group."""
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
-        if example.likelihood:  # the text is that of the most probable option
-            return ascii_uppercase[example.options.index(text)]
-        return OPTIONS[rules](text, example.options)
+        if not example.likelihood:
+            return OPTIONS[rules](text, example.options)
+        # the text is that of the most probable option
+        letters = zip(ascii_uppercase, example.options, strict=False)
+        return next((letter for letter, option in letters if option == text), None)
 
     def choice_figures(
         self, examples: Sequence[Example], replies: Replies, rules: Rules
@@ -75,24 +77,24 @@ class CycleBenchmark(ChoiceBenchmark):
     ) -> dict[str, Figure]:
         """In percent: `average` over all orders, the same by kind, `circular` (all orders of a
         question right), `unparsed`."""
-        of = self.choice_figures(examples, replies, rules)
+        choices = self.choice_figures(examples, replies, rules)
         return {
-            "average": of.accuracy(examples),
+            "average": choices.accuracy(examples),
             **{
-                kind: of.accuracy([e for e in examples if e.kind == kind])
+                kind: choices.accuracy([e for e in examples if e.kind == kind])
                 for kind in sorted({e.kind for e in examples})
             },
-            "circular": of.circular(examples),
-            "unparsed": of.unparsed,
+            "circular": choices.circular(examples),
+            "unparsed": choices.unparsed,
         }
 
 
-def rotated(options: Sequence[str], answer: str, turns: int) -> tuple[tuple[str, ...], str]:
+def rotate_options(options: Sequence[str], answer: str, turns: int) -> tuple[tuple[str, ...], str]:
     """The options moved up by `turns` places, the first ones to the end, with the answer's letter.
 
-    >>> rotated(("red", "blue", "green"), "A", 1)
+    >>> rotate_options(("red", "blue", "green"), "A", 1)
     (('blue', 'green', 'red'), 'C')
-    >>> rotated(("red", "blue"), "", 1)
+    >>> rotate_options(("red", "blue"), "", 1)
     (('blue', 'red'), '')
     """
     moved = (*options[turns:], *options[:turns])
@@ -104,7 +106,7 @@ def rotated(options: Sequence[str], answer: str, turns: int) -> tuple[tuple[str,
 def choice_prompt(
     prompt_style: PromptStyle, question: str, options: Sequence[str], hint: str = ""
 ) -> str:
-    """A multiple-choice prompt in one of the field's wordings.
+    """A multiple-choice prompt in one of the field's prompt styles.
 
     >>> print(choice_prompt("llava", "What is it?", ["a cat", "a dog"]))
     What is it?

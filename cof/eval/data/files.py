@@ -1,4 +1,4 @@
-"""Rows of the formats that benchmarks come in: JSON lines, TSV with base64 pictures, parquet.
+"""Rows of the formats that benchmarks come in: JSON lines, TSV with base64 images, parquet.
 
 Problems are collected, not raised, so that one look at a data set names all of them.
 """
@@ -6,11 +6,10 @@ Problems are collected, not raised, so that one look at a data set names all of 
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from cof.errors import CofError
 from cof.eval.examples import Embedded
+from cof.eval.json_files import parse_json
 
 _NOTHING = "nan"
 """How pandas may have spelled an empty cell; "None" can be an option's text."""
@@ -29,8 +29,8 @@ class Row:
 
     Attributes:
         where: for messages: file and line.
-        fields: by column; the picture's is left out.
-        image: the picture that the file itself holds, if it does.
+        fields: by column; the image's is left out.
+        image: the image that the file itself holds, if it does.
     """
 
     where: str
@@ -44,7 +44,7 @@ class Row:
         return "" if text == _NOTHING else text
 
 
-def rows(
+def read_rows(
     path: Path, need: Sequence[str], problems: list[str], image: str = "image"
 ) -> Iterator[Row]:
     """The records of one file, by its ending: `.tsv`, `.parquet`, else JSON lines.
@@ -53,15 +53,13 @@ def rows(
         path: the file.
         need: columns without which a record is of no use; a file or line that lacks one is
             reported and left out.
-        problems: what is wrong is added to it.
-        image: the column that holds pictures, if the format can hold any.
+        problems: gets a sentence for everything that is wrong.
+        image: the column that holds images, if the format can hold any.
     """
-    read = {".tsv": _tsv, ".parquet": _parquet}.get(path.suffix.lower(), _json_lines)
+    read = {".tsv": _read_tsv, ".parquet": _read_parquet}.get(path.suffix.lower(), _read_json_lines)
     try:
         yield from read(path, need, problems, image)
-    except CofError:
-        raise
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         problems.append(f"{path.name}: cannot be read ({error})")
 
 
@@ -85,9 +83,9 @@ def data_files(path: Path, choices: Sequence[Sequence[str]], what: str) -> list[
     if not path.is_dir():
         return shards(path)
     for patterns in choices:
-        found = sorted({file for pattern in patterns for file in path.glob(pattern)})
-        if found:
-            return found
+        files = sorted({file for pattern in patterns for file in path.glob(pattern)})
+        if files:
+            return files
     looked_for = ", ".join(pattern for patterns in choices for pattern in patterns)
     raise CofError(
         f"{path} holds no {what} ({looked_for}): name the folder or file of the data set as it was "
@@ -114,28 +112,32 @@ def shards(path: Path) -> list[Path]:
 
 
 def _split(file: Path) -> Path:
-    """What names the split that a file is, or is a shard of."""
-    found = re.match(r"(.+?)-\d{5}-of-\d{5}", file.name)
-    return file.with_name(found[1]) if found else file
+    """The name of the split that a file is, or is a shard of."""
+    match = re.match(r"(.+?)-\d{5}-of-\d{5}", file.name)
+    return file.with_name(match[1]) if match else file
 
 
-def read_json(path: Path, problems: list[str]) -> Any:
-    """The content of one JSON file; None, with a problem added, if it cannot be read."""
+def read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """The object in a JSON file; None, with a problem added, if it holds none."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         problems.append(f"{path.name}: no JSON ({error})")
         return None
+    if isinstance(content, dict):
+        return content
+    problems.append(f"{path.name}: no JSON object")
+    return None
 
 
-def _json_lines(path: Path, need: Sequence[str], problems: list[str], _: str) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
+def _read_json_lines(path: Path, need: Sequence[str], problems: list[str], _: str) -> Iterator[Row]:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path.name}, line {number}"
             if not line.strip():
                 continue
             try:
-                fields = json.loads(line)
+                fields = parse_json(line)
             except ValueError:
                 problems.append(f"{where}: no JSON (truncated?)")
                 continue
@@ -151,7 +153,7 @@ def lacking(record: Any, need: Sequence[str]) -> list[str]:
     return [name for name in need if not isinstance(record, dict) or name not in record]
 
 
-def _tsv(path: Path, need: Sequence[str], problems: list[str], image: str) -> Iterator[Row]:
+def _read_tsv(path: Path, need: Sequence[str], problems: list[str], image: str) -> Iterator[Row]:
     with path.open("rb") as file:
         lines = _Lines(file)
         table = _csv(lines)
@@ -179,7 +181,7 @@ def _tsv(path: Path, need: Sequence[str], problems: list[str], image: str) -> It
                 text = fields.pop(image)
                 if len(text) > 64:
                     held = Embedded(where, partial(_tsv_image, path, offset, column, where))
-                else:  # another row's index stands where pictures repeat
+                else:  # another row's index stands where images repeat
                     fields[f"{image}_of"] = text
             yield Row(where, fields, held)
 
@@ -200,7 +202,7 @@ class _Lines:
 
 
 def _csv(lines: Iterable[str]) -> Any:
-    csv.field_size_limit(2**31 - 1)  # a picture is one cell
+    csv.field_size_limit(2**31 - 1)  # an image is one cell
     return csv.reader(lines, delimiter="\t")
 
 
@@ -214,19 +216,23 @@ def _tsv_image(path: Path, offset: int, column: int, where: str) -> bytes:
 def _base64(text: str, where: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise CofError(f"{where}: the picture is no base64 ({error}).") from error
+    except ValueError as error:
+        raise CofError(f"{where}: the image is no base64 ({error}).") from error
 
 
-def _parquet(path: Path, need: Sequence[str], problems: list[str], image: str) -> Iterator[Row]:
-    table = _parquet_file(path)
-    head = list(table.schema_arrow.names)
+def _read_parquet(
+    path: Path, need: Sequence[str], problems: list[str], image: str
+) -> Iterator[Row]:
+    file = _open_parquet(path)
+    head = list(file.schema_arrow.names)
     if not _columns(path, head, need, problems):
         return
     columns = [name for name in head if name != image]
     number = 0
-    for group in range(table.num_row_groups):
-        for place, fields in enumerate(table.read_row_group(group, columns=columns).to_pylist()):
+    for group in range(file.num_row_groups):
+        with _arrow_errors(path):
+            records = file.read_row_group(group, columns=columns).to_pylist()
+        for place, fields in enumerate(records):
             number += 1
             where = f"{path.name}, row {number}"
             held = None
@@ -235,31 +241,37 @@ def _parquet(path: Path, need: Sequence[str], problems: list[str], image: str) -
             yield Row(where, fields, held)
 
 
-def _parquet_file(path: Path) -> Any:
+def _open_parquet(path: Path) -> Any:
     try:
-        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError as error:
         raise CofError(f"Reading {path.name} takes pyarrow: pip install 'cof[eval]'.") from error
-    try:
+    with _arrow_errors(path):
         return ParquetFile(path)
-    except ArrowException as error:
+
+
+@contextmanager
+def _arrow_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Arrow's readers raise many kinds on damaged data
         raise CofError(f"{path} is no parquet file, or a part of one ({error}).") from error
 
 
 def _parquet_image(path: Path, group: int, place: int, image: str, where: str) -> bytes:
-    cell = _parquet_column(path, group, image)[place].as_py()
+    with _arrow_errors(path):
+        cell = _parquet_column(path, group, image)[place].as_py()
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if isinstance(data, str):
         return _base64(data, where)
     if not isinstance(data, bytes):
-        raise CofError(f"{where}: column {image} holds no picture.")
+        raise CofError(f"{where}: column {image} holds no image.")
     return data
 
 
-@lru_cache(maxsize=1)  # pictures are asked for in order
+@lru_cache(maxsize=1)  # images are asked for in order
 def _parquet_column(path: Path, group: int, image: str) -> Any:
-    return _parquet_file(path).read_row_group(group, columns=[image]).column(image)
+    return _open_parquet(path).read_row_group(group, columns=[image]).column(image)
 
 
 def _columns(path: Path, head: Sequence[str], need: Sequence[str], problems: list[str]) -> bool:

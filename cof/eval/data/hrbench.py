@@ -1,4 +1,4 @@
-"""HR-Bench 4K and 8K: multiple choice about small things in large pictures (arXiv 2408.15556).
+"""HR-Bench 4K and 8K: multiple choice about small things in large images (arXiv 2408.15556).
 
 Read from its TSV files, or parquet files with the same columns: every question four times, with its
 options in four orders.
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from cof.eval.data.base import shared
 from cof.eval.data.choice import CycleBenchmark, choice_prompt
-from cof.eval.data.files import rows, split_files
+from cof.eval.data.files import read_rows, split_files
 from cof.eval.data.mmbench import LETTERS
 from cof.eval.examples import Embedded, Example
 
@@ -31,15 +31,15 @@ class HRBench(CycleBenchmark):
         known: dict[str, Embedded] = {}
         seen: Counter[str] = Counter()
         examples = []
-        for row in (row for file in files for row in rows(file, need, problems)):
+        for row in (row for file in files for row in read_rows(file, need, problems)):
             options = tuple(row.text(letter) for letter in LETTERS)
             if row.image is None or not all(options) or row.text("answer") not in [*LETTERS]:
-                problems.append(f"{row.where}: lacks a picture, four options or their letter")
+                problems.append(f"{row.where}: lacks an image, four options or their letter")
                 continue
             question = row.text("question")
             true = options[LETTERS.index(row.text("answer"))]
             # the cycles of a question have no mark of their own; an order of the options that
-            # comes again is another question in the same words, about another picture
+            # comes again is another question in the same words, about another image
             group = f"{question} {true} {sorted(options)}"
             times = seen[f"{group} {options}"]
             seen[f"{group} {options}"] += 1

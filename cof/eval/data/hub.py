@@ -27,8 +27,8 @@ def local(source: str) -> Path:
     """
     if not source.startswith(SCHEME):
         return Path(source)
-    found = _ADDRESS.fullmatch(source)
-    if found is None:
+    match = _ADDRESS.fullmatch(source)
+    if match is None:
         raise CofError(
             f"{source!r} is no data set's address: write {SCHEME}owner/name, {SCHEME}owner/name/"
             f"folder or {SCHEME}owner/name@revision/folder."
@@ -43,12 +43,12 @@ def local(source: str) -> Path:
         RevisionNotFoundError,
     )
 
-    within = found["path"]
+    within = match["path"]
     try:
         root = snapshot_download(
-            found["id"],
+            match["id"],
             repo_type="dataset",
-            revision=found["revision"],
+            revision=match["revision"],
             allow_patterns=[within, f"{within}/*", f"{within}-*"] if within else None,
         )
     except GatedRepoError as error:

@@ -1,21 +1,22 @@
 """MMBench: multiple choice, right only in every rotation of the options (arXiv 2307.06281).
 
 Read from its TSV files: index, question, hint, A to D, answer, category, l2-category and the
-picture as base64 (or the index of the row that has it), or from the hub's parquet files with the
+image as base64 (or the index of the row that has it), or from the hub's parquet files with the
 same columns. Files with rotations (index + k * 10^6) and without are taken; without, the rotations
 are made.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from cof.eval.data.base import Replies, shared
-from cof.eval.data.choice import ROTATION, ChoiceBenchmark, choice_prompt, rotated
-from cof.eval.data.files import Row, rows, split_files
+from cof.eval.data.choice import ROTATION, ChoiceBenchmark, choice_prompt, rotate_options
+from cof.eval.data.files import Row, read_rows, split_files
 from cof.eval.examples import Embedded, Example
 from cof.eval.figures import Figure
 from cof.eval.rules import Rules
@@ -45,7 +46,7 @@ class MMBench(ChoiceBenchmark):
 
     def read(self, problems: list[str]) -> list[Example]:
         need = ("index", "question", "A", "B", "image")
-        table = [row for file in self.files for row in rows(file, need, problems)]
+        table = [row for file in self.files for row in read_rows(file, need, problems)]
         by_index = {row.text("index"): row for row in table}
         rotate = all(len(index) < len(str(ROTATION)) for index in by_index)
         known: dict[str, Embedded] = {}
@@ -60,18 +61,18 @@ class MMBench(ChoiceBenchmark):
     ) -> dict[str, Figure]:
         """In percent: `circular`, `asked once`, circular by l2-category and by category, and
         `unparsed`, the share of replies in which no option was found."""
-        of = self.choice_figures(examples, replies, rules)
+        choices = self.choice_figures(examples, replies, rules)
         known = [e for e in examples if e.answer]
         if not known:
-            return {"unparsed": of.unparsed}
+            return {"unparsed": choices.unparsed}
         areas = sorted({e.area for e in known if e.area})
         kinds = sorted({e.kind for e in known if e.kind})
         return {
-            "circular": of.circular(known),
-            "asked once": of.asked_once(known),
-            **{area: of.circular([e for e in known if e.area == area]) for area in areas},
-            **{kind: of.circular([e for e in known if e.kind == kind]) for kind in kinds},
-            "unparsed": of.unparsed,
+            "circular": choices.circular(known),
+            "asked once": choices.asked_once(known),
+            **{area: choices.circular([e for e in known if e.area == area]) for area in areas},
+            **{kind: choices.circular([e for e in known if e.kind == kind]) for kind in kinds},
+            "unparsed": choices.unparsed,
         }
 
     def _questions(
@@ -86,10 +87,10 @@ class MMBench(ChoiceBenchmark):
         options = _options(row)
         holder = row if row.image else by_index.get(row.text("image_of"))
         wrong = (
-            (not index.isdigit(), f"the index {index!r} is no number"),
+            (not re.fullmatch(r"[0-9]{1,12}", index), f"the index {index!r} is no number"),
             (not question or len(options) < 2, "no question with two options or more"),
             (answer not in ("", *LETTERS[: len(options)]), f"the answer {answer!r} is no option"),
-            (holder is None or holder.image is None, "no picture"),
+            (holder is None or holder.image is None, "no image"),
         )
         problems += [f"{row.where}: {reason}" for is_so, reason in wrong if is_so]
         if any(is_so for is_so, _ in wrong) or holder is None or holder.image is None:
@@ -97,7 +98,7 @@ class MMBench(ChoiceBenchmark):
         group = str(int(index) % ROTATION)
         image = shared(known, f"question {group}", holder.image)
         for turns in range(len(options) if rotate else 1):
-            shown, letter = rotated(options, answer, turns)
+            shown, letter = rotate_options(options, answer, turns)
             yield Example(
                 id=str(int(index) + turns * ROTATION),
                 image=image,

@@ -1,12 +1,13 @@
 """MME: yes/no questions in pairs about one image, fourteen tasks (arXiv 2306.13394).
 
-Read from the release (`<task>/` with pictures and `<picture>.txt` of `question<TAB>answer` lines,
+Read from the release (`<task>/` with images and `<image>.txt` of `question<TAB>answer` lines,
 or with `images/` and `questions_answers_YN/`), from result files (`<task>.txt` of
 `image<TAB>question<TAB>answer` lines), or from the hub's parquet files.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import ClassVar
 
 from cof.errors import CofError
 from cof.eval.data.base import Benchmark, Replies, image_path, shared, unparsed
-from cof.eval.data.files import data_files, rows
+from cof.eval.data.files import data_files, read_rows
 from cof.eval.examples import Embedded, Example
 from cof.eval.figures import Figure, find_clusters, group_right, share, total
 from cof.eval.rules import MME as READERS
@@ -52,16 +53,13 @@ class MME(Benchmark):
     headline: ClassVar[tuple[str, ...]] = ("perception", "cognition")
 
     def read(self, problems: list[str]) -> list[Example]:
-        found = list(self._parquet(problems) if self._is_parquet else self._folder(problems))
-        pairs: dict[str, int] = {}
-        for example in found:
-            pairs[example.group] = pairs.get(example.group, 0) + 1
+        examples = list(self._parquet(problems) if self._is_parquet else self._folder(problems))
         problems += [
             f"{group} has {n} question{'s' * (n > 1)} instead of two"
-            for group, n in pairs.items()
+            for group, n in Counter(example.group for example in examples).items()
             if n != 2
         ]
-        return found
+        return examples
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return READERS[rules](text)
@@ -124,20 +122,18 @@ class MME(Benchmark):
             lines = self._result_lines(task) or self._release_lines(task)
             if not lines:
                 problems.append(f"{task} has no questions")
-            numbers: dict[str, int] = {}
-            for where, picture, line in lines:
+            numbers: Counter[str] = Counter()
+            for where, name, line in lines:
                 cells = line.split("\t")
-                if picture is None:
-                    picture, cells = cells[0], cells[1:]
+                if name is None:
+                    name, cells = cells[0], cells[1:]
                 if len(cells) < 2 or cells[1].strip().lower() not in ("yes", "no"):
                     problems.append(f"{where}: no question with the answer Yes or No")
                     continue
                 base = self.images or self._root
-                image = image_path(
-                    [base / task, base / task / "images", self._root / task], picture
-                )
-                group = f"{task}/{Path(picture).stem}"
-                numbers[group] = numbers.get(group, 0) + 1
+                image = image_path([base / task, base / task / "images", self._root / task], name)
+                group = f"{task}/{Path(name).stem}"
+                numbers[group] += 1
                 question, answer = cells[0].strip(), cells[1].strip()
                 yield self._example(task, image, group, numbers[group], question, answer)
 
@@ -156,10 +152,10 @@ class MME(Benchmark):
             self.path, [["*.parquet"], ["data/*.parquet"]], "task folders or parquet files"
         )
         known: dict[str, Embedded] = {}
-        numbers: dict[str, int] = {}
+        numbers: Counter[str] = Counter()
         need = ("question_id", "image", "question", "answer", "category")
         for file in files:
-            for row in rows(file, need, problems):
+            for row in read_rows(file, need, problems):
                 task, group = row.text("category"), row.text("question_id")
                 if not group.startswith(f"{task}/"):
                     group = f"{task}/{group}"
@@ -167,7 +163,7 @@ class MME(Benchmark):
                 if row.image is None or answer.lower() not in ("yes", "no"):
                     problems.append(f"{row.where}: no question with the answer Yes or No")
                     continue
-                numbers[group] = numbers.get(group, 0) + 1
+                numbers[group] += 1
                 image = shared(known, group, row.image)
                 yield self._example(
                     task, image, group, numbers[group], row.text("question"), answer

@@ -14,17 +14,17 @@ Part = Literal["all", "validation", "test"]
 def part_of(examples: Sequence[Example], part: Part, share: float) -> list[Example]:
     """The questions of a part, in their order.
 
-    Which part a question is in is decided by the fingerprint of its picture's file, so that
-    questions about one picture are in the same part, in whatever file they stand; and more data
-    changes nothing for those that were there before.
+    The fingerprint of a question's image file decides its part, so that questions about one image
+    are in the same part, in whatever file they stand; and more data changes nothing for those that
+    were there before.
 
     Args:
         examples: of all parts.
         part: which.
-        share: how much of the pictures `validation` gets, 0..1.
+        share: the share of the images that `validation` gets, 0..1.
 
     Raises:
-        CofError: a picture cannot be read.
+        CofError: an image cannot be read.
     """
     if part == "all" or (part == "validation" and share == 1):
         return list(examples)

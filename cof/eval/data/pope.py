@@ -1,7 +1,7 @@
 """POPE: is there such an object, absent ones being chosen in three ways (arXiv 2305.10355).
 
 Read from its JSON lines (`coco_pope_random.json` and so on; fields question_id, image, text, label)
-with a folder of the COCO pictures, or from the hub's parquet files.
+with a folder of the COCO images, or from the hub's parquet files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cof.eval.data.base import Benchmark, Replies, image_path, shared, unparsed
-from cof.eval.data.files import data_files, rows
+from cof.eval.data.files import data_files, read_rows
 from cof.eval.examples import Embedded, Example
 from cof.eval.figures import Clusters, Figure, find_clusters, ratio, share, total
 from cof.eval.rules import POPE as READERS
@@ -62,7 +62,7 @@ class POPE(Benchmark):
         return {
             **{f"{kind} {name}": parts[kind][name] for name in names for kind in parts},
             **{
-                f"mean {name}": total([of[name] for of in parts.values()], 1 / len(parts))
+                f"mean {name}": total([figures[name] for figures in parts.values()], 1 / len(parts))
                 for name in names
             },
         }
@@ -80,7 +80,7 @@ class POPE(Benchmark):
         need = ("question", "answer") if parquet else ("text", "label", "image")
         folders = [self.images] if self.images else []
         folders += [file.parent / sub for sub in (".", "val2014", "images", "../val2014")]
-        for row in rows(file, need, problems):
+        for row in read_rows(file, need, problems):
             kind = named[1] if named else row.text("category")
             question, answer = row.text(need[0]), row.text(need[1]).lower()
             if kind not in KINDS or answer not in ("yes", "no") or not question:

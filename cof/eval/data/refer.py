@@ -7,6 +7,7 @@ partitions (RefCOCOg's `refs(google).p` and `refs(umd).p`), with its name: `refc
 from __future__ import annotations
 
 import pickle
+import pickletools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,35 +25,38 @@ def is_refer(path: Path) -> bool:
     return not path.exists() and (folder / _INSTANCES).is_file() and any(folder.glob(_PARTITIONS))
 
 
-def refer_rows(path: Path, problems: list[str]) -> Iterator[Row]:
-    """The expressions of a split, one row each: sent_id, sent, file_name of the picture, its width
+def read_refer(path: Path, problems: list[str]) -> Iterator[Row]:
+    """The expressions of a split, one row each: sent_id, sent, file_name of the image, its width
     and height, and bbox as `[x, y, width, height]` in pixels.
 
     Raises:
         CofError: there is no such split.
     """
     file, split = _partition(path)
-    refs = _pickled(file, problems)
+    refs = _read_pickle(file, problems)
     content = read_json(path.parent / _INSTANCES, problems)
     if refs is None or content is None:
         return
     try:
         images = {image["id"]: image for image in content["images"]}
-        boxes = {found["id"]: found["bbox"] for found in content["annotations"]}
-        chosen = [ref for ref in refs if ref["split"] == split]
-        for ref in chosen:
-            image = images[ref["image_id"]]
-            of_image = {name: image[name] for name in ("file_name", "width", "height")}
+        boxes = {annotation["id"]: annotation["bbox"] for annotation in content["annotations"]}
+        splits = {str(ref["split"]) for ref in refs}
+        for ref in refs:
+            if ref["split"] != split:
+                continue
+            image = {name: images[ref["image_id"]][name] for name in _OF_IMAGE}
             for sentence in ref["sentences"]:
-                said = {"sent_id": sentence["sent_id"], "sent": sentence["sent"]}
+                asked = {"sent_id": sentence["sent_id"], "sent": sentence["sent"]}
                 where = f"{file.name}, expression {sentence['sent_id']}"
-                yield Row(where, {**said, **of_image, "bbox": boxes[ref["ann_id"]]})
-    except (KeyError, TypeError) as error:
+                yield Row(where, {**asked, **image, "bbox": boxes[ref["ann_id"]]})
+    except (IndexError, KeyError, TypeError) as error:
         problems.append(f"{file.name} and {_INSTANCES} do not belong together ({error!r})")
         return
-    if not chosen:
-        known = ", ".join(sorted({ref["split"] for ref in refs}))
-        raise CofError(f"{file} has no split {split!r}, but {known}.")
+    if split not in splits:
+        raise CofError(f"{file} has no split {split!r}, but {', '.join(sorted(splits))}.")
+
+
+_OF_IMAGE = ("file_name", "width", "height")
 
 
 def _partition(path: Path) -> tuple[Path, str]:
@@ -66,18 +70,26 @@ def _partition(path: Path) -> tuple[Path, str]:
     return files[0], split
 
 
-class _Plain(pickle.Unpickler):
+class _PlainUnpickler(pickle.Unpickler):
     """Reads lists, dicts, texts and numbers, and nothing that could run."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it holds a {module}.{name}")
 
 
-def _pickled(file: Path, problems: list[str]) -> list[dict[str, Any]] | None:
+def _read_pickle(file: Path, problems: list[str]) -> list[dict[str, Any]] | None:
     try:
+        size = file.stat().st_size
         with file.open("rb") as opened:
-            refs: list[dict[str, Any]] = _Plain(opened, encoding="latin1").load()
-    except (OSError, EOFError, ValueError, IndexError, pickle.UnpicklingError) as error:
+            for opcode, argument, _ in pickletools.genops(opened):
+                if isinstance(argument, str):
+                    argument.encode()  # half of a surrogate pair is no text
+                # a damaged place in the memo would take as much memory as its number says
+                elif opcode.name.endswith("PUT") and int(argument or 0) > size:
+                    raise pickle.UnpicklingError("it is damaged")
+            opened.seek(0)
+            refs: list[dict[str, Any]] = _PlainUnpickler(opened, encoding="latin1").load()
+    except Exception as error:  # unpickling raises many kinds on damaged data
         problems.append(f"{file.name}: cannot be read ({error})")
         return None
     return refs

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, Replies, unparsed
+from cof.eval.data.base import Benchmark, Replies, read_annotation, unparsed
+from cof.eval.data.files import Row, read_rows
 from cof.eval.examples import Example
 from cof.eval.figures import Figure, find_clusters, share
 from cof.eval.rules import Rules
@@ -17,6 +16,7 @@ from cof.eval.scoring import exact_match
 from cof.tiny.benchmark import FINE
 from cof.tiny.scenes import COLORS, LETTERS, SHAPES
 
+NEEDED = ("id", "image", "question", "answer", "kind", "region", "num_objects", "targets")
 YES_NO = ("yes", "no")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "digit": tuple("0123456789"),
@@ -50,16 +50,16 @@ class Scenes(Benchmark):
                 raise CofError(f"{self.path} is a file: give the folder that `cof scenes` made.")
             raise CofError(f"There is no {path}: make it with `cof scenes {self.path}`.")
         examples = []
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        for row in read_rows(path, NEEDED, problems):
             try:
-                examples.append(self._example(json.loads(line)))
-            except (KeyError, TypeError, ValueError) as error:
-                problems.append(f"{path.name}, line {number} is no question ({error})")
+                examples.append(self._example(row))
+            except CofError as error:
+                problems.append(f"{row.where}: {str(error).rstrip('.')}")
         return [e for e in examples if not self.kinds or e.kind in self.kinds]
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         # whether a count or an object is as stated is a yes/no question whatever its kind
-        choices = YES_NO if example.answer in YES_NO else _CHOICES[example.kind]
+        choices = YES_NO if example.answer in YES_NO else _CHOICES.get(example.kind, ())
         return exact_match(text, example.answer, choices).parsed
 
     def figures(
@@ -70,8 +70,8 @@ class Scenes(Benchmark):
         clusters = find_clusters(examples)
 
         def accuracy(kinds: Sequence[str]) -> Figure:
-            chosen = {e.id: answers[e.id] == e.answer for e in examples if e.kind in kinds}
-            return share(chosen, clusters)
+            right = {e.id: answers[e.id] == e.answer for e in examples if e.kind in kinds}
+            return share(right, clusters)
 
         kinds = list(dict.fromkeys(e.kind for e in examples))
         fine = {"fine": accuracy(FINE)} if any(kind in FINE for kind in kinds) else {}
@@ -90,17 +90,15 @@ class Scenes(Benchmark):
             groups[f"fine, {n} objects"] = [e for e in fine if e.num_objects == n]
         return groups | super().groups(examples)
 
-    def _example(self, record: dict[str, Any]) -> Example:
-        region = record["region"]
-        if record["kind"] not in _CHOICES and record["answer"] not in YES_NO:
-            raise ValueError(f"it is of no known kind: {record['kind']!r}")
+    def _example(self, row: Row) -> Example:
+        targets, kind, answer = row.fields["targets"], row.text("kind"), row.text("answer")
+        if (kind not in _CHOICES and answer not in YES_NO) or not isinstance(targets, list):
+            raise CofError(f"It is of no known kind ({kind!r}), or has no list of targets.")
         return Example(
-            id=record["id"],
-            image=Path(self.path / record["image"]),
-            prompt=record["question"],
-            answer=record["answer"],
-            region=None if region is None else tuple(region),
-            kind=record["kind"],
-            num_objects=record["num_objects"],
-            single=len(record["targets"]) == 1,
+            id=row.text("id"),
+            image=self.path / row.text("image"),
+            prompt=row.text("question"),
+            answer=answer,
+            kind=kind,
+            **read_annotation({**row.fields, "single": len(targets) == 1}),
         )

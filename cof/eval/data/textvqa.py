@@ -1,8 +1,8 @@
-"""TextVQA: questions about text in pictures, ten people's answers each (arXiv 1904.08920).
+"""TextVQA: questions about text in images, ten people's answers each (arXiv 1904.08920).
 
-Read from `TextVQA_0.5.1_val.json` with a folder of pictures, or from the hub's parquet files.
+Read from `TextVQA_0.5.1_val.json` with a folder of images, or from the hub's parquet files.
 
-LLaVA-1.5's published figure has the picture's recognised text in the prompt, and is higher by some
+LLaVA-1.5's published figure has the image's recognised text in the prompt, and is higher by some
 12 points for that. The prompt style `llava-ocr` puts it there: from the parquet files'
 `ocr_tokens`, or from `TextVQA_Rosetta_OCR_v0.2_val.json` beside the questions.
 """
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cof.eval.data.base import Benchmark, Replies, image_path, shared
-from cof.eval.data.files import Row, data_files, lacking, read_json, rows
+from cof.eval.data.files import Row, data_files, lacking, read_json, read_rows
 from cof.eval.examples import Embedded, Example
 from cof.eval.figures import Figure, find_clusters, ratio
 from cof.eval.rules import Rules, vqa_accuracy, vqa_normalized
@@ -43,30 +44,25 @@ class TextVQA(Benchmark):
         folders = [self.images] if self.images else []
         folders += [files[0].parent / sub for sub in ("train_images", "images", ".")]
         examples = []
-        for file in files:
-            for row in (
-                rows(file, NEEDED, problems)
-                if file.suffix == ".parquet"
-                else _records(file, problems)
-            ):
-                answers = row.fields["answers"]
-                if not isinstance(answers, list) or not answers:
-                    problems.append(f"{row.where}: no list of answers")
-                    continue
-                name = row.text("image_id")
-                seen = words.get(name) or row.fields.get("ocr_tokens") or ()
-                examples.append(
-                    Example(
-                        id=row.text("question_id"),
-                        image=shared(known, name, row.image)
-                        if row.image
-                        else image_path(folders, name),
-                        prompt=self._prompt(row.text("question"), seen),
-                        answer=max(answers, key=answers.count),
-                        question=row.text("question"),
-                        answers=tuple(map(str, answers)),
-                    )
+        for row in chain.from_iterable(_read(file, NEEDED, problems) for file in files):
+            answers = _texts(row.fields["answers"])
+            name, question = row.text("image_id"), row.text("question")
+            seen = words.get(name) or _texts(row.fields.get("ocr_tokens") or [])
+            if not answers or seen is None:
+                problems.append(f"{row.where}: no list of answers, or of recognised words")
+                continue
+            examples.append(
+                Example(
+                    id=row.text("question_id"),
+                    image=shared(known, name, row.image)
+                    if row.image
+                    else image_path(folders, name),
+                    prompt=self._prompt(question, seen),
+                    answer=max(answers, key=answers.count),
+                    question=question,
+                    answers=answers,
                 )
+            )
         return examples
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
@@ -89,34 +85,40 @@ class TextVQA(Benchmark):
             return question
         if self.prompt_style == "lmms-eval":
             return question.capitalize() + SHORT_ANSWER
-        read = (
-            f"\nReference OCR token: {', '.join(words)}" if self.prompt_style == "llava-ocr" else ""
-        )
-        return question + read + SHORT_ANSWER
+        shown = self.prompt_style == "llava-ocr"
+        text = f"\nReference OCR token: {', '.join(words)}" if shown else ""
+        return question + text + SHORT_ANSWER
 
-    def _recognised(self, file: Path, problems: list[str]) -> dict[str, list[str]]:
-        """The words in each picture, where they have a file of their own."""
+    def _recognised(self, file: Path, problems: list[str]) -> dict[str, tuple[str, ...] | None]:
+        """The words in each image, where they have a file of their own."""
         if self.prompt_style != "llava-ocr" or file.suffix == ".parquet":
             return {}
-        found = sorted(file.parent.glob("*OCR*val*.json"))
-        if not found:
+        files = sorted(file.parent.glob("*OCR*val*.json"))
+        if not files:
             problems.append(
                 f"{file.name}: no recognised text (TextVQA_Rosetta_OCR_v0.2_val.json) beside it"
             )
             return {}
-        table = list(_records(found[0], problems, ("image_id", "ocr_tokens")))
-        return {row.text("image_id"): row.fields["ocr_tokens"] for row in table}
+        table = _read(files[0], ("image_id", "ocr_tokens"), problems)
+        return {row.text("image_id"): _texts(row.fields["ocr_tokens"]) for row in table}
 
 
-def _records(file: Path, problems: list[str], need: Sequence[str] = NEEDED) -> Iterator[Row]:
+def _texts(values: Any) -> tuple[str, ...] | None:
+    """A list of texts; None: it is no list."""
+    return tuple(map(str, values)) if isinstance(values, list) else None
+
+
+def _read(file: Path, need: Sequence[str], problems: list[str]) -> Iterator[Row]:
+    if file.suffix == ".parquet":
+        yield from read_rows(file, need, problems)
+        return
     content = read_json(file, problems)
     if content is None:
         return
-    data = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(data, list):
+    if not isinstance(content.get("data"), list):
         problems.append(f"{file.name}: no list `data` in it")
         return
-    for number, fields in enumerate(data, start=1):
+    for number, fields in enumerate(content["data"], start=1):
         where = f"{file.name}, record {number}"
         missing = lacking(fields, need)
         if missing:

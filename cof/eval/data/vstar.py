@@ -1,13 +1,14 @@
-"""V*Bench: attributes and relative positions of small objects in large pictures, with their boxes
+"""V*Bench: attributes and relative positions of small objects in large images, with their boxes
 (arXiv 2312.14135).
 
-Read from its folders `direct_attributes/` and `relative_position/`, a picture and a JSON file for
+Read from its folders `direct_attributes/` and `relative_position/`, an image and a JSON file for
 each question: question, options (the first is right), bbox (`[x, y, width, height]` in pixels, one
 for each object asked about).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 
 from cof.errors import CofError
 from cof.eval.data.base import image_path
-from cof.eval.data.choice import ROTATION, CycleBenchmark, choice_prompt, rotated
+from cof.eval.data.choice import ROTATION, CycleBenchmark, choice_prompt, rotate_options
 from cof.eval.data.files import read_json
 from cof.eval.examples import Example
 from cof.eval.images import read_image_wh
@@ -26,12 +27,12 @@ KINDS = ("direct_attributes", "relative_position")
 
 @dataclass(frozen=True)
 class VStar(CycleBenchmark):
-    """Asked once in every rotation of its options, so that the place of the right one, always the
-    first in the data, says nothing.
+    """Every question is asked in each rotation of its options, so that the place of the right one,
+    always the first in the data, says nothing.
 
-    In the prompt style `official` it is asked as the benchmark's own script does: the question
-    alone, once, and the option whose text the model finds most probable is the answer. Figures
-    of the two ways are not comparable.
+    The prompt style `official` asks as the benchmark's own script does: the question alone, once,
+    and the option whose text the model finds most probable is the answer. Figures of the two ways
+    are not comparable.
     """
 
     name: ClassVar[str] = "vstar"
@@ -51,7 +52,7 @@ class VStar(CycleBenchmark):
         try:
             question, options = str(record["question"]), tuple(map(str, record["options"]))
             boxes = [_corners(box) for box in record["bbox"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             problems.append(f"{kind}/{file.name}: no question, options and bbox ({error!r})")
             return
         if not 2 <= len(options) <= 26:
@@ -61,7 +62,7 @@ class VStar(CycleBenchmark):
         region = _region(image, boxes)
         likelihood = self.prompt_style == "official"
         for turns in range(1 if likelihood else len(options)):
-            shown, answer = rotated(options, "A", turns)
+            shown, answer = rotate_options(options, "A", turns)
             yield Example(
                 id=str(number + turns * ROTATION),
                 image=image,
@@ -81,12 +82,14 @@ class VStar(CycleBenchmark):
 
 def _corners(xywh: Sequence[Any]) -> XYXY:
     x, y, width, height = map(float, xywh)
+    if not (math.isfinite(x + y) and 0 < width < math.inf and 0 < height < math.inf):
+        raise ValueError(f"{list(xywh)} is no box")
     return x, y, x + width, y + height
 
 
 def _region(image: Path, boxes: Sequence[XYXY]) -> XYXY | None:
-    """The box around all, in 0..1 of the picture; None without boxes or picture."""
-    wh = read_image_wh(image)  # a missing or damaged picture is reported when all are checked
+    """The box around all, in 0..1 of the image; None without boxes or image."""
+    wh = read_image_wh(image)  # a missing or damaged image is reported when all are checked
     if wh is None or not boxes:
         return None
     x1, y1, x2, y2 = union(boxes)

@@ -1,1 +1,1 @@
-"""What a run found, for people: tables, charts, one HTML page, LaTeX."""
+"""Reports of runs: tables, charts, one HTML page, LaTeX."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cof.eval.report.document import Block, Cell, Heading, Items, Number, Table, Text
+from cof.eval.rules import SOURCES
 
 Numbers = Mapping[str, Any]
 
@@ -32,20 +33,19 @@ STATISTICS = (
 def result_blocks(results: Numbers) -> list[Block]:
     """The whole report of a run."""
     about, tasks = results["about"], results["tasks"]
-    title = results.get("study") or next(iter(tasks.values()))["benchmark"]
+    first = next(iter(tasks.values()))
     counts = "; ".join(
-        f"{_named(name, tasks)}{of['questions']} questions about {of['images']} images"
-        for name, of in tasks.items()
+        f"{_named(name, tasks)}{numbers['questions']} questions about {numbers['images']} images"
+        for name, numbers in tasks.items()
     )
     limit = f" (limited to about {about['limit']})" if about["limit"] is not None else ""
     weights = f"weights {about['weights']}, " if about.get("weights") else ""
-    first = next(iter(tasks.values()))
     blocks: list[Block] = [
-        Heading(title, 1),
+        Heading(results.get("study") or first["benchmark"], 1),
         Text(
             f"{counts}{limit}. Model `{about['model']}` ({weights}{about['dtype']}), prompt style "
-            f"`{about['prompt_style']}`, answers read by the rules `{first['rules']}`, greedy "
-            "decoding."
+            f"`{about['prompt_style']}`, answers read by the rules `{first['rules']}` "
+            f"({SOURCES[first['rules']]}), greedy decoding."
         ),
     ]
     if "choice" in results:
@@ -69,26 +69,28 @@ def result_blocks(results: Numbers) -> list[Block]:
 
 
 def _task_blocks(name: str, numbers: Numbers, results: Numbers) -> list[Block]:
-    of = _named(name, results["tasks"])
+    title = _named(name, results["tasks"])
     blocks: list[Block] = []
     headline = [metric for metric in numbers["headline"] if metric in numbers["figures"]]
     if headline:
         blocks += [
-            Heading(f"{of}headline figures"),
+            Heading(f"{title}headline figures"),
             figure_table(f"{name}-headline", numbers, headline),
         ]
     if numbers["groups"]:
-        blocks += [Heading(f"{of}accuracy by group"), group_accuracies(name, numbers)]
-        blocks += [Heading(f"{of}against the plain model"), group_differences(name, numbers)]
+        blocks += [Heading(f"{title}accuracy by group"), group_accuracies(name, numbers)]
+        blocks += [Heading(f"{title}against the plain model"), group_differences(name, numbers)]
     if numbers["figures"]:
         rest = [metric for metric in numbers["figures"] if metric not in headline]
         if rest:
-            blocks += [Heading(f"{of}other figures"), _values(name, numbers, rest)]
-        blocks += [Heading(f"{of}how much the rule set matters"), *_spread(name, numbers)]
-    blocks += [Heading(f"{of}where it looks (stage 1)"), *_grounding(name, numbers)]
+            blocks += [Heading(f"{title}other figures"), _values(name, numbers, rest)]
+        rules = Items([(name, text) for name, text in SOURCES.items()])
+        blocks += [Heading(f"{title}how much the rule set matters"), rules, *_spread(name, numbers)]
+    if numbers["grounding"]:
+        blocks += [Heading(f"{title}where it looks (stage 1)"), *_grounding(name, numbers)]
     if numbers["two_by_two"]:
         blocks += [
-            Heading(f"{of}right or wrong answers, right or wrong boxes"),
+            Heading(f"{title}right or wrong answers, right or wrong boxes"),
             Text(
                 "A box is right when its centre is in the one object asked about. Numbers: how "
                 "many of the cell's questions each method answers rightly."
@@ -96,11 +98,11 @@ def _task_blocks(name: str, numbers: Numbers, results: Numbers) -> list[Block]:
             _two_by_two(name, numbers),
         ]
     if numbers["costs"]:
-        blocks += [Heading(f"{of}cost"), _costs(name, numbers), _cost_text(results)]
+        blocks += [Heading(f"{title}cost"), _costs(name, numbers), _cost_text(results)]
     errors = {method: n for method, n in numbers["errors"].items() if n}
     if errors:
-        most = ", ".join(f"{method} {n}" for method, n in errors.items())
-        blocks.append(Text(f"Questions that could not be asked, and count as wrong: {most}."))
+        refused = ", ".join(f"{method} {n}" for method, n in errors.items())
+        blocks.append(Text(f"Questions that could not be asked, and count as wrong: {refused}."))
     return blocks
 
 
@@ -119,10 +121,10 @@ def group_accuracies(name: str, numbers: Numbers, groups: Sequence[str] = ()) ->
     methods = list(next(iter(numbers["groups"].values())))
     rows: list[list[Cell]] = []
     for group in chosen:
-        of = numbers["groups"][group]
-        unparsed = "/".join(str(row["unparsed"]) for row in of.values())
-        n = next(iter(of.values()))["n"]
-        rows.append([group, n, *(_interval(of[method], ".3f") for method in methods), unparsed])
+        row = numbers["groups"][group]
+        unparsed = "/".join(str(cell["unparsed"]) for cell in row.values())
+        n = next(iter(row.values()))["n"]
+        rows.append([group, n, *(_interval(row[method], ".3f") for method in methods), unparsed])
     return Table(f"{name}-accuracy", ["accuracy", "n", *methods, "unparsed"], rows)
 
 
@@ -149,8 +151,8 @@ def grid_table(results: Numbers) -> Table:
     for source in grid["sources"]:
         row: list[Cell] = [source]
         for focus in grid["focuses"]:
-            of = cells.get(f"{source} x {focus}")
-            row.append(f"{of['value']:.3f} ({of['difference']:+.3f})" if of else "")
+            cell = cells.get(f"{source} x {focus}")
+            row.append(f"{cell['value']:.3f} ({cell['difference']:+.3f})" if cell else "")
         rows.append(row)
     return Table("grid", ["looking at", *grid["focuses"]], rows)
 
@@ -167,9 +169,10 @@ def _tried(results: Numbers) -> list[Block]:
     choice = results["choice"]
     rows: list[list[Cell]] = [["", "plain", choice["questions"], Number(choice["plain"])]]
     for name, candidates in choice["tried"].items():
-        for of in candidates:
-            mark = " (chosen)" if of["key"] == choice["chosen"][name] else ""
-            rows.append([name, f"{of['key']}{mark}", of["questions"], Number(of["accuracy"])])
+        for tried in candidates:
+            key, accuracy = tried["key"], Number(tried["accuracy"])
+            mark = " (chosen)" if key == choice["chosen"][name] else ""
+            rows.append([name, f"{key}{mark}", tried["questions"], accuracy])
     return [Table("tried", ["for", "settings", "n", "accuracy"], rows)]
 
 
@@ -187,7 +190,7 @@ def _spread(name: str, numbers: Numbers) -> list[Block]:
     rows: list[list[Cell]] = []
     for method in next(iter(numbers["metrics"].values())):
         for metric in numbers["headline"]:
-            values = [of[method].get(metric) for of in numbers["metrics"].values()]
+            values = [by_rules[method].get(metric) for by_rules in numbers["metrics"].values()]
             known = [value for value in values if value is not None]
             if known:
                 cells = [Number(value, ".1f") for value in (*known, max(known) - min(known))]
@@ -223,13 +226,14 @@ def _grounding(name: str, numbers: Numbers) -> list[Block]:
     ]
 
 
-def _two_by_two(name: str, numbers: Numbers) -> Table:
+def _two_by_two(task: str, numbers: Numbers) -> Table:
     cells = numbers["two_by_two"]
     methods = list(next(iter(cells.values()))["right"])
     rows: list[list[Cell]] = [
-        [cell, of["n"], *(of["right"][method] for method in methods)] for cell, of in cells.items()
+        [name, cell["n"], *(cell["right"][method] for method in methods)]
+        for name, cell in cells.items()
     ]
-    return Table(f"{name}-two-by-two", ["cell", "n", *methods], rows)
+    return Table(f"{task}-two-by-two", ["cell", "n", *methods], rows)
 
 
 def _costs(name: str, numbers: Numbers) -> Table:

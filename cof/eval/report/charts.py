@@ -34,7 +34,7 @@ def result_charts(results: Numbers) -> list[Chart]:
             continue
         main = next(iter(groups))
         levels = _levels(groups, main)
-        kinds = {group: of for group, of in groups.items() if not re.search(r"\d+ objects", group)}
+        kinds = {name: row for name, row in groups.items() if not re.search(r"\d+ objects", name)}
         few = len(results["methods"]) <= len(COLORS)
         if few:
             charts.append(draw(f"{name}-kinds", "Accuracy by group", _draw_kinds(kinds)))
@@ -84,12 +84,12 @@ def save(path: Path, title: str, plot: Callable[[Any], None]) -> None:
 
 
 def errorbars(
-    axes: Any, at: Sequence[float], rows: Sequence[Numbers], label: str, **style: Any
+    axes: Any, at: Sequence[float], points: Sequence[Numbers], label: str, **style: Any
 ) -> None:
     """Values with their intervals, `{value, low, high}` each."""
-    middle = [row["value"] for row in rows]
-    below = [row["value"] - row["low"] for row in rows]
-    above = [row["high"] - row["value"] for row in rows]
+    middle = [point["value"] for point in points]
+    below = [point["value"] - point["low"] for point in points]
+    above = [point["high"] - point["value"] for point in points]
     options = {"color": COLORS.get(label), "marker": "o", "capsize": 3, "markersize": 4, **style}
     axes.errorbar(at, middle, [below, above], label=label, **options)
 
@@ -99,7 +99,7 @@ def _draw_kinds(groups: Numbers) -> Callable[[Any], None]:
         methods = list(next(iter(groups.values())))
         for number, method in enumerate(methods):
             at = [place + 0.8 * (number / len(methods) - 0.5) for place in range(len(groups))]
-            errorbars(axes, at, [of[method] for of in groups.values()], method, linestyle="")
+            errorbars(axes, at, [row[method] for row in groups.values()], method, linestyle="")
         axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
         axes.set_ylabel("accuracy")
         axes.legend(fontsize=7, ncols=2)
@@ -112,7 +112,7 @@ def _draw_levels(levels: Mapping[int, Numbers]) -> Callable[[Any], None]:
         methods = list(next(iter(levels.values())))
         for number, method in enumerate(methods):
             at = [n + 0.1 * (number - len(methods) / 2) for n in levels]
-            errorbars(axes, at, [of[method] for of in levels.values()], method)
+            errorbars(axes, at, [row[method] for row in levels.values()], method)
         axes.set_xticks(list(levels))
         axes.set(xlabel="objects in the scene", ylabel="accuracy")
         axes.legend(fontsize=7)
@@ -151,8 +151,8 @@ def _levels(groups: Numbers, main: str) -> dict[int, Numbers]:
     prefix = "" if main == "all" else f"{main}, "
     pattern = re.compile(rf"{re.escape(prefix)}(\d+) objects")
     return {
-        int(match[1]): of
-        for group, of in groups.items()
+        int(match[1]): row
+        for group, row in groups.items()
         for match in (pattern.fullmatch(group),)
         if match
     }
@@ -164,8 +164,10 @@ def _strengths(choice: Numbers) -> dict[str, dict[float, float]]:
     series: dict[str, dict[float, float]] = {}
     for name, candidates in choice.get("tried", {}).items():
         chosen = re.sub(r" strength=\S+", "", choice["chosen"][name])
-        for of in candidates:
-            match = re.search(r" strength=(\S+)", of["key"])
-            if match and re.sub(r" strength=\S+", "", of["key"]) == chosen:
-                series.setdefault(name, {})[float(match[1])] = of["accuracy"]
-    return {name: dict(sorted(of.items())) for name, of in series.items() if len(of) > 2}
+        for tried in candidates:
+            match = re.search(r" strength=(\S+)", tried["key"])
+            if match and re.sub(r" strength=\S+", "", tried["key"]) == chosen:
+                series.setdefault(name, {})[float(match[1])] = tried["accuracy"]
+    return {
+        name: dict(sorted(points.items())) for name, points in series.items() if len(points) > 2
+    }

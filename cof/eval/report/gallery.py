@@ -18,7 +18,7 @@ from cof.eval.methods import Method, grounding_key
 from cof.eval.replies import Replies
 from cof.eval.report.document import Block, Card, Gallery, Heading, Text
 from cof.eval.results import judge_box
-from cof.eval.store import Record, region_of
+from cof.eval.store import Record
 from cof.geometry.boxes import FULL
 from cof.geometry.regions import Region
 from cof.prompting.dialects import OPTION_LETTER, SHORT_ANSWER
@@ -33,12 +33,12 @@ _QUALITY = 80  # of its WebP file
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run keeps beside its numbers.
+    """The replies and images of a task.
 
     Attributes:
         replies: scored.
         methods: by name.
-        images: where they are now.
+        images: those that are still there.
     """
 
     replies: Replies
@@ -47,7 +47,7 @@ class Kept:
 
     @property
     def grounding(self) -> Mapping[str, Record]:
-        """What `cof` found in stage 1, of several grounders the first; empty without a grounder."""
+        """The boxes of `cof` in stage 1, of several grounders the first's; empty without one."""
         settings = self.methods["cof"].settings
         key = grounding_key(settings.grounders[0], settings)
         return self.replies.records.get(key, {})
@@ -69,13 +69,13 @@ def make_gallery(kept: Kept, changed: Changed, most: int, title: str) -> list[Bl
     Returns:
         Nothing where `cof` is not among the methods or changed no answer.
     """
-    of_cof = changed.get("cof", {})
-    if not any(of_cof.values()):
+    changed_by_cof = changed.get("cof", {})
+    if not any(changed_by_cof.values()):
         return []
     by_id = {example.id: example for example in kept.replies.examples}
     cards: list[Card] = []
     parts: list[str] = []
-    for outcome, ids in of_cof.items():
+    for outcome, ids in changed_by_cof.items():
         examples = take_turns([by_id[id] for id in ids])[:most]
         cards += [_make_card(kept, example, outcome) for example in examples]
         parts.append(f"{len(ids)} {outcome}, {len(examples)} shown")
@@ -111,7 +111,7 @@ def _make_card(kept: Kept, example: Example, outcome: str) -> Card:
         kind=example.kind,
         question=write_question(example),
         truth=write_truth(example),
-        answers=[(name, of.text, bool(of.right)) for name, of in records.items()],
+        answers=[(name, r.text, bool(r.right)) for name, r in records.items()],
         note=_note(example, grounding),
         image=data,
         image_wh=size,
@@ -158,12 +158,10 @@ def _draw_image(
         image = open_image(source)
     except CofError:
         return None, (0, 0)
-    looked = region_of(cof)
-    region = region_of(reply) if reply else None
     panel = overlay(
         image,
-        None if looked is None else Region(boxes=looked.boxes, whole=looked.boxes == (FULL,)),
-        found=region.boxes if region else (),
+        Region(boxes=cof.boxes, whole=cof.boxes == (FULL,)) if cof.boxes else None,
+        found=reply.boxes if reply else (),
         true=example.region,
     )
     panel.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)

@@ -36,13 +36,13 @@ def latex(content: Table) -> str:
     """
     lines = [r"\begin{table}", r"\centering"]
     if content.caption:
-        lines.append(rf"\caption{{{escaped(content.caption)}}}")
+        lines.append(rf"\caption{{{escape(content.caption)}}}")
     lines += [
         rf"\label{{tab:{content.name}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(content.head) - 1)}}}",
         r"\toprule",
         *_over(content),
-        " & ".join(map(escaped, content.head)) + r" \\",
+        " & ".join(map(escape, content.head)) + r" \\",
         r"\midrule",
         *(" & ".join(map(_cell, row)) + r" \\" for row in content.rows),
         r"\bottomrule",
@@ -52,10 +52,10 @@ def latex(content: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     r"""Text as LaTeX shows it.
 
-    >>> escaped("50 % of a_b, IoU >= 0.5")
+    >>> escape("50 % of a_b, IoU >= 0.5")
     '50 \\% of a\\_b, IoU \\textgreater{}= 0.5'
     """
     return "".join(_SPECIAL.get(character, character) for character in text)
@@ -67,7 +67,7 @@ def _over(content: Table) -> Iterator[str]:
         return
     cells, rules, column = [""], [], 2
     for title, columns in content.over:
-        cells.append(rf"\multicolumn{{{columns}}}{{c}}{{{escaped(title)}}}")
+        cells.append(rf"\multicolumn{{{columns}}}{{c}}{{{escape(title)}}}")
         if title:
             rules.append(rf"\cmidrule(lr){{{column}-{column + columns - 1}}}")
         column += columns
@@ -77,7 +77,7 @@ def _over(content: Table) -> Iterator[str]:
 
 def _cell(cell: Cell) -> str:
     if not isinstance(cell, Number):
-        return "--" if cell == "-" else escaped(str(cell))
+        return "--" if cell == "-" else escape(str(cell))
     shown, beside = cell.parts
     figure = f"${shown}$" if shown[:1] in "+-" else shown  # a true minus sign
     return figure + (rf" {{\scriptsize {beside.strip()}}}" if beside else "")

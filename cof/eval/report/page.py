@@ -50,7 +50,7 @@ def html(title: str, lead: str, sections: Sequence[Section]) -> str:
     environment.filters |= {"inline": _inline, "cell": _cell, "base64": _base64, "words": _words}
     source = Path(__file__).with_name("page.html").read_text("utf-8")
     shown = [
-        {"id": section.id, "title": section.title, "blocks": _grouped(section.blocks)}
+        {"id": section.id, "title": section.title, "blocks": _group(section.blocks)}
         for section in sections
     ]
     return environment.from_string(source).render(
@@ -58,17 +58,17 @@ def html(title: str, lead: str, sections: Sequence[Section]) -> str:
     )
 
 
-def _grouped(blocks: Iterable[Block]) -> list[tuple[str, Any]]:
+def _group(blocks: Iterable[Block]) -> list[tuple[str, Any]]:
     """Blocks with their kinds; charts that follow one another stand side by side."""
-    found: list[tuple[str, Any]] = []
+    grouped: list[tuple[str, Any]] = []
     for block in blocks:
         if not isinstance(block, Chart):
-            found.append((type(block).__name__, block))
-        elif found and found[-1][0] == "charts":
-            found[-1][1].append(block)
+            grouped.append((type(block).__name__, block))
+        elif grouped and grouped[-1][0] == "charts":
+            grouped[-1][1].append(block)
         else:
-            found.append(("charts", [block]))
-    return found
+            grouped.append(("charts", [block]))
+    return grouped
 
 
 def _inline(text: str) -> Any:

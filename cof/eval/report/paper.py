@@ -7,6 +7,7 @@ from typing import Any
 
 from cof.eval.report.blocks import STATISTICS, figure_table
 from cof.eval.report.document import Block, Cell, Heading, Items, Number, Table, Text
+from cof.eval.rules import SOURCES
 
 Numbers = Mapping[str, Any]
 
@@ -85,10 +86,13 @@ def paper_blocks(results: Numbers) -> list[Block]:
     )
     missing = f" Not there: {', '.join(numbers['missing'])}." if numbers["missing"] else ""
     own = "" if numbers["published"] else " The paper has no figures for this model."
-    model = about["model"]
+    model, rules = about["model"], next(iter(results["tasks"].values()))["rules"]
     return [
         Heading("Tables I and II of the paper", 1),
-        Text(f"Model `{model}` ({about['dtype']}).{limit}{missing}{own}"),
+        Text(
+            f"Model `{model}` ({about['dtype']}), answers read by the rules `{rules}` "
+            f"({SOURCES[rules]}).{limit}{missing}{own}"
+        ),
         Items(list(results["methods"].items())),
         Heading("Table I: MME, MMBench (circular), POPE (F1)"),
         Table(

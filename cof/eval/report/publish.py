@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cof
+from cof.eval.json_files import write_atomically
 from cof.eval.report.blocks import result_blocks
 from cof.eval.report.charts import result_charts
 from cof.eval.report.document import (
@@ -24,8 +25,7 @@ from cof.eval.report.gallery import make_gallery
 from cof.eval.report.latex import latex
 from cof.eval.report.page import Section, html
 from cof.eval.report.paper import paper_blocks
-from cof.eval.runs import Run, find_runs
-from cof.eval.store import write_atomically
+from cof.eval.runs import Run, explain_damage, find_runs
 
 PAGE, TEXT, PARTS = "report.html", "report.md", "report"
 """The page, the same as Markdown, and the folder of its charts and tables."""
@@ -33,13 +33,13 @@ PAGE, TEXT, PARTS = "report.html", "report.md", "report"
 
 @dataclass(frozen=True)
 class Written:
-    """What a report is made of.
+    """The outcome of `publish`.
 
     Attributes:
         files: all that were written, the page first.
-        runs: how many are in it.
-        shown: questions in galleries.
-        without_image: how many of those have lost their images.
+        runs: how many runs are in the report.
+        shown: how many questions are in its galleries.
+        without_image: how many of these have lost their images.
     """
 
     files: Sequence[Path]
@@ -72,7 +72,11 @@ def publish(out: Path, *, most: int = 12) -> Written:
         CofError: there is no finished run, or jinja2 or matplotlib is not installed.
     """
     runs = find_runs(out)
-    bodies = [list(_named(run, _body(run, most))) for run in runs]
+    bodies = []
+    for run in runs:
+        with explain_damage(run):
+            bodies.append(list(_named(run, _body(run, most))))
+            markdown(bodies[-1])  # shows every cell
     title = f"Report: {out.resolve().name}"
     lead = f"{len(runs)} run{'s' * (len(runs) > 1)}, written by cof {cof.__version__}."
     sections = [
@@ -143,7 +147,7 @@ def _named(run: Run, blocks: Sequence[Block]) -> Iterator[Block]:
 
 
 def _about(about: Mapping[str, Any]) -> list[Block]:
-    """What was run, and with what."""
+    """The model, the data and the versions."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     facts = [
         f"{name.replace('_', ' ')} `{value}`"

@@ -1,0 +1,135 @@
+"""JSON on disk: objects, lines that runs append to, and dataclasses made of either."""
+
+from __future__ import annotations
+
+import functools
+import json
+import secrets
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from cof.errors import CofError
+
+T = TypeVar("T")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or holds half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if (b"\\ud" if isinstance(text, bytes) else "\\ud") in text.lower():  # type: ignore[operator]
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file.
+
+    Raises:
+        CofError: the file is damaged, or holds another value.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise CofError(f"{path} is damaged ({error}): run the evaluation again.") from error
+    if not isinstance(value, dict):
+        raise CofError(f"{path} is damaged (it holds no object): run the evaluation again.")
+    return value
+
+
+def read_json_lines(path: Path, read: Callable[[Any], T], advice: str) -> list[T]:
+    """The values of a file of JSON lines; empty if there is no such file.
+
+    Args:
+        path: the file.
+        read: makes a value of a line's JSON, or raises a ValueError or TypeError.
+        advice: what to do about a damaged file, for the message.
+
+    Raises:
+        CofError: a line cannot be read.
+    """
+    values = []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values.append(read(parse_json(line)))
+        except (TypeError, ValueError) as error:
+            raise CofError(f"{path}, line {number} is damaged ({error}): {advice}.") from error
+    return values
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line without an end, as a run leaves it that is killed."""
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content, or leave it as it is, whoever else is writing it (other shards)."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.write_text(text, "utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def from_json(kind: type[T], values: Any) -> T:
+    """A dataclass of a JSON object with its fields; lists become tuples, and texts paths.
+
+    Raises:
+        ValueError: it is no object, a field is missing or unknown, or a value has another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("no object")
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class can be hashed
+    unknown = sorted(values.keys() - hints.keys())
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]}")
+    try:
+        return kind(**{name: _convert(hints[name], value) for name, value in values.items()})
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """The value as the type of a field has it."""
+    parts = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        for part in parts:
+            try:
+                return _convert(part, value)
+            except ValueError:
+                continue
+    elif get_origin(hint) is tuple and isinstance(value, list):
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        if len(kinds) == len(value):
+            return tuple(map(_convert, kinds, value))
+    elif hint is float and type(value) in (int, float):
+        if abs(value) <= sys.float_info.max:  # neither NaN nor a huge whole number
+            return float(value)
+    elif hint is Path and type(value) is str:
+        return Path(value)
+    elif type(value) is hint:
+        return value
+    raise ValueError(f"{str(value)[:40]!r} has another type than its field")

@@ -1,0 +1,150 @@
+"""Methods: the regions that are given, and keys that tell apart whatever may answer differently."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import AnyEngine
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from models import picture
+
+from cof.errors import CofError
+from cof.eval.examples import Example
+from cof.eval.methods import PLAIN, Method, grounding_key, sample_box_elsewhere
+from cof.geometry.boxes import FULL, intersection
+from cof.geometry.regions import Region
+from cof.pipeline import CoF, Query
+from cof.settings import Settings, preset
+
+BOX = (0.25, 0.25, 0.5, 0.5)
+EXAMPLE = Example("id", Path("a.png"), "?", "7", region=BOX)
+
+
+def test_a_box_elsewhere() -> None:
+    for number in range(200):
+        box = sample_box_elsewhere(BOX, f"{number}")
+        assert intersection(box, BOX) == 0
+        assert (box[2] - box[0], box[3] - box[1]) == pytest.approx((0.25, 0.25))
+        assert 0 <= min(box) <= max(box) <= 1
+    same, other = sample_box_elsewhere(BOX, "1"), sample_box_elsewhere(BOX, "2")
+    assert sample_box_elsewhere(BOX, "1") == same != other
+    assert sample_box_elsewhere(FULL, "1") == FULL
+    wide = (0.0, 0.0, 0.9, 0.9)  # cannot be disjoint: moved as far as may be
+    assert intersection(sample_box_elsewhere(wide, "1"), wide) < 0.81
+
+
+def test_given_regions() -> None:
+    assert PLAIN.region(EXAMPLE, 0) is None
+    assert Method(Settings(), "oracle").region(EXAMPLE, 0) == Region(boxes=(BOX,))
+    control = Method(Settings(), "random").region(EXAMPLE, 0)
+    assert control == Region(boxes=(sample_box_elsewhere(BOX, "0-id"),))
+    assert Method(Settings(), "random").region(EXAMPLE, 1) != control
+    whole = replace(EXAMPLE, region=None)
+    assert Method(Settings(), "oracle").region(whole, 0) == Region(boxes=(FULL,))
+
+
+def test_keys_name_what_is_not_usual() -> None:
+    parity = Method(preset("paper-parity:llava-1.5-7b"))
+    assert parity.key == (
+        "prompt x attention cells=corners edge=snap expand=1.3 grounding_prompt=paper "
+        "on_missing=whole parser=released scope=all square=True strength=2"
+    )
+    whole = Method(parity.settings.changed(grounder="whole"))
+    assert whole.key == ("whole x attention cells=corners on_missing=whole scope=all strength=2")
+    assert Method(Settings(strength=1.0)).key == Method(Settings(focus="none")).key == "plain"
+    assert Method(Settings(grounder="none"), "oracle").key != "plain"
+
+
+def test_a_prompt_cannot_pass_for_a_setting() -> None:
+    prompt = Settings(grounding_prompt="{question} layers=1")
+    layers = Settings(grounding_prompt="{question}", layers=(1,))
+    assert Method(prompt).key != Method(layers).key
+
+
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "grounder": st.sampled_from(
+        ["prompt", "attention", "relevance", "logits", "whole", "none", "whole+prompt"]
+        + ["prompt+attention", "attention+prompt", "relevance+whole"]
+    ),
+    "grounding_prompt": st.sampled_from(
+        [None, "paper", "{question} box?", "{question} box? layers=1", "{first_line} box?"]
+        + ["{question} box? strength=2", "{question}  box?", "'{question} box?'"]
+    ),
+    "boxes": st.sampled_from(["free", "template"]),
+    "grounding_max_new_tokens": st.sampled_from([7, 128]),
+    "parser": st.sampled_from(["tolerant", "released"]),
+    "grounder_layers": st.sampled_from([None, (0,), (0, 1), (3,)]),
+    "detector": st.sampled_from([None, "a", "a b"]),
+    "min_confidence": st.sampled_from([0.0, 0.3, 0.3000001, 0.6]),
+    "max_plain_confidence": st.sampled_from([1.0, 0.9999999, 0.6, 0.3]),
+    "on_missing": st.sampled_from(["plain", "whole"]),
+    "min_box": st.sampled_from([0.0, 0.4, 0.40000001]),
+    "square": st.booleans(),
+    "expand": st.sampled_from([1.0, 1.3, 1.3000001, 2.0]),
+    "edge": st.sampled_from(["move", "snap"]),
+    "focus": st.sampled_from(
+        ["attention", "soft", "contrast", "crop", "beside", "overlay", "none"]
+    ),
+    "strength": st.sampled_from([1.0, 2.0, 2.0000001, 16.0]),
+    "scope": st.sampled_from(["all", "text"]),
+    "layers": st.sampled_from([None, (0,), (1,), (0, 1)]),
+    "heads": st.sampled_from([None, (0,), (1,)]),
+    "cells": st.sampled_from(["coverage", "corners"]),
+    "guidance": st.sampled_from([1.0, 1.3, 1.3000001]),
+    "overlay": st.sampled_from(["frame", "blur", "dim"]),
+}
+QUERIES = [
+    Query(picture((40, 30), seed), question)
+    for seed, question in ((0, "What is it?"), (1, "Which digit?"), (2, "Is it so?"), (3, "Who?"))
+]
+
+
+def test_every_setting_is_tried() -> None:
+    assert VALUES.keys() == {field.name for field in fields(Settings)}
+
+
+@pytest.mark.filterwarnings("ignore:No box template")
+@pytest.mark.parametrize("name", VALUES)
+@settings(derandomize=True, max_examples=20, deadline=None)
+@given(data=st.data())
+def test_settings_that_ask_differently_have_different_keys(name: str, data: st.DataObject) -> None:
+    """Two settings that differ in one field share a key only if they ask the same."""
+    others = data.draw(st.sets(st.sampled_from(sorted(VALUES)), max_size=3))
+    # most settings matter with some grounders and focuses alone
+    base = Settings().changed(
+        **{other: data.draw(VALUES[other], other) for other in {"grounder", "focus", *others}}
+    )
+    one, two = (base.changed(**{name: data.draw(VALUES[name], name)}) for _ in range(2))
+    assume(one != two)
+    for given_regions in ("", "oracle"):
+        methods = [Method(each, given_regions) for each in (one, two)]
+        if methods[0].key == methods[1].key:
+            assert asked(methods[0]) == asked(methods[1])
+    if one.changed(grounder="prompt") != two.changed(grounder="prompt"):
+        for grounder in ("prompt", "attention"):
+            if grounding_key(grounder, one) == grounding_key(grounder, two):
+                assert found(grounder, one) == found(grounder, two)
+
+
+def asked(method: Method) -> list[str]:
+    """All requests that the pipeline sends to the engine, and its answers."""
+    engine = AnyEngine()
+    queries = QUERIES
+    if method.given:
+        queries = [replace(query, region=Region(boxes=(BOX,))) for query in QUERIES]
+    try:
+        answers = CoF(engine, method.settings).batch(queries)
+    except CofError as error:
+        return [str(error)]
+    # the plain answer alone is asked with or without its key
+    return [*engine.trace, *(answer.text for answer in answers)]
+
+
+def found(grounder: str, each: Settings) -> list[Any]:
+    cof = CoF(AnyEngine(), each.changed(grounder=grounder))
+    groundings = [cof.locate(query.image, query.question) for query in QUERIES]
+    return [(g.region, g.text, g.confidence) for g in groundings]

@@ -1,0 +1,437 @@
+"""The runner asks what the pipeline asks, each thing once, and goes on where it was killed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import formats
+import pytest
+from fakes import AnyEngine, describe
+from models import checkpoint
+from PIL import Image
+
+from cof.engines.base import Engine
+from cof.engines.transformers.engine import TransformersEngine
+from cof.errors import CofError
+from cof.eval.data.pope import POPE
+from cof.eval.data.scenes import Scenes
+from cof.eval.data.vstar import VStar
+from cof.eval.images import open_image
+from cof.eval.methods import PLAIN, Method, grounding_key
+from cof.eval.runner import Runner, count_passes, isolate
+from cof.eval.store import ENCODING, Record, Store, costs_path, read_costs
+from cof.geometry.regions import Region
+from cof.pipeline import CoF, Query
+from cof.settings import Settings
+from cof.tiny.benchmark import write_benchmark
+from cof.types import Decoding
+
+BASE = Settings(expand=1.0, strength=4.0)
+METHODS = [
+    PLAIN,
+    Method(BASE.changed(grounder="whole")),
+    Method(BASE),
+    Method(BASE, "oracle"),
+    Method(BASE, "random"),
+]
+MANY = [
+    *METHODS,
+    Method(BASE.changed(grounder="attention", focus="soft")),
+    Method(BASE.changed(grounder="prompt+attention", on_missing="whole")),
+    Method(BASE.changed(focus="crop", expand=2.0)),
+    Method(BASE.changed(max_plain_confidence=0.5)),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """14 questions about each of two scenes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_benchmark(folder, "test", num_objects=(4, 8), scenes=1)
+    return folder
+
+
+def make_runner(folder: Path, path: Path, engine: Any = None, **options: Any) -> Runner:
+    engine = AnyEngine() if engine is None else engine
+    return Runner(engine, Scenes(folder), path, **{"batch_size": 10, **options})
+
+
+def check_pipeline(method: Method, run: Runner, store: Store, engine: Engine) -> None:
+    """The answers and boxes of a method are those of the pipeline with the same settings."""
+    cof = CoF(engine, method.settings)
+    examples = run.task.examples
+    queries = []
+    for example in examples:
+        image, region = open_image(example.image), method.region(example, run.seed)
+        about = example.question or None
+        queries.append(Query(image, example.prompt, region=region, grounding_question=about))
+    decoding = Decoding(max_new_tokens=run.max_new_tokens)
+    answers = cof.batch(queries, decoding=decoding, batch_size=run.batch_size)
+    for example, answer in zip(examples, answers, strict=True):
+        record = store[method.key, example.id]
+        assert (record.text, record.boxes) == (answer.text, answer.boxes)
+        assert record.right == run.task.score(example, answer.text).right
+
+
+@pytest.mark.parametrize("grounder", ["prompt", "attention", "relevance", "logits", "whole"])
+@pytest.mark.parametrize("focus", ["attention", "soft", "contrast", "crop", "beside", "overlay"])
+def test_every_grounder_and_focus_is_the_pipeline(
+    folder: Path, tmp_path: Path, grounder: str, focus: str
+) -> None:
+    run = make_runner(folder, tmp_path / "a.jsonl")
+    settings = [
+        BASE.changed(grounder=grounder, focus=focus),
+        BASE.changed(grounder=f"{grounder}+prompt", focus=focus)
+        if grounder != "prompt"
+        else BASE.changed(grounder="prompt+whole", focus=focus, on_missing="whole"),
+    ]
+    methods = [Method(each) for each in settings]
+    store = run.run([PLAIN, *methods])
+    for method in methods:
+        check_pipeline(method, run, store, AnyEngine())
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("on_missing", ["plain", "whole"])
+def test_a_threshold_is_the_pipelines(
+    folder: Path, tmp_path: Path, limit: float, on_missing: Any
+) -> None:
+    """Chosen from the answers that others gave, or asked alone."""
+    method = Method(BASE.changed(max_plain_confidence=limit, on_missing=on_missing))
+    engine = AnyEngine()
+    for others in ([PLAIN, method.without_threshold], []):
+        run = make_runner(folder, tmp_path / f"{len(others)}.jsonl", engine)
+        run.run(others)
+        engine.trace.clear()
+        store = run.run([*others, method])
+        if others:
+            assert engine.trace == []
+        check_pipeline(method, run, store, AnyEngine())
+        looks = {bool(record.boxes) for record in store.method(method.key).values()}
+        assert looks == ({True} if limit == 1 and on_missing == "whole" else {True, False})
+
+
+def test_stage_one_is_asked_about_the_question_alone(tmp_path: Path) -> None:
+    engine = AnyEngine()
+    run = Runner(engine, VStar(formats.vstar(tmp_path)), tmp_path / "a.jsonl", batch_size=4)
+    store = run.run(METHODS)
+    asked = [line for line in engine.trace if "bounding box" in line]
+    assert len(asked) == 6
+    assert not any("cyan" in line for line in asked)  # an option
+    for method in METHODS:
+        check_pipeline(method, run, store, AnyEngine())
+
+
+def test_every_image_is_encoded_once_and_every_box_asked_once(folder: Path, tmp_path: Path) -> None:
+    engine = AnyEngine()
+    run = make_runner(folder, tmp_path / "a.jsonl", engine)
+    stronger = Method(BASE.changed(strength=8.0))
+    run.run([*METHODS, stronger, stronger], [BASE])
+    n = len(run.task.examples)
+    batches = math.ceil(n / 10)
+    assert len(engine.encoded) == batches
+    assert all(len(images) <= 2 for images in engine.encoded)
+    assert sum("Where?" in line or "bounding box" in line for line in engine.trace) == n
+    assert len(engine.calls) == batches * 7
+    keys = {grounding_key("prompt", BASE), ENCODING, *(m.key for m in METHODS), stronger.key}
+    assert set(read_costs(run.path)) == keys
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, int]:
+    """The file of a run that nobody interrupted, and how many calls it took."""
+    path = tmp_path_factory.mktemp("whole") / "a.jsonl"
+    engine = AnyEngine(dies_after=10_000)
+    make_runner(folder, path, engine).run(MANY)
+    return path.read_bytes(), 10_000 - int(engine.dies_after)
+
+
+def test_killed_before_any_call_and_resumed(
+    folder: Path, tmp_path: Path, whole: tuple[bytes, int]
+) -> None:
+    content, calls = whole
+    for death in range(0, calls, 5):
+        path = tmp_path / f"{death}.jsonl"
+        with pytest.raises(KeyboardInterrupt):
+            make_runner(folder, path, AnyEngine(dies_after=death)).run(MANY)
+        again = AnyEngine(dies_after=calls)
+        done: list[int] = []
+        run = make_runner(folder, path, again)
+        run.run(MANY, advance=done.append)
+        assert path.read_bytes() == content
+        assert sum(done) == len(run.task.examples)
+        # nothing is asked twice but heat maps, which are not stored
+        assert calls - death <= calls - again.dies_after <= calls - death + 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.71, 0.999, 1.0])
+def test_killed_within_a_line_and_resumed(
+    folder: Path, tmp_path: Path, whole: tuple[bytes, int], share: float
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(whole[0][: int(share * len(whole[0]))])
+    make_runner(folder, path).run(MANY)
+    assert path.read_bytes() == whole[0]
+
+
+def test_phases_and_order_do_not_matter(
+    folder: Path, tmp_path: Path, whole: tuple[bytes, int]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    make_runner(folder, path).run(MANY[3:])
+    make_runner(folder, path).run(MANY[:3][::-1])
+    assert path.read_bytes() == whole[0]
+
+
+def test_the_embedded_model_ends_with_the_same_answers_wherever_its_store_is_cut(
+    folder: Path, tmp_path: Path
+) -> None:
+    engine = CoF.from_pretrained("tiny-early").engine
+    task = Scenes(folder, limit=6, kinds=("digit", "color"))
+    two_looks = Method(BASE.changed(grounder="prompt+attention", strength=16.0, scope="text"))
+    unsure = Method(two_looks.settings.changed(max_plain_confidence=0.8))
+    methods = [*METHODS, two_looks, unsure, Method(BASE.changed(focus="soft", boxes="template"))]
+    run = Runner(engine, task, tmp_path / "a.jsonl", batch_size=4)
+    records = run.run(methods, [BASE]).records()
+    lines = run.path.read_bytes().splitlines(keepends=True)
+    for cut in range(1, len(lines), len(lines) // 3):
+        # in the order of the run, batch by batch, a store has any of its lines
+        path = tmp_path / f"{cut}.jsonl"
+        path.write_bytes(b"".join(lines[cut::2]) + lines[0][:30])
+        store = replace(run, path=path).run(methods, [BASE])
+        assert len(store.records()) == len(records)
+        for record in records:
+            again = store[record.method, record.id]
+            assert replace(again, confidence=None) == replace(record, confidence=None)
+            assert again.confidence == pytest.approx(record.confidence, abs=1e-3)
+
+
+def test_a_batch_is_its_questions_one_by_one(folder: Path, tmp_path: Path) -> None:
+    engine = TransformersEngine.from_pretrained(checkpoint("llava"))
+    task = Scenes(folder, limit=8)
+    methods = [
+        PLAIN,
+        Method(BASE.changed(on_missing="whole")),
+        Method(BASE.changed(grounder="attention", strength=8.0, scope="text")),
+        Method(BASE, "oracle"),
+    ]
+    first = Runner(engine, task, tmp_path / "7.jsonl", batch_size=7, max_new_tokens=3)
+    store = first.run(methods)
+    for record in replace(first, path=tmp_path / "1.jsonl", batch_size=1).run(methods).records():
+        same = store[record.method, record.id]
+        assert same.confidence == pytest.approx(record.confidence, abs=1e-3)
+        assert replace(same, confidence=None) == replace(record, confidence=None)
+    for method in methods:
+        check_pipeline(method, first, store, engine)
+    costs, id = read_costs(first.path), task.examples[0].id
+    assert costs[ENCODING][id].passes == 1
+    assert costs[PLAIN.key][id].passes in (1, 2, 3)
+
+
+def test_passes_are_counted_and_the_hook_is_gone() -> None:
+    engine = TransformersEngine.from_pretrained(checkpoint("llava"))
+    decoder = engine.model.get_decoder()
+    hooks = len(decoder._forward_pre_hooks)
+    with pytest.raises(RuntimeError), count_passes(engine):
+        raise RuntimeError
+    assert len(decoder._forward_pre_hooks) == hooks
+    with count_passes(AnyEngine()) as passes:
+        assert passes() is None
+
+
+def test_official_vstar_asks_for_the_most_probable_option(tmp_path: Path) -> None:
+    engine = TransformersEngine.from_pretrained(checkpoint("llava"))
+    task = VStar(formats.vstar(tmp_path), prompt_style="official")
+    assert [e.prompt for e in task.examples] == ["How?", "How?"]
+    store = Runner(engine, task, tmp_path / "a.jsonl").run([PLAIN])
+    from cof.engines.transformers.option_scoring import likelihoods
+    from cof.types import Request
+
+    for example in task.examples:
+        request = Request(open_image(example.image), example.prompt)
+        scores = likelihoods(engine, [request] * len(example.options), example.options)
+        best = max(scores, key=lambda reply: sum(reply.logprobs) / len(reply.logprobs)).text
+        assert store[PLAIN.key, example.id].text == best
+        assert store[PLAIN.key, example.id].parsed == "ABCD"[example.options.index(best)]
+    with pytest.raises(CofError, match="cannot say how likely"):
+        Runner(AnyEngine(), task, tmp_path / "b.jsonl").run([PLAIN])
+
+
+# Questions that are refused
+
+
+@pytest.fixture
+def pope(tmp_path: Path) -> POPE:
+    """Four questions about each of two images, one of which is damaged."""
+    formats.pope(tmp_path / "data")
+    for kind in ("random", "adversarial"):
+        (tmp_path / "data" / f"coco_pope_{kind}.json").unlink()
+    return POPE(tmp_path / "data")
+
+
+def test_a_refused_question_is_recorded_and_the_others_are_answered(
+    pope: POPE, tmp_path: Path
+) -> None:
+    engine = AnyEngine(refuses=("cat", "dog in the image?\nAnswer"))
+    methods = [PLAIN, Method(BASE), Method(BASE.changed(max_plain_confidence=0.5))]
+    store = Runner(engine, pope, tmp_path / "a.jsonl", batch_size=4).run(methods)
+    for method in methods:
+        records = store.method(method.key)
+        errors = {id: record.error for id, record in records.items() if record.error}
+        assert set(errors) == {"popular-1", "popular-2"}
+        for id in errors:
+            assert (records[id].right, records[id].parsed, records[id].text) == (False, None, "")
+            assert "is refused" in str(errors[id])
+    found = store.method(grounding_key("prompt", BASE))
+    # stage 1 is asked about the question alone
+    assert {id for id, record in found.items() if record.error} == {"popular-2"}
+    answers = CoF(AnyEngine(), BASE).batch(
+        [Query(open_image(e.image), e.prompt, grounding_question=e.question) for e in pope.examples]
+    )
+    for example, answer in zip(pope.examples[2:], answers[2:], strict=True):
+        assert store[methods[1].key, example.id].text == answer.text
+    again = AnyEngine(refuses=engine.refuses)
+    Runner(again, pope, tmp_path / "a.jsonl", batch_size=4).run(methods)
+    assert again.calls == again.encoded == []
+
+
+def test_damaged_images_are_refused_and_so_are_those_that_the_engine_does_not_take(
+    pope: POPE, tmp_path: Path
+) -> None:
+    first, last = pope.examples[0], pope.examples[-1]
+    assert isinstance(first.image, Path)
+    first.image.write_bytes(first.image.read_bytes()[:200])
+
+    class Picky(AnyEngine):
+        def encode(self, images: Sequence[Image.Image], *, prefill: bool = False) -> Any:
+            if any(image.width > 40 for image in images):
+                raise CofError("That is too wide.")
+            return super().encode(images, prefill=prefill)
+
+    formats.save(tmp_path / "wide.png", 5, (41, 30))
+    wide = replace(last, id="wide", image=tmp_path / "wide.png")
+    pope.examples.append(wide)
+    store = Runner(Picky(), pope, tmp_path / "a.jsonl", batch_size=5).run(METHODS[:3])
+    for method in METHODS[:3]:
+        errors = {id: r.error for id, r in store.method(method.key).items()}
+        assert errors["wide"] == "That is too wide."
+        assert "cannot be decoded" in str(errors["popular-1"])
+        assert errors["popular-4"] is None
+    times = read_costs(tmp_path / "a.jsonl")
+    assert set(times[PLAIN.key]) == {id for id, error in errors.items() if error is None}
+
+
+def test_a_batch_of_refused_questions_ends_the_run(pope: POPE, tmp_path: Path) -> None:
+    run = Runner(AnyEngine(refuses=("Is",)), pope, tmp_path / "a.jsonl", batch_size=4)
+    with pytest.raises(CofError, match="is refused"):
+        run.run(METHODS)
+    with pytest.raises(CofError, match="needs a detector"):
+        replace(run, engine=AnyEngine()).run([Method(BASE.changed(grounder="detector"))])
+    for example in pope.examples:
+        assert isinstance(example.image, Path)
+        example.image.write_bytes(b"no image")
+    with pytest.raises(CofError, match="is not an image"):
+        replace(run, engine=AnyEngine()).run(METHODS)
+    assert Store(run.path).records() == []
+
+
+def test_isolate_tries_halves() -> None:
+    tried: list[list[int]] = []
+
+    def work(part: Sequence[int]) -> list[int]:
+        tried.append(list(part))
+        if 5 in part:
+            raise CofError("five")
+        return [2 * number for number in part]
+
+    results = isolate(range(8), work)
+    assert [results[n] for n in (0, 4, 7)] == [0, 8, 14]
+    assert str(results[5]) == "five"
+    assert tried == [list(range(8)), [0, 1, 2, 3], [4, 5, 6, 7], [4, 5], [4], [5], [6, 7]]
+    assert isolate([], work) == {}
+
+
+# The store
+
+
+def test_a_store_of_other_questions_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    Store(path).append([Record("elsewhere", "plain", "7")])
+    with pytest.raises(CofError, match="other questions"):
+        make_runner(folder, path).run(METHODS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{broken}",
+        "[]",
+        "5",
+        "null",
+        "[" * 100_000,
+        '{"id": "a"}',
+        '{"id": "a", "method": "b", "text": "c", "d": 1}',
+        '{"id": "a", "method": "b", "text": 7}',
+        '{"id": "a", "method": "b", "text": "c", "boxes": [[0, 0, 1]]}',
+        '{"id": "a", "method": "b", "text": "c", "confidence": NaN}',
+        '{"id": "a", "method": "b", "text": "\\ud800"}',
+    ],
+)
+def test_a_damaged_store_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(line + "\n", "utf-8")
+    with pytest.raises(CofError, match="line 1 is damaged"):
+        Store(path)
+
+
+def test_records_survive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    records = [
+        Record("a", "plain", "", None, False),
+        Record("b", "plain", "a\nb\u2028é", "7", True, ((0.1, 0.2, 1 / 3, 1.0),)),
+        Record("c", "grounding prompt", "[0]", confidence=0.0),
+        Record("d", "plain", "", right=False, error="why"),
+    ]
+    Store(path).append([*records, records[0]])
+    assert Store(path).records() == records
+
+
+def test_a_torn_line_of_costs_is_dropped(folder: Path, tmp_path: Path) -> None:
+    run = make_runner(folder, tmp_path / "a.jsonl", AnyEngine(dies_after=5))
+    with pytest.raises(KeyboardInterrupt):
+        run.run(METHODS)
+    path = costs_path(run.path)
+    content = path.read_bytes()
+    path.write_bytes(content + b'["plain", ["4-')
+    make_runner(folder, run.path).run(METHODS)
+    assert path.read_bytes().startswith(content + b'["')
+    known = {example.id for example in run.task.examples}
+    assert all(set(costs) == known for costs in read_costs(run.path).values())
+    for line in (content[1:], b'["plain", [], 1.0, null]\n', b"7\n", b'["a", "b", 1.0, null]\n'):
+        path.write_bytes(line)
+        with pytest.raises(CofError, match="line 1 is damaged"):
+            read_costs(run.path)
+
+
+def test_the_trace_of_a_request_tells_what_matters() -> None:
+    """Or the tests above would compare nothing."""
+    image = Image.new("RGB", (8, 8))
+    region = Region(boxes=((0.0, 0.0, 0.5, 0.5),))
+    from cof.types import Highlight, Request
+
+    requests = [
+        Request(image, "a"),
+        Request(image, "b"),
+        Request(Image.new("RGB", (8, 8), "red"), "a"),
+        Request(image, "a", Highlight(region, 2.0)),
+        Request(image, "a", Highlight(region, 3.0)),
+        Request(image, "a", beside=image),
+    ]
+    assert max(Counter(map(describe, requests)).values()) == 1
+    assert json.dumps(describe(requests[0]))
