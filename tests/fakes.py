@@ -1,4 +1,4 @@
-"""A fake engine whose answers depend on everything that it is asked, for tests of the evaluation."""
+"""A fake engine whose answers depend on everything that it is asked."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def describe(request: Request, decoding: Decoding | None = None) -> str:
         heat = None if heat_map is None else float(heat_map.sum())
         shown = {**vars(highlight), "region": (region.boxes, region.whole, heat)}
     beside = request.beside and describe_image(request.beside)
-    how = decoding and (decoding.max_new_tokens, decoding.form is not None)
+    how = decoding and (decoding.max_new_tokens, decoding.box_template is not None)
     return f"{describe_image(request.image)} {request.prompt!r} {shown} {beside} {how}"
 
 

@@ -1,123 +1,100 @@
-"""Batches within a budget of tokens, and options of loading."""
+"""Batches of like questions: less padding, and images measured as the engine sees them."""
 
 from __future__ import annotations
 
-import functools
-import gc
-from dataclasses import replace
-from typing import Any
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import formats
 import pytest
-import torch
+from fakes import AnyEngine
 from models import checkpoint, picture
+from PIL import Image
 
-from cof.engines.transformers.batching import group_by_size
+from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
-from cof.geometry.regions import Region
-from cof.pipeline import CoF
-from cof.settings import Settings
-from cof.types import Decoding, Highlight, Request
-
-SHORT = Decoding(max_new_tokens=4)
-HIGHLIGHT = Highlight(Region(boxes=((0.4, 0.6, 0.6, 0.9),)), 8.0)
-
-
-@functools.cache
-def engine(budget: int = 16384) -> TransformersEngine:
-    return TransformersEngine.from_pretrained(checkpoint("llava"), max_batch_tokens=budget)
+from cof.eval.batching import image_token_counter, like_batches
+from cof.eval.data.scenes import Scenes
+from cof.eval.examples import Embedded, Example
+from cof.eval.images import image_digest, read_image_wh
+from cof.eval.json_files import write_atomically
+from cof.eval.methods import PLAIN
+from cof.eval.runner import Runner
+from cof.tiny.benchmark import write_benchmark
 
 
-def requests() -> list[Request]:
-    questions = ["hi", "a far longer question about it" * 3, "which digit?", "hello there"]
-    images = [picture((60, 40)), picture((40, 90), 1), picture((64, 64), 2), picture((60, 40))]
-    highlights = [None, HIGHLIGHT, HIGHLIGHT, None]
-    return [Request(*row) for row in zip(images, questions, highlights, strict=True)]
+def ask(id: int, image: str, prompt: str) -> Example:
+    return Example(str(id), Path(image), prompt, "")
 
 
-@pytest.mark.parametrize("budget", [1, 250, 400])
-@pytest.mark.parametrize("prefill", [False, True])
-def test_parts_equal_the_whole(budget: int, prefill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = engine().generate(requests(), SHORT)
-    made, sizes = engine(budget), []
-    adapter = type(made.adapter)
-    whole = adapter.generate
-
-    def watched(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
-        rows, length = prompts.inputs["input_ids"].shape
-        sizes.append((rows, rows * (length + SHORT.max_new_tokens)))
-        return whole(self, prompts, *args, **kwargs)
-
-    monkeypatch.setattr(adapter, "generate", watched)
-    asked = requests()
-    if prefill:
-        images = made.encode([request.image for request in asked], prefill=True)
-        asked = [
-            Request(image, request.prompt, request.highlight)
-            for image, request in zip(images, asked, strict=True)
-        ]
-    for a, b in zip(made.generate(asked, SHORT), expected, strict=True):
-        assert a.token_ids == b.token_ids
-        assert a.logprobs == pytest.approx(b.logprobs, abs=2e-5)
-    assert len(sizes) > 1
-    assert all(rows == 1 or size <= budget for rows, size in sizes)
+def test_every_question_once_and_images_together() -> None:
+    examples = [ask(n, f"{n % 7}", "?" * (1 + n * 5 % 11)) for n in range(40)]
+    batches = list(like_batches(examples, 6, lambda e: {"3": 9, "4": 1}.get(str(e.image), 5)))
+    assert [len(batch) for batch in batches] == [6] * 6 + [4]
+    flat = [example for batch in batches for example in batch]
+    assert sorted(int(example.id) for example in flat) == list(range(40))
+    images = [str(example.image) for example in flat]
+    assert len([a for a, b in itertools.pairwise(images) if a != b]) == 6
+    assert (images[0], images[-1]) == ("4", "3")
+    for image in set(images):
+        lengths = [len(example.prompt) for example in flat if str(example.image) == image]
+        assert lengths == sorted(lengths)
+    first, second = (list(like_batches(examples, 6, lambda e: n)) for n in (5, 7))
+    assert first == second
 
 
-@pytest.mark.parametrize("guidance", [1.0, 1.5])
-def test_masks_are_made_once_however_a_batch_is_cut(
-    guidance: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, sizes = engine(250), []
-    whole = made.tokens.mask
-
-    def counted(image_wh: tuple[int, int], highlight: Highlight) -> Any:
-        sizes.append(image_wh)
-        return whole(image_wh, highlight)
-
-    monkeypatch.setattr(made.tokens, "mask", counted)
-    highlight = replace(HIGHLIGHT, guidance=guidance)
-    asked = [Request(picture((60 + n, 40), n), "hi", highlight) for n in range(3)]
-    made.generate(asked, SHORT)
-    branches = 1 if guidance == 1 else 2  # guided answers have a branch that looks away
-    assert sorted(sizes) == sorted([(60 + n, 40) for n in range(3)] * branches)
+def test_like_questions_share_a_batch(tmp_path: Path) -> None:
+    examples = [ask(n, f"{n}", "?" * (10 if n % 2 else 100)) for n in range(16)]
+    padded = [
+        max(len(example.prompt) for example in batch) * len(batch)
+        for batch in like_batches(examples, 4, lambda e: 1)
+    ]
+    assert sum(padded) == sum(len(example.prompt) for example in examples)
+    # in a run too
+    write_benchmark(tmp_path / "scenes", "test", num_objects=(4,), scenes=4)  # one is not square
+    engine = AnyEngine()
+    Runner(engine, Scenes(tmp_path / "scenes"), tmp_path / "a.jsonl", batch_size=7).run([PLAIN])
+    pixels = [[r.image.size[0] * r.image.size[1] for r in requests] for requests, _ in engine.calls]
+    assert list(itertools.chain(*pixels)) == sorted(itertools.chain(*pixels))
 
 
-def test_similar_sizes_run_together() -> None:
-    sizes = [700, 90, 650, 100, 95, 20]
-    groups = group_by_size(sizes, 1400)
-    assert sorted(row for group in groups for row in group) == list(range(6))
-    assert [0, 2] in [sorted(group) for group in groups]
+def test_images_are_measured_in_tokens(tmp_path: Path) -> None:
+    """A model with one grid for all images sees no difference; pixels are compared elsewhere."""
+    small, large = (formats.save(tmp_path / f"{side}.png", 0, (side, 30)) for side in (40, 80))
+    engine = TransformersEngine.from_pretrained(checkpoint("llava"))
+    tokens = image_token_counter(engine)
+    assert [tokens(ask(0, str(path), "?")) for path in (small, large)] == [64, 64]
+    pixels = image_token_counter(FakeEngine({}))
+    assert [pixels(ask(0, str(path), "?")) for path in (small, large)] == [1200, 2400]
+    assert pixels(ask(0, str(tmp_path / "none.png"), "?")) == 0
 
 
-def test_nothing_is_left_of_an_answered_batch() -> None:
-    cof = CoF(engine(), quick())
-
-    def tensors() -> int:
-        gc.collect()
-        return sum(issubclass(type(of), torch.Tensor) for of in gc.get_objects())
-
-    def ask(start: int) -> list[str]:
-        rows = [(picture((60, 40), seed), "hi") for seed in range(start, start + 3)]
-        return [answer.text for answer in cof.batch(rows, decoding=SHORT)]
-
-    ask(0)
-    before = tensors()
-    kept = [ask(start) for start in (3, 6, 9)]
-    assert len(kept) == 3
-    assert tensors() <= before
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture((40, 30)).save(path, exif=exif)
+    assert read_image_wh(path) == (30, 40)
+    data = path.read_bytes()
+    assert read_image_wh(Embedded("inside", lambda: data)) == (30, 40)
+    assert read_image_wh(Embedded("broken", lambda: data[:50])) is None
+    assert image_digest(path) == image_digest(Embedded("elsewhere", lambda: data))
+    with pytest.raises(CofError, match="cannot be read"):
+        image_digest(tmp_path / "none.jpg")
 
 
-def quick() -> Settings:
-    return Settings(boxes="template", scope="text")
+def test_shards_may_write_the_same_file_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
 
+    def write(number: int) -> None:
+        for _ in range(50):
+            write_atomically(path, f"{number}" * 10_000)
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_batch_tokens": 0}, "max_batch_tokens must be at least 1, not 0"),
-        ({"quantization": "3bit"}, "quantization must be 4bit, 8bit or"),
-    ],
-)
-def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(CofError, match=message):
-        TransformersEngine.from_pretrained(checkpoint("llava"), **options)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    text = path.read_text("utf-8")
+    assert len(text) == 10_000
+    assert len(set(text)) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

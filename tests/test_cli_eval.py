@@ -7,11 +7,12 @@ from pathlib import Path
 
 import formats
 import pytest
-from cof.eval.benchmarks import BENCHMARKS
 from models import checkpoint
 from typer.testing import CliRunner, Result
 
 from cof import cli
+from cof.cli import evaluate
+from cof.eval.data import BENCHMARKS
 
 
 def invoke(*arguments: object) -> Result:
@@ -24,14 +25,14 @@ def llava() -> tuple[str, str, str, str, str, str]:
 
 
 def test_every_benchmark_has_a_command() -> None:
-    assert set(cli.BENCHMARKS) == set(BENCHMARKS)
+    assert set(evaluate.BENCHMARKS) == set(BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", ["mme", "pope", "mmbench"])
-def test_faces_of_the_scenes(tmp_path: Path, name: str) -> None:
+def test_synthetic_benchmarks(tmp_path: Path, name: str) -> None:
     drawn = [
         "scenes",
-        str(tmp_path / "faces"),
+        str(tmp_path / "synthetic"),
         "--synthetic",
         "--num-objects",
         "4",
@@ -40,15 +41,16 @@ def test_faces_of_the_scenes(tmp_path: Path, name: str) -> None:
     ]
     assert CliRunner().invoke(cli.app, drawn).exit_code == 0
     out = tmp_path / "out"
-    arguments = (name, tmp_path / "faces" / name, *llava(), "--out", out, "--limit", "4")
+    arguments = (name, tmp_path / "synthetic" / name, *llava(), "--out", out, "--limit", "4")
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     results = json.loads((out / "results.json").read_text("utf-8"))
     assert list(results["methods"]) == ["plain", "whole", "cof", "oracle", "random"]
     assert results["about"]["prompt_style"] == "llava"
-    assert results["questions"] == 4
-    for metric in results["headline"]:
-        shown = results["metrics"]["official"]["plain"].get(metric)
+    numbers = results["tasks"][name]
+    assert numbers["questions"] == 4
+    for metric in numbers["headline"]:
+        shown = numbers["metrics"]["official"]["plain"].get(metric)
         assert shown is None or f"{shown:.1f}" in result.output
     before = (out / "answers.jsonl").read_bytes()
     assert invoke(*arguments, "--rules", "vlmevalkit").exit_code == 0
@@ -63,7 +65,6 @@ def test_stage_one_alone(tmp_path: Path) -> None:
     assert "IoU >= 0.5: 0.000" in result.output
     shown = CliRunner().invoke(cli.app, ["report", str(tmp_path / "out")])
     assert shown.exit_code == 0, shown.output
-    assert shown.output.endswith(f": {tmp_path / 'out' / 'report'}\n")  # there is no table in it
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_shards(tmp_path: Path) -> None:
         assert invoke(*arguments, "--shard", shard).exit_code == 0
     assert invoke(*arguments).exit_code == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
-    assert results["questions"] == 6
+    assert results["tasks"]["mmbench"]["questions"] == 6
     refused = invoke(*arguments, "--shard", "half")
     assert refused.exit_code == 2
     assert refused.stderr == "--shard takes i/n, such as 2/4, not 'half'.\n"
@@ -88,7 +89,7 @@ def test_check(tmp_path: Path) -> None:
     bad = invoke("pope", tmp_path, "--check")
     assert bad.exit_code == 2
     assert "line 1: lacks text, label, image" in bad.stdout
-    assert "there is no picture" in bad.stdout
+    assert "there is no image" in bad.stdout
     assert "has 2 problems, listed above" in bad.stderr
     refused = invoke("pope", tmp_path, "--model", "nowhere")  # before the model is looked for
     assert refused.exit_code == 2
@@ -100,7 +101,7 @@ def test_refusals(tmp_path: Path) -> None:
     path = formats.mme(tmp_path)
     for arguments, message in (
         ((path, "--rules", "mine"), "There are no rules 'mine'"),
-        ((path, "--prompt-style", "mine"), "There is no prompt_style 'mine'"),
+        ((path, "--prompt-style", "mine"), "There is no prompt style 'mine'"),
         ((tmp_path / "nowhere",), "There is no"),
     ):
         result = invoke("mme", *arguments)

@@ -67,12 +67,30 @@ def test_a_prompt_cannot_pass_for_a_setting() -> None:
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "grounder": st.sampled_from(
-        ["prompt", "attention", "relevance", "logits", "whole", "none", "whole+prompt"]
-        + ["prompt+attention", "attention+prompt", "relevance+whole"]
+        [
+            "prompt",
+            "attention",
+            "relevance",
+            "logits",
+            "whole",
+            "none",
+            "whole+prompt",
+            "prompt+attention",
+            "attention+prompt",
+            "relevance+whole",
+        ]
     ),
     "grounding_prompt": st.sampled_from(
-        [None, "paper", "{question} box?", "{question} box? layers=1", "{first_line} box?"]
-        + ["{question} box? strength=2", "{question}  box?", "'{question} box?'"]
+        [
+            None,
+            "paper",
+            "{question} box?",
+            "{question} box? layers=1",
+            "{first_line} box?",
+            "{question} box? strength=2",
+            "{question}  box?",
+            "'{question} box?'",
+        ]
     ),
     "boxes": st.sampled_from(["free", "template"]),
     "grounding_max_new_tokens": st.sampled_from([7, 128]),

@@ -16,8 +16,8 @@ from cof.cli import app
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.data.mme import MME
-from cof.eval.paper import PARITY, PUBLISHED, parts, published, rows, run_paper
-from cof.eval.report.paper import FIGURES
+from cof.eval.paper import PARITY, PUBLISHED, find_parts, paper_methods, published, run_paper
+from cof.eval.report.paper import FIGURES, collect_paper
 from cof.settings import PRESETS, Settings, default_settings
 from cof.tiny.synthetic import write_synthetic
 from cof.types import Request
@@ -47,15 +47,15 @@ def test_published_by_name() -> None:
 
 def test_rows() -> None:
     name = "llava-hf/llava-1.5-13b-hf"
-    llava = rows(default_settings(name), name)
+    llava = paper_methods(default_settings(name), name)
     assert list(llava) == ["plain", "whole", "cof", PARITY]
-    assert llava["cof"].key == "cof lambda=4.5 alpha=1 scope=all"
-    assert llava[PARITY].base.square
-    assert llava[PARITY].strength == 4.5
-    assert PARITY not in rows(Settings(), "Salesforce/instructblip-vicuna-13b")
-    other = rows(Settings(expand=1.5, strength=8.0), "mine")
-    assert (other[PARITY].expand, other[PARITY].strength) == (1.5, 8.0)
-    assert other[PARITY].base.parser == "released"
+    assert llava["cof"].settings == default_settings(name)
+    assert llava[PARITY].settings.square
+    assert llava[PARITY].settings.strength == 4.5
+    assert PARITY not in paper_methods(Settings(), "Salesforce/instructblip-vicuna-13b")
+    other = paper_methods(Settings(expand=1.5, strength=8.0), "mine")
+    parity = other[PARITY].settings
+    assert (parity.expand, parity.strength, parity.parser) == (1.5, 8.0, "released")
 
 
 def data(folder: Path) -> Path:
@@ -79,7 +79,7 @@ def right(request: Request) -> str:
 
 
 def test_ours_beside_the_papers(tmp_path: Path) -> None:
-    found = parts(data(tmp_path / "data"))
+    found = find_parts(data(tmp_path / "data"))
     assert [part.name for part in found if part.task] == [
         "mme",
         "mmbench-dev",
@@ -89,18 +89,20 @@ def test_ours_beside_the_papers(tmp_path: Path) -> None:
     engine = FakeEngine(right, name="llava-hf/llava-1.5-7b-hf")
     settings = default_settings(engine.name)
     out = tmp_path / "out"
-    numbers = run_paper(engine, settings, found, out, console=Console(quiet=True))
+    results = run_paper(engine, settings, found, out, console=Console(quiet=True))
+    published = results["paper"]["published"]
+    numbers = collect_paper(results["tasks"], list(results["methods"]), published, [])
     assert numbers["ours"]["plain"]["MME-P"] == 400
     assert numbers["ours"]["plain"]["MME-C"] == 200
     assert "MMBench test" not in numbers["ours"]["plain"]  # only its server knows
     assert "sum" not in numbers["ours"]["plain"]
-    assert numbers["paper"]["cof"]["sum"] == 2240.6
-    table = (out / "paper.md").read_text("utf-8")
+    assert numbers["published"]["cof"]["sum"] == 2240.6
+    table = (out / "table.md").read_text("utf-8")
     assert "| plain, ours | 400.0 | 200.0 | 0.0 | - |" in table
     assert "| plain, paper | 1510.7 | 285.0 | 64.3 | 66.4 | 87.3 | 86.1 | 84.2 | 2184.0 |" in table
     assert "| plain, difference | -1110.7 | -85.0 | -64.3 | - |" in table
     for part in ("mme", "mmbench-dev", "mmbench-test", "pope"):
-        assert (out / part / "table.md").is_file()
+        assert (out / part / "answers.jsonl").is_file()
     lights = [r.highlight for call, _ in engine.calls for r in call if r.highlight]
     assert {light.cells for light in lights} == {"coverage", "corners"}
     assert {light.strength for light in lights} == {2.0}
@@ -109,7 +111,7 @@ def test_ours_beside_the_papers(tmp_path: Path) -> None:
 def test_the_english_split_wherever_it_lies(tmp_path: Path) -> None:
     for name in ("MMBench_DEV_CN.tsv", "MMBench_DEV_EN.tsv", "mmbench/mmbench_test_cn_2023.tsv"):
         formats.tsv(tmp_path / name, formats.mmbench_rows())
-    found = {part.name: part.task and part.task.path.name for part in parts(tmp_path)}
+    found = {part.name: part.task and part.task.path.name for part in find_parts(tmp_path)}
     assert (found["mmbench-dev"], found["mmbench-test"]) == ("MMBench_DEV_EN.tsv", None)
 
 
@@ -117,13 +119,13 @@ def test_archives_beside_the_data_are_passed_over(tmp_path: Path) -> None:
     formats.mme(tmp_path / "mme_release")
     for archive in ("mme.zip", "MME.tar.gz"):
         (tmp_path / archive).touch()
-    assert parts(tmp_path)[0].task == MME(tmp_path / "mme_release")
+    assert find_parts(tmp_path)[0].task == MME(tmp_path / "mme_release")
     formats.mme_parquet(tmp_path / "mme-00000-of-00001.parquet")
-    assert parts(tmp_path)[0].task == MME(tmp_path / "mme-00000-of-00001.parquet")
+    assert find_parts(tmp_path)[0].task == MME(tmp_path / "mme-00000-of-00001.parquet")
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
-    found = parts(data(tmp_path / "data"))
+    found = find_parts(data(tmp_path / "data"))
     settings = default_settings("llava-hf/llava-1.5-7b-hf")
 
     def run(out: Path, breaks_after: int | None) -> int:
@@ -144,16 +146,16 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", None)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", whole // 2)
-    assert not (tmp_path / "cut" / "paper.json").exists()
+    assert not (tmp_path / "cut" / "results.json").exists()
     assert run(tmp_path / "cut", None) < 0.7 * whole
-    for name in ("paper.md", "pope/answers.jsonl"):
+    for name in ("table.md", "pope/answers.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_missing_data(tmp_path: Path) -> None:
     with pytest.raises(CofError, match="There is no folder"):
-        parts(tmp_path / "nowhere")
-    found = parts(tmp_path)
+        find_parts(tmp_path / "nowhere")
+    found = find_parts(tmp_path)
     assert [part.task for part in found] == [None] * 4
     with pytest.raises(CofError, match=r"None of the paper's data is there.*mme/: the release"):
         run_paper(FakeEngine({}), Settings(), found, tmp_path, console=Console(quiet=True))
@@ -164,8 +166,8 @@ def invoke(*arguments: Any) -> Result:
 
 
 @pytest.fixture(scope="module")
-def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic")
     write_synthetic(folder, num_objects=(4,), scenes=1)
     return folder
 
@@ -175,21 +177,19 @@ def llava() -> tuple[str, ...]:
     return "--model", model, "--batch-size", "4", "--max-new-tokens", "2", "--limit", "4"
 
 
-def test_reproduce_on_generated_data(faces: Path, tmp_path: Path) -> None:
-    result = invoke("--data", faces, *llava(), "--out", tmp_path)
+def test_reproduce_on_generated_data(synthetic: Path, tmp_path: Path) -> None:
+    result = invoke("--data", synthetic, *llava(), "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    numbers = json.loads((tmp_path / "paper.json").read_text("utf-8"))
-    assert numbers["missing"] == ["mmbench-test"]
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert results["paper"] == {"published": {}, "missing": ["mmbench-test"]}
     assert "mmbench-test is not there and left out: put it at" in result.output
-    assert numbers["paper"] == {}
-    for row in ("plain", "whole", "cof", PARITY):
-        assert {"MME-P", "MMBench dev", "POPE random"} <= set(numbers["ours"][row])
-    assert (tmp_path / "paper.md").read_text("utf-8") in result.output
+    assert list(results["methods"]) == ["plain", "whole", "cof", PARITY]
+    assert (tmp_path / "table.md").read_text("utf-8") in result.output
     assert "The paper has no figures for this model." in result.output
 
 
-def test_dry_run(faces: Path, tmp_path: Path) -> None:
-    result = invoke("--data", faces, *llava(), "--dry-run", "--out", tmp_path / "out")
+def test_dry_run(synthetic: Path, tmp_path: Path) -> None:
+    result = invoke("--data", synthetic, *llava(), "--dry-run", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "no: put it at" in result.output
     assert "Weights: 0.00 GiB in torch.float32 on cpu." in result.output
@@ -203,7 +203,7 @@ def test_dry_run(faces: Path, tmp_path: Path) -> None:
         assert "None of the paper's data is there" in empty.stderr
     unread = invoke("--data", tmp_path / "data", "--model", tmp_path / "none")
     assert "None of the paper's data is there" in unread.stderr  # before the model is looked for
-    absent = invoke("--data", faces, "--model", tmp_path / "none", "--dry-run")
+    absent = invoke("--data", synthetic, "--model", tmp_path / "none", "--dry-run")
     assert absent.exit_code == 2
     assert "The model is not there" in absent.stderr
     assert "no: put it at" in absent.stdout

@@ -250,12 +250,11 @@ def test_official_vstar_asks_for_the_most_probable_option(tmp_path: Path) -> Non
     task = VStar(formats.vstar(tmp_path), prompt_style="official")
     assert [e.prompt for e in task.examples] == ["How?", "How?"]
     store = Runner(engine, task, tmp_path / "a.jsonl").run([PLAIN])
-    from cof.engines.transformers.option_scoring import likelihoods
     from cof.types import Request
 
     for example in task.examples:
         request = Request(open_image(example.image), example.prompt)
-        scores = likelihoods(engine, [request] * len(example.options), example.options)
+        scores = engine.score_replies([request] * len(example.options), example.options)
         best = max(scores, key=lambda reply: sum(reply.logprobs) / len(reply.logprobs)).text
         assert store[PLAIN.key, example.id].text == best
         assert store[PLAIN.key, example.id].parsed == "ABCD"[example.options.index(best)]

@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 from cof.cli import app
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.eval.compare import Comparison
 from cof.eval.data.mmbench import MMBench
-from cof.eval.report.summary import write_summary
+from cof.eval.evaluate import Evaluation
 from cof.eval.submit import submit_mmbench
 from cof.settings import Settings
 from cof.types import Request
@@ -34,10 +33,9 @@ def answered(folder: Path) -> MMBench:
         del row["answer"]
         row |= {"source": "here", "comment": "", "split": "test"}
     task = MMBench(formats.tsv(folder / "test.tsv", rows))
-    comparison = Comparison.usual(Settings(), task)
-    quiet = Console(quiet=True)
-    results = comparison.run(FakeEngine(says), task, folder / "out", console=quiet)
-    write_summary(results, folder / "out")
+    evaluation = Evaluation.compare_usual(Settings(), task)
+    tasks = {"mmbench": task}
+    evaluation.run(FakeEngine(says), tasks, folder / "out", console=Console(quiet=True))
     return task
 
 
@@ -99,7 +97,7 @@ def test_refusals(tmp_path: Path) -> None:
     out, answers = tmp_path / "a.xlsx", tmp_path / "out" / "answers.jsonl"
     with pytest.raises(CofError, match="There are no answers"):
         submit_mmbench(task, tmp_path / "none.jsonl", "plain", out)
-    with pytest.raises(CofError, match="holds no method 'mine', but cof"):
+    with pytest.raises(CofError, match="holds no method 'mine', but plain, prompt x attention"):
         submit_mmbench(task, answers, "mine", out)
     lines = answers.read_text("utf-8").splitlines()
     answers.write_text("\n".join(line for line in lines if '"1000001"' not in line) + "\n", "utf-8")

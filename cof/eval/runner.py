@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from PIL.Image import Image
 
-from cof.engines.base import Engine
+from cof.engines.base import Engine, ReplyScorer
 from cof.errors import CofError
 from cof.eval.batching import image_token_counter, like_batches
 from cof.eval.examples import Embedded, Example, Task
@@ -395,9 +395,9 @@ def count_passes(engine: Engine) -> Iterator[Callable[[], int | None]]:
 def _score_replies(
     engine: Engine, requests: Sequence[Request], replies: Sequence[str]
 ) -> list[Generation]:
-    from cof.engines.transformers.option_scoring import likelihoods
-
-    return likelihoods(engine, requests, replies)
+    if not isinstance(engine, ReplyScorer):
+        raise CofError(f"{engine.name} cannot say how likely a reply is: use a transformers model.")
+    return engine.score_replies(requests, replies)
 
 
 def _mean(reply: Generation) -> float:

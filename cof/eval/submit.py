@@ -8,6 +8,7 @@ from typing import Any
 from cof.errors import CofError
 from cof.eval.data.files import read_rows
 from cof.eval.data.mmbench import LETTERS, MMBench
+from cof.eval.replies import is_grounding
 from cof.eval.store import Store
 
 _DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "L2-category")
@@ -45,7 +46,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
     store = Store(answers)
     replies = store.method(method)
     if not replies:
-        known = ", ".join(sorted({record.method for record in store.records()}))
+        known = ", ".join(sorted({r.method for r in store.records() if not is_grounding(r.method)}))
         raise CofError(f"{answers} holds no method {method!r}, but {known}.")
     _ = task.examples  # refuses data with problems
     need = ("index", "question", *LETTERS[:2])
