@@ -183,34 +183,12 @@ def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
     def run(*arguments: object) -> Any:
         return CliRunner().invoke(app, [*map(str, arguments)])
 
-    swept = run(
-        *(
-            "sweep",
-            "scenes",
-            data,
-            "--model",
-            "tiny-early",
-            "--out",
-            out,
-            "--prompt-style",
-            "llava",
-        ),
-        *(
-            "--strengths",
-            "4",
-            "--expands",
-            "1",
-            "--scopes",
-            "text",
-            "--layers",
-            "all",
-            "--limit",
-            6,
-        ),
-    )
+    grid = "--strengths 4 --expands 1 --scopes text --layers all"
+    options = f"--model tiny-early --prompt-style llava --share 0.5 --limit 6 {grid}"
+    swept = run("sweep", "scenes", data, "--out", out, *options.split())
     assert swept.exit_code == 0, swept.output
     assert "Chosen of 1: prompt x attention" in swept.output
-    common = ("eval", "scenes", data, "--model", "tiny-early", "--limit", 4)
+    common = ("eval", "scenes", data, "--model", "tiny-early")
     refused = run(*common, "--part", "test")
     assert refused.exit_code == 2
     assert "run `cof sweep scenes`" in refused.stderr
@@ -218,7 +196,7 @@ def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
     again = run(*common, *chosen, "--out", tmp_path / "a")
     assert again.exit_code == 2
     assert "add --part test" in again.stderr
-    tested = run(*common, *chosen, "--part", "test", "--out", tmp_path / "b")
+    tested = run(*common, *chosen, "--part", "test", "--limit", 4, "--out", tmp_path / "b")
     assert tested.exit_code == 0, tested.output
     results = json.loads((tmp_path / "b" / "results.json").read_text("utf-8"))
     assert results["about"]["prompt_style"] == "llava"
