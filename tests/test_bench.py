@@ -21,6 +21,7 @@ from bench.report import report
 from bench.setups import Setup, make_plan, ways_of
 from bench.shapes import engine_of
 from bench.ways import WAYS
+from bench.widening import main as measure_widening
 from cof import CoF
 from cof.engines.fake import FakeEngine
 
@@ -337,3 +338,13 @@ def test_growing_memory_is_seen() -> None:
     assert len(made["resident_gib"]) == 4
     first, *_, last = made["peak_gib"]
     assert last - first > 0.8 * 2 * 2 * 48 / 1024
+
+
+def test_widening_is_counted_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"--shape smoke --image-tokens 1024 --rounds 1 --out {tmp_path}"
+    measure_widening(shlex.split(options))
+    records = json.loads((tmp_path / "widening.json").read_text("utf-8"))["records"]
+    layers = {name: record["layers"] for name, record in records.items()}
+    assert layers == {"own box, all": 2, "own box, text": 2, "CoF, all": 0, "CoF, text": 0}
+    assert [len(record["mask_s"]) for record in records.values()] == [1, 1, 0, 0]
+    assert (tmp_path / "widening.md").read_text("utf-8") in capsys.readouterr().out

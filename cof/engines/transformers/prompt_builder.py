@@ -75,7 +75,8 @@ class PromptBuilder:
             self.chat.text(request, len(shown))
             for request, shown in zip(requests, images, strict=True)
         ]
-        inputs = self.adapter.tokenize(texts, [[of.pixels for of in shown] for shown in images])
+        pixels = [[image.pixels for image in shown] for shown in images]
+        inputs = self.adapter.tokenize(texts, pixels)
         return TokenizedRequests(requests, images, inputs)
 
     def prompts(self, batch: TokenizedRequests) -> Prompts:
@@ -85,11 +86,11 @@ class PromptBuilder:
             CofError: a layer or head the model does not have.
         """
         device = self.model.device
-        features = [torch.cat([of.features for of in shown]) for shown in batch.images]
+        features = [torch.cat([image.features for image in shown]) for shown in batch.images]
         return Prompts(
             {name: value.to(device) for name, value in batch.inputs.items()},
             features,
-            self._bias(batch, [len(of) for of in features]),
+            self._bias(batch, list(map(len, features))),
             answer_type=self.family.answer_type,
         )
 
@@ -112,14 +113,15 @@ class PromptBuilder:
 
         added = map_in_threads(bias_row, range(len(highlights)))
         values, image_ends = self.adapter.place(added, batch.inputs)
-        text_only = torch.tensor([of is not None and of.scope == "text" for of in highlights])
+        scopes = [highlight.scope if highlight else None for highlight in highlights]
+        text_only = torch.tensor([scope == "text" for scope in scopes])
         device = self.model.device
         q_from = None
         if image_ends is not None and bool(text_only.any()):
             q_from = torch.where(text_only, image_ends, 0).to(device)
         gate = make_gates(
-            [of.layers if of else None for of in highlights],
-            [of.heads if of else None for of in highlights],
+            [highlight.layers if highlight else None for highlight in highlights],
+            [highlight.heads if highlight else None for highlight in highlights],
             self.adapter.shape,
         )
         return Bias(values.to(device), q_from, gate if gate is None else gate.to(device))
