@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from models import checkpoint, picture
 from PIL import Image
+from typer.testing import CliRunner
 
+from cof.cli import app
+from cof.cli.common import ModelOptions
 from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
@@ -18,7 +21,7 @@ from cof.pipeline import CoF
 from cof.settings import Settings
 from cof.types import Decoding
 from cof.viz import save_animation
-from cof.viz.animation import draw_frames
+from cof.viz.animation import STRENGTHS, draw_frames
 from cof.viz.page import draw_panels
 from cof.viz.readout import read
 
@@ -108,3 +111,18 @@ def test_refused(
     pipeline = CoF(fake, Settings().changed(**settings))
     with pytest.raises(CofError, match=says):
         save_animation(tmp_path / name, pipeline, picture((60, 40)), QUESTION, strengths=strengths)
+
+
+def test_cof_ask_animate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelOptions, "load", lambda *_: cof())
+    picture((60, 40)).save(tmp_path / "a.png")
+    ask = ["ask", str(tmp_path / "a.png"), QUESTION, "--max-new-tokens", "2"]
+    box = ["--box", "0.25", "0.25", "0.75", "0.5"]
+    result = CliRunner().invoke(app, [*ask, *box, "--animate", str(tmp_path / "b.webp")])
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "b.webp") as saved:
+        assert saved.n_frames == len(STRENGTHS)
+    result = CliRunner().invoke(app, [*ask, "--animate", str(tmp_path / "b.mp4")])
+    assert (result.exit_code, "end it in .webp or .gif" in result.stderr) == (2, True)
+    result = CliRunner().invoke(app, [*ask, *box, "--mask", "m.png"])
+    assert (result.exit_code, "give one of them" in result.stderr) == (2, True)

@@ -52,12 +52,14 @@ class Panel:
         image: RGB.
         legend: its signs or its scale of colours, drawn.
         caption: the same in words.
+        heat: whether it shows attention.
     """
 
     title: str
     image: Image.Image
     legend: Image.Image
     caption: str
+    heat: bool
 
 
 def draw(
@@ -199,7 +201,7 @@ def _boxes_panel(answer: Answer, readout: Readout | None) -> Panel:
             words.append("black: not seen")
     title = "Nothing highlighted" if region is None else "What it was made to look at"
     legend = _keys(keys, max(image.width, NARROWEST))
-    return Panel(title, image, legend, "; ".join(words))
+    return Panel(title, image, legend, "; ".join(words), heat=False)
 
 
 def _attention_panels(answer: Answer, readout: Readout) -> list[Panel]:
@@ -212,7 +214,8 @@ def _attention_panels(answer: Answer, readout: Readout) -> list[Panel]:
             title = f"Attention {name}: {readout.inside(state):.1%} {name_region(answer)}"
         image = heat(answer.image, state, top, answer.region)
         legend = draw_scale(max(image.width, NARROWEST), top, state)
-        panels.append(Panel(title, image, legend, f"brightest: {_top_share(top, state)}"))
+        caption = f"0 to {_top_share(top, state)}"
+        panels.append(Panel(title, image, legend, caption, heat=True))
     return panels
 
 
