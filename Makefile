@@ -1,4 +1,4 @@
-# make demo | test | check | docs | package | serve: each sets up .venv first.
+# make demo | web | test | check | docs | package | serve: each sets up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,14 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
-.PHONY: demo test test-vllm check docs package tiny eval effect tables bench serve
+.PHONY: demo web test test-vllm check docs package tiny eval effect tables bench serve
 
 demo: $(READY)
 	$(BIN)/cof demo
+
+# The page at http://127.0.0.1:7860 (docs/web.md).
+web: $(READY)
+	$(BIN)/cof web
 
 # The embedded model at http://127.0.0.1:8000/v1 (docs/serving.md).
 serve: $(READY)

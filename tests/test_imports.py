@@ -16,7 +16,7 @@ import cof
 PACKAGE = Path(cof.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "limits"),
     ("geometry", "prompting"),
     ("types", "images"),
     ("engines.base", "attention", "families"),
@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings", "engines"),
     ("query", "answer", "stages", "client", "pipeline"),
     ("viz", "tiny", "server"),
-    ("eval",),
+    ("eval", "web"),
     ("cli",),
     ("lmms",),
 )
@@ -44,7 +44,7 @@ LIGHT = [
     "errors geometry.boxes geometry.regions geometry.heatmap geometry.box_distribution",
     "prompting.dialects prompting.box_parsing prompting.box_template prompting.noun_phrases",
     "types images engines.base engines.fake grounders focuses settings query pipeline",
-    "viz cli lmms client server.app",
+    "limits viz web.render cli lmms client server.app",
 ]
 """Modules that load neither torch nor transformers."""
 

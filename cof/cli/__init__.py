@@ -19,6 +19,7 @@ from cof.cli.reproduce import reproduce_paper
 from cof.cli.serve import serve
 from cof.cli.submit import submit_mmbench
 from cof.cli.sweep import sweep
+from cof.cli.web import web
 
 
 def _group(help: str) -> typer.Typer:
@@ -52,7 +53,7 @@ def _options(
 
 
 app.command(cls=BoxCommand)(ask)
-for _command in (ground, demo, models, settings, scenes, serve, sweep, report, rescore):
+for _command in (ground, demo, web, models, settings, scenes, serve, sweep, report, rescore):
     app.command()(_command)
 
 eval_app = _group("Measure the effect on a benchmark.")

@@ -75,6 +75,10 @@ def ask(
             help="Look here: fractions of width and height; may be repeated.",
         ),
     ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option("--mask", metavar="FILE", help="Or look at the white part of this image."),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also give the plain model's answer.")
     ] = False,
@@ -84,6 +88,10 @@ def ask(
     save: Annotated[
         Path | None,
         typer.Option("--save", help="Write an image of where it looked (.png, .jpg or .webp)."),
+    ] = None,
+    animate: Annotated[
+        Path | None,
+        typer.Option("--animate", help="Write attention and answer over lambda (.webp or .gif)."),
     ] = None,
     show_layers: Annotated[
         str | None,
@@ -102,11 +110,14 @@ def ask(
 
     Settings that are not given are the preset's, or the model's own; `cof settings` explains them.
     """
-    from cof.geometry.regions import region_from_boxes
+    import numpy as np
+
+    from cof.geometry.regions import region_from_boxes, region_from_mask
     from cof.images import load_image
     from cof.query import Query, check_question
     from cof.types import Decoding
-    from cof.viz import check_path, save_overlay
+    from cof.viz import check_path, save_animation, save_overlay
+    from cof.viz.animation import ANIMATIONS
 
     # refuse what can be refused before minutes are spent on loading a model
     shown_layers = indices("--show-layers", show_layers)
@@ -115,14 +126,18 @@ def ask(
         check_path(save)
     elif shown_layers or shown_heads:
         raise CofError("--show-layers and --show-heads choose what --save draws: add --save.")
+    if animate is not None:
+        check_path(animate, ANIMATIONS)
     own = boxes_of(box)
-    query = Query(
-        load_image(image, allow_url=allow_url),
-        check_question(question),
-        region=region_from_boxes(own) if own else None,
-    )
+    if own and mask:
+        raise CofError("--box and --mask both say where to look: give one of them.")
+    region = region_from_boxes(own) if own else None
+    if mask is not None:
+        region = region_from_mask(np.asarray(load_image(mask).convert("L")))
+    query = Query(load_image(image, allow_url=allow_url), check_question(question), region=region)
     cof = model.load(settings)
-    answer = cof.batch([query], decoding=Decoding(max_new_tokens=max_new_tokens))[0]
+    decoding = Decoding(max_new_tokens=max_new_tokens)
+    answer = cof.batch([query], decoding=decoding)[0]
     plain = answer.plain() if compare else None
     if as_json:
         typer.echo(json.dumps(_answer_object(answer, plain)))
@@ -138,6 +153,8 @@ def ask(
             layers=shown_layers,
             heads=shown_heads,
         )
+    if animate is not None:
+        save_animation(animate, cof, query.image, query.question, region=region, decoding=decoding)
 
 
 @sentences

@@ -17,11 +17,8 @@ import httpx2
 from PIL.Image import Image
 
 from cof.images import load_image
+from cof.limits import UPLOAD_FORMATS
 from cof.server.errors import ApiError
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Of Pillow's readers those that images on the web need; others start programs, or are less used
-and so less tested."""
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """A host and a port -> its IP addresses."""
@@ -171,11 +168,11 @@ class Decoder:
         """The upright RGB image in these bytes.
 
         Raises:
-            CofError: they are none of `FORMATS`, or too large.
+            CofError: they are none of `UPLOAD_FORMATS`, or too large.
         """
         key = hashlib.sha256(data).digest()
         image = self._in_use.get(key)
         if image is None:
-            image = load_image(data, max_pixels=self._max_pixels, formats=FORMATS)
+            image = load_image(data, max_pixels=self._max_pixels, formats=UPLOAD_FORMATS)
             self._in_use[key] = image
         return image

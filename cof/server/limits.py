@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+
 MIB = 2**20
 
 
@@ -23,8 +25,8 @@ class Limits:
         timeout_s: seconds for one request, from its first byte to the answer.
     """
 
-    max_image_bytes: int = 10 * MIB
-    max_pixels: int = 20_000_000
+    max_image_bytes: int = MAX_UPLOAD_BYTES
+    max_pixels: int = MAX_UPLOAD_PIXELS
     max_images: int = 2
     max_boxes: int = 64
     max_question: int = 4000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,7 @@ RIGHT = (0, 122, 84)
 WRONG = (194, 40, 40)
 TOKEN = (236, 236, 236)
 
+IMAGES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 WIDE = 1.8  # panels of a larger width : height go below one another, not side by side
 
 
@@ -51,12 +52,14 @@ class Panel:
         image: RGB.
         legend: its signs or its scale of colours, drawn.
         caption: the same in words.
+        heat: whether it shows attention.
     """
 
     title: str
     image: Image.Image
     legend: Image.Image
     caption: str
+    heat: bool
 
 
 def draw(
@@ -131,29 +134,45 @@ def save_overlay(
     picture = draw(answer, engine, plain=plain, truth=truth, layers=layers, heads=heads)
     data = io.BytesIO()
     picture.save(data, format=kind)
+    write_file(path, data.getvalue())
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file at once.
+
+    Raises:
+        CofError: it cannot be written.
+    """
     try:
-        Path(path).write_bytes(data.getvalue())
+        Path(path).write_bytes(data)
     except OSError as error:
         raise CofError(
             f"{os.fspath(path)} cannot be written ({error.strerror}): choose another place."
         ) from error
 
 
-def check_path(path: str | os.PathLike[str]) -> str:
-    """The format of Pillow's that a picture with this file name is written in.
+def check_path(path: str | os.PathLike[str], kinds: Mapping[str, str] = IMAGES) -> str:
+    """The format of Pillow's that an image with this file name is written in.
 
         >>> check_path("overlay.png")
         'PNG'
 
+    Args:
+        path: the file.
+        kinds: the formats to choose from, with their endings.
+
     Raises:
-        CofError: the name's ending is of no picture, or it is a folder, or in none.
+        CofError: the name has another ending, or it is a folder, or in none.
     """
     file = Path(path)
+    endings = list(kinds.values())
     if file.is_dir():
-        raise CofError(f"{file} is a folder: name a file in it, such as {file / 'overlay.png'}.")
+        example = file / f"overlay{endings[0]}"
+        raise CofError(f"{file} is a folder: name a file in it, such as {example}.")
     kind = Image.registered_extensions().get(file.suffix.lower())
-    if kind not in ("PNG", "JPEG", "WEBP"):
-        raise CofError(f"{file} is no name for a picture: end it in .png, .jpg or .webp.")
+    if kind is None or kind not in kinds:
+        choices = f"{', '.join(endings[:-1])} or {endings[-1]}"
+        raise CofError(f"{file} is no name for a picture: end it in {choices}.")
     if not file.parent.is_dir():
         raise CofError(f"There is no folder {file.parent} to write {file.name} in.")
     return kind
@@ -182,24 +201,26 @@ def _boxes_panel(answer: Answer, readout: Readout | None) -> Panel:
             words.append("black: not seen")
     title = "Nothing highlighted" if region is None else "What it was made to look at"
     legend = _keys(keys, max(image.width, NARROWEST))
-    return Panel(title, image, legend, "; ".join(words))
+    return Panel(title, image, legend, "; ".join(words), heat=False)
 
 
 def _attention_panels(answer: Answer, readout: Readout) -> list[Panel]:
     states = {"before": readout.before} | ({"after": readout.after} if readout.after else {})
-    top = _top(readout)
+    top = brightest_share(readout)
     panels = []
     for name, state in states.items():
         title = "Attention of the plain model"
         if readout.after is not None:
-            title = f"Attention {name}: {readout.inside(state):.1%} {_where(answer)}"
+            title = f"Attention {name}: {readout.inside(state):.1%} {name_region(answer)}"
         image = heat(answer.image, state, top, answer.region)
         legend = draw_scale(max(image.width, NARROWEST), top, state)
-        panels.append(Panel(title, image, legend, f"brightest: {_top_share(top, state)}"))
+        caption = f"0 to {_top_share(top, state)}"
+        panels.append(Panel(title, image, legend, caption, heat=True))
     return panels
 
 
-def _where(answer: Answer) -> str:
+def name_region(answer: Answer) -> str:
+    """Such as "in the box"."""
     region = answer.region
     if region is None or region.whole:
         return "on the image"
@@ -208,7 +229,7 @@ def _where(answer: Answer) -> str:
     return "in the box" if len(region.boxes) == 1 else "in the boxes"
 
 
-def _top(readout: Readout) -> float:
+def brightest_share(readout: Readout) -> float:
     """The share drawn brightest, the same before and after.
 
     Not the largest: models pay single tokens, the same for every question, a great share

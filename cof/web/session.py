@@ -1,0 +1,211 @@
+"""One visitor's image, and the answers about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cof.errors import CofError, CofWarning
+from cof.images import load_image
+from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
+from cof.pipeline import CoF, Query
+from cof.query import check_question
+from cof.viz.page import Panel, draw_panels
+from cof.viz.readout import Readout, read
+from cof.web.view import View, pack_mask
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from cof.pipeline import Answer
+    from cof.settings import Settings
+    from cof.types import EncodedImage, Grounding
+
+DEMO = Path(__file__).parents[1] / "demo"
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the page shows.
+
+    Attributes:
+        view: what it was asked for.
+        plain: the plain model's answer.
+        answers: one for each of the view's settings.
+        panels: what was looked at and the attention before and after, of each answer.
+        notes: what the engine warned of.
+    """
+
+    view: View
+    plain: str
+    answers: tuple[Answer, ...]
+    panels: tuple[tuple[Panel, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Known:
+    """What does not change while lambda, alpha and the focus do."""
+
+    question: str
+    plain: str | None = None
+    readout: Readout | None = None
+    groundings: dict[str, Grounding] = field(default_factory=dict)
+
+
+class Session:
+    """One visitor's image, encoded once, with what is known about the last question.
+
+    Attributes:
+        name: of its file.
+        example: whether it is one of the package's own.
+        digest: SHA-256 of the file, hexadecimal.
+    """
+
+    def __init__(self, cof: CoF, path: Path, *, example: bool = False) -> None:
+        """
+        Raises:
+            CofError: the file is too large, or no image.
+        """
+        data = _read(path)
+        self.cof = cof
+        self.name, self.example = path.name, example
+        self.digest = hashlib.sha256(data).hexdigest()
+        try:
+            image = load_image(data, max_pixels=MAX_UPLOAD_PIXELS, formats=UPLOAD_FORMATS)
+        except CofError as error:
+            raise CofError(str(error).replace("The image", self.name, 1)) from error
+        self.encoded: EncodedImage = cof.encode(image)
+        self._known = _Known("")
+
+    @property
+    def image(self) -> Image:
+        """The image, upright RGB."""
+        return self.encoded.image
+
+    def show(self, view: View) -> Shown:
+        """Answer a view's question plainly and with each of its settings.
+
+        The plain answer, its attention and the place that a grounder found are computed once for
+        a question.
+
+        Raises:
+            CofError: what `CoF.batch` refuses.
+        """
+        question = check_question(view.question)
+        if question != self._known.question:
+            self._known = _Known(question)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", CofWarning)
+            answers = tuple(self._answer(view, settings) for settings in view.settings)
+            if self._known.plain is None:
+                self._known.plain = answers[0].plain()
+            panels = tuple(tuple(self._panels(answer)) for answer in answers)
+        notes = dict.fromkeys(str(note.message) for note in caught)
+        return Shown(view, self._known.plain, answers, panels, tuple(notes))
+
+    def _answer(self, view: View, settings: Settings) -> Answer:
+        cof, question = CoF(self.cof.engine, settings), self._known.question
+        if view.boxes or view.mask is not None:
+            query = Query(self.encoded, question, boxes=view.boxes or None, mask=view.mask)
+            return cof.batch([query])[0]
+        # which of several places is kept depends on the answers, so they are looked for again
+        several = len(settings.grounders) > 1 or settings.max_plain_confidence < 1
+        if several or settings.changes_nothing:
+            return cof(self.encoded, question)
+        grounding = self._known.groundings.get(settings.grounder)
+        if grounding is None:
+            grounding = cof.locate(self.encoded, question)
+            self._known.groundings[settings.grounder] = grounding
+        if grounding.region is None:
+            return cof(self.encoded, question)
+        answer = cof.batch([Query(self.encoded, question, region=grounding.region)])[0]
+        return replace(
+            answer,
+            settings=settings,
+            grounder=settings.grounder,
+            grounding_text=grounding.text,
+            confidence=grounding.confidence,
+        )
+
+    def _panels(self, answer: Answer) -> list[Panel]:
+        known = self._known
+        known.readout = read(self.cof.engine, answer, image=self.encoded, known=known.readout)
+        return draw_panels(answer, known.readout)
+
+
+def open_example(cof: CoF, name: str) -> Session:
+    """A session with one of the package's own images.
+
+    Raises:
+        CofError: there is none of that name.
+    """
+    names = [example["image"] for example in load_examples()]
+    if name not in names:
+        raise CofError(f"There is no example {name!r}; there are {', '.join(names)}.")
+    return Session(cof, DEMO / name, example=True)
+
+
+def load_examples() -> list[dict[str, str]]:
+    """The examples of the embedded model: `image`, a name in `DEMO`, `question` and `answer`.
+
+    Raises:
+        CofError: the package is damaged.
+    """
+    try:
+        examples: list[dict[str, str]] = json.loads((DEMO / "questions.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CofError(f"The examples are damaged ({error}): install the package again.") from error
+    return examples
+
+
+def write_record(session: Session, shown: Shown, model: str) -> dict[str, Any]:
+    """What is shown, ready for JSON: with the image it is enough to get the same from Python.
+
+    `settings` are those of `cof.settings.Settings`, `boxes` and `mask` the visitor's own region
+    (`cof.web.view.unpack_mask` reads the mask).
+    """
+    from cof import __version__
+
+    view = shown.view
+    return {
+        "cof": __version__,
+        "model": model,
+        "image": {
+            "name": session.name,
+            "sha256": session.digest,
+            "width": session.image.width,
+            "height": session.image.height,
+        },
+        "question": view.question,
+        "boxes": view.boxes or None,
+        "mask": None if view.mask is None else pack_mask(view.mask),
+        "plain_answer": shown.plain,
+        "answers": [
+            {
+                "answer": answer.text,
+                "settings": settings.as_dict(),
+                "grounder": answer.grounder,
+                "raw_boxes": answer.raw_boxes,
+                "boxes": answer.boxes,
+                "confidence": answer.confidence,
+                "grounding_text": answer.grounding_text,
+                "reason": answer.reason,
+            }
+            for settings, answer in zip(view.settings, shown.answers, strict=True)
+        ],
+    }
+
+
+def _read(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_UPLOAD_BYTES:
+        raise CofError(
+            f"{path.name} has {size / 2**20:.1f} MiB, more than the {MAX_UPLOAD_BYTES >> 20} MiB "
+            "that are taken: save a smaller copy."
+        )
+    return path.read_bytes()
