@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from cof.eval.rules import MME, OPTIONS, POPE, RULES, vqa_accuracy, vqa_normalized
+from cof.eval.rules import MME, OPTIONS, POPE, RULES, SOURCES, vqa_accuracy, vqa_normalized
 
 OPTIONS_SHOWN = ("red", "light blue", "a dog", "none of these")
 
 
 def test_every_rule_set_has_every_scorer() -> None:
-    assert set(MME) == set(POPE) == set(OPTIONS) == set(RULES)
+    assert set(MME) == set(POPE) == set(OPTIONS) == set(RULES) == set(SOURCES)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,13 @@ def test_pope(
         ("Cannot determine the answer, red", "A", "A", None),
         ("green", None, None, None),
         ("red" + " and more than that" * 10, "A", "A", None),  # too long to be an option's text
+        # VLMEvalKit reads a letter in bold, whatever its case and however long the prose
+        ("The correct answer is **b**.", None, None, "B"),
+        ("As A and C are far, I think that the answer is **B**" + ", surely" * 20, None, None, "B"),
+        ("Not red: the answer is **c**", "A", "A", "C"),
+        ("The answer is **E**, or red", "A", "A", "A"),
+        ("The answer is **b", None, None, None),
+        ("The answer is b", None, None, None),
     ],
 )
 def test_options(

@@ -19,8 +19,7 @@ from huggingface_hub import errors
 from models import picture as noise
 from PIL import Image
 
-from cof.errors import CofError, CofWarning
-from cof.eval.chosen import Chosen
+from cof.errors import CofError
 from cof.eval.data.hrbench import HRBench
 from cof.eval.data.hub import local
 from cof.eval.data.mmbench import MMBench
@@ -31,9 +30,9 @@ from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
-from cof.eval.pictures import picture
-from cof.eval.tasks import SceneTask
-from cof.settings import Settings
+from cof.eval.examples import Example
+from cof.eval.images import open_image
+from cof.eval.scoring import Score
 from cof.tiny.benchmark import write_benchmark
 
 # The hub
@@ -144,7 +143,7 @@ def test_mmbench_parquet_is_mmbench_tsv(tmp_path: Path) -> None:
     task = MMBench(formats.mmbench_parquet(tmp_path / "hub" / "dev.parquet", row_group_size=1))
     assert task.check() == []
     assert task.examples == table
-    image = np.asarray(picture(task.examples[-1].image))
+    image = np.asarray(open_image(task.examples[-1].image))
     assert np.array_equal(image, np.asarray(noise((40, 30), 1)))
 
 
@@ -156,8 +155,8 @@ def test_splits_are_named_and_their_shards_read_together(tmp_path: Path) -> None
     assert [e.id for e in MMBench(tmp_path).examples[-2:]] == ["1", "1000001"]
     formats.mmbench_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
     with pytest.raises(CofError, match=r"Name one of .*data/dev, .*data/test: each is a split"):
-        MMBench(tmp_path).num_examples()
-    assert MMBench(tmp_path / "data" / "dev").num_examples() == 6
+        _ = MMBench(tmp_path).examples
+    assert len(MMBench(tmp_path / "data" / "dev").examples) == 6
     with pytest.raises(CofError, match="There is no"):
         MMBench(tmp_path / "data" / "de")
 
@@ -173,14 +172,14 @@ def test_hrbench_parquet_holds_base64(tmp_path: Path) -> None:
     ]
     broken = [{**rows[0], "image": rows[0]["image"][:-1]}, *rows[1:]]
     problems = HRBench(formats.parquet(tmp_path / "broken.parquet", broken)).check()
-    assert any("the picture is no base64" in problem for problem in problems)
+    assert any("the image is no base64" in problem for problem in problems)
 
 
 def test_pope_is_read_once_where_the_hub_has_it_twice(tmp_path: Path) -> None:
     formats.pope_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
     formats.pope_parquet(tmp_path / "Full" / "random-00000-of-00001.parquet")
     assert POPE(tmp_path).check() == []
-    assert POPE(tmp_path).num_examples() == POPE(tmp_path / "Full").num_examples() == 3
+    assert len(POPE(tmp_path).examples) == len(POPE(tmp_path / "Full").examples) == 3
 
 
 def test_textvqa_with_recognised_text(tmp_path: Path) -> None:
@@ -224,10 +223,10 @@ def test_refer(tmp_path: Path) -> None:
     assert [e.prompt for e in RefCOCO(folder / "unc-testA").examples] == ["the man"]
     (folder / "refs(google).p").write_bytes((folder / "refs(unc).p").read_bytes())
     with pytest.raises(CofError, match="names none of"):
-        RefCOCO(folder / "val").num_examples()
-    assert RefCOCO(folder / "google-val").num_examples() == 2
+        _ = RefCOCO(folder / "val").examples
+    assert len(RefCOCO(folder / "google-val").examples) == 2
     with pytest.raises(CofError, match="has no split 'train', but testA, val"):
-        RefCOCO(folder / "unc-train").num_examples()
+        _ = RefCOCO(folder / "unc-train").examples
     images = (folder / "train2014").rename(tmp_path / "coco")
     assert RefCOCO(folder / "unc-val", images=images).check() == []
 
@@ -253,8 +252,8 @@ def test_refer_that_does_not_belong_together(tmp_path: Path) -> None:
     assert any("do not belong together" in problem for problem in RefCOCO(folder / "val").check())
 
 
-def test_boxes_are_fractions_of_the_upright_picture(tmp_path: Path) -> None:
-    """A picture that EXIF turns is 30 wide and 40 high for whoever looks at it."""
+def test_boxes_are_fractions_of_the_upright_image(tmp_path: Path) -> None:
+    """A image that EXIF turns is 30 wide and 40 high for whoever looks at it."""
     folder = formats.vstar(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -270,49 +269,70 @@ def test_scenes_are_a_benchmark(tmp_path: Path) -> None:
     write_benchmark(tmp_path, "test", num_objects=(4,), scenes=2)
     task = Scenes(tmp_path)
     assert task.check() == []
-    whole = SceneTask(tmp_path)
-    assert task.examples == [whole.get_example(i) for i in range(whole.num_examples())]
-    for example in task.examples:
-        for text in (example.answer, "a 7 or so", "Yes.", ""):
-            assert task.score(example, text) == whole.score(example, text)
-    said = {e.id: e.answer if e.kind != "digit" else "?" for e in task.examples}
-    figures = task.metrics(task.examples, said, "official")
+    lines = (tmp_path / "questions.jsonl").read_text("utf-8").splitlines()
+    assert len(task.examples) == len(lines)
+    for example, record in zip(task.examples, map(json.loads, lines), strict=True):
+        assert example == Example(
+            id=record["id"],
+            image=tmp_path / record["image"],
+            prompt=record["question"],
+            answer=record["answer"],
+            region=record["region"] and tuple(record["region"]),
+            kind=record["kind"],
+            num_objects=4,
+            single=len(record["targets"]) == 1,
+        )
+        # every answer is among those that its kind can have
+        assert task.score(example, example.answer) == Score(example.answer, True)
+    assert not any(e.single for e in task.examples if e.kind == "position")
+    assert len(Scenes(tmp_path, limit=5).examples) == 5
+    replies = {e.id: e.answer if e.kind != "digit" else "?" for e in task.examples}
+    figures = {
+        name: figure.value for name, figure in task.figures(task.examples, replies, "llava").items()
+    }
     kinds = Counter(e.kind for e in task.examples)
     fine = kinds["digit"] + kinds["letter"] + kinds["color"]
     assert figures["fine"] == pytest.approx(100 * (fine - kinds["digit"]) / fine)
     assert (figures["digit"], figures["letter"]) == (0, 100)
-    assert figures["unparsed"] == pytest.approx(100 * kinds["digit"] / len(said))
-    (tmp_path / "questions.jsonl").write_text("{}\n", "utf-8")
-    assert any("line 1 is no question" in problem for problem in Scenes(tmp_path).check())
+    assert figures["unparsed"] == pytest.approx(100 * kinds["digit"] / len(replies))
 
 
-# Parts, and the choice that was made on one of them
+def test_scenes_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(CofError, match="cof scenes"):
+        _ = Scenes(tmp_path).examples
+    path = tmp_path / "questions.jsonl"
+    odd = {"id": "1", "image": "1.png", "question": "?", "answer": "7", "region": None}
+    odd |= {"kind": "taste", "num_objects": 4, "targets": []}
+    cases = [("{}\n", "line 1: lacks id"), ("", "no questions"), ("no json\n", "line 1: no JSON")]
+    for text, sentence in (*cases, (json.dumps(odd), r"line 1: .*\('taste'\)")):
+        path.write_text(text, "utf-8")
+        with pytest.raises(CofError, match=sentence):
+            _ = Scenes(tmp_path).examples
+    with pytest.raises(CofError, match="is a file: give the folder"):
+        _ = Scenes(path).examples
 
 
-def many(folder: Path, pictures: int = 24) -> Path:
-    """POPE with three questions about each picture."""
-    for number in range(pictures):
+# Parts
+
+
+def many(folder: Path, images: int = 24) -> Path:
+    """POPE with three questions about each image."""
+    for number in range(images):
         formats.save(folder / "val2014" / f"{number}.png", number)
     for kind in ("random", "popular", "adversarial"):
         lines = [
             {"question_id": n, "image": f"{n}.png", "text": f"Is it {n}?", "label": "yes"}
-            for n in range(pictures)
+            for n in range(images)
         ]
         formats.json_lines(folder / f"coco_pope_{kind}.json", lines)
     return folder
 
 
-def chosen_on(task: Any, **settings: Any) -> Chosen:
-    about = {"model": "m"}
-    share = task.share if task.part == "validation" else 1.0
-    return Chosen.on(task.examples, Settings(**settings), share=share, about=about)
-
-
-def test_parts_keep_pictures_together_and_leave_nothing_out(tmp_path: Path) -> None:
+def test_parts_keep_images_together_and_leave_nothing_out(tmp_path: Path) -> None:
     folder = many(tmp_path)
     whole = POPE(folder)
     validation = POPE(folder, part="validation", share=0.4)
-    test = POPE(folder, part="test", chosen=chosen_on(validation))
+    test = POPE(folder, part="test", share=0.4)
     ids = [{e.id for e in task.examples} for task in (validation, test)]
     assert ids[0].isdisjoint(ids[1])
     assert ids[0] | ids[1] == {e.id for e in whole.examples}
@@ -320,13 +340,11 @@ def test_parts_keep_pictures_together_and_leave_nothing_out(tmp_path: Path) -> N
     assert 3 * 24 * 0.15 < len(ids[0]) < 3 * 24 * 0.65
     images = [{e.image for e in task.examples} for task in (validation, test)]
     assert images[0].isdisjoint(images[1])
-    # the picture decides, not its name or its place
-    (folder / "val2014").rename(tmp_path / "elsewhere")
-    moved = POPE(folder, part="validation", share=0.4, images=tmp_path / "elsewhere")
+    # the image decides, not its name or its place
+    elsewhere = (folder / "val2014").rename(tmp_path / "elsewhere")
+    moved = POPE(folder, part="validation", share=0.4, images=elsewhere)
     assert {e.id for e in moved.examples} == ids[0]
-    assert (
-        POPE(folder, part="validation", share=1, images=tmp_path / "elsewhere").num_examples() == 72
-    )
+    assert len(POPE(folder, part="validation", share=1, images=elsewhere).examples) == 72
 
 
 def test_a_share_grows_by_adding(tmp_path: Path) -> None:
@@ -336,26 +354,22 @@ def test_a_share_grows_by_adding(tmp_path: Path) -> None:
         assert {e.id for e in smaller} < {e.id for e in larger}
 
 
-def test_the_same_picture_in_two_rows_is_in_one_part(tmp_path: Path) -> None:
-    rows = []
-    for row in formats.mmbench_rows():
-        rows += [
-            {**row, "index": row["index"] + 10 * copy, "question": f"Which {copy}?"}
-            for copy in range(8)
-        ]
-    path = formats.tsv(tmp_path / "dev.tsv", rows)
-    whole = MMBench(path).examples
-    found = [part_of(whole, "validation", share / 20) for share in range(1, 20)]
-    assert {len(part) for part in found} <= {0, 16, 32, 48}
-    assert any(len(part) in (16, 32) for part in found)
-    for part in found:
+def test_the_same_image_in_two_rows_is_in_one_part(tmp_path: Path) -> None:
+    rows = [
+        {**row, "index": row["index"] + 10 * copy, "question": f"Which {copy}?"}
+        for row in formats.mmbench_rows()
+        for copy in range(8)
+    ]
+    examples = MMBench(formats.tsv(tmp_path / "dev.tsv", rows)).examples
+    parts = [part_of(examples, "validation", share / 20) for share in range(1, 20)]
+    assert {len(part) for part in parts} <= {0, 16, 32, 48}
+    assert any(len(part) in (16, 32) for part in parts)
+    for part in parts:
         assert len({int(e.group) % 10 for e in part}) == {0: 0, 16: 1, 32: 1, 48: 2}[len(part)]
 
 
-def test_the_test_part_waits_for_the_choice(tmp_path: Path) -> None:
-    folder = many(tmp_path)
-    with pytest.raises(CofError, match=r"not read before the settings are chosen: run `cof sweep"):
-        POPE(folder, part="test")
+def test_parts_that_there_are_not(tmp_path: Path) -> None:
+    folder = many(tmp_path, 2)
     for options, message in (
         ({"part": "dev"}, "A part is all, validation, test"),
         ({"part": "validation", "share": 0.0}, "validation part's"),
@@ -365,79 +379,9 @@ def test_the_test_part_waits_for_the_choice(tmp_path: Path) -> None:
             POPE(folder, **options)  # type: ignore[arg-type]
 
 
-def test_what_chose_is_not_measured(tmp_path: Path) -> None:
-    folder = many(tmp_path / "data")
-    validation = POPE(folder, part="validation", share=0.4)
-    choice = chosen_on(validation)
-    n = validation.num_examples()
-    with pytest.raises(CofError, match=rf"{n} of these questions .* add --part test"):
-        POPE(folder, chosen=choice).num_examples()
-    assert POPE(folder, part="test", chosen=choice).num_examples() == 72 - n
-    # other questions about the same pictures
-    for kind in ("random", "popular", "adversarial"):
-        path = folder / f"coco_pope_{kind}.json"
-        path.write_text(path.read_text("utf-8").replace("Is it", "Is there"), "utf-8")
-    with pytest.raises(CofError, match=rf"{n // 3} of these pictures"):
-        POPE(folder, chosen=choice).num_examples()
-    # a choice made on all of other data
-    other = chosen_on(POPE(many(tmp_path / "other", 3)))
-    with pytest.raises(CofError, match="measure on other data"):
-        POPE(folder, chosen=other).num_examples()
-
-
-def test_wordings_do_not_hide_a_question(tmp_path: Path) -> None:
-    folder = many(tmp_path)
-    choice = chosen_on(POPE(folder, part="validation", share=0.4))
-    with pytest.raises(CofError, match="of these questions"):
-        POPE(folder, prompt_style="tiny", chosen=choice).num_examples()
-
-
-def test_a_choice_survives_its_file(tmp_path: Path) -> None:
-    task = POPE(many(tmp_path), part="validation", share=0.4)
-    choice = chosen_on(task, strength=7.0, layers=(0, 1))
-    path = tmp_path / "out" / "chosen.json"
-    choice.freeze(path)
-    assert Chosen.read(path) == choice
-    record = json.loads(path.read_text("utf-8"))
-    assert record["about"]["date"].count("-") == 2
-    assert record["settings"]["strength"] == 7
-    assert len(record["questions"]) == task.num_examples()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: text.replace('"strength": 7.0', '"strength": 8.0'), "changed after"),
-        (lambda text: text.replace('"share": 0.4', '"share": 0.1'), "changed after"),
-        (lambda text: text[:50], "is no choice"),
-        (lambda text: "[]", "is no choice"),
-        (lambda text: "{}", "is no choice"),
-        (lambda text: text.replace('"strength"', '"force"'), "There is no setting"),
-    ],
-)
-def test_a_choice_that_was_changed_is_refused(
-    tmp_path: Path, change: Callable[[str], str], message: str
-) -> None:
-    path = tmp_path / "chosen.json"
-    task = POPE(many(tmp_path), part="validation", share=0.4)
-    chosen_on(task, strength=7.0).freeze(path)
-    path.write_text(change(path.read_text("utf-8")), "utf-8")
-    with pytest.raises(CofError, match=message):
-        Chosen.read(path)
-    with pytest.raises(CofError, match="`cof sweep` writes it"):
-        Chosen.read(tmp_path / "none.json")
-
-
-def test_a_choice_for_another_model_is_told_of(tmp_path: Path) -> None:
-    choice = chosen_on(POPE(many(tmp_path)))
-    choice.warn_of_another("path/to/m")
-    with pytest.warns(CofWarning, match="chosen with m, and this is n"):
-        choice.warn_of_another("owner/n")
-
-
-def test_an_unreadable_picture_has_no_part(tmp_path: Path) -> None:
+def test_an_unreadable_image_has_no_part(tmp_path: Path) -> None:
     rows = [{**row, "image": "!" * 100} for row in formats.mmbench_rows()]
     path = formats.tsv(tmp_path / "dev.tsv", rows)
-    assert MMBench(path, part="validation", share=1).num_examples() == 6
+    assert len(MMBench(path, part="validation", share=1).examples) == 6
     with pytest.raises(CofError, match="no base64"):
-        MMBench(path, part="validation", share=0.5).num_examples()
+        _ = MMBench(path, part="validation", share=0.5).examples

@@ -1,0 +1,233 @@
+"""Damaged data and damaged results are refused in one sentence, and at once."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import formats
+import pytest
+from fakes import AnyEngine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from cof.errors import CofError
+from cof.eval.chosen import Chosen
+from cof.eval.data.base import Benchmark
+from cof.eval.data.hrbench import HRBench
+from cof.eval.data.mmbench import MMBench
+from cof.eval.data.mme import MME
+from cof.eval.data.pope import POPE
+from cof.eval.data.refcoco import RefCOCO
+from cof.eval.data.scenes import Scenes
+from cof.eval.data.textvqa import TextVQA
+from cof.eval.data.vstar import VStar
+from cof.eval.evaluate import Evaluation
+from cof.eval.examples import Example
+from cof.eval.replies import write_questions
+from cof.eval.report.publish import publish, write_table
+from cof.eval.rescore import rescore
+from cof.eval.rules import RULES
+from cof.eval.run_info import questions_digest
+from cof.settings import Settings
+from cof.tiny.benchmark import write_benchmark
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, and the file of it that is damaged."""
+
+    make: Callable[[Path], Path]
+    file: str
+    reader: Callable[..., Benchmark]
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def scenes(folder: Path) -> Path:
+    write_benchmark(folder, "test", num_objects=(4,), scenes=1)
+    return folder
+
+
+def annotated(folder: Path) -> Path:
+    line = {"id": "color/1", "region": [0.1, 0.2, 0.5, 0.6], "num_objects": 3, "single": True}
+    formats.json_lines(formats.mme(folder) / "annotations.jsonl", [line])
+    return folder
+
+
+SOURCES = {
+    "JSON lines": Source(formats.pope, "coco_pope_popular.json", POPE),
+    "TSV": Source(lambda f: formats.tsv(f / "dev.tsv", formats.mmbench_rows()), "dev.tsv", MMBench),
+    "TSV cycles": Source(
+        lambda f: formats.tsv(f / "4k.tsv", formats.hrbench_rows()), "4k.tsv", HRBench
+    ),
+    "parquet": Source(lambda f: formats.pope_parquet(f / "a.parquet"), "a.parquet", POPE),
+    "parquet pairs": Source(lambda f: formats.mme_parquet(f / "a.parquet"), "a.parquet", MME),
+    "parquet words": Source(
+        lambda f: formats.textvqa_parquet(f / "val.parquet"),
+        "val.parquet",
+        TextVQA,
+        (("prompt_style", "llava-ocr"),),
+    ),
+    "MME folder": Source(formats.mme, "color/1.txt", MME),
+    "annotations": Source(annotated, "annotations.jsonl", MME),
+    "V*": Source(formats.vstar, "direct_attributes/sa_1.json", VStar),
+    "V* image": Source(formats.vstar, "direct_attributes/sa_1.jpg", VStar),
+    "TextVQA": Source(formats.textvqa, "TextVQA_0.5.1_val.json", TextVQA),
+    "recognised text": Source(
+        formats.textvqa_ocr,
+        "TextVQA_Rosetta_OCR_v0.2_val.json",
+        TextVQA,
+        (("prompt_style", "llava-ocr"),),
+    ),
+    "RefCOCO": Source(formats.refcoco, "refcoco_val.jsonl", RefCOCO),
+    "REFER pickle": Source(lambda f: formats.refer(f) / "val", "refs(unc).p", RefCOCO),
+    "REFER instances": Source(lambda f: formats.refer(f) / "val", "instances.json", RefCOCO),
+    "scenes": Source(scenes, "questions.jsonl", Scenes),
+}
+ODD = [
+    b"[" * 20_000,
+    b"9" * 5000,
+    b'"\\ud800"',
+    b"NaN",
+    b"1e999",
+    b"-1",
+    b"null",
+    b"{}",
+    b"[[]]",
+    b'{"a": 1}',
+    b'"' + b"a/" * 3000 + b'"',
+    b'"\\u0000"',
+    "²".encode(),
+    b"\xff\xfe",
+    b"\t",
+    b"\n",
+    b"",
+]
+
+
+def damage(content: bytes, kind: str, seed: int) -> bytes:
+    """Cut, with flipped bits, with something odd in it, or with a value replaced by that."""
+    rng = random.Random(seed)
+    place = rng.randrange(len(content) + 1)
+    odd = rng.choice(ODD)
+    if kind == "cut":
+        return content[:place]
+    if kind == "flip":
+        data = bytearray(content)
+        for _ in range(rng.choice((1, 1, 3, 20))):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        return bytes(data)
+    if kind == "insert":
+        return content[:place] + odd + content[place:]
+    marks = [n for n, byte in enumerate(content) if byte in b",:\t\n[]{}"]
+    if not marks:
+        return odd
+    start = rng.choice(marks)
+    end = next((n for n in marks if n > start), len(content))
+    return content[: start + 1] + odd + content[end:]
+
+
+KINDS = st.sampled_from(["cut", "flip", "insert", "replace"])
+SEEDS = st.integers(0, 10**6)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, bytes]]:
+    """For each source the path of the data set, and the damaged file as it was."""
+    found = {}
+    for name, source in SOURCES.items():
+        folder = tmp_path_factory.mktemp("data")
+        found[name] = (source.make(folder), (folder / source.file).read_bytes())
+    return found
+
+
+def sentence(act: Callable[[], object]) -> str:
+    """The refusal of an act, or nothing; every other error is a defect."""
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning)  # fonts lack odd letters
+            act()
+    except CofError as error:
+        return str(error)
+    finally:
+        assert time.perf_counter() - start < 10  # a second, on a machine without other work
+    return ""
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(kind=KINDS, seed=SEEDS)
+def test_damaged_data_are_problems(
+    made: dict[str, tuple[Path, bytes]], name: str, kind: str, seed: int
+) -> None:
+    source, (path, content) = SOURCES[name], made[name]
+    folder = next(p for p in (path, *path.parents) if (p / source.file).exists())
+    (folder / source.file).write_bytes(damage(content, kind, seed))
+    try:
+        assert "\n\n" not in sentence(lambda: use(source.reader(path, **dict(source.options))))
+    finally:
+        (folder / source.file).write_bytes(content)
+
+
+def use(task: Benchmark) -> None:
+    """What a run does with questions before and after it asks them."""
+    if task.check():
+        return
+    questions_digest(task.examples)
+    write_questions(task.examples)
+    for rules in RULES:
+        task.figures(task.examples, {e.id: "yes" for e in task.examples}, rules)
+    for example in task.examples:
+        task.score(example, "A")
+
+
+# Finished runs
+
+FILES = ("results.json", "answers.jsonl", "answers.costs.jsonl", "questions.jsonl", "run.json")
+FILES += ("data.json",)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    task = VStar(formats.vstar(folder / "data"))
+    evaluation = Evaluation.compare_usual(Settings(), task, batch_size=4)
+    results = evaluation.run(
+        AnyEngine(), {"vstar": task}, folder / "out", console=Console(quiet=True)
+    )
+    write_table(results, folder / "out")
+    return folder / "out"
+
+
+@pytest.mark.parametrize("file", FILES)
+@settings(derandomize=True, max_examples=8, deadline=None)
+@given(kind=KINDS, seed=SEEDS)
+def test_damaged_results_are_refused(run: Path, file: str, kind: str, seed: int) -> None:
+    work = run.with_name("work")
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(run, work)
+    (work / file).write_bytes(damage((work / file).read_bytes(), kind, seed))
+    for act in (rescore, publish):
+        assert "\n\n" not in sentence(lambda act=act: act(work))  # type: ignore[misc]
+    # nothing is written elsewhere, whatever the names in the files
+    assert {path.name for path in run.parent.iterdir()} == {"data", "out", "work"}
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(kind=KINDS, seed=SEEDS)
+def test_damaged_choices_are_refused(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, seed: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "chosen.json"
+    asked = [Example("1", Path("a.png"), "?", "7")]
+    Chosen.make(asked, Settings(layers=(0, 1)), share=0.5, about={"model": "m"}).write(path)
+    path.write_bytes(damage(path.read_bytes(), kind, seed))
+    assert "\n\n" not in sentence(lambda: Chosen.read(path).check(asked, "n"))
