@@ -41,7 +41,7 @@ def test_every_question_once_and_images_together() -> None:
     for image in set(images):
         lengths = [len(example.prompt) for example in flat if str(example.image) == image]
         assert lengths == sorted(lengths)
-    first, second = (list(like_batches(examples, 6, lambda e: n)) for n in (5, 7))
+    first, second = (list(like_batches(examples, 6, lambda e, n=n: n)) for n in (5, 7))
     assert first == second
 
 

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cof.eval.compare import Comparison
-from cof.eval.tasks import Example
 from models import checkpoint
 from rich.console import Console
 
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
-from cof.eval.data.pope import POPE, counted
+from cof.eval.data.pope import POPE, yes_no_figures
+from cof.eval.evaluate import Evaluation
+from cof.eval.examples import Example
+from cof.eval.figures import find_clusters
 from cof.eval.methods import PLAIN, Method
 from cof.eval.rules import MME as MME_READERS
 from cof.eval.rules import OPTIONS, vqa_accuracy
@@ -120,7 +121,10 @@ def test_pope_answers_and_figures() -> None:
     for row, answer, reply in zip(rows, read, said, strict=True):
         expected = row["prediction"] if row["prediction"] in ("yes", "no") else None
         assert answer == expected, reply
-    ours = counted(read, true, "lmms-eval")
+    examples = [Example(str(n), Path(str(n)), "", of) for n, of in enumerate(true)]
+    answers = {str(n): answer for n, answer in enumerate(read)}
+    figures = yes_no_figures(examples, answers, find_clusters(examples), "lmms-eval")
+    ours = {name: figure.value for name, figure in figures.items()}
     for name, function in (
         ("accuracy", theirs.pope_aggregate_accuracy),
         ("precision", theirs.pope_aggregate_precision),
@@ -204,9 +208,10 @@ def test_command(tmp_path: Path, options: str, where: Any) -> None:
 
     cof = CoF.from_pretrained(model)
     settings = cof.settings.changed(strength=500, on_missing="whole")
-    methods = {"plain": PLAIN, "cof": Method.of("cof", settings)}
-    comparison = Comparison(settings, methods, max_new_tokens=3)
-    numbers = comparison.run(cof.engine, task, tmp_path / "ours", console=Console(quiet=True))
+    methods = {"plain": PLAIN, "cof": Method(settings)}
+    evaluation = Evaluation(methods, max_new_tokens=3)
+    ours_at, quiet = tmp_path / "ours", Console(quiet=True)
+    numbers = evaluation.run(cof.engine, {"mme": task}, ours_at, console=quiet)["tasks"]["mme"]
     store = Store(tmp_path / "ours" / "answers.jsonl")
     ours = {
         name: [store[method.key, example.id].text.strip() for example in task.examples]
