@@ -114,10 +114,6 @@ class Page:
         """Until the program is interrupted."""
         self.blocks.block_thread()
 
-    def close(self) -> None:
-        """Stop serving."""
-        self.blocks.close()
-
     def _lay_out(self) -> None:
         gr.HTML(
             "<h1>Look closer</h1><p>Ask about a detail. The model answers plainly, and again while "

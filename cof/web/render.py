@@ -92,9 +92,7 @@ def render(shown: Shown) -> str:
 
 
 def render_message(text: str, *, error: bool = False) -> str:
-    """A sentence for the visitor; empty for none."""
-    if not text:
-        return ""
+    """A sentence for the visitor."""
     role = "alert" if error else "status"
     return f'<p class="cof-message cof-{role}" role="{role}">{escape(text)}</p>'
 
