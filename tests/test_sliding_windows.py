@@ -118,7 +118,7 @@ class TestBranches:
 
     def test_read_the_same_as_alone(self, name: str, window: str) -> None:
         made = engine(name, window)
-        form, rows = made._compile(BOX.form), requests(IMAGES, "text")[:1]
+        form, rows = made._compile(BOX.box_template), requests(IMAGES, "text")[:1]
         assert form is not None
         with torch.inference_mode():
             prompts = prompts_of(made, rows)
