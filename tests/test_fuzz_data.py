@@ -163,7 +163,7 @@ def sentence(act: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, database=None, max_examples=40, deadline=None)
 @given(kind=KINDS, seed=SEEDS)
 def test_damaged_data_are_problems(
     made: dict[str, tuple[Path, bytes]], name: str, kind: str, seed: int
@@ -208,7 +208,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("file", FILES)
-@settings(derandomize=True, max_examples=8, deadline=None)
+@settings(derandomize=True, database=None, max_examples=8, deadline=None)
 @given(kind=KINDS, seed=SEEDS)
 def test_damaged_results_are_refused(run: Path, file: str, kind: str, seed: int) -> None:
     work = run.with_name("work")
@@ -221,7 +221,7 @@ def test_damaged_results_are_refused(run: Path, file: str, kind: str, seed: int)
     assert {path.name for path in run.parent.iterdir()} == {"data", "out", "work"}
 
 
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(derandomize=True, database=None, max_examples=100, deadline=None)
 @given(kind=KINDS, seed=SEEDS)
 def test_damaged_choices_are_refused(
     tmp_path_factory: pytest.TempPathFactory, kind: str, seed: int

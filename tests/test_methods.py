@@ -127,7 +127,7 @@ def test_every_setting_is_tried() -> None:
 
 @pytest.mark.filterwarnings("ignore:No box template")
 @pytest.mark.parametrize("name", VALUES)
-@settings(derandomize=True, max_examples=20, deadline=None)
+@settings(derandomize=True, database=None, max_examples=20, deadline=None)
 @given(data=st.data())
 def test_settings_that_ask_differently_have_different_keys(name: str, data: st.DataObject) -> None:
     """Two settings that differ in one field share a key only if they ask the same."""

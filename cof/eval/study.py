@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 
 from cof.engines.base import Engine
 from cof.errors import CofError
@@ -25,6 +26,7 @@ from cof.eval.json_files import read_json_object, write_atomically
 from cof.eval.methods import PLAIN, Method
 from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
 from cof.eval.runner import Runner
+from cof.eval.store import Store
 from cof.settings import Settings
 
 RULE = "most validation questions answered rightly (the mean over the tasks); of equals the mildest"
@@ -183,8 +185,10 @@ class Study:
                 for name, task in tasks.items():
                     start, end = ends[name][rung : rung + 2]
                     part = Subset(task, asked[name][start:end])
-                    path = out / "validation" / f"{name}-{rung + 1}.jsonl"
-                    self._ask(engine, part, path, methods, tally, bar)
+                    if part.examples:
+                        path = out / "validation" / f"{name}-{rung + 1}.jsonl"
+                        store = self._ask(engine, part, path, methods, bar)
+                        tally.add(name, store)
             accuracy |= tally.accuracy([PLAIN, *methods])
             for name, methods in alive.items():
                 keep = 1 if rung == rungs - 1 else max(1, math.ceil(self.keep * len(methods)))
@@ -231,16 +235,8 @@ class Study:
         return sorted(examples, key=lambda e: digest(f"{self.seed}\t{e.id}"))
 
     def _ask(
-        self,
-        engine: Engine,
-        part: Subset,
-        path: Path,
-        methods: Sequence[Method],
-        tally: Tally,
-        bar: Any,
-    ) -> None:
-        if not part.examples:
-            return
+        self, engine: Engine, part: Subset, path: Path, methods: Sequence[Method], bar: Progress
+    ) -> Store:
         runner = Runner(
             engine,
             part,
@@ -249,11 +245,9 @@ class Study:
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
         )
-        asked = [PLAIN, *methods, *(method.without_threshold for method in methods)]
         counter = bar.add_task(path.stem, total=len(part.examples))
-        store = runner.run(asked, advance=partial(bar.advance, counter))
-        for key in dict.fromkeys(method.key for method in asked):
-            tally.add(part.name, key, [bool(record.right) for record in store.method(key).values()])
+        asked = [PLAIN, *methods, *(method.without_threshold for method in methods)]
+        return runner.run(asked, advance=partial(bar.advance, counter))
 
 
 class Tally:
@@ -262,9 +256,11 @@ class Tally:
     def __init__(self) -> None:
         self._answers: dict[str, dict[str, list[bool]]] = {}  # by method, then by task
 
-    def add(self, task: str, key: str, right: Sequence[bool]) -> None:
-        """Some more answers of a method to a task."""
-        self._answers.setdefault(key, {}).setdefault(task, []).extend(right)
+    def add(self, task: str, store: Store) -> None:
+        """Some more answers to a task."""
+        for record in store.records():
+            by_task = self._answers.setdefault(record.method, {})
+            by_task.setdefault(task, []).append(bool(record.right))
 
     def accuracy(self, methods: Iterable[Method]) -> dict[str, float]:
         """By key, the mean over the tasks of the share of right answers."""

@@ -1,0 +1,222 @@
+"""Methods compared on a benchmark: figures under all rule sets, resuming, shards, refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import formats
+import pytest
+from fakes import AnyEngine
+from rich.console import Console
+
+from cof.engines.fake import FakeEngine
+from cof.errors import CofError
+from cof.eval.data.base import Benchmark
+from cof.eval.data.mmbench import MMBench
+from cof.eval.data.mme import MME
+from cof.eval.data.pope import POPE
+from cof.eval.data.refcoco import RefCOCO
+from cof.eval.data.vstar import VStar
+from cof.eval.evaluate import Evaluation
+from cof.eval.examples import Example
+from cof.eval.methods import PLAIN, Method, grounding_key
+from cof.eval.replies import make_portable, read_questions
+from cof.eval.report.document import markdown
+from cof.eval.report.publish import make_blocks
+from cof.eval.rules import RULES
+from cof.eval.store import ENCODING, Store, read_costs
+from cof.settings import Settings
+from cof.types import Request
+
+SETTINGS = Settings(expand=1.0, strength=4.0)
+COF = "prompt x attention expand=1 scope=all strength=4"
+
+
+def says(request: Request) -> str:
+    """Boxes when asked for them; "Yes." with a highlight, else "no"."""
+    if "bounding box" in request.prompt:
+        return "[0.25, 0.25, 0.5, 0.5]" if "red" in request.prompt else "I see none."
+    return "Yes." if request.highlight else "no"
+
+
+def run(
+    task: Benchmark, out: Path, engine: Any = None, console: Console | None = None, **options: Any
+) -> dict[str, Any]:
+    evaluation = Evaluation.compare_usual(SETTINGS, task, batch_size=2, **options)
+    console = console or Console(quiet=True)
+    return evaluation.run(engine or FakeEngine(says), {task.name: task}, out, console=console)
+
+
+def test_figures_under_every_rule_set(tmp_path: Path) -> None:
+    results = run(POPE(formats.pope(tmp_path / "data")), tmp_path / "out")
+    assert results["methods"] == {
+        "plain": "plain",
+        "whole": "whole x attention scope=all strength=4",
+        "cof": COF,
+    }
+    assert results["settings"]["cof"] == {**SETTINGS.as_dict(), "given": ""}
+    numbers = results["tasks"]["pope"]
+    assert set(numbers["metrics"]) == set(RULES)
+    assert numbers["metrics"]["official"]["plain"]["random accuracy"] == 50
+    assert numbers["metrics"]["official"]["plain"]["random f1"] == 0
+    assert numbers["figures"]["random f1"]["whole"]["value"] == pytest.approx(200 / 3, abs=1e-3)
+    # "Yes." is no exact "yes"
+    assert numbers["metrics"]["lmms-eval"]["whole"]["random unparsed"] == 100
+    assert numbers["metrics"]["lmms-eval"]["whole"]["random f1"] == 0
+    groups = numbers["groups"]["all"]
+    assert groups["whole"]["fixed"] == groups["whole"]["broken"] == 6
+    assert numbers["changed"]["whole"]["fixed"][:2] == ["random-1", "random-3"]
+    assert numbers["changed"]["cof"] == {"fixed": [], "broken": []}  # no box: the plain model
+    assert numbers["grounding"][grounding_key("prompt", SETTINGS)]["all"]["found"]["value"] == 0
+
+
+def test_true_regions_add_oracle_and_control(tmp_path: Path) -> None:
+    results = run(VStar(formats.vstar(tmp_path / "data")), tmp_path / "out", AnyEngine())
+    assert list(results["methods"]) == ["plain", "whole", "cof", "oracle", "random"]
+    numbers = results["tasks"]["vstar"]
+    assert numbers["grounding"][grounding_key("prompt", SETTINGS)]["all"]["centre"]["n"] == 4
+    assert set(numbers["groups"]) == {"all", "direct_attributes", "relative_position"}
+
+
+def test_only_boxes_are_measured_on_referring_expressions(tmp_path: Path) -> None:
+    engine = FakeEngine(lambda _: "[0.25, 0.5, 0.75, 1.0]")  # of the padded square
+    results = run(RefCOCO(formats.refcoco(tmp_path / "data")), tmp_path / "out", engine)
+    assert results["methods"] == {}
+    numbers = results["tasks"]["refcoco"]
+    assert numbers["groups"] == numbers["figures"] == {}
+    boxes = numbers["grounding"][grounding_key("prompt", SETTINGS)]["all"]
+    assert (boxes["found"]["n"], boxes["found"]["value"]) == (2, 1)
+    assert boxes["mean_iou"]["value"] > 0
+    assert "mean IoU" in markdown(make_blocks(results))
+
+
+@pytest.mark.parametrize("deaths", [[0], [5], [4, 3, 2]])
+def test_interrupted_and_sharded_runs_end_with_the_same_file(
+    tmp_path: Path, deaths: list[int]
+) -> None:
+    task = MMBench(formats.tsv(tmp_path / "dev.tsv", formats.mmbench_rows()))
+    whole = run(task, tmp_path / "whole", AnyEngine())
+    for death in deaths:
+        with pytest.raises(KeyboardInterrupt):
+            run(task, tmp_path / "killed", AnyEngine(dies_after=death))
+    run(task, tmp_path / "killed", AnyEngine())
+    for part in (1, 2):
+        results = run(replace(task, shard=(part, 2)), tmp_path / "sharded", AnyEngine())
+        assert results["tasks"]["mmbench"]["questions"] == (4, 2)[part - 1]
+    merged = run(task, tmp_path / "sharded", AnyEngine(dies_after=0))
+    answers = [tmp_path / name / "answers.jsonl" for name in ("whole", "killed", "sharded")]
+    assert len({path.read_bytes() for path in answers}) == 1
+    assert {**merged["tasks"]["mmbench"], "costs": 0} == {**whole["tasks"]["mmbench"], "costs": 0}
+    assert merged["tasks"]["mmbench"]["costs"].keys() == whole["methods"].keys()
+    keys = {ENCODING, grounding_key("prompt", SETTINGS), *whole["methods"].values()}
+    assert set(read_costs(tmp_path / "whole" / "answers.jsonl")) == keys
+
+
+def test_questions_and_replies_are_enough_to_score_again(tmp_path: Path) -> None:
+    task = MMBench(formats.tsv(tmp_path / "dev.tsv", formats.mmbench_rows()))
+    results = run(task, tmp_path / "out", AnyEngine())
+    path = tmp_path / "out" / "questions.jsonl"
+    assert str(tmp_path) not in path.read_text("utf-8")
+    assert [e.id for e in read_questions(path)] == [e.id for e in task.examples]
+    assert read_questions(path) == make_portable(task.examples)
+    store = Store(tmp_path / "out" / "answers.jsonl")
+    replies = {id: record.text for id, record in store.method("plain").items()}
+    figures = task.figures(read_questions(path), replies, "official")
+    assert {name: figure.value for name, figure in figures.items()} == pytest.approx(
+        results["tasks"]["mmbench"]["metrics"]["official"]["plain"], abs=1e-4
+    )
+
+
+def test_every_field_of_a_question_survives_its_file(tmp_path: Path) -> None:
+    from cof.eval.replies import write_questions
+
+    example = Example(
+        "1",
+        Path("a/b.png"),
+        "p",
+        "A",
+        (0.0, 0.1, 0.2, 1.0),
+        "kind",
+        3,
+        True,
+        "q",
+        ("x", "y"),
+        ("A", "a"),
+        "group",
+        "area",
+        True,
+    )
+    other = Example("2", Path("c.png"), "p\u2028\n", "")
+    path = tmp_path / "questions.jsonl"
+    path.write_text(write_questions([example, other]), "utf-8")
+    assert read_questions(path) == [example, other]
+
+
+def test_other_questions_or_settings_are_refused(tmp_path: Path) -> None:
+    data = formats.mme(tmp_path / "data")
+    run(MME(data), tmp_path / "out")
+    run(MME(data, rules="vlmevalkit"), tmp_path / "out")  # replies are scored again, not asked for
+    for task, options, what in (
+        (MME(data, prompt_style="official"), {}, "prompt_style, data differ"),
+        (MME(data), {"max_new_tokens": 5}, "max_new_tokens differ"),
+        (MME(data), {"seed": 5}, "seed differ"),
+        (MME(data, limit=2), {}, "limit, data differ"),
+    ):
+        with pytest.raises(CofError, match=what):
+            run(task, tmp_path / "out", **options)
+    with pytest.raises(CofError, match="model differ"):
+        run(MME(data), tmp_path / "out", FakeEngine(says, name="other"))
+    (tmp_path / "out" / "run.json").write_text("{", "utf-8")
+    with pytest.raises(CofError, match="is damaged"):
+        run(MME(data), tmp_path / "out")
+
+
+def test_a_run_that_goes_on_under_other_rules_is_scored_by_those(tmp_path: Path) -> None:
+    data = formats.pope(tmp_path / "data")
+    run(POPE(data), tmp_path / "out")
+    again = run(POPE(data, rules="lmms-eval"), tmp_path / "out")["tasks"]["pope"]
+    fresh = run(POPE(data, rules="lmms-eval"), tmp_path / "fresh")["tasks"]["pope"]
+    assert again["groups"] == fresh["groups"]
+    assert again["groups"]["all"]["whole"]["unparsed"] == 12  # "Yes." is no exact "yes"
+    assert again["changed"] == fresh["changed"]
+
+
+def test_several_tasks_have_folders_of_their_own(tmp_path: Path) -> None:
+    tasks: dict[str, Benchmark] = {
+        "one": MME(formats.mme(tmp_path / "mme")),
+        "two": POPE(formats.pope(tmp_path / "pope")),
+    }
+    evaluation = Evaluation({"plain": PLAIN, "cof": Method(SETTINGS)}, batch_size=2)
+    out, quiet = tmp_path / "out", Console(quiet=True)
+    results = evaluation.run(AnyEngine(), tasks, out, console=quiet, study="Both")
+    assert (results["study"], list(results["tasks"])) == ("Both", ["one", "two"])
+    for name in tasks:
+        assert (out / name / "answers.jsonl").is_file()
+    assert json.loads((out / "results.json").read_text("utf-8")) == json.loads(json.dumps(results))
+
+
+def test_refused_questions_are_told_of(tmp_path: Path) -> None:
+    engine, text = AnyEngine(refuses=("cat",)), io.StringIO()
+    task = POPE(formats.pope(tmp_path / "data"))
+    results = run(task, tmp_path / "out", engine, Console(file=text, width=200))
+    assert "pope: 3 questions could not be asked and count as wrong" in text.getvalue()
+    assert results["tasks"]["pope"]["errors"] == {"plain": 3, "whole": 3, "cof": 3}
+    report = markdown(make_blocks(results))
+    assert "could not be asked, and count as wrong: plain 3, whole 3, cof 3." in report
+    again = AnyEngine(dies_after=0, refuses=("cat",))
+    assert run(task, tmp_path / "out", again)["tasks"] == results["tasks"]
+
+
+def test_the_report_holds_the_results(tmp_path: Path) -> None:
+    results = run(MME(formats.mme(tmp_path / "data")), tmp_path / "out")
+    report = markdown(make_blocks(results))
+    numbers = results["tasks"]["mme"]["figures"]["perception"]
+    for row in numbers.values():
+        assert f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" in report
+    assert "answers read by the rules `official` (the benchmarks' own scripts)" in report
+    assert "- **vlmevalkit**: VLMEvalKit as of November 2026" in report
+    assert str(tmp_path) not in report + json.dumps(results)
