@@ -1,4 +1,4 @@
-"""Studies from end to end: their answers are the pipeline's, and their choice reaches `cof eval`."""
+"""Whole studies: their answers are the pipeline's, and their choice reaches `cof eval`."""
 
 from __future__ import annotations
 
