@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from cof.geometry.regions import Region
-from cof.tiny import checkpoint_path, resolved
+from cof.tiny import checkpoint_path, resolve_model
 from cof.types import Decoding, Generation, Highlight, Request
 
 QUESTIONS = ("What digit is on the star?", "What colour is the star?", "Is there a red circle?")
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10000)
     parser.add_argument("--model", default="tiny-early")
     count = parser.parse_args().requests
-    model = resolved(parser.parse_args().model)
+    model = resolve_model(parser.parse_args().model)
     demo = sorted((checkpoint_path().parents[1] / "demo").glob("*.png"))
     images = [Image.open(path).convert("RGB").resize((160, 160)) for path in demo]
     requests = interleaved_requests(images, count)

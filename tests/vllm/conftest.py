@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+collect_ignore = ["site"]  # of vLLM's processes, not tests
 
 _found = find_spec("vllm")
 if _found is not None and _found.origin is not None:  # else it is this folder
