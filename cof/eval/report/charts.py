@@ -25,6 +25,9 @@ COLORS = {
 }
 
 
+MARKERS = "os^Dv*P"
+
+
 def result_charts(results: Numbers) -> list[Chart]:
     """The charts that a run's numbers allow."""
     charts = []
@@ -122,11 +125,21 @@ def _draw_levels(levels: Mapping[int, Numbers]) -> Callable[[Any], None]:
 
 def _draw_cost(group: Numbers, costs: Numbers) -> Callable[[Any], None]:
     def plot(axes: Any) -> None:
+        sources: dict[str, str] = {}  # of a grid: a colour for each grounder, a mark for each focus
+        focuses: dict[str, str] = {}
         for method, row in group.items():
-            if method in costs and costs[method]["ratio"] is not None:
-                errorbars(axes, [costs[method]["ratio"]], [row], method, linestyle="")
+            if method not in costs or costs[method]["ratio"] is None:
+                continue
+            style: dict[str, Any] = {"linestyle": ""}
+            source, _, focus = method.partition(" x ")
+            if focus:
+                style["color"] = sources.setdefault(source, f"C{len(sources)}")
+                style["marker"] = focuses.setdefault(focus, MARKERS[len(focuses) % len(MARKERS)])
+            errorbars(axes, [costs[method]["ratio"]], [row], method, **style)
         axes.set(xlabel="time, x plain", ylabel="accuracy")
-        axes.legend(fontsize=6 if len(group) > 8 else 7, ncols=1 + len(group) // 12)
+        many = len(group) > len(COLORS)
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}
+        axes.legend(fontsize=5 if many else 7, **beside)
 
     return plot
 
