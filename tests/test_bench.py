@@ -64,34 +64,34 @@ ONE = Setup("smoke", 64, batch=2)
 THREE = Setup("smoke", 64, questions=3)
 
 
-def decoded(of: tuple[Pass, ...]) -> list[Pass]:
-    return [one for one in of if one.part == "decoder"]
+def decoded(runs: tuple[Pass, ...]) -> list[Pass]:
+    return [one for one in runs if one.part == "decoder"]
 
 
-def seen(of: tuple[Pass, ...]) -> int:
+def seen(runs: tuple[Pass, ...]) -> int:
     """Images through the vision tower."""
-    return sum(one.rows for one in of if one.part == "vision")
+    return sum(one.rows for one in runs if one.part == "vision")
 
 
 def test_what_each_way_runs(meter_of_smoke: tuple[Any, Meter]) -> None:
-    of = {way: passes(meter_of_smoke, way, ONE) for way in WAYS if "one by one" not in way}
-    counts = {way: len(decoded(made)) for way, made in of.items()}
+    runs = {way: passes(meter_of_smoke, way, ONE) for way in WAYS if "one by one" not in way}
+    counts = {way: len(decoded(made)) for way, made in runs.items()}
     assert counts["plain"] == counts["lambda = 1"] == counts["grounder none"] == 3
     assert counts["naive"] == 30 + 3
     assert counts["text, free box"] - counts["CoF, text"] > 15
     assert counts["CoF, all"] == counts["CoF, text"] <= 1 + 4 + 3
     assert counts["text, no prefix kept"] == counts["CoF, text"] == 4 + 3
     assert counts["text, one-pass box"] == 1 + 1 + 3  # the image, both questions, the answer
-    images = {way: seen(made) for way, made in of.items()}
+    images = {way: seen(made) for way, made in runs.items()}
     twice = {"naive", "text, vision twice"}
-    assert images == {way: 4 if way in twice else 2 for way in of}
+    assert images == {way: 4 if way in twice else 2 for way in runs}
 
 
 def test_what_each_way_computes(meter_of_smoke: tuple[Any, Meter]) -> None:
     sizes = Sizes.of(meter_of_smoke[0].model)
 
     def cost(way: str) -> float:
-        return sum(operations(of, sizes) for of in passes(meter_of_smoke, way, ONE))
+        return sum(operations(run, sizes) for run in passes(meter_of_smoke, way, ONE))
 
     plain = cost("plain")
     assert cost("lambda = 1") == cost("grounder none") == plain
@@ -110,8 +110,8 @@ def test_questions_about_one_image_share_it(meter_of_smoke: tuple[Any, Meter]) -
     )
     assert seen(at_once) == seen(in_turn) == 1
     assert len(decoded(at_once)) * 2 < len(decoded(in_turn))
-    assert max(of.rows for of in at_once) == 3
-    assert max(of.rows for of in in_turn) == 1
+    assert max(run.rows for run in at_once) == 3
+    assert max(run.rows for run in in_turn) == 1
 
 
 def test_a_plain_pass_is_counted_token_by_token(meter_of_smoke: tuple[Any, Meter]) -> None:
@@ -127,7 +127,7 @@ def test_a_plain_pass_is_counted_token_by_token(meter_of_smoke: tuple[Any, Meter
 def test_sizes_are_those_of_the_model(meter_of_smoke: tuple[Any, Meter]) -> None:
     model = meter_of_smoke[0].model
     sizes = Sizes.of(model)
-    everything = sum(of.numel() for of in model.parameters())
+    everything = sum(weight.numel() for weight in model.parameters())
     embedding = model.model.language_model.embed_tokens.weight.numel()
     assert sizes.vision_weights + sizes.weights + sizes.head + embedding == everything
     assert (sizes.layers, sizes.width, sizes.kv_width, sizes.value_bytes) == (2, 64, 64, 4)

@@ -152,8 +152,8 @@ class TestCompiling:
             TINY.box_template, lambda t: words(t, add_special_tokens=False).input_ids, " ASSISTANT:"
         )
         assert compiled is not None
-        x1, middle, y2 = (words.convert_tokens_to_ids(of) for of in coordinate_tokens())
-        expected = [[(token,) for token in of] for of in (x1, middle, middle, y2)]
+        x1, middle, y2 = (words.convert_tokens_to_ids(names) for names in coordinate_tokens())
+        expected = [[(token,) for token in names] for names in (x1, middle, middle, y2)]
         assert [list(slot) for slot in compiled.slots] == expected
 
     @pytest.mark.parametrize(
@@ -238,14 +238,14 @@ def test_trees_of_any_size_choose_the_same(template: BoxTemplate, sizes: tuple[i
 
 def test_how_likely_each_number_is() -> None:
     """Against the model's probabilities of all hundred numbers, each read in a pass of its own."""
-    tree, one_by_one = (written(LLAVA.box_template, *of)[0] for of in ((16, 64), (0, 0)))
+    tree, one_by_one = (written(LLAVA.box_template, *sizes)[0] for sizes in ((16, 64), (0, 0)))
     assert tree.likely is not None
     assert one_by_one.likely is not None
     assert tree.likely.shape == (4, 100)
     np.testing.assert_allclose(tree.likely.sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(one_by_one.likely.sum(1), 1, atol=1e-5)
 
-    chosen = [int(of[2:]) for of in tree.text[1:-1].split(", ")]
+    chosen = [int(number[2:]) for number in tree.text[1:-1].split(", ")]
     text = "["
     for place, number in enumerate(chosen):
         allowed = [n for n in range(100) if (n < 99 if place < 2 else n > chosen[place - 2])]
@@ -286,7 +286,7 @@ def test_other_families(name: str) -> None:
     boxes = made.generate(asked, Decoding(box_template=template))
     compiled = made._compile(template)
     assert compiled is not None
-    for request, found in zip(asked, boxes, strict=True):
+    for request, decoded in zip(asked, boxes, strict=True):
         prompts = prompts_of(made, [request])
         box, logprobs = compiled.start(), []
         while not box.done:
@@ -299,10 +299,10 @@ def test_other_families(name: str) -> None:
             best = max(ranked, key=ranked.__getitem__)
             logprobs.append(ranked[best])
             box = box.choose(best)
-        assert found.text == box.text
-        assert found.logprobs == pytest.approx(logprobs, abs=2e-5)
+        assert decoded.text == box.text
+        assert decoded.logprobs == pytest.approx(logprobs, abs=2e-5)
         frame, units = made.frame(request.image.size), made.dialect.units
-        parsed = parse_boxes(found.text, frame, units=units, order=made.dialect.order)
+        parsed = parse_boxes(decoded.text, frame, units=units, order=made.dialect.order)
         assert len(parsed.boxes) == 1 or parsed.reason
 
 

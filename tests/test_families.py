@@ -94,11 +94,11 @@ def local(name: str) -> TransformersEngine:
     return made
 
 
-def changes(of: TransformersEngine, one: Image.Image, other: Image.Image) -> Any:
+def changes(made: TransformersEngine, one: Image.Image, other: Image.Image) -> Any:
     """`(tokens,)`: how much each image feature differs between two images."""
-    before, after = (encoded.features for encoded in of.encode([one, other]))
+    before, after = (encoded.features for encoded in made.encode([one, other]))
     differs = (before - after).flatten(1).norm(dim=1)
-    return differs[of.family.num_prefix_features(of.model.config) :].numpy()
+    return differs[made.family.num_prefix_features(made.model.config) :].numpy()
 
 
 def request(size: str, strength: float, box: str = "middle", **kwargs: Any) -> Request:
@@ -159,19 +159,19 @@ def assert_same(one: list[Generation], other: list[Generation]) -> None:
 class TestPlacement:
     @pytest.mark.parametrize("size", SIZES)
     def test_coverage_is_where_the_features_change(self, name: str, size: str) -> None:
-        of, wh = local(name), SIZES[size]
+        made, wh = local(name), SIZES[size]
         noise, black = picture(wh), Image.new("RGB", wh)
-        shown = of.tokens.visibility(wh)
+        shown = made.tokens.visibility(wh)
         for label, box in BOXES.items():
             region = Region(boxes=(box,))
-            share = np.nan_to_num(token_coverage(of.tokens.token_means, shown, region)).ravel()
+            share = np.nan_to_num(token_coverage(made.tokens.token_means, shown, region)).ravel()
             white_box = coverage_image(region, wh)
-            touched = changes(of, black, white_box.convert("RGB")) > 1e-11
+            touched = changes(made, black, white_box.convert("RGB")) > 1e-11
             np.testing.assert_array_equal(share > 1e-9, touched, err_msg=label)
 
             painted = noise.copy()
             painted.paste((255, 0, 255), mask=white_box)
-            moved = changes(of, noise, painted)
+            moved = changes(made, noise, painted)
             assert moved.max() > 1e-3, label
             assert (moved[share >= INSIDE] > 0.02 * moved.max()).all(), label
             # A bicubic kernel's negative lobes, wide where an image is enlarged; float64 noise.
@@ -180,11 +180,11 @@ class TestPlacement:
 
     def test_every_token_shows_its_share(self, name: str) -> None:
         """The whole image covers all that is visible, and the two halves add up to it."""
-        of, wh = engine(name), SIZES["wide"]
-        shown = of.tokens.visibility(wh)
+        made, wh = engine(name), SIZES["wide"]
+        shown = made.tokens.visibility(wh)
         halves = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
         left, right = (
-            token_coverage(of.tokens.token_means, shown, Region(boxes=(half,))) for half in halves
+            token_coverage(made.tokens.token_means, shown, Region(boxes=(half,))) for half in halves
         )
         np.testing.assert_allclose((left + right)[shown.visible], 1, atol=0.02)
         assert shown.visible.any()

@@ -68,7 +68,7 @@ def test_every_token_is_the_formulas(name: str, scope: str) -> None:
     assert highlight is not None
     one = replace(request, highlight=replace(highlight, guidance=1.0))
     two = replace(request, highlight=replace(highlight, guidance=1.0, strength=1 / 6.0))
-    looking, other = (along(made, of, reply.token_ids) for of in (one, two))
+    looking, other = (along(made, branch, reply.token_ids) for branch in (one, two))
     led = other + 3.0 * (looking - other)
     assert led.argmax(-1).tolist() == list(reply.token_ids)
     own = [float(row[token]) for row, token in zip(looking, reply.token_ids, strict=True)]
@@ -109,7 +109,7 @@ def test_encoded_images_and_a_small_budget_change_nothing() -> None:
     rows = [asked(seed=seed) for seed in (0, 0, 1)]
     expected = engine("llava").generate(rows, SHORT)
     images = engine("llava").encode([row.image for row in rows], prefill=True)
-    kept = [replace(row, image=of) for row, of in zip(rows, images, strict=True)]
+    kept = [replace(row, image=image) for row, image in zip(rows, images, strict=True)]
     assert_same(engine("llava").generate(kept, SHORT), expected)
     small = TransformersEngine.from_pretrained(checkpoint("llava"), max_batch_tokens=1)
     assert_same(small.generate(rows, SHORT), expected)

@@ -86,7 +86,7 @@ class TestEveryFamily:
     def test_attention_is_the_models(self, name: str) -> None:
         (ours,) = engine(name).image_attentions([Request(picture((150, 60)), QUESTION)])
         output, _, is_image = by_transformers(name, QUESTION)
-        theirs = torch.stack([of for of in output.attentions[0] if of is not None])
+        theirs = torch.stack([layer for layer in output.attentions[0] if layer is not None])
         expected = theirs[:, 0, :, -1, is_image].float().numpy()
         np.testing.assert_allclose(ours.reshape(expected.shape), expected, atol=2e-5)
 
@@ -98,8 +98,8 @@ class TestEveryFamily:
             Request(picture((9, 7), 2), "bus?"),
         ]
         kept = [
-            Request(of, row.prompt)
-            for of, row in zip(
+            Request(image, row.prompt)
+            for image, row in zip(
                 made.encode([row.image for row in rows], prefill=True), rows, strict=True
             )
         ]
@@ -132,11 +132,11 @@ class TestEveryFamily:
             kept = [getattr(layer, states, None) for layer in output.past_key_values.layers]
             assert len(ours) == len(kept)
             compared = 0
-            for layer, of in zip(ours, kept, strict=True):
-                if of is None or of.ndim != 4 or of.shape[2] != len(ids):
+            for layer, cached in zip(ours, kept, strict=True):
+                if cached is None or cached.ndim != 4 or cached.shape[2] != len(ids):
                     assert np.isnan(layer).all()
                     continue
-                flat = of[0].transpose(0, 1).flatten(1).float()
+                flat = cached[0].transpose(0, 1).flatten(1).float()
                 expected = torch.nn.functional.cosine_similarity(
                     flat[places][:, None], flat[is_image][None], dim=-1
                 )

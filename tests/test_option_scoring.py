@@ -23,8 +23,8 @@ def engine(name: str) -> TransformersEngine:
     return TransformersEngine.from_pretrained(checkpoint(name))
 
 
-def summed(found: Any) -> float:
-    return math.fsum(found.logprobs)
+def summed(scored: Any) -> float:
+    return math.fsum(scored.logprobs)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,8 +41,8 @@ def test_tokens_are_as_likely_as_decoding_says(
     monkeypatch.setattr(
         "cof.engines.transformers.engine.tokenize_replies", lambda *_, **__: written
     )
-    found = model.score_replies(requests, ["as decoded"] * 2)
-    for reply, as_decoded in zip(found, given, strict=True):
+    scored = model.score_replies(requests, ["as decoded"] * 2)
+    for reply, as_decoded in zip(scored, given, strict=True):
         assert len(reply.token_ids) > 2
         assert reply.token_ids == (*as_decoded.token_ids, 2)
         assert reply.logprobs[:-1] == pytest.approx(as_decoded.logprobs, abs=1e-5)
@@ -53,7 +53,7 @@ def test_equals_the_formula_written_out() -> None:
     model = engine("llava")
     stock = type(model.model).from_pretrained(checkpoint("llava")).eval()
     image = picture((112, 112))
-    found = model.score_replies([Request(image, "What?")], ["red"])[0]
+    scored = model.score_replies([Request(image, "What?")], ["red"])[0]
     text = model.chat.render("What?") + " red"
     inputs = model.processor(images=image, text=text, return_tensors="pt")
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[2]])], dim=1)
@@ -61,10 +61,10 @@ def test_equals_the_formula_written_out() -> None:
     with torch.inference_mode():
         logprobs = stock(**inputs).logits[0].log_softmax(-1)
     ids = inputs["input_ids"][0]
-    n = len(found.token_ids)
-    assert list(found.token_ids) == ids[-n:].tolist()
+    n = len(scored.token_ids)
+    assert list(scored.token_ids) == ids[-n:].tolist()
     expected = [float(logprobs[i - 1, ids[i]]) for i in range(len(ids) - n, len(ids))]
-    assert found.logprobs == pytest.approx(expected, abs=1e-5)
+    assert scored.logprobs == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_reply_may_end_with_any_of_the_models_end_tokens() -> None:
@@ -94,11 +94,11 @@ def test_batch_equals_single_and_encoded_equals_plain(name: str) -> None:
     batch = model.score_replies(
         [Request(encoded[i], prompt, highlight) for i, prompt, _, highlight in cases], replies
     )
-    for (i, prompt, reply, highlight), found in zip(cases, batch, strict=True):
+    for (i, prompt, reply, highlight), scored in zip(cases, batch, strict=True):
         single = model.score_replies([Request(images[i], prompt, highlight)], [reply])[0]
-        assert found.token_ids == single.token_ids
-        assert found.logprobs == pytest.approx(single.logprobs, abs=1e-4)
-        assert found.text == reply
+        assert scored.token_ids == single.token_ids
+        assert scored.logprobs == pytest.approx(single.logprobs, abs=1e-4)
+        assert scored.text == reply
     plain = model.score_replies([Request(images[0], "What?")], ["a longer one"])[0]
     assert abs(summed(plain) - summed(batch[1])) > 1e-3  # the highlight reaches it
 
@@ -108,7 +108,7 @@ def test_more_than_the_budget_is_done_in_parts() -> None:
     image = picture((90, 60))
     requests, replies = [Request(image, "What?")] * 3, ["red", "a longer one", "x"]
     whole = engine("llava").score_replies(requests, replies)
-    for part, found in zip(small.score_replies(requests, replies), whole, strict=True):
-        assert part.token_ids == found.token_ids
-        assert part.logprobs == pytest.approx(found.logprobs, abs=1e-5)
+    for part, scored in zip(small.score_replies(requests, replies), whole, strict=True):
+        assert part.token_ids == scored.token_ids
+        assert part.logprobs == pytest.approx(scored.logprobs, abs=1e-5)
     assert small.score_replies([], []) == []

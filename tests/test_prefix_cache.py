@@ -152,7 +152,7 @@ class TestReuse:
     ) -> None:
         made = engine(name)
         another = "SYSTEM: x <image>\n{} ASSISTANT:"
-        monkeypatch.setattr(Chat, "render", lambda self, of, images: another.format(of))
+        monkeypatch.setattr(Chat, "render", lambda self, prompt, images: another.format(prompt))
         expected = made.generate(requests(IMAGES, "text"), SHORT)
         assert_same(made.generate(requests(encoded(name), "text"), SHORT), expected)
 
@@ -238,8 +238,8 @@ def test_positions_are_those_of_the_rows_own_images() -> None:
     known = made.encode([wide, tall], prefill=True)
     with torch.inference_mode():
         made._prefixes(known)
-    for image, of in zip(reversed(known), reversed(expected), strict=True):
-        assert_same(made.generate([Request(image, "which digit?")], SHORT), [of])
+    for image, answer in zip(reversed(known), reversed(expected), strict=True):
+        assert_same(made.generate([Request(image, "which digit?")], SHORT), [answer])
 
 
 @pytest.mark.parametrize(
@@ -299,9 +299,10 @@ def test_images_that_attend_to_the_question_have_no_prefix() -> None:
     with torch.inference_mode():
         (image,) = made.encode([IMAGES[0]])
         prompts = [prompts_of(made, [Request(image, text)]) for text in ("hi", "red?")]
+        caches = [made.decode(prompt, Decoding(max_new_tokens=1))[1] for prompt in prompts]
         one, other = (
-            made.adapter.split_prefixes(of, made.decode(of, Decoding(max_new_tokens=1))[1])[0]
-            for of in prompts
+            made.adapter.split_prefixes(prompt, cache)[0]
+            for prompt, cache in zip(prompts, caches, strict=True)
         )
     assert one.token_ids == other.token_ids
     deepest = zip(one.states[-1], other.states[-1], strict=True)
@@ -332,10 +333,9 @@ def test_prefixes_of_several_lengths_are_reused_whole(name: str, beams: int) -> 
     rows = list(zip(questions, highlights, strict=True))
     fresh = [Request(image, *row) for image, row in zip(pictures, rows, strict=True)]
     reused = [Request(image, *row) for image, row in zip(known, rows, strict=True)]
-    left = max(
-        prompts_of(made, [row]).inputs["input_ids"].shape[1] - size
-        for row, size in zip(fresh, [len(of.prefix.value.token_ids) for of in known], strict=True)
-    )
+    lengths = [prompts_of(made, [row]).inputs["input_ids"].shape[1] for row in fresh]
+    reusable = [len(image.prefix.value.token_ids) for image in known]
+    left = max(length - count for length, count in zip(lengths, reusable, strict=True))
     expected = made.generate(fresh, decoding)
     with counted(made) as lengths:
         found = made.generate(reused, decoding)

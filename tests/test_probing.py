@@ -58,7 +58,7 @@ def test_unknown_is_as_good_as_known(name: str, assumption: str) -> None:
     for size, wh in SIZES.items():
         for box in BOXES.values():
             highlight = Highlight(Region(boxes=(box,)), 2.0)
-            ours, theirs = (of.token_mask(wh, highlight).ravel() for of in (made, known))
+            ours, theirs = (each.token_mask(wh, highlight).ravel() for each in (made, known))
             np.testing.assert_array_equal(ours, theirs)
         asked = [request(size, 1.0), request(size, 12.0)]
         expected = known.generate(asked, SHORT)

@@ -63,7 +63,7 @@ def test_with_zeros_and_ones_it_is_the_binary_focus(name: str, scope: str) -> No
 
 
 def test_the_whole_image_likewise() -> None:
-    asked = [of(STRENGTH).apply(request(), EVERYTHING) for of in (SoftFocus, AttentionFocus)]
+    asked = [focus(STRENGTH).apply(request(), EVERYTHING) for focus in (SoftFocus, AttentionFocus)]
     soft, binary = engine("llava").generate(asked, Decoding(max_new_tokens=5))
     assert soft.logprobs == pytest.approx(binary.logprobs, abs=2e-5)
 

@@ -127,10 +127,10 @@ def ids_of_grounding(made: TransformersEngine, template: str | None, question: s
 
     grounder = PromptGrounder(grounding_prompt=template)
     grounder.locate(Spy(), [Request(IMAGE, question)])  # type: ignore[arg-type]
-    found = inputs(made, asked[0])
+    tokens = inputs(made, asked[0])
     # Kosmos-2 counts its image's placeholders from <unk> on, through the numbers of its tags
-    image = found.get("image_embeds_position_mask", torch.zeros_like(found["input_ids"]))
-    return found["input_ids"][image == 0]
+    image = tokens.get("image_embeds_position_mask", torch.zeros_like(tokens["input_ids"]))
+    return tokens["input_ids"][image == 0]
 
 
 def test_kosmos_reads_its_own_notation_and_no_users() -> None:
@@ -168,10 +168,10 @@ def test_half_of_a_surrogate_pair_is_refused(name: str) -> None:
 
 
 def test_the_mark_itself_may_be_typed() -> None:
-    found = SpecialTokens(["<a>", "a><b"])
+    special_tokens = SpecialTokens(["<a>", "a><b"])
     text = f"<{MARK}a> <a><b"
-    assert unescape(found.escape(text)) == text.replace(MARK, "\ufffd")
-    assert found.escape(text).split(MARK) == ["<\ufffda> <", "a", "><b"]
+    assert unescape(special_tokens.escape(text)) == text.replace(MARK, "\ufffd")
+    assert special_tokens.escape(text).split(MARK) == ["<\ufffda> <", "a", "><b"]
 
 
 WORDS = ["▁", *"abcdefghijklmnopqrstuvwxyz<>/[]?|. ", "im", "age", "image", "▁i", "▁is", "is"]
@@ -253,14 +253,14 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokenizers_of_every_kind(kind: str) -> None:
     words = KINDS[kind]()
-    found = SpecialTokens.of_tokenizer(words)
-    assert "<image>" in found.texts
-    numbers = set(words.convert_tokens_to_ids(list(found.texts)))
+    special_tokens = SpecialTokens.of_tokenizer(words)
+    assert "<image>" in special_tokens.texts
+    numbers = set(words.convert_tokens_to_ids(list(special_tokens.texts)))
     around = words("a")["input_ids"]
     end = words.sep_token or words.eos_token
     for typed in ("is <image>?", "<image><image> is", f"is {end}", f"{end}<image>", end):
         assert numbers & set(words(typed, add_special_tokens=False)["input_ids"])
-        text = found.escape(typed)
+        text = special_tokens.escape(typed)
         ids = token_ids(words, text, add_special_tokens=False)
         assert not numbers & set(ids)
         decoded, expected = words.decode(ids), typed

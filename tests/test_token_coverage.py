@@ -51,13 +51,13 @@ def engine(name: str, pad_to_square: bool | None) -> TransformersEngine:
     return made
 
 
-def coverage(of: TransformersEngine, region: Region, wh: tuple[int, int]) -> Any:
-    return token_coverage(of.tokens.token_means, of.tokens.visibility(wh), region)
+def coverage(made: TransformersEngine, region: Region, wh: tuple[int, int]) -> Any:
+    return token_coverage(made.tokens.token_means, made.tokens.visibility(wh), region)
 
 
-def change(of: TransformersEngine, one: Image.Image, other: Image.Image) -> Any:
+def change(made: TransformersEngine, one: Image.Image, other: Image.Image) -> Any:
     """`(GRID, GRID)`: how much the image features differ between two images."""
-    before, after = (encoded.features for encoded in of.encode([one, other]))
+    before, after = (encoded.features for encoded in made.encode([one, other]))
     differs = (before - after).norm(dim=-1)
     return differs[-GRID * GRID :].reshape(GRID, GRID).numpy()
 
@@ -68,17 +68,17 @@ def change(of: TransformersEngine, one: Image.Image, other: Image.Image) -> Any:
 def test_coverage_is_where_the_features_change(
     name: str, pad: bool | None, wh: tuple[int, int], box: XYXY
 ) -> None:
-    of, region = engine(name, pad), Region(boxes=(box,))
-    share = np.nan_to_num(coverage(of, region, wh))
+    made, region = engine(name, pad), Region(boxes=(box,))
+    share = np.nan_to_num(coverage(made, region, wh))
     white_box = coverage_image(region, wh)
     black = Image.new("RGB", wh)
-    touched = change(of, black, white_box.convert("RGB")) > 1e-11
+    touched = change(made, black, white_box.convert("RGB")) > 1e-11
     np.testing.assert_array_equal(share > 0, touched)
 
     noise = picture(wh)
     painted = noise.copy()
     painted.paste((255, 0, 255), mask=white_box)
-    moved = change(of, noise, painted)
+    moved = change(made, noise, painted)
     assert (moved[share >= INSIDE] > 0.05 * moved.max()).all()
     faint = max(0.05 * moved.max(), 1e-11)  # a bicubic kernel's negative lobes; float64 noise
     assert (moved[share == 0] < faint).all()
@@ -86,8 +86,8 @@ def test_coverage_is_where_the_features_change(
 
 @pytest.mark.parametrize("wh", SIZES, ids=str)
 def test_padding_has_no_coverage(wh: tuple[int, int]) -> None:
-    of = engine("llava", True)
-    share = coverage(of, EVERYTHING, wh)
+    made = engine("llava", True)
+    share = coverage(made, EVERYTHING, wh)
     frame = Frame.padded_square(wh)
     edges = np.arange(GRID + 1) / GRID
     rows = (edges[1:] > frame.top) & (edges[:-1] < frame.bottom)
@@ -100,7 +100,7 @@ def test_padding_has_no_coverage(wh: tuple[int, int]) -> None:
 
 def test_mask_of_a_box_on_whole_tokens() -> None:
     """A square image: token (row, column) shows exactly its share of the image."""
-    of = engine("llava", True)
+    made = engine("llava", True)
     box = (2 / GRID, 3 / GRID, 5 / GRID, 4 / GRID)
     for name, pad in MODELS:
         mask = engine(name, pad).token_mask((224, 224), Highlight(Region(boxes=(box,)), 2.0))
@@ -108,28 +108,28 @@ def test_mask_of_a_box_on_whole_tokens() -> None:
         expected[3:4, 2:5] = True
         np.testing.assert_array_equal(mask, expected)
     both = Region(boxes=(box, (0.0, 0.0, 1 / GRID, 1 / GRID)))
-    assert of.token_mask((224, 224), Highlight(both, 2.0)).sum() == 4
+    assert made.token_mask((224, 224), Highlight(both, 2.0)).sum() == 4
 
 
 def test_mask_region_and_the_whole() -> None:
-    of = engine("llava", True)
+    made = engine("llava", True)
     disc = np.zeros((40, 60), np.float32)
     disc[10:20, 5:15] = 1
     region = region_from_mask(disc)
     as_box = Region(boxes=region.boxes)
     np.testing.assert_array_equal(
-        of.token_mask((60, 40), Highlight(region, 2.0)),
-        of.token_mask((60, 40), Highlight(as_box, 2.0)),
+        made.token_mask((60, 40), Highlight(region, 2.0)),
+        made.token_mask((60, 40), Highlight(as_box, 2.0)),
     )
-    assert of.token_mask((60, 40), Highlight(EVERYTHING, 2.0)).all()  # padding included
+    assert made.token_mask((60, 40), Highlight(EVERYTHING, 2.0)).all()  # padding included
     full = Region(boxes=((0.0, 0.0, 1.0, 1.0),))
-    assert not of.token_mask((60, 40), Highlight(full, 2.0)).all()
+    assert not made.token_mask((60, 40), Highlight(full, 2.0)).all()
 
 
 def test_smallest_box_gets_its_token() -> None:
-    of = engine("llava", True)
+    made = engine("llava", True)
     speck = Region(boxes=((0.52, 0.27, 0.521, 0.271),))
-    mask = of.token_mask((224, 224), Highlight(speck, 2.0))
+    mask = made.token_mask((224, 224), Highlight(speck, 2.0))
     assert np.argwhere(mask).tolist() == [[2, 4]]
 
 
@@ -143,19 +143,19 @@ def test_a_region_outside_the_crop_warns_and_has_no_token() -> None:
 
 @pytest.mark.parametrize("wh", [(1, 1), (1, 40), (400, 3)])
 def test_extreme_shapes(wh: tuple[int, int]) -> None:
-    of = engine("llava", True)
-    mask = of.token_mask(wh, Highlight(Region(boxes=((0.0, 0.0, 1.0, 1.0),)), 2.0))
+    made = engine("llava", True)
+    mask = made.token_mask(wh, Highlight(Region(boxes=((0.0, 0.0, 1.0, 1.0),)), 2.0))
     assert mask.any()
-    assert torch.isfinite(of.encode([picture(wh)])[0].features).all()
+    assert torch.isfinite(made.encode([picture(wh)])[0].features).all()
 
 
 def test_very_long_images_are_resized_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cof.families.image_tokens.MAX_SIDE", 100)
-    of = TransformersEngine.from_pretrained(checkpoint("llava"))
+    made = TransformersEngine.from_pretrained(checkpoint("llava"))
     long = picture((400, 20))
-    assert of.frame((400, 20)) == Frame.padded_square((100, 5))
+    assert made.frame((400, 20)) == Frame.padded_square((100, 5))
     small = long.resize((100, 5), Image.Resampling.LANCZOS)
-    one, other = of.encode([long, small])
+    one, other = made.encode([long, small])
     assert torch.equal(one.features, other.features)
 
 
@@ -184,8 +184,8 @@ class TestCornerCells:
         assert not corner_cells([(0.0, 0.0, 0.2, 1.0)], frame, (8, 8)).any()
 
     def test_differs_from_coverage_where_it_loses_a_cell(self) -> None:
-        of, box = engine("llava", True), Region(boxes=((0.8, 0.8, 0.95, 0.95),))
-        exact = of.token_mask((224, 224), Highlight(box, 2.0))
-        corners = of.token_mask((224, 224), Highlight(box, 2.0, cells="corners"))
+        made, box = engine("llava", True), Region(boxes=((0.8, 0.8, 0.95, 0.95),))
+        exact = made.token_mask((224, 224), Highlight(box, 2.0))
+        corners = made.token_mask((224, 224), Highlight(box, 2.0, cells="corners"))
         assert exact[7, 7]
         assert not corners[7, 7]

@@ -112,8 +112,8 @@ class TestEveryFamilyThatTakesTwo:
         (first,) = made.encode([request.image], prefill=True)
         (second,) = made.encode([request.beside])
         kept = [
-            made.generate([of], SHORT)[0]
-            for of in (
+            made.generate([row], SHORT)[0]
+            for row in (
                 replace(plain, image=first),
                 replace(request, image=first, beside=second),
                 replace(plain, image=first),

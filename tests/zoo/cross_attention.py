@@ -11,7 +11,7 @@ from zoo.parts import SQUARE, TOWER, Made, chat, config, ids, text, words
 
 
 def mllama() -> Made:
-    of = words("<|image|>", "<|python_tag|>")
+    tok = words("<|image|>", "<|python_tag|>")
     tower = {name: TOWER[name] for name in TOWER if name != "num_attention_heads"}
     made = config(
         "mllama",
@@ -25,22 +25,22 @@ def mllama() -> Made:
             "max_num_tiles": 4,
             "intermediate_layers_indices": [0, 1],
         },
-        text_config=text("mllama_text_model", of, num_hidden_layers=4)
+        text_config=text("mllama_text_model", tok, num_hidden_layers=4)
         | {"cross_attention_layers": [1, 3], "rope_parameters": {"rope_type": "default"}},
-        **ids(of, image_token_index="<|image|>"),
+        **ids(tok, image_token_index="<|image|>"),
     )
     made.text_config.rope_parameters["rope_theta"] = 1e4
     images = MllamaImageProcessorPil(size=SQUARE, max_image_tiles=4)
-    return made, MllamaProcessor(images, of, chat_template=chat("<|image|>"))
+    return made, MllamaProcessor(images, tok, chat_template=chat("<|image|>"))
 
 
 def kosmos2() -> Made:
-    of = words()
-    of.add_special_tokens({"unk_token": "<unk>"})
+    tok = words()
+    tok.add_special_tokens({"unk_token": "<unk>"})
     images = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=SQUARE)
     images.do_center_crop = False
     images.size = SQUARE
-    processor = Kosmos2Processor(images, of)
+    processor = Kosmos2Processor(images, tok)
     made = config(
         "kosmos-2",
         vision_config={

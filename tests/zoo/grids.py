@@ -38,53 +38,53 @@ _GLM = (
 )
 
 
-def _qwen_ids(of: PreTrainedTokenizerFast) -> dict[str, int]:
+def _qwen_ids(tok: PreTrainedTokenizerFast) -> dict[str, int]:
     names = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "video_token_id")
-    return ids(of, **dict(zip(names, _QWEN, strict=True)))
+    return ids(tok, **dict(zip(names, _QWEN, strict=True)))
 
 
-def _qwen_processor(cls: Any, of: PreTrainedTokenizerFast, patch: int) -> Any:
+def _qwen_processor(cls: Any, tok: PreTrainedTokenizerFast, patch: int) -> Any:
     images = Qwen2VLImageProcessorPil(
         patch_size=patch, size={"shortest_edge": 16 * patch**2, "longest_edge": 240 * patch**2}
     )
     template = chat("<|vision_start|><|image_pad|><|vision_end|>")
-    return images_only(cls)(images, of, chat_template=template)
+    return images_only(cls)(images, tok, chat_template=template)
 
 
 def qwen2_vl() -> Made:
-    of = words(*_QWEN)
+    tok = words(*_QWEN)
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
     made = config(
         "qwen2_vl",
         vision_config={**vision, "patch_size": 14, "initializer_range": 0.2},
-        text_config=text("qwen2_vl_text", of, rope_parameters=_ROPE),
-        **_qwen_ids(of),
+        text_config=text("qwen2_vl_text", tok, rope_parameters=_ROPE),
+        **_qwen_ids(tok),
     )
-    return made, _qwen_processor(Qwen2VLProcessor, of, 14)
+    return made, _qwen_processor(Qwen2VLProcessor, tok, 14)
 
 
 def qwen2_5_vl() -> Made:
-    of = words(*_QWEN)
+    tok = words(*_QWEN)
     windows = {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
     made = config(
         "qwen2_5_vl",
         vision_config={**_TOWER, **windows},
-        text_config=text("qwen2_5_vl_text", of, rope_parameters=_ROPE),
-        **_qwen_ids(of),
+        text_config=text("qwen2_5_vl_text", tok, rope_parameters=_ROPE),
+        **_qwen_ids(tok),
     )
-    return made, _qwen_processor(Qwen2_5_VLProcessor, of, 14)
+    return made, _qwen_processor(Qwen2_5_VLProcessor, tok, 14)
 
 
 def _qwen3(kind: str, vision: dict[str, Any], **decoder: Any) -> Made:
-    of = words(*_QWEN)
+    tok = words(*_QWEN)
     tower = {**_TOWER, "patch_size": 16, "num_position_embeddings": 64, **vision}
     made = config(
         kind,
         vision_config=tower,
-        text_config=text(f"{kind}_text", of, head_dim=8, rope_parameters=_ROPE) | decoder,
-        **_qwen_ids(of),
+        text_config=text(f"{kind}_text", tok, head_dim=8, rope_parameters=_ROPE) | decoder,
+        **_qwen_ids(tok),
     )
-    return made, _qwen_processor(Qwen3VLProcessor, of, 16)
+    return made, _qwen_processor(Qwen3VLProcessor, tok, 16)
 
 
 _DEEPSTACK = {"depth": 3, "deepstack_visual_indexes": [0, 1]}
@@ -117,18 +117,18 @@ def qwen3_5_moe() -> Made:
 
 
 def _glm(kind: str, processor: type[Any], images: type[Any], decoder: dict[str, Any]) -> Made:
-    of = words(*_GLM)
+    tok = words(*_GLM)
     names = ("image_start_token_id", "image_token_id", "image_end_token_id", "video_token_id")
     names += ("video_start_token_id", "video_end_token_id")
     made = config(
         kind,
         vision_config={**_TOWER, "image_size": 56, "patch_size": 14},
-        text_config=decoder | {"vocab_size": len(of)},
-        **ids(of, **dict(zip(names, _GLM, strict=True))),
+        text_config=decoder | {"vocab_size": len(tok)},
+        **ids(tok, **dict(zip(names, _GLM, strict=True))),
     )
     template = chat("<|begin_of_image|><|image|><|end_of_image|>")
     size = {"shortest_edge": 16 * 14**2, "longest_edge": 480 * 14**2}
-    return made, images_only(processor)(images(size=size), of, chat_template=template)
+    return made, images_only(processor)(images(size=size), tok, chat_template=template)
 
 
 def glm4v() -> Made:
@@ -151,27 +151,27 @@ def glm4v_moe() -> Made:
 
 
 def exaone4_5() -> Made:
-    of = words(*_QWEN)
+    tok = words(*_QWEN)
     windows = {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
     made = config(
         "exaone4_5",
         vision_config={**_TOWER, **windows, "num_key_value_heads": 1},
-        text_config=text("exaone4", of, head_dim=8, layer_types=SLIDING, sliding_window=24),
-        **ids(of, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
+        text_config=text("exaone4", tok, head_dim=8, layer_types=SLIDING, sliding_window=24),
+        **ids(tok, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
     )
-    return made, _qwen_processor(Exaone4_5_Processor, of, 14)
+    return made, _qwen_processor(Exaone4_5_Processor, tok, 14)
 
 
 def video_llama_3() -> Made:
-    of = words(*_QWEN)
+    tok = words(*_QWEN)
     made = config(
         "video_llama_3",
         vision_config={**TOWER, "patch_size": 14},
-        text_config=text("qwen2", of),
-        **ids(of, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
+        text_config=text("qwen2", tok),
+        **ids(tok, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
     )
     images = VideoLlama3ImageProcessorPil(
         merge_size=1, size={"shortest_edge": 16 * 14**2, "longest_edge": 120 * 14**2}
     )
-    processor = images_only(VideoLlama3Processor)(images, of, chat_template=chat("<|image_pad|>"))
+    processor = images_only(VideoLlama3Processor)(images, tok, chat_template=chat("<|image_pad|>"))
     return made, processor

@@ -53,16 +53,16 @@ def words(*special: str, **names: str) -> PreTrainedTokenizerFast:
     )
 
 
-def ids(of: PreTrainedTokenizerFast, **tokens: str) -> dict[str, int]:
+def ids(tok: PreTrainedTokenizerFast, **tokens: str) -> dict[str, int]:
     """Names in a config -> the numbers of their tokens."""
-    return {name: of.convert_tokens_to_ids(token) for name, token in tokens.items()}
+    return {name: tok.convert_tokens_to_ids(token) for name, token in tokens.items()}
 
 
-def text(kind: str, of: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
+def text(kind: str, tok: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     """The config of a small language model."""
     return {
         "model_type": kind,
-        "vocab_size": len(of),
+        "vocab_size": len(tok),
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,

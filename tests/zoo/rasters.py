@@ -22,22 +22,22 @@ from zoo.parts import CLIP, SIGLIP, SLIDING, SQUARE, TOWER, Made, chat, config, 
 
 
 def gemma3() -> Made:
-    of = words(
+    tok = words(
         boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
     )
     made = config(
         "gemma3",
         vision_config={**SIGLIP, "image_size": 112},
-        text_config=text("gemma3_text", of, head_dim=8)
+        text_config=text("gemma3_text", tok, head_dim=8)
         | {"query_pre_attn_scalar": 8, "sliding_window": 24, "layer_types": SLIDING},
-        boi_token_index=of.boi_token_id,
-        eoi_token_index=of.eoi_token_id,
-        image_token_index=of.image_token_id,
+        boi_token_index=tok.boi_token_id,
+        eoi_token_index=tok.eoi_token_id,
+        image_token_index=tok.image_token_id,
         mm_tokens_per_image=16,
     )
     processor = Gemma3Processor(
         Gemma3ImageProcessorPil(size={"height": 112, "width": 112}),
-        of,
+        tok,
         chat_template=chat("<start_of_image>"),
         image_seq_length=16,
     )
@@ -48,20 +48,20 @@ def paligemma() -> Made:
     images = SiglipImageProcessorPil(size={"height": 112, "width": 112})
     images.image_seq_length = 64
     processor = PaliGemmaProcessor(images, words("<image>"))
-    of = processor.tokenizer
+    tok = processor.tokenizer
     made = config(
         "paligemma",
         vision_config={**SIGLIP, "image_size": 112, "projection_dim": 32},
-        text_config=text("gemma", of, head_dim=8),
+        text_config=text("gemma", tok, head_dim=8),
         projection_dim=32,
         hidden_size=32,
-        **ids(of, image_token_index="<image>"),
+        **ids(tok, image_token_index="<image>"),
     )
     return made, processor
 
 
 def gemma4() -> Made:
-    of = words(boi_token="<|image>", eoi_token="<image|>", image_token="<|image|>")
+    tok = words(boi_token="<|image>", eoi_token="<image|>", image_token="<|image|>")
     made = config(
         "gemma4",
         vision_config={
@@ -72,16 +72,16 @@ def gemma4() -> Made:
             "pooling_kernel_size": 3,
             "position_embedding_size": 256,
         },
-        text_config=text("gemma4_text", of, head_dim=8, global_head_dim=16)
+        text_config=text("gemma4_text", tok, head_dim=8, global_head_dim=16)
         | {"sliding_window": 24, "layer_types": SLIDING, "use_bidirectional_attention": "vision"}
-        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(of)}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(tok)}
         | {"final_logit_softcapping": 5.0},
         video_token_id=None,
         audio_token_id=None,
-        **ids(of, boi_token_id="<|image>", eoi_token_id="<image|>", image_token_id="<|image|>"),
+        **ids(tok, boi_token_id="<|image>", eoi_token_id="<image|>", image_token_id="<|image|>"),
     )
     images = Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=3, max_soft_tokens=70)
-    return made, Gemma4Processor(images, of, chat_template=chat("<|image|>"))
+    return made, Gemma4Processor(images, tok, chat_template=chat("<|image|>"))
 
 
 _PIXTRAL = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
@@ -89,53 +89,53 @@ _PIXTRAL = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
 
 def pixtral() -> Made:
     """Pixtral-12B: a LLaVA with a vision encoder for images of any shape."""
-    of = words(*_PIXTRAL)
+    tok = words(*_PIXTRAL)
     made = config(
         "llava",
         vision_config={**TOWER, "model_type": "pixtral", "image_size": 112, "patch_size": 14},
-        text_config=text("mistral", of, sliding_window=None),
+        text_config=text("mistral", tok, sliding_window=None),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
-        **ids(of, image_token_index="[IMG]"),
+        **ids(tok, image_token_index="[IMG]"),
     )
     images = PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=SQUARE)
-    return made, PixtralProcessor(images, of, patch_size=14, chat_template=chat("[IMG]"))
+    return made, PixtralProcessor(images, tok, patch_size=14, chat_template=chat("[IMG]"))
 
 
 def mistral3() -> Made:
-    of = words(*_PIXTRAL)
+    tok = words(*_PIXTRAL)
     made = config(
         "mistral3",
         vision_config={**TOWER, "model_type": "pixtral", "image_size": 128, "patch_size": 4},
-        text_config=text("mistral", of, sliding_window=None),
+        text_config=text("mistral", tok, sliding_window=None),
         spatial_merge_size=2,
         tie_word_embeddings=False,
-        **ids(of, image_token_index="[IMG]"),
+        **ids(tok, image_token_index="[IMG]"),
     )
     # Tokens of 8 pixels: transformers fails on images of a single one. Bilinear, because a bicubic
     # kernel's lobes would reach over tokens as small as these.
     images = PixtralImageProcessorPil(size={"longest_edge": 128}, resample=2)
     processor = PixtralProcessor(
-        images, of, patch_size=4, spatial_merge_size=2, chat_template=chat("[IMG]")
+        images, tok, patch_size=4, spatial_merge_size=2, chat_template=chat("[IMG]")
     )
     return made, processor
 
 
 def vipllava() -> Made:
-    of = words("<image>")
+    tok = words("<image>")
     made = config(
         "vipllava",
         vision_config=CLIP,
-        text_config=text("llama", of),
+        text_config=text("llama", tok),
         vision_feature_layers=[-2, -1],
         image_seq_length=16,
         tie_word_embeddings=False,
-        **ids(of, image_token_index="<image>"),
+        **ids(tok, image_token_index="<image>"),
     )
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=SQUARE),
-        of,
+        tok,
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -144,7 +144,7 @@ def vipllava() -> Made:
 
 
 def janus() -> Made:
-    of = words(boi_token="<begin_of_image>", eoi_token="<end_of_image>", image_token="<image>")
+    tok = words(boi_token="<begin_of_image>", eoi_token="<end_of_image>", image_token="<image>")
     made = config(
         "janus",
         vision_config={
@@ -155,7 +155,7 @@ def janus() -> Made:
             "projection_dim": 32,
             "num_image_tokens": 16,
         },
-        text_config=text("llama", of),
+        text_config=text("llama", tok),
         vq_config={
             "embed_dim": 4,
             "num_embeddings": 8,
@@ -167,11 +167,11 @@ def janus() -> Made:
             "projection_dim": 32,
             "image_token_embed_dim": 32,
         },
-        **ids(of, image_token_id="<image>"),
+        **ids(tok, image_token_id="<image>"),
     )
     processor = JanusProcessor(
         JanusImageProcessorPil(size=SQUARE),
-        of,
+        tok,
         num_image_tokens=16,
         chat_template=chat("<image>"),
     )
@@ -179,16 +179,16 @@ def janus() -> Made:
 
 
 def deepseek_vl() -> Made:
-    of = words(image_token="<image_placeholder>")
+    tok = words(image_token="<image_placeholder>")
     made = config(
         "deepseek_vl",
         vision_config=SIGLIP,
-        text_config=text("llama", of),
-        **ids(of, image_token_id="<image_placeholder>"),
+        text_config=text("llama", tok),
+        **ids(tok, image_token_id="<image_placeholder>"),
     )
     processor = DeepseekVLProcessor(
         DeepseekVLImageProcessorPil(size=SQUARE),
-        of,
+        tok,
         num_image_tokens=16,
         chat_template=chat("<image_placeholder>"),
     )

@@ -23,22 +23,22 @@ from zoo.parts import CLIP, SIGLIP, SLIDING, SQUARE, TOWER, Made, chat, config, 
 
 
 def llava_next() -> Made:
-    of = words("<image>")
+    tok = words("<image>")
     pinpoints = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
     made = config(
         "llava_next",
         vision_config=CLIP,
-        text_config=text("llama", of),
+        text_config=text("llama", tok),
         image_grid_pinpoints=pinpoints,
         image_seq_length=16,
         tie_word_embeddings=False,
-        **ids(of, image_token_index="<image>"),
+        **ids(tok, image_token_index="<image>"),
     )
     processor = LlavaNextProcessor(
         LlavaNextImageProcessorPil(
             size={"shortest_edge": 56}, crop_size=SQUARE, image_grid_pinpoints=pinpoints
         ),
-        of,
+        tok,
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -47,20 +47,20 @@ def llava_next() -> Made:
 
 
 def llava_onevision() -> Made:
-    of = words("<image>", "<video>")
+    tok = words("<image>", "<video>")
     pinpoints = [[56 * rows, 56 * columns] for rows in range(1, 4) for columns in range(1, 4)]
     made = config(
         "llava_onevision",
         vision_config=SIGLIP,
-        text_config=text("qwen2", of),
+        text_config=text("qwen2", tok),
         image_grid_pinpoints=pinpoints,
         vision_aspect_ratio="anyres_max_2",  # so few that the third shape is interpolated
         tie_word_embeddings=False,
-        **ids(of, image_token_index="<image>", video_token_index="<video>"),
+        **ids(tok, image_token_index="<image>", video_token_index="<video>"),
     )
     processor = images_only(LlavaOnevisionProcessor)(
         LlavaOnevisionImageProcessorPil(size=SQUARE, image_grid_pinpoints=pinpoints),
-        of,
+        tok,
         num_image_tokens=16,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_2",
@@ -70,7 +70,7 @@ def llava_onevision() -> Made:
 
 
 def internvl() -> Made:
-    of = words(
+    tok = words(
         start_image_token="<img>",
         end_image_token="</img>",
         context_image_token="<IMG_CONTEXT>",
@@ -80,14 +80,14 @@ def internvl() -> Made:
     made = config(
         "internvl",
         vision_config={**TOWER, **vision},
-        text_config=text("qwen2", of),
+        text_config=text("qwen2", tok),
         image_seq_length=4,
         tie_word_embeddings=False,
-        **ids(of, image_token_id="<IMG_CONTEXT>"),
+        **ids(tok, image_token_id="<IMG_CONTEXT>"),
     )
     processor = images_only(InternVLProcessor)(
         GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4),
-        of,
+        tok,
         image_seq_length=4,
         chat_template=chat("<IMG_CONTEXT>"),
     )
@@ -98,17 +98,17 @@ _AYA = ("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK
 
 
 def aya_vision() -> Made:
-    of = words("<image>", *_AYA)
+    tok = words("<image>", *_AYA)
     made = config(
         "aya_vision",
         vision_config=SIGLIP,
-        text_config=text("cohere2", of, sliding_window=24, layer_types=SLIDING),
+        text_config=text("cohere2", tok, sliding_window=24, layer_types=SLIDING),
         alignment_intermediate_size=64,
-        **ids(of, image_token_index="<|IMG_PATCH|>"),
+        **ids(tok, image_token_index="<|IMG_PATCH|>"),
     )
     processor = AyaVisionProcessor(
         GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4),
-        of,
+        tok,
         patch_size=14,
         img_size=56,
         downsample_factor=2,
@@ -128,31 +128,31 @@ _LONGEST = {"size": {"longest_edge": 168}, "max_image_size": {"longest_edge": 56
 
 
 def idefics3() -> Made:
-    of = words(*_SPLIT.values(), *_PLACES)
+    tok = words(*_SPLIT.values(), *_PLACES)
     made = config(
         "idefics3",
         vision_config={**TOWER, "image_size": 56, "patch_size": 14},
-        text_config=text("llama", of),
+        text_config=text("llama", tok),
         scale_factor=2,
         pad_token_id=0,
-        **ids(of, image_token_id="<image>"),
+        **ids(tok, image_token_id="<image>"),
     )
     images = Idefics3ImageProcessorPil(**_LONGEST)
-    return made, Idefics3Processor(images, of, image_seq_len=4, chat_template=chat("<image>"))
+    return made, Idefics3Processor(images, tok, image_seq_len=4, chat_template=chat("<image>"))
 
 
 def smolvlm() -> Made:
-    of = words(*_PLACES, **_SPLIT)
+    tok = words(*_PLACES, **_SPLIT)
     made = config(
         "smolvlm",
         vision_config={**TOWER, "image_size": 56, "patch_size": 14},
-        text_config=text("llama", of),
+        text_config=text("llama", tok),
         scale_factor=2,
         pad_token_id=0,
-        **ids(of, image_token_id="<image>"),
+        **ids(tok, image_token_id="<image>"),
     )
     images = SmolVLMImageProcessorPil(**_LONGEST)
     processor = images_only(SmolVLMProcessor)(
-        images, of, None, image_seq_len=4, chat_template=chat("<image>")
+        images, tok, None, image_seq_len=4, chat_template=chat("<image>")
     )
     return made, processor
