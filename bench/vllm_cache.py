@@ -72,7 +72,7 @@ def answers(engine: Any, requests: Sequence[Request]) -> list[Generation]:
 def cached_tokens(engine: Any) -> int:
     """How many prompt tokens came from the prefix cache so far, if no other engine was made since
     (vLLM counts for the newest of a process)."""
-    metrics = engine.llm.get_metrics()
+    metrics = engine.client.llm.get_metrics()
     return int(sum(m.value for m in metrics if m.name == "vllm:prefix_cache_hits"))
 
 

@@ -36,7 +36,7 @@ def reference_engine(folder: Path) -> TransformersEngine:
 def show_the_same(reference: TransformersEngine, engine: VllmEngine) -> None:
     """Give the reference the pixels that vLLM computes: of families that also take videos it loads
     torchvision's image processor, which rounds otherwise than PIL where it resizes."""
-    images = engine.llm.llm_engine.renderer.get_mm_processor().info.get_hf_processor()
+    images = engine.client.llm.llm_engine.renderer.get_mm_processor().info.get_hf_processor()
     options = reference.tokens._options
 
     def pixels(image: Image.Image, **more: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_preemption(reference: TransformersEngine) -> None:
 
 
 def preemptions(engine: VllmEngine) -> int:
-    return sum(m.value for m in engine.llm.get_metrics() if m.name == "vllm:num_preemptions")
+    return sum(m.value for m in engine.client.llm.get_metrics() if m.name == "vllm:num_preemptions")
 
 
 def test_embedded_model() -> None:

@@ -6,6 +6,7 @@ import re
 import threading
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from functools import cache
 from os import PathLike
 from typing import Any
@@ -18,6 +19,7 @@ from cof.attention.bias_mask import make_gates
 from cof.engines.transformers.guidance import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
+from cof.engines.vllm.clients import Client, OfflineClient
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
@@ -40,6 +42,9 @@ MODEL_TYPES = (
 )
 """Those for which `tests/vllm` holds this engine against the transformers engine."""
 
+WORKER = "cof.engines.vllm.worker.BiasedWorker"
+"""vLLM's option `worker_cls`."""
+
 
 class VllmEngine:
     """Answers requests with vLLM; implements `cof.engines.base.Engine`.
@@ -53,14 +58,14 @@ class VllmEngine:
         dialect: how it is asked for a box.
         family: what is known of its kind of model.
         tokens: which of its tokens show what of an image.
-        llm: vLLM's `LLM`.
+        client: runs the requests.
 
-    Threads may share an engine, and wait for one another.
+    Threads may share an engine.
     """
 
-    def __init__(self, llm: Any, config: Any, processor: Any, *, name: str) -> None:
-        """Wrap an `LLM` made by `from_pretrained`; `processor` has a PIL image processor."""
-        self.llm = llm
+    def __init__(self, client: Client, config: Any, processor: Any, *, name: str) -> None:
+        """Wrap an engine that has our worker; `processor` has a PIL image processor."""
+        self.client = client
         self.name = name
         self.processor = processor
         self.family: Family = family_of(config)
@@ -71,7 +76,7 @@ class VllmEngine:
         self._shape = (text.num_hidden_layers, text.num_attention_heads)
         self._first_feature = self.family.num_prefix_features(config)
         self._compiled = cache(self._compile_template)
-        self._running = threading.Lock()
+        self._processing = threading.Lock()  # tokenizers are not for several threads
 
     @classmethod
     def from_pretrained(
@@ -105,24 +110,21 @@ class VllmEngine:
                 "pipeline_parallel_size as engine_options."
             )
         name = str(model)
-        with loading_errors(name):
-            config = AutoConfig.from_pretrained(name)
-        if config.model_type not in MODEL_TYPES:
-            raise CofError(
-                f"The vLLM engine is not proven for models of type {config.model_type!r}, only for "
-                f"{', '.join(MODEL_TYPES)}: use engine='transformers'."
-            )
-        processor = load_processor_for(name, config, family_of(config), pad_to_square)
-        if not hasattr(processor, "video_processor"):  # videos are processed by torchvision alone
-            options = {"mm_processor_kwargs": {"backend": "pil"}, **options}
+        config, processor = load_processor(name, pad_to_square)
         llm = _load(
             model=name,
             dtype=dtype or "auto",
             quantization=quantization,
             **({} if max_batch_tokens is None else {"max_num_batched_tokens": max_batch_tokens}),
-            **options,
+            **(model_options(processor) | options),
         )
-        return cls(llm, config, processor, name=name)
+        return cls(OfflineClient(llm), config, processor, name=name)
+
+    def with_client(self, client: Client) -> VllmEngine:
+        """The same model, asked through another client."""
+        other = copy(self)
+        other.client = client
+        return other
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes."""
@@ -168,11 +170,10 @@ class VllmEngine:
         prompts = [self._prompt(request) for request in requests]
         params = [self._sampling_params(request, decoding) for request in requests]
         try:
-            with self._running:
-                outputs = self.llm.generate(prompts, params, use_tqdm=False)
+            outputs = self.client.run(prompts, params)
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
-        return [self._generation(output.outputs[0], decoding) for output in outputs]
+        return [self._generation(output, decoding) for output in outputs]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         images = [request.pil_image]
@@ -182,7 +183,8 @@ class VllmEngine:
             images.append(request.beside)
         text = self.chat.text(request, len(images))
         special = adds_special_tokens(self.processor, text)
-        ids = token_ids(self.processor.tokenizer, text, add_special_tokens=special)
+        with self._processing:
+            ids = token_ids(self.processor.tokenizer, text, add_special_tokens=special)
         shown = [self._shown(image) for image in images]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": shown}}
 
@@ -203,9 +205,9 @@ class VllmEngine:
         return square
 
     def _sampling_params(self, request: Request, decoding: Decoding) -> Any:
-        from vllm.sampling_params import StructuredOutputsParams
+        from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-        params = self.llm.get_default_sampling_params()
+        params = SamplingParams.from_optional(**self.client.model_config.get_diff_sampling_param())
         params.logprobs = 0  # of the tokens chosen
         params.max_tokens = decoding.max_new_tokens
         params.temperature, params.top_p = decoding.temperature, decoding.top_p
@@ -283,19 +285,38 @@ def template_regex(template: BoxTemplate) -> str:
     return f"({numbers})".join(map(re.escape, template.pattern.split("{}"))).replace("\\ ", " ")
 
 
+def load_processor(name: str, pad_to_square: bool | None = None) -> tuple[Any, Any]:
+    """A checkpoint's config, and its processor with a PIL image processor.
+
+    Raises:
+        CofError: it cannot be read, or is of a kind that the engine is not proven for.
+    """
+    with loading_errors(name):
+        config = AutoConfig.from_pretrained(name)
+    if config.model_type not in MODEL_TYPES:
+        raise CofError(
+            f"The vLLM engine is not proven for models of type {config.model_type!r}, only for "
+            f"{', '.join(MODEL_TYPES)}: use engine='transformers'."
+        )
+    return config, load_processor_for(name, config, family_of(config), pad_to_square)
+
+
+def model_options(processor: Any) -> dict[str, Any]:
+    """What `vllm.LLM` and `vllm serve` need for a model beside its name."""
+    options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 2}, "worker_cls": WORKER}
+    if not hasattr(processor, "video_processor"):  # videos are processed by torchvision alone
+        options["mm_processor_kwargs"] = {"backend": "pil"}
+    return options
+
+
 def _load(**options: Any) -> Any:
-    """vLLM's `LLM` with our worker.
+    """vLLM's `LLM`.
 
     Raises:
         CofError: it does not start.
     """
     from vllm import LLM
 
-    options = {
-        "limit_mm_per_prompt": {"image": 2},
-        "worker_cls": "cof.engines.vllm.worker.BiasedWorker",
-        **options,
-    }
     try:
         return LLM(**{name: value for name, value in options.items() if value is not None})
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:

@@ -1,0 +1,156 @@
+"""The two ways to a vLLM engine: in this process, and behind a running `vllm serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from itertools import count
+from typing import Any, Protocol
+
+from cof.errors import CofError
+
+OnTokens = Callable[[int, list[int]], object]
+"""The place of a request, and all tokens of its reply so far."""
+
+
+class Client(Protocol):
+    """Runs requests on a vLLM engine.
+
+    Attributes:
+        model_config: vLLM's `ModelConfig`.
+    """
+
+    model_config: Any
+
+    def run(
+        self,
+        prompts: Sequence[Any],
+        params: Sequence[Any],
+        on_tokens: OnTokens | None = None,
+    ) -> list[Any]:
+        """vLLM's `CompletionOutput` for each of its prompts and `SamplingParams`.
+
+        Args:
+            on_tokens: called whenever a reply grows; what it raises ends the call.
+
+        Raises:
+            ValueError: vLLM refuses one of them; then none is answered.
+        """
+        ...
+
+
+class OfflineClient:
+    """vLLM's `LLM`; threads wait for one another."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+        self.model_config = llm.model_config
+        self._running = threading.Lock()
+
+    def run(
+        self,
+        prompts: Sequence[Any],
+        params: Sequence[Any],
+        on_tokens: OnTokens | None = None,
+    ) -> list[Any]:
+        """See `Client`."""
+        engine = self.llm.llm_engine
+        places: dict[str, int] = {}
+        outputs: dict[int, Any] = {}
+        with self._running:
+            try:
+                for place, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
+                    request_id = str(next(self.llm.request_counter))
+                    engine.add_request(request_id, prompt, _reporting(each, on_tokens))
+                    places[request_id] = place
+                while len(outputs) < len(prompts):
+                    for step in engine.step():
+                        place, output = places[step.request_id], step.outputs[0]
+                        if on_tokens is not None:
+                            on_tokens(place, list(output.token_ids))
+                        if step.finished:
+                            outputs[place] = output
+            except BaseException:
+                engine.abort_request(list(places))
+                raise
+        return [outputs[place] for place in range(len(prompts))]
+
+
+class ServedClient:
+    """vLLM's `AsyncLLM`, called from threads; one of these serves one question.
+
+    Attributes:
+        rank: of the data-parallel engine that gets all of its requests, which share prefixes;
+            None: vLLM chooses.
+    """
+
+    _numbers = count()
+
+    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop, rank: int | None) -> None:
+        """`loop` is the one that `engine` runs in."""
+        self.model_config = engine.model_config
+        self.rank = rank
+        self._engine, self._loop = engine, loop
+        self._cancelled = threading.Event()
+        self._under_way: Future[list[Any]] | None = None
+
+    def run(
+        self,
+        prompts: Sequence[Any],
+        params: Sequence[Any],
+        on_tokens: OnTokens | None = None,
+    ) -> list[Any]:
+        """See `Client`.
+
+        Raises:
+            CofError: it was cancelled.
+        """
+        self._under_way = asyncio.run_coroutine_threadsafe(
+            self._run(prompts, params, on_tokens), self._loop
+        )
+        if self._cancelled.is_set():  # in between
+            self._under_way.cancel()
+        try:
+            return self._under_way.result()
+        except CancelledError:
+            raise CofError("The request was cancelled.") from None
+
+    def cancel(self) -> None:
+        """End what is under way, and whatever is asked later."""
+        self._cancelled.set()
+        if self._under_way is not None:
+            self._under_way.cancel()
+
+    async def _run(
+        self, prompts: Sequence[Any], params: Sequence[Any], on_tokens: OnTokens | None
+    ) -> list[Any]:
+        tasks = [
+            asyncio.ensure_future(self._one(place, prompt, each, on_tokens))
+            for place, (prompt, each) in enumerate(zip(prompts, params, strict=True))
+        ]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # one has failed, or all are done
+                task.cancel()
+
+    async def _one(self, place: int, prompt: Any, params: Any, on_tokens: OnTokens | None) -> Any:
+        request_id = f"cof-{next(self._numbers)}"
+        async for step in self._engine.generate(
+            prompt, _reporting(params, on_tokens), request_id, data_parallel_rank=self.rank
+        ):
+            output = step.outputs[0]
+            if on_tokens is not None:
+                on_tokens(place, list(output.token_ids))
+        return output
+
+
+def _reporting(params: Any, on_tokens: OnTokens | None) -> Any:
+    """The `SamplingParams` with every step reported, or the last one alone."""
+    from vllm.sampling_params import RequestOutputKind
+
+    kind = RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE
+    params.output_kind = kind
+    return params
