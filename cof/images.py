@@ -66,6 +66,33 @@ def load_image(
         CofError: the image is missing, empty, damaged, too large, too long and thin, or of an
             unknown format.
     """
+    image, name = _open_checked(source, allow_url, max_pixels, formats)
+    try:
+        loaded = _to_rgb(_turn_upright(image))
+    except CofError:
+        raise
+    except Exception as error:  # on damaged data Pillow raises exceptions of many types
+        reason = str(error) or type(error).__name__
+        raise CofError(
+            f"{name} cannot be decoded ({reason}): the file is damaged, or was closed."
+        ) from error
+    loaded.info = {}  # its EXIF data have been applied
+    return loaded
+
+
+def check_image(data: bytes, *, max_pixels: int, formats: tuple[str, ...]) -> None:
+    """What `load_image` says of an image file before it decodes it.
+
+    Raises:
+        CofError: it is too large, too long and thin, or of an unknown format.
+    """
+    _open_checked(data, False, max_pixels, formats)
+
+
+def _open_checked(
+    source: ImageSource, allow_url: bool, max_pixels: int, formats: tuple[str, ...] | None
+) -> tuple[Image.Image, str]:
+    """The image, not decoded yet but of a size that may be, and its name for messages."""
     image, name = _open(source, allow_url, formats)
     width, height = image.size
     if width * height > max_pixels:
@@ -80,17 +107,7 @@ def load_image(
             f"{name} is {width}x{height} pixels, one side more than {MAX_ASPECT} times the "
             "other: crop it first."
         )
-    try:
-        loaded = _to_rgb(_turn_upright(image))
-    except CofError:
-        raise
-    except Exception as error:  # on damaged data Pillow raises exceptions of many types
-        reason = str(error) or type(error).__name__
-        raise CofError(
-            f"{name} cannot be decoded ({reason}): the file is damaged, or was closed."
-        ) from error
-    loaded.info = {}  # its EXIF data have been applied
-    return loaded
+    return image, name
 
 
 def _open(

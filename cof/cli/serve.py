@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cof.cli.common import ModelOptions, sentences, with_model, with_settings
+from cof.engines.vllm.versions import check_version
 from cof.errors import CofError
 from cof.server.limits import Limits
 
@@ -20,6 +21,10 @@ def serve(
     name: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
     ] = "tiny",
+    vllm: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- VLLM]", help="With --engine vllm: what vllm serve takes."),
+    ] = None,
     *,
     model: ModelOptions,
     settings: dict[str, Any],
@@ -48,8 +53,9 @@ def serve(
         int, typer.Option("--max-queue", min=1, help="Requests that may wait; others get 429.")
     ] = Limits.max_queue,
     max_batch: Annotated[
-        int, typer.Option("--max-batch", min=1, help="Requests answered at a time.")
-    ] = Limits.max_batch,
+        int | None,
+        typer.Option("--max-batch", min=1, help="Requests answered at a time. \\[default: 16]"),
+    ] = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.1, help="Seconds for one request.")
     ] = Limits.timeout_s,
@@ -57,28 +63,50 @@ def serve(
     """Serve a model in OpenAI's format (docs/serving.md).
 
     Requests with `cof` look closer, by these settings unless they bring their own; all others get
-    the plain model.
-    """
-    try:
-        from cof.server.app import create_app
-        from cof.server.images import Fetcher
-        from cof.server.run import run
-    except ImportError as error:
-        raise CofError(f"Serving needs {error.name}: pip install 'cof[serve]'.") from None
+    the plain model. With `--engine vllm` it is `vllm serve`, with all that it can.
 
+    Example: `cof serve MODEL --engine vllm -- --tensor-parallel-size 2`
+    """
     limits = Limits(
         max_image_bytes=max_image_bytes,
         max_pixels=max_pixels,
         max_images=max_images,
         max_tokens=max_tokens,
         max_queue=max_queue,
-        max_batch=max_batch,
+        max_batch=max_batch or Limits.max_batch,
         timeout_s=timeout,
     )
-    cof = replace(model, model=name).load(settings)
+    if vllm and model.engine != "vllm":
+        raise CofError(f"{vllm[0]} is for vllm serve: add --engine vllm, or leave it out.")
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
         typer.echo(f"Note: whoever can reach {host} can ask: set --api-key.", err=True)
     served = Path(name).name if Path(name).is_dir() else name
+    try:
+        if model.engine == "vllm":
+            check_version()
+            from cof.server.vllm_app import ServeOptions
+            from cof.server.vllm_run import run_vllm
+
+            crop = False if model.crop else None
+            options = ServeOptions(model.preset, settings, limits, allow_url, crop)
+            flags = {
+                "host": host,
+                "port": port,
+                "device_map": model.device,
+                "dtype": model.dtype,
+                "quantization": model.quantization,
+                "max_num_batched_tokens": model.max_batch_tokens,
+                "max_num_seqs": max_batch,
+            }
+            run_vllm(name, served, options, api_key=api_key, flags=flags, more=vllm or [])
+            return
+        from cof.server.app import create_app
+        from cof.server.images import Fetcher
+        from cof.server.run import run
+    except ImportError as error:
+        raise CofError(f"Serving needs {error.name}: pip install 'cof[serve]'.") from None
+
+    cof = replace(model, model=name).load(settings)
     fetcher = Fetcher(max_image_bytes) if allow_url else None
     app = create_app(cof, served, limits=limits, api_key=api_key or None, fetcher=fetcher)
     run(app, host, port)

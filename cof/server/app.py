@@ -7,10 +7,11 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -27,25 +28,65 @@ from cof.server.logs import RequestLog
 from cof.server.metrics import Metrics
 from cof.server.protocol import Ask, completion, events, parse
 from cof.server.worker import Worker
+from cof.settings import Settings
+from cof.types import Decoding
 
 CLOSING_S = 30
 """How long the engine may go on with what waits when the server is stopped."""
 
 _log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
+
+class Answerer(Protocol):
+    """What answers queries, in threads of its own."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes queries."""
+        ...
+
+    def submit(self, query: Query, decoding: Decoding) -> Future[Answer]:
+        """Ask; cancel the future where nobody waits for the answer any more.
+
+        Raises:
+            ApiError: it takes no more.
+        """
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Answer what was asked, and take no more."""
+        ...
+
 
 class Service:
-    """What the routes share: the pipeline's worker, limits and counters."""
+    """What the routes share.
 
-    def __init__(self, cof: CoF, model: str, limits: Limits, fetcher: Fetcher | None) -> None:
-        self.model, self.limits = model, limits
+    Args:
+        worker: answers queries.
+        settings: those that requests change.
+        model: the name that requests give.
+        metrics: the counters.
+        limits: beyond them a request is refused.
+        fetcher: fetches images from addresses; None: they are refused.
+    """
+
+    def __init__(
+        self,
+        worker: Answerer,
+        settings: Settings,
+        model: str,
+        metrics: Metrics,
+        limits: Limits,
+        fetcher: Fetcher | None,
+    ) -> None:
+        self.worker, self.model, self.metrics, self.limits = worker, model, metrics, limits
         self.started = int(time.time())
-        self.metrics = Metrics()
-        self._settings = cof.settings
+        self._settings = settings
         self._fetcher = fetcher
         self._decode = Decoder(limits.max_pixels)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "cof-decode")
-        self.worker = Worker(cof, limits.max_batch, limits.max_queue, self.metrics)
 
     async def answer(self, request: Request) -> tuple[Ask, Answer]:
         """The request of an HTTP request, and its answer.
@@ -53,16 +94,13 @@ class Service:
         Raises:
             ApiError, CofError: there is none.
         """
-        loop = asyncio.get_running_loop()
-        body = await self._body(request)
-        ask = await loop.run_in_executor(
-            self._threads, parse, body, self.model, self._settings, self.limits
-        )
+        body = await read_body(request, self.limits)
+        ask = await self.in_thread(parse, body, self.model, self._settings, self.limits)
         del body
         images = []
         for address in ask.addresses:
-            data = await self._data(address)
-            images.append(await loop.run_in_executor(self._threads, self._decode, data))
+            data = await self.image_data(address)
+            images.append(await self.in_thread(self._decode, data))
         request.state.about.update(
             cof=ask.with_cof, stream=ask.stream, images=[image.size for image in images]
         )
@@ -76,20 +114,12 @@ class Service:
         answer = asyncio.wrap_future(self.worker.submit(query, ask.decoding))
         return ask, await _wait(request, answer)
 
-    async def _body(self, request: Request) -> bytes:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self.limits.max_body_bytes:
-                raise ApiError(
-                    413,
-                    f"The request has more than {self.limits.max_body_bytes:,} bytes: send smaller "
-                    "images.",
-                    "too_large",
-                )
-        return bytes(body)
+    async def in_thread(self, work: Callable[..., Result], *args: Any, **options: Any) -> Result:
+        """The result of work that would hold up the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(work, *args, **options))
 
-    async def _data(self, address: str) -> bytes:
+    async def image_data(self, address: str) -> bytes:
         """The bytes of an image; no path is ever opened."""
         if address[:5].lower() == "data:":
             return from_data(address, self.limits.max_image_bytes)
@@ -121,8 +151,14 @@ def create_app(
         api_key: what requests under /v1 must bring as a bearer token; None: nothing.
         fetcher: fetches images from addresses; None: they are refused.
     """
-    limits = limits or Limits()
-    service = Service(cof, model, limits, fetcher)
+    limits, metrics = limits or Limits(), Metrics()
+    worker = Worker(cof, limits.max_batch, limits.max_queue, metrics)
+    return service_app(Service(worker, cof.settings, model, metrics, limits, fetcher), api_key)
+
+
+def service_app(service: Service, api_key: str | None = None) -> FastAPI:
+    """The ASGI application of a service."""
+    model, limits = service.model, service.limits
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -133,7 +169,7 @@ def create_app(
     app.add_middleware(RequestLog, metrics=service.metrics)
 
     def refused(request: Request, error: Exception) -> JSONResponse:
-        failure = _as_api_error(error)
+        failure = as_api_error(error)
         request.state.about["error"] = failure.code
         service.metrics.errors.labels(failure.code).inc()
         return JSONResponse(failure.body, failure.status, failure.headers)
@@ -183,7 +219,25 @@ def create_app(
     return app
 
 
-def _as_api_error(error: Exception) -> ApiError:
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """
+    Raises:
+        ApiError: it is too long.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limits.max_body_bytes:
+            raise ApiError(
+                413,
+                f"The request has more than {limits.max_body_bytes:,} bytes: send smaller images.",
+                "too_large",
+            )
+    return bytes(body)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, OutOfMemory):

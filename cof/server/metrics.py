@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from cof.types import Timings
@@ -11,10 +13,14 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The counters of one server."""
+    """The counters of one server.
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+    Args:
+        registry: where they are kept; None: in one of their own.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._registry = registry or CollectorRegistry()
         own = self._registry
         self.requests = Counter("cof_requests", "Requests", ["path", "status"], registry=own)
         self.errors = Counter("cof_errors", "Requests not answered", ["kind"], registry=own)
@@ -24,8 +30,19 @@ class Metrics:
         self._batch = Histogram(
             "cof_batch_size", "Requests in a batch", buckets=_SIZES, registry=own
         )
-        self.under_way = Gauge("cof_under_way", "Chat requests that were begun", registry=own)
-        self.queue = Gauge("cof_queue_length", "Requests that wait for the engine", registry=own)
+        self.under_way = Gauge(
+            "cof_under_way",
+            "Chat requests that were begun",
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+
+    def watch_queue(self, length: Callable[[], int]) -> None:
+        """Show how many requests wait for the engine."""
+        queue = Gauge(
+            "cof_queue_length", "Requests that wait for the engine", registry=self._registry
+        )
+        queue.set_function(length)
 
     def batch(self, size: int, timings: Timings) -> None:
         """Count a batch that was answered."""

@@ -43,7 +43,7 @@ class Worker:
         self._cof, self._max_batch, self._metrics = cof, max_batch, metrics
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._max_queue = max_queue
-        metrics.queue.set_function(self._jobs.qsize)
+        metrics.watch_queue(self._jobs.qsize)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="cof-engine", daemon=True)
         self._thread.start()

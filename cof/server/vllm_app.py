@@ -1,0 +1,288 @@
+"""What `vllm serve` loads of us (entry point `vllm.endpoint_plugins`): chat requests that hold
+`cof` are answered here, by the engine that answers all others."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import os
+import threading
+from argparse import Namespace
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from prometheus_client import REGISTRY
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.exceptions import GracefulHTTPError
+
+from cof.answer import Answer
+from cof.engines.vllm.clients import ServedClient
+from cof.engines.vllm.engine import WORKER, VllmEngine, load_processor
+from cof.errors import CofError
+from cof.images import check_image
+from cof.limits import UPLOAD_FORMATS
+from cof.pipeline import CoF
+from cof.query import Query
+from cof.server.app import Service, as_api_error, read_body, service_app
+from cof.server.errors import ApiError
+from cof.server.images import Fetcher
+from cof.server.limits import Limits
+from cof.server.logs import RequestLog, start_logging
+from cof.server.metrics import Metrics
+from cof.settings import Settings, default_settings
+from cof.settings import preset as named_preset
+from cof.types import Decoding
+
+CHAT = "/v1/chat/completions"
+OPEN = ("/v1/", "/health", "/ping", "/version", "/load", "/metrics")
+"""What begins otherwise is not served: vLLM's `--api-key` does not guard it."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `cof serve` tells the plugin, by a variable of the environment.
+
+    Attributes:
+        preset, settings: see `CoF.from_pretrained`.
+        limits: see `Limits`; `max_batch` and `max_queue` are vLLM's and the threads' here.
+        allow_url: whether images are fetched from public addresses.
+        pad_to_square: see `CoF.from_pretrained`.
+    """
+
+    preset: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    limits: Limits = Limits()  # noqa: RUF009 (frozen)
+    allow_url: bool = False
+    pad_to_square: bool | None = None
+
+    VARIABLE = "COF_SERVE"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    def settings_for(self, model: str, dialect: str = "") -> Settings:
+        """The settings that requests change.
+
+        Raises:
+            CofError: an unknown preset or setting.
+        """
+        base = named_preset(self.preset, model) if self.preset else default_settings(model, dialect)
+        return base.changed(**self.settings)
+
+    @classmethod
+    def from_environment(cls) -> ServeOptions:
+        """Those that `cof serve` has set; without it, the defaults."""
+        fields = json.loads(os.environ.get(cls.VARIABLE, "{}"))
+        limits = Limits(**fields.pop("limits", {}))
+        return cls(**fields, limits=limits)
+
+
+class Plugin:
+    """Implements vLLM's `EndpointPlugin`."""
+
+    name = "cof"
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._metrics = Metrics(REGISTRY)  # which vLLM's /metrics shows
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Put ourselves before the routes, and behind vLLM's check of the API key."""
+        start_logging()
+        app.add_middleware(Gate, metrics=self._metrics)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """
+        Raises:
+            CofError, RuntimeError: the engine cannot look closer.
+        """
+        if args.worker_cls != WORKER:
+            raise RuntimeError(
+                f"cof: start it with cof serve --engine vllm, or --worker-cls {WORKER}."
+            )
+        options = ServeOptions.from_environment()
+        config, processor = await asyncio.to_thread(
+            load_processor, args.model, options.pad_to_square
+        )
+        loop = asyncio.get_running_loop()
+        engine = VllmEngine(
+            ServedClient(engine_client, loop, None), config, processor, name=args.model
+        )
+        settings = options.settings_for(engine.name, engine.dialect.name)
+        worker = ServedWorker(
+            engine, engine_client, loop, settings, options.limits.max_queue, self._metrics
+        )
+        model = args.served_model_name[0] if args.served_model_name else args.model
+        fetcher = Fetcher(options.limits.max_image_bytes) if options.allow_url else None
+        state.cof = Service(worker, settings, model, self._metrics, options.limits, fetcher)
+
+
+class Gate:
+    """ASGI middleware: what holds `cof` goes to our application, all else on to vLLM.
+
+    Bodies and images keep to our limits wherever they go.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._vllm = RequestLog(app, metrics)
+        self._metrics = metrics
+        self._ours: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http":
+            await self._vllm(scope, receive, send)
+            return
+        try:
+            if not path.startswith(OPEN):
+                raise ApiError(404, "There is no such route here.", "no_such_route")
+            ours = False
+            if scope["method"] == "POST":
+                service: Service = scope["app"].state.cof
+                body = await read_body(Request(scope, receive), service.limits)
+                if path == CHAT:
+                    fields = await service.in_thread(_parse, body)
+                    ours = fields.get("cof") is not None
+                    body = body if ours else await _check_images(service, fields, body)
+                receive = _replay(body, receive)
+                if ours and self._ours is None:
+                    self._ours = service_app(service)
+        except (ApiError, CofError) as error:
+            failure = as_api_error(error)
+            self._metrics.errors.labels(failure.code).inc()
+            reply = JSONResponse(failure.body, failure.status, failure.headers)
+            await RequestLog(reply, self._metrics)(scope, receive, send)
+            return
+        await (self._ours if ours and self._ours else self._vllm)(scope, receive, send)
+
+
+class ServedWorker:
+    """Answers each query in a thread of its own; vLLM batches what they ask of it.
+
+    Both stages of a query go to one data-parallel engine, the one with the fewest queries, so that
+    the second finds the image's prefix in its cache.
+    """
+
+    def __init__(
+        self,
+        engine: VllmEngine,
+        async_llm: Any,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        most: int,
+        metrics: Metrics,
+    ) -> None:
+        self._engine, self._async_llm, self._loop = engine, async_llm, loop
+        self._settings, self._most, self._metrics = settings, most, metrics
+        self._threads = ThreadPoolExecutor(most, "cof-answer")
+        self._ranks = range(len(async_llm.engine_core.engine_ranks_managed))
+        self._under_way: Counter[int] = Counter()  # by rank
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes queries."""
+        return not self._closed and not self._async_llm.errored
+
+    def submit(self, query: Query, decoding: Decoding) -> Future[Answer]:
+        """See `cof.server.app.Answerer`."""
+        if self._closed:
+            raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
+        with self._lock:
+            if self._under_way.total() >= self._most:
+                raise ApiError(
+                    429, "Too many requests are waiting: ask again in a moment.", "queue_full"
+                )
+            rank = min(self._ranks, key=self._under_way.__getitem__)
+            self._under_way[rank] += 1
+        client = ServedClient(self._async_llm, self._loop, rank if len(self._ranks) > 1 else None)
+        answer: Future[Answer] = Future()
+        answer.add_done_callback(lambda done: client.cancel() if done.cancelled() else None)
+        self._threads.submit(self._answer, client, rank, query, decoding, answer)
+        return answer
+
+    def close(self, timeout_s: float) -> None:
+        """Take no more; vLLM answers what it has begun, or not, by its `--shutdown-timeout`."""
+        self._closed = True
+
+    def _answer(
+        self,
+        client: ServedClient,
+        rank: int,
+        query: Query,
+        decoding: Decoding,
+        answer: Future[Answer],
+    ) -> None:
+        outcome: Answer | Exception
+        try:
+            cof = CoF(self._engine.with_client(client), self._settings)
+            (outcome,) = cof.batch([query], decoding=decoding)
+            self._metrics.batch(1, outcome.timings)
+        except (ApiError, CofError) as error:
+            outcome = error
+        except GracefulHTTPError:
+            outcome = ApiError(503, "The engine takes no more: ask again in a moment.", "full")
+        except Exception:
+            _log.exception("The engine failed.")
+            outcome = ApiError(500, "The engine failed on this request.", "engine_failed")
+        with self._lock:
+            self._under_way[rank] -= 1
+        if not answer.set_running_or_notify_cancel():  # nobody waits for it
+            return
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    """The fields of a request; none where vLLM will refuse it."""
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+async def _check_images(service: Service, fields: dict[str, Any], body: bytes) -> bytes:
+    """A plain request's body, with the data of the images that it gives addresses of.
+
+    Raises:
+        ApiError, CofError: an image cannot be taken.
+    """
+    changed = False
+    messages = fields.get("messages")
+    for message in messages if isinstance(messages, list) else []:
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else []:
+            image = part.get("image_url") if isinstance(part, dict) else None
+            address = image.get("url") if isinstance(image, dict) else image
+            if not isinstance(address, str):
+                continue
+            data = await service.image_data(address)
+            limit = service.limits.max_pixels
+            await service.in_thread(check_image, data, max_pixels=limit, formats=UPLOAD_FORMATS)
+            if address[:5].lower() != "data:":
+                url = "data:image/png;base64," + base64.b64encode(data).decode()
+                part["image_url"] = {**image, "url": url} if isinstance(image, dict) else url
+                changed = True
+    return json.dumps(fields).encode() if changed else body
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A body that has been read, and then what else comes."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay

@@ -1,0 +1,89 @@
+"""`vllm serve` with what `cof serve` was told."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cof.engines.vllm.engine import load_processor, model_options
+from cof.errors import CofError
+from cof.server.vllm_app import Plugin, ServeOptions
+from cof.tiny import resolve_model
+
+
+def run_vllm(
+    model: str,
+    served_name: str,
+    options: ServeOptions,
+    *,
+    api_key: str | None,
+    flags: Mapping[str, Any],
+    more: Iterable[str] = (),
+) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        model: hub id or path.
+        served_name: the name that requests give.
+        options: those of ours.
+        api_key: what requests must bring.
+        flags: of `vllm serve`, by name; those that are None are left out.
+        more: what else `vllm serve` takes, over the others.
+
+    Raises:
+        CofError: the model is not supported, or a setting is unknown.
+    """
+    if flags.get("device_map"):
+        raise CofError("--device is for the transformers engine: leave it out.")
+    model = str(resolve_model(model))
+    options.settings_for(model)  # checked before minutes are spent on loading a model
+    _, processor = load_processor(model, options.pad_to_square)
+    os.environ |= {
+        ServeOptions.VARIABLE: options.to_json(),
+        "VLLM_PLUGINS": ",".join(filter(None, [os.environ.get("VLLM_PLUGINS"), Plugin.name])),
+        **({"VLLM_API_KEY": api_key} if api_key else {}),  # not in the arguments, which are logged
+    }
+    given = {"served_model_name": served_name, **FLAGS, **model_options(processor), **flags}
+    _serve(["serve", model, *arguments(given), *more])
+
+
+FLAGS = {
+    "logging_config.formatter": "json",
+    "disable_uvicorn_access_log": True,  # we write one line for each request
+    "disable_fastapi_docs": True,
+    "allowed_media_domains": "none.invalid",  # vLLM itself fetches nothing
+}
+
+
+def arguments(flags: Mapping[str, Any]) -> list[str]:
+    """As on a command line.
+
+    >>> arguments({"port": 80, "enforce_eager": True, "limit_mm_per_prompt": {"image": 2}})
+    ['--port', '80', '--enforce-eager', '--limit-mm-per-prompt', '{"image": 2}']
+    """
+    words: list[str] = []
+    for name, value in flags.items():
+        if value is None:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return words
+
+
+def _serve(words: list[str]) -> None:
+    """What the command `vllm` does."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser, command = FlexibleArgumentParser(prog="vllm"), ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    args = parser.parse_args(words)
+    configure_logging_from_args(args)
+    command.validate(args)
+    command.cmd(args)
