@@ -47,8 +47,8 @@ class Server:
             stderr=subprocess.DEVNULL,
         )
 
-    def wait(self) -> None:
-        ends = time.monotonic() + 60
+    def wait(self, longest_s: float = 60) -> None:
+        ends = time.monotonic() + longest_s
         while time.monotonic() < ends and self.process.poll() is None:
             try:
                 self.get("/health")

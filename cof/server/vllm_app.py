@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import GracefulHTTPError
 
 from cof.answer import Answer
-from cof.engines.vllm.clients import ServedClient
+from cof.engines.vllm.clients import RequestAborted, ServedClient
 from cof.engines.vllm.engine import WORKER, VllmEngine, load_processor
 from cof.errors import CofError
 from cof.images import check_image
@@ -185,6 +186,7 @@ class ServedWorker:
         self._threads = ThreadPoolExecutor(most, "cof-answer")
         self._ranks = range(len(async_llm.engine_core.engine_ranks_managed))
         self._under_way: Counter[int] = Counter()  # by rank
+        self._first = count()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -202,7 +204,10 @@ class ServedWorker:
                 raise ApiError(
                     429, "Too many requests are waiting: ask again in a moment.", "queue_full"
                 )
-            rank = min(self._ranks, key=self._under_way.__getitem__)
+            first = next(self._first)  # of equals, each gets its turn
+            rank = min(
+                self._ranks, key=lambda r: (self._under_way[r], (r - first) % len(self._ranks))
+            )
             self._under_way[rank] += 1
         client = ServedClient(self._async_llm, self._loop, rank if len(self._ranks) > 1 else None)
         answer: Future[Answer] = Future()
@@ -227,7 +232,9 @@ class ServedWorker:
             cof = CoF(self._engine.with_client(client), self._settings)
             (outcome,) = cof.batch([query], decoding=decoding)
             self._metrics.batch(1, outcome.timings)
-        except (ApiError, CofError) as error:
+        except RequestAborted as error:
+            outcome = ApiError(503, str(error), "stopping")
+        except CofError as error:
             outcome = error
         except GracefulHTTPError:
             outcome = ApiError(503, "The engine takes no more: ask again in a moment.", "full")

@@ -33,7 +33,7 @@ def run_vllm(
         more: what else `vllm serve` takes, over the others.
 
     Raises:
-        CofError: the model is not supported, or a setting is unknown.
+        CofError: the model is not supported, a setting is unknown, or vLLM does not start.
     """
     if flags.get("device_map"):
         raise CofError("--device is for the transformers engine: leave it out.")
@@ -53,6 +53,7 @@ FLAGS = {
     "logging_config.formatter": "json",
     "disable_uvicorn_access_log": True,  # we write one line for each request
     "disable_fastapi_docs": True,
+    "shutdown_timeout": 30,  # seconds to answer what was begun
     "allowed_media_domains": "none.invalid",  # vLLM itself fetches nothing
 }
 
@@ -85,5 +86,8 @@ def _serve(words: list[str]) -> None:
     command.subparser_init(parser.add_subparsers(dest="subparser"))
     args = parser.parse_args(words)
     configure_logging_from_args(args)
-    command.validate(args)
-    command.cmd(args)
+    try:
+        command.validate(args)
+        command.cmd(args)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CofError(f"vllm serve has ended; the log above says why: {error}") from error

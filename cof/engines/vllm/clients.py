@@ -15,6 +15,10 @@ OnTokens = Callable[[int, list[int]], object]
 """The place of a request, and all tokens of its reply so far."""
 
 
+class RequestAborted(CofError):
+    """The engine, or whoever asked, has ended the request before its answer."""
+
+
 class Client(Protocol):
     """Runs requests on a vLLM engine.
 
@@ -105,7 +109,7 @@ class ServedClient:
         """See `Client`.
 
         Raises:
-            CofError: it was cancelled.
+            RequestAborted: by `cancel`, or because the engine is being stopped.
         """
         self._under_way = asyncio.run_coroutine_threadsafe(
             self._run(prompts, params, on_tokens), self._loop
@@ -115,7 +119,7 @@ class ServedClient:
         try:
             return self._under_way.result()
         except CancelledError:
-            raise CofError("The request was cancelled.") from None
+            raise RequestAborted("The request was cancelled.") from None
 
     def cancel(self) -> None:
         """End what is under way, and whatever is asked later."""
@@ -144,6 +148,8 @@ class ServedClient:
             output = step.outputs[0]
             if on_tokens is not None:
                 on_tokens(place, list(output.token_ids))
+        if output.finish_reason == "abort":  # with a part of the answer, or none
+            raise RequestAborted("The engine is being stopped: ask again in a moment.")
         return output
 
 

@@ -1,0 +1,209 @@
+"""`cof serve --engine vllm` as processes of their own, two engines in parallel, asked over loopback
+and held against the transformers engine in this process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+from test_serve import KEY, QUESTION, SCENES, Server, free_port, told
+
+from cof import CoF, CofError, Decoding, Query, Settings
+from cof.client import RemoteCoF, data_url
+
+VLLM = ["--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
+ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1", "--block-size", "32"]
+SHORT = Decoding(max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    ours = ["--engine", "vllm", "--dtype", "float32", "--strength", "8", "--max-pixels", "1000000"]
+    running = Server(free_port(), [*ours, "--", *VLLM, *ENGINES])
+    running.start()
+    running.wait(300)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def remote(server: Server) -> Iterator[RemoteCoF]:
+    with CoF.connect(server.url, api_key=KEY) as client:
+        yield client
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def local() -> CoF:
+    return CoF.from_pretrained("tiny-early", dtype="float32", strength=8.0)
+
+
+def queries() -> list[Query]:
+    """Questions that differ in image, region and settings."""
+    return [
+        Query(SCENES[0], QUESTION),
+        Query(SCENES[0], "What digit is on the red star?", strength=4.0),
+        Query(SCENES[1], QUESTION, boxes=[(0.25, 0.125, 0.5, 0.75)]),
+        Query(SCENES[2], QUESTION, polygon=[(0.1, 0.1), (0.9, 0.1), (0.5, 0.8)]),
+        Query(SCENES[3], QUESTION),
+        Query(SCENES[3], QUESTION, settings=Settings(grounder="whole", scope="all")),
+        Query(SCENES[4], QUESTION, settings=Settings(boxes="template", expand=2.0)),
+        Query(SCENES[4], QUESTION, settings=Settings(layers=(1, 2), heads=(0,))),
+        Query(SCENES[5], QUESTION, settings=Settings(focus="none")),
+        Query(SCENES[3], QUESTION, grounding_question="Where is the yellow cross?"),
+    ]
+
+
+def succeeded(server: Server) -> list[float]:
+    """How many requests each engine has answered."""
+    names = [
+        f'vllm:request_success_total{{engine="{rank}",finished_reason="{reason}",'
+        'model_name="tiny-early"}'
+        for rank in (0, 1)
+        for reason in ("stop", "length")
+    ]
+    first, second, third, fourth = (server.metric(name) for name in names)
+    return [first + second, third + fourth]
+
+
+def message(image: Any, question: str = QUESTION) -> dict[str, Any]:
+    url = image if isinstance(image, str) else data_url(image)
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    return {"model": "tiny-early", "messages": [{"role": "user", "content": parts}]}
+
+
+def post(server: Server, path: str, body: bytes, key: str = KEY) -> tuple[int, str]:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(server.url + path, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None:
+    asked = queries() * 3
+    theirs = remote.batch(asked, decoding=SHORT, batch_size=8)
+    ours = local.batch(asked, decoding=SHORT)
+    assert [told(answer) for answer in theirs] == [told(answer) for answer in ours]
+    for their, our in zip(theirs, ours, strict=True):
+        close = 1e-3 if our.settings.boxes == "template" else 1e-5  # among the tokens it allows
+        assert their.confidence == pytest.approx(our.confidence, abs=close)
+    assert len({answer.text for answer in ours}) > 3
+
+
+def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: RemoteCoF) -> None:
+    before = succeeded(server)
+    hits = 'vllm:prefix_cache_hits_total{engine="%d",model_name="tiny-early"}'
+    found = [server.metric(hits % rank) for rank in (0, 1)]
+    for number in range(6):  # stage 2 finds the prefix that stage 1 has left
+        seen = Image.new("RGB", (160, 160), (number, 200, 90))
+        assert remote(seen, QUESTION, decoding=SHORT).grounding_text
+    answered = [after - past for after, past in zip(succeeded(server), before, strict=True)]
+    assert answered == [6, 6]
+    for rank, past in enumerate(found):
+        assert server.metric(hits % rank) - past >= 3 * 32
+
+
+def test_requests_without_cof_are_vllms(client: openai.OpenAI, local: CoF) -> None:
+    image = local(SCENES[3], QUESTION).image
+    reply = client.chat.completions.create(
+        **message(image), temperature=0, max_tokens=8, logprobs=True, top_logprobs=2
+    )
+    plain = local.batch([Query(image, QUESTION, settings=Settings(focus="none"))], decoding=SHORT)
+    (choice,) = reply.choices
+    assert choice.message.content.strip() == plain[0].text
+    assert [len(token.top_logprobs) for token in choice.logprobs.content] == [2, 2]
+    assert reply.usage is not None
+    assert not hasattr(reply, "cof")
+
+
+@pytest.mark.parametrize("cof", [None, {"boxes": [[0, 0, 1, 1]]}], ids=["plain", "cof"])
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        ("file:///etc/hostname", "data: URL"),
+        ("http://127.0.0.1/x.png", "fetches no addresses"),
+        ("data:image/png;base64,AAAA", "is not an image"),
+        (Image.new("RGB", (1200, 1000)), "1200x1000 pixels"),
+    ],
+    ids=["file", "address", "damaged", "large"],
+)
+def test_bad_images(server: Server, image: Any, sentence: str, cof: Any) -> None:
+    body = json.dumps(message(image) | ({"cof": cof} if cof else {})).encode()
+    status, reply = post(server, "/v1/chat/completions", body)
+    assert status == 400
+    assert sentence in json.loads(reply)["error"]["message"]
+
+
+def test_routes_and_keys(server: Server) -> None:
+    ask = json.dumps(message(Image.new("RGB", (64, 64)))).encode()
+    assert post(server, "/invocations", ask)[0] == 404
+    assert post(server, "/scale_elastic_ep", b"{}")[0] == 404
+    assert post(server, "/v1/chat/completions", ask, key="wrong")[0] == 401
+    with_cof = json.dumps(json.loads(ask) | {"cof": {}}).encode()
+    assert post(server, "/v1/chat/completions", with_cof, key="wrong")[0] == 401
+    assert post(server, "/v1/chat/completions", b'{"cof": ')[0] in (400, 422)
+    assert post(server, "/v1/chat/completions", b" " * (2**20 * 28))[0] == 413
+    assert post(server, "/v1/completions", b'{"model": "tiny-early", "prompt": "A"}')[0] == 200
+
+
+def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
+    for settings in (Settings(grounder="attention"), Settings(focus="contrast")):
+        with pytest.raises(CofError):
+            remote.batch([Query(SCENES[0], QUESTION, settings=settings)])
+    remote._retry_s = 0
+    with pytest.raises(CofError, match="vLLM refuses"):
+        remote(SCENES[0], "why " * 600)
+    assert remote(SCENES[0], QUESTION).text
+
+
+def test_metrics_of_both_stages(server: Server, remote: RemoteCoF) -> None:
+    before = [server.metric(f"cof_{stage}_seconds_count") for stage in ("ground", "answer")]
+    remote(SCENES[0], QUESTION)
+    after = [server.metric(f"cof_{stage}_seconds_count") for stage in ("ground", "answer")]
+    assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1]
+
+
+def test_what_was_begun_is_answered_when_the_server_is_stopped(
+    server: Server, local: CoF
+) -> None:
+    """The last test of this server."""
+    asked = queries()[:4] * 4
+    with (
+        CoF.connect(server.url, api_key=KEY) as remote,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        remote._retry_s = 0
+        begun = [pool.submit(remote.batch, [query], decoding=SHORT) for query in asked]
+        ends = time.monotonic() + 30
+        while server.metric("cof_under_way") < 8 and time.monotonic() < ends:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        outcomes = [future.exception() or future.result()[0].text for future in begun]
+    expected = [answer.text for answer in local.batch(asked, decoding=SHORT)]
+    answered = [
+        (outcome, text)
+        for outcome, text in zip(outcomes, expected, strict=True)
+        if isinstance(outcome, str)
+    ]
+    assert answered
+    assert all(outcome == text for outcome, text in answered)
+    refused = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    assert all(isinstance(outcome, CofError) for outcome in refused), refused
+    assert server.process.wait(60) is not None
