@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cof.answer import NO_IMAGE, Answer, refused_answer
@@ -16,7 +16,8 @@ from cof.query import Query, QueryLike, Sample, as_query
 from cof.settings import Settings, default_settings
 from cof.settings import preset as named_preset
 from cof.stages import Outcome, answer, locate, stage_one_request
-from cof.types import Decoding, EncodedImage, Generation, Grounding, Request, Timings
+from cof.streaming import SentText
+from cof.types import Decoding, EncodedImage, Generation, Grounding, OnText, Request, Timings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -145,14 +146,18 @@ class CoF:
         polygon: Sequence[tuple[float, float]] | None = None,
         mask: ArrayLike | None = None,
         decoding: Decoding | None = None,
+        on_text: Callable[[str], object] | None = None,
     ) -> Answer:
         """Answer one question. `boxes`, `polygon` and `mask` take the grounder's place (`Query`).
+
+        `on_text` gets the answer's text piece by piece while it is decoded (`batch`).
 
         Raises:
             CofError: the image, the question or the region cannot be used; the message says why.
         """
         query = Query(image, question, boxes=boxes, polygon=polygon, mask=mask)
-        return self.batch([query], decoding=decoding)[0]
+        tell = None if on_text is None else lambda _, piece: on_text(piece)
+        return self.batch([query], decoding=decoding, on_text=tell)[0]
 
     def batch(
         self,
@@ -161,6 +166,7 @@ class CoF:
         decoding: Decoding | None = None,
         batch_size: int = 16,
         on_error: OnError = "raise",
+        on_text: OnText | None = None,
     ) -> list[Answer]:
         """Answer many questions, `batch_size` at a time, each with its own region and lambda.
 
@@ -170,6 +176,9 @@ class CoF:
             batch_size: questions in one forward pass.
             on_error: `raise`: the first refused query ends the call; `return`: a refused query
                 gets an answer with its `error`, and all others are answered.
+            on_text: gets a query's place and the next piece of its answer while it is decoded; the
+                pieces joined are the answer's `text`. Where several answers are compared, and with
+                beams, the text is one piece. What it raises ends the call.
 
         Returns:
             The answers, in the order of the queries; each is what its query gets alone.
@@ -185,7 +194,8 @@ class CoF:
         answers: list[Answer] = []
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
-            answers += self._answer_batch(batch, decoding, raising=on_error == "raise")
+            raising = on_error == "raise"
+            answers += self._answer_batch(batch, decoding, on_text, start, raising=raising)
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
@@ -204,9 +214,16 @@ class CoF:
         return groundings[0]
 
     def _answer_batch(
-        self, items: Sequence[QueryLike], decoding: Decoding, *, raising: bool
+        self,
+        items: Sequence[QueryLike],
+        decoding: Decoding,
+        on_text: OnText | None,
+        start: int,
+        *,
+        raising: bool,
     ) -> list[Answer]:
-        """One batch; unless `raising`, refused queries get answers with errors."""
+        """One batch, whose first item has the place `start`; unless `raising`, refused queries get
+        answers with errors."""
         images: dict[object, Image] = {}
         samples: dict[int, Sample] = {}
         answers: dict[int, Answer] = {}
@@ -220,16 +237,25 @@ class CoF:
                 if raising:
                     raise
                 answers[number] = refused_answer(NO_IMAGE, question, self.settings, error)
-        replies = self._answer_samples(list(samples.values()), decoding, raising=raising)
+        texts: dict[Sample, SentText] = {}
+        if on_text is not None:
+            for number, sample in samples.items():
+                texts[sample] = SentText(partial(on_text, start + number))
+        replies = self._answer_samples(list(samples.values()), decoding, texts, raising=raising)
         answers |= zip(samples, replies, strict=True)
         return [answers[number] for number in range(len(items))]
 
     def _answer_samples(
-        self, samples: list[Sample], decoding: Decoding, *, raising: bool
+        self,
+        samples: list[Sample],
+        decoding: Decoding,
+        texts: Mapping[Sample, SentText],
+        *,
+        raising: bool,
     ) -> list[Answer]:
         """Checked samples; if the engine refuses one, the halves of the batch are run apart."""
         try:
-            return self._run(samples, decoding) if samples else []
+            return self._run(samples, decoding, texts) if samples else []
         except CofError as error:
             if raising:
                 raise
@@ -241,10 +267,12 @@ class CoF:
         return [
             answer
             for half in halves
-            for answer in self._answer_samples(half, decoding, raising=raising)
+            for answer in self._answer_samples(half, decoding, texts, raising=raising)
         ]
 
-    def _run(self, samples: list[Sample], decoding: Decoding) -> list[Answer]:
+    def _run(
+        self, samples: list[Sample], decoding: Decoding, texts: Mapping[Sample, SentText]
+    ) -> list[Answer]:
         """Both stages."""
         if any(sample.beside is not None for sample in samples) and not self.engine.takes_two:
             raise CofError(f"{self.engine.name} takes one image at a time: leave beside out.")
@@ -262,18 +290,39 @@ class CoF:
         looks = locate(self.engine, samples, requests, drafts)
         grounded = time.perf_counter()
         outcomes = answer(
-            lambda requests, _: self.engine.generate(requests, decoding),
+            lambda requests, numbers: self._generate(
+                requests, decoding, [texts.get(samples[number]) for number in numbers]
+            ),
             samples,
             requests,
             looks,
             drafts,
         )
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            if sample in texts:
+                texts[sample].finish(outcome.reply.text)
         answering = time.perf_counter() - grounded + drafted - before
         timings = Timings(ground=grounded - drafted + before - start, answer=answering)
         return [
             self._answer(sample, decoding, draft, outcome, timings)
             for sample, draft, outcome in zip(samples, drafts, outcomes, strict=True)
         ]
+
+    def _generate(
+        self, requests: Sequence[Request], decoding: Decoding, texts: Sequence[SentText | None]
+    ) -> list[Generation]:
+        """Replies, and the text of each as it grows, unless several are for one sample."""
+        alone = [text if texts.count(text) == 1 else None for text in texts]
+        if not any(alone):
+            return self.engine.generate(requests, decoding)
+
+        def tell(place: int, piece: str) -> None:
+            if (text := alone[place]) is not None:
+                text.grow(piece)
+
+        for text in filter(None, alone):
+            text.begin()
+        return self.engine.generate(requests, decoding, tell)
 
     def _answer(
         self,

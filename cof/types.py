@@ -7,7 +7,7 @@ the right and y down, unless a name says otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Scope = Literal["all", "text"]
 CellRule = Literal["coverage", "corners"]
+
+OnText = Callable[[int, str], object]
+"""Called with the place of a request or query and a piece of text, by which its reply has grown."""
 
 
 @dataclass(frozen=True)

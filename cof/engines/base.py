@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from cof.geometry.boxes import Frame
 from cof.prompting.dialects import Dialect
-from cof.types import Decoding, EncodedImage, Generation, Highlight, Request
+from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +39,15 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
-        """Answer every request, in order; requests in one call may differ in everything."""
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, on_text: OnText | None = None
+    ) -> list[Generation]:
+        """Answer every request, in order; requests in one call may differ in everything.
+
+        `on_text` gets each piece of a reply's text as soon as it is certain; no piece is empty,
+        and a request's pieces joined are its `Generation.text`. A reply that cannot be streamed is
+        one piece. What `on_text` raises ends the call.
+        """
         ...
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cof.geometry.boxes import Frame
 from cof.prompting.dialects import PAPER, Dialect
-from cof.types import Decoding, EncodedImage, Generation, Request
+from cof.types import Decoding, EncodedImage, Generation, OnText, Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,12 +49,25 @@ class FakeEngine:
         self.encoded.append(list(images))
         return [EncodedImage(image) for image in images]
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, on_text: OnText | None = None
+    ) -> list[Generation]:
         self.calls.append((list(requests), decoding))
-        return [self._reply(request) for request in requests]
+        replies = [self._reply(request) for request in requests]
+        if on_text is not None:
+            self._stream(replies, on_text)
+        return replies
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         return Frame.padded_square(image_wh)
+
+    def _stream(self, replies: Sequence[Generation], on_text: OnText) -> None:
+        """Word by word, the replies side by side."""
+        words = [re.split(r"(?<=\S)(?=\s)", reply.text) for reply in replies]
+        for step in itertools.zip_longest(*words):
+            for place, word in enumerate(step):
+                if word:
+                    on_text(place, word)
 
     def _reply(self, request: Request) -> Generation:
         text = self.replies(request) if callable(self.replies) else self.replies[request.prompt]

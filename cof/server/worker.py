@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -26,10 +26,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A query, and where its answer is put."""
+    """A query, and where its answer is put, and the pieces of its text before."""
 
     query: Query
     decoding: Decoding
+    on_text: Callable[[str], object] | None = None
     answer: Future[Answer] = field(default_factory=Future)
 
 
@@ -53,8 +54,16 @@ class Worker:
         """Whether it takes queries."""
         return self._thread.is_alive() and not self._closed
 
-    def submit(self, query: Query, decoding: Decoding) -> Future[Answer]:
+    def submit(
+        self,
+        query: Query,
+        decoding: Decoding,
+        on_text: Callable[[str], object] | None = None,
+    ) -> Future[Answer]:
         """Put a query into the queue; cancel the future while it waits to take it out.
+
+        Args:
+            on_text: gets the answer's text piece by piece, in the worker's thread.
 
         Raises:
             ApiError: the queue is full, or the server is being stopped.
@@ -65,7 +74,7 @@ class Worker:
             raise ApiError(
                 429, "Too many requests are waiting: ask again in a moment.", "queue_full"
             )
-        job = Job(query, decoding)
+        job = Job(query, decoding, on_text)
         self._jobs.put(job)
         return job.answer
 

@@ -37,6 +37,7 @@ from cof.engines.transformers.option_scoring import Forced, collect_scores, toke
 from cof.engines.transformers.prefix_cache import LazyPrefix, Prefix, Prompts
 from cof.engines.transformers.probing import probe
 from cof.engines.transformers.prompt_builder import PromptBuilder, TokenizedRequests
+from cof.engines.transformers.streaming import BatchStreamer
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat
@@ -44,7 +45,7 @@ from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
-from cof.types import Decoding, EncodedImage, Generation, Highlight, Request
+from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
 
 MAX_BATCH_TOKENS = 16384
 """Sixteen questions about LLaVA-1.5's 576 image tokens; some 3 GB of a 7B model's KV cache."""
@@ -185,6 +186,7 @@ class TransformersEngine:
         self,
         requests: Sequence[Request],
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
+        on_text: OnText | None = None,
     ) -> list[Generation]:
         """Answer every request, in one batch if `max_batch_tokens` allows it.
 
@@ -192,6 +194,9 @@ class TransformersEngine:
         the model does not see (outside a centre crop) is answered plainly with a `CofWarning`.
 
         `Generation.logprobs` are those of the model itself, before temperature and top-p.
+
+        `on_text` gets each reply token by token (`Engine.generate`), but those with beams or a box
+        template as one piece.
 
         Raises:
             CofError: a layer or head the model does not have, or out of memory.
@@ -206,12 +211,20 @@ class TransformersEngine:
         copies = 2 if guided else decoding.num_beams
         replies: dict[int, Generation] = {}
         for rows, batch in self.plan(requests, [longest] * len(requests), copies):
+            streamer = None
+            if on_text is not None and template is None and decoding.num_beams == 1:
+                ends = self._generation_config(decoding).eos_token_id
+                streamer = BatchStreamer(self.processor.tokenizer, ends, rows, on_text)
             with torch.inference_mode(), out_of_memory():
                 if guided:
-                    answers = self._answer_guided(batch, decoding)
+                    answers = self._answer_guided(batch, decoding, streamer)
                 else:
-                    answers = self._answer(batch, decoding, template)
+                    answers = self._answer(batch, decoding, template, streamer)
             replies |= zip(rows, answers, strict=True)
+            if on_text is not None and streamer is None:
+                for row, reply in zip(rows, answers, strict=True):
+                    if reply.text:
+                        on_text(row, reply.text)
         return [replies[row] for row in range(len(requests))]
 
     def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
@@ -434,24 +447,30 @@ class TransformersEngine:
         return isinstance(self.adapter, DecoderAdapter) and self.adapter.reuses_states
 
     def _answer(
-        self, batch: TokenizedRequests, decoding: Decoding, template: CompiledBoxTemplate | None
+        self,
+        batch: TokenizedRequests,
+        decoding: Decoding,
+        template: CompiledBoxTemplate | None,
+        streamer: BatchStreamer | None,
     ) -> list[Generation]:
         prompts = self.prefill(batch, decoding.num_beams)
-        replies, cache = self.decode(prompts, decoding, template)
+        replies, cache = self.decode(prompts, decoding, template, streamer=streamer)
         if prompts.keeps_states:
             prefixes = self._decoder().split_prefixes(prompts, cache)
             for image, prefix in zip(batch.first_images, prefixes, strict=True):
                 image.prefix.fill(prefix)
         return replies
 
-    def _answer_guided(self, batch: TokenizedRequests, decoding: Decoding) -> list[Generation]:
+    def _answer_guided(
+        self, batch: TokenizedRequests, decoding: Decoding, streamer: BatchStreamer | None
+    ) -> list[Generation]:
         """Each row with its other branch beside it, in one batch."""
         branches = self.prompt_builder.tokenize(
             [*batch.requests, *map(make_contrast, batch.requests)], [*batch.images, *batch.images]
         )
         guided = LogitsProcessorList([Guided([guidance(request) for request in batch.requests])])
         prompts = self._resume(branches)
-        replies, _ = self.decode(prompts, decoding, logits_processor=guided)
+        replies, _ = self.decode(prompts, decoding, logits_processor=guided, streamer=streamer)
         return replies[: len(batch.requests)]
 
     def _resume(self, batch: TokenizedRequests) -> Prompts:

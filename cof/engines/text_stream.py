@@ -1,0 +1,66 @@
+"""Tokens that arrive one after another, as pieces of text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_OPEN = re.compile(r"(\s|\ufffd| n'?| '[rv]?)\Z")
+"""An end of text that may still change: white space, which is stripped at a reply's end; a
+character without its last bytes; and the beginning of what tokenizers that clean up draw to the
+word before it (`do n't` -> `don't`)."""
+
+
+class TextStream:
+    """The text of one reply, piece by piece.
+
+    The pieces joined are `tokenizer.decode(ids, skip_special_tokens=True).strip()` of all tokens.
+
+    Example: bytes of one character are held back, and so is white space.
+
+        >>> class Bytes:
+        ...     all_special_ids = ()
+        ...     def convert_ids_to_tokens(self, id): return chr(id)
+        ...     def decode(self, ids, **_): return bytes(ids).decode(errors="replace")
+        >>> stream, ids = TextStream(Bytes()), list(" 5 €".encode())
+        >>> [stream.feed(ids[:n]) for n in range(1, 6)], stream.feed(ids, done=True)
+        (['', '5', '', '', ''], ' €')
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._start = self._end = 0  # the tokens whose text is the last piece
+
+    def feed(self, ids: Sequence[int], *, done: bool = False) -> str:
+        """The text by which the reply has grown for certain; empty: more tokens are needed.
+
+        Args:
+            ids: all tokens of the reply so far, its end token left out.
+            done: whether there are no more.
+        """
+        # Only the end is decoded; the last piece stands before it, since a decoder may treat the
+        # first token otherwise than later ones.
+        last, new = ids[self._start : self._end], ids[self._start :]
+        if not done and (not ids or self._may_change(ids[-1], new)):
+            return ""
+        piece = self._decode(new)[len(self._decode(last)) :]
+        if not piece:
+            return ""
+        if self._end == 0:
+            piece = piece.lstrip()
+        self._start, self._end = self._end, len(ids)
+        return piece.rstrip()
+
+    def _may_change(self, last: int, ids: Sequence[int]) -> bool:
+        """Whether the text of tokens may be another once more tokens follow the last one.
+
+        A run of bytes such as `<0xE2>` is decoded as a whole, and special tokens do not end it.
+        """
+        if last in self._special or str(self._tokenizer.convert_ids_to_tokens(last))[:3] == "<0x":
+            return True
+        return bool(_OPEN.search(self._decode(ids, clean_up_tokenization_spaces=False)))
+
+    def _decode(self, ids: Sequence[int], **options: Any) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, **options))
