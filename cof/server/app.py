@@ -47,8 +47,16 @@ class Answerer(Protocol):
         """Whether it takes queries."""
         ...
 
-    def submit(self, query: Query, decoding: Decoding) -> Future[Answer]:
+    def submit(
+        self,
+        query: Query,
+        decoding: Decoding,
+        on_text: Callable[[str], object] | None = None,
+    ) -> Future[Answer]:
         """Ask; cancel the future where nobody waits for the answer any more.
+
+        Args:
+            on_text: gets the answer's text piece by piece, in another thread.
 
         Raises:
             ApiError: it takes no more.

@@ -11,6 +11,7 @@ import os
 import threading
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -195,7 +196,12 @@ class ServedWorker:
         """Whether it takes queries."""
         return not self._closed and not self._async_llm.errored
 
-    def submit(self, query: Query, decoding: Decoding) -> Future[Answer]:
+    def submit(
+        self,
+        query: Query,
+        decoding: Decoding,
+        on_text: Callable[[str], object] | None = None,
+    ) -> Future[Answer]:
         """See `cof.server.app.Answerer`."""
         if self._closed:
             raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
@@ -212,7 +218,7 @@ class ServedWorker:
         client = ServedClient(self._async_llm, self._loop, rank if len(self._ranks) > 1 else None)
         answer: Future[Answer] = Future()
         answer.add_done_callback(lambda done: client.cancel() if done.cancelled() else None)
-        self._threads.submit(self._answer, client, rank, query, decoding, answer)
+        self._threads.submit(self._answer, client, rank, query, decoding, on_text, answer)
         return answer
 
     def close(self, timeout_s: float) -> None:
@@ -225,12 +231,14 @@ class ServedWorker:
         rank: int,
         query: Query,
         decoding: Decoding,
+        on_text: Callable[[str], object] | None,
         answer: Future[Answer],
     ) -> None:
         outcome: Answer | Exception
         try:
             cof = CoF(self._engine.with_client(client), self._settings)
-            (outcome,) = cof.batch([query], decoding=decoding)
+            tell = None if on_text is None else lambda _, piece: on_text(piece)
+            (outcome,) = cof.batch([query], decoding=decoding, on_text=tell)
             self._metrics.batch(1, outcome.timings)
         except RequestAborted as error:
             outcome = ApiError(503, str(error), "stopping")

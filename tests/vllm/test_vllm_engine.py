@@ -104,6 +104,30 @@ def assert_equal_ignoring_plain(
     assert difference(*theirs) > 0.1  # the highlight makes the difference
 
 
+def test_replies_are_streamed(engine: VllmEngine) -> None:
+    prompt = engine.dialect.grounding_prompt("What digit is on the star?")
+    requests = [Request(image, prompt) for image in SCENES[:3]]
+    pieces: dict[int, list[str]] = {place: [] for place in range(3)}
+    replies = engine.generate(
+        requests, Decoding(), lambda place, piece: pieces[place].append(piece)
+    )
+    assert engine.generate(requests) == replies
+    assert ["".join(told) for told in pieces.values()] == [reply.text for reply in replies]
+    assert all(len(told) > 4 for told in pieces.values())
+
+
+def test_a_listener_that_fails_ends_its_call_alone(engine: VllmEngine) -> None:
+    requests = [Request(image, "What is in the image?") for image in SCENES[:3]]
+    before = engine.generate(requests, FEW)
+
+    def fail(place: int, piece: str) -> None:
+        raise KeyError(place)
+
+    with pytest.raises(KeyError):
+        engine.generate(requests, Decoding(max_new_tokens=100, temperature=2.0), fail)
+    assert engine.generate(requests, FEW) == before
+
+
 def test_sampling_is_the_seeds(engine: VllmEngine) -> None:
     def sampled(seed: int) -> Generation:
         decoding = Decoding(max_new_tokens=12, temperature=2.0, top_p=0.95, seed=seed)

@@ -180,9 +180,7 @@ def test_metrics_of_both_stages(server: Server, remote: RemoteCoF) -> None:
     assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1]
 
 
-def test_what_was_begun_is_answered_when_the_server_is_stopped(
-    server: Server, local: CoF
-) -> None:
+def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, local: CoF) -> None:
     """The last test of this server."""
     asked = queries()[:4] * 4
     with (

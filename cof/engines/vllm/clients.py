@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from cof.errors import CofError
 
-OnTokens = Callable[[int, list[int]], object]
-"""The place of a request, and all tokens of its reply so far."""
+OnOutput = Callable[[int, Any], object]
+"""Called with the place of a request and vLLM's `CompletionOutput` so far."""
 
 
 class RequestAborted(CofError):
@@ -32,12 +32,12 @@ class Client(Protocol):
         self,
         prompts: Sequence[Any],
         params: Sequence[Any],
-        on_tokens: OnTokens | None = None,
+        on_output: OnOutput | None = None,
     ) -> list[Any]:
         """vLLM's `CompletionOutput` for each of its prompts and `SamplingParams`.
 
         Args:
-            on_tokens: called whenever a reply grows; what it raises ends the call.
+            on_output: called whenever a reply grows; what it raises ends the call.
 
         Raises:
             ValueError: vLLM refuses one of them; then none is answered.
@@ -57,7 +57,7 @@ class OfflineClient:
         self,
         prompts: Sequence[Any],
         params: Sequence[Any],
-        on_tokens: OnTokens | None = None,
+        on_output: OnOutput | None = None,
     ) -> list[Any]:
         """See `Client`."""
         engine = self.llm.llm_engine
@@ -67,13 +67,13 @@ class OfflineClient:
             try:
                 for place, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
                     request_id = str(next(self.llm.request_counter))
-                    engine.add_request(request_id, prompt, _reporting(each, on_tokens))
+                    engine.add_request(request_id, prompt, _reporting(each, on_output))
                     places[request_id] = place
                 while len(outputs) < len(prompts):
                     for step in engine.step():
                         place, output = places[step.request_id], step.outputs[0]
-                        if on_tokens is not None:
-                            on_tokens(place, list(output.token_ids))
+                        if on_output is not None:
+                            on_output(place, output)
                         if step.finished:
                             outputs[place] = output
             except BaseException:
@@ -104,7 +104,7 @@ class ServedClient:
         self,
         prompts: Sequence[Any],
         params: Sequence[Any],
-        on_tokens: OnTokens | None = None,
+        on_output: OnOutput | None = None,
     ) -> list[Any]:
         """See `Client`.
 
@@ -112,7 +112,7 @@ class ServedClient:
             RequestAborted: by `cancel`, or because the engine is being stopped.
         """
         self._under_way = asyncio.run_coroutine_threadsafe(
-            self._run(prompts, params, on_tokens), self._loop
+            self._run(prompts, params, on_output), self._loop
         )
         if self._cancelled.is_set():  # in between
             self._under_way.cancel()
@@ -128,35 +128,41 @@ class ServedClient:
             self._under_way.cancel()
 
     async def _run(
-        self, prompts: Sequence[Any], params: Sequence[Any], on_tokens: OnTokens | None
+        self, prompts: Sequence[Any], params: Sequence[Any], on_output: OnOutput | None
     ) -> list[Any]:
         tasks = [
-            asyncio.ensure_future(self._one(place, prompt, each, on_tokens))
+            asyncio.ensure_future(self._one(place, prompt, each, on_output))
             for place, (prompt, each) in enumerate(zip(prompts, params, strict=True))
         ]
+        replies = asyncio.gather(*tasks)
         try:
-            return list(await asyncio.gather(*tasks))
+            # a request that comes as the engine is stopped would wait for ever
+            engine = {self._engine.output_handler} - {None}
+            await asyncio.wait({replies, *engine}, return_when=asyncio.FIRST_COMPLETED)
+            if not replies.done():
+                raise RequestAborted("The engine is being stopped: ask again in a moment.")
+            return replies.result()
         finally:
             for task in tasks:  # one has failed, or all are done
                 task.cancel()
 
-    async def _one(self, place: int, prompt: Any, params: Any, on_tokens: OnTokens | None) -> Any:
+    async def _one(self, place: int, prompt: Any, params: Any, on_output: OnOutput | None) -> Any:
         request_id = f"cof-{next(self._numbers)}"
         async for step in self._engine.generate(
-            prompt, _reporting(params, on_tokens), request_id, data_parallel_rank=self.rank
+            prompt, _reporting(params, on_output), request_id, data_parallel_rank=self.rank
         ):
             output = step.outputs[0]
-            if on_tokens is not None:
-                on_tokens(place, list(output.token_ids))
+            if on_output is not None:
+                on_output(place, output)
         if output.finish_reason == "abort":  # with a part of the answer, or none
             raise RequestAborted("The engine is being stopped: ask again in a moment.")
         return output
 
 
-def _reporting(params: Any, on_tokens: OnTokens | None) -> Any:
+def _reporting(params: Any, on_output: OnOutput | None) -> Any:
     """The `SamplingParams` with every step reported, or the last one alone."""
     from vllm.sampling_params import RequestOutputKind
 
-    kind = RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE
+    kind = RequestOutputKind.FINAL_ONLY if on_output is None else RequestOutputKind.CUMULATIVE
     params.output_kind = kind
     return params

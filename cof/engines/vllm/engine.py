@@ -16,10 +16,11 @@ from PIL import Image
 from transformers import AutoConfig
 
 from cof.attention.bias_mask import make_gates
+from cof.engines.text_stream import TextStream
 from cof.engines.transformers.guidance import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
-from cof.engines.vllm.clients import Client, OfflineClient
+from cof.engines.vllm.clients import Client, OfflineClient, OnOutput
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
@@ -28,7 +29,7 @@ from cof.families.image_tokens import ImageTokens, processed_wh
 from cof.families.special_tokens import token_ids
 from cof.geometry.boxes import Frame
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
-from cof.types import Decoding, EncodedImage, Generation, Highlight, Request
+from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
 
 MODEL_TYPES = (
     "llava",
@@ -143,10 +144,12 @@ class VllmEngine:
         self,
         requests: Sequence[Request],
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
+        on_text: OnText | None = None,
     ) -> list[Generation]:
         """Answer every request.
 
         `Generation.logprobs` are those of the model itself, before temperature and top-p.
+        `on_text` gets each reply token by token (`Engine.generate`), in a thread of vLLM's.
 
         A box template is held by a regular expression. It does not know that a box's third number
         comes after its first, so that a box may have no area. Log-probabilities are then those
@@ -170,7 +173,9 @@ class VllmEngine:
         prompts = [self._prompt(request) for request in requests]
         params = [self._sampling_params(request, decoding) for request in requests]
         try:
-            outputs = self.client.run(prompts, params)
+            outputs = self.client.run(
+                prompts, params, on_text and self._streamed(len(prompts), decoding, on_text)
+            )
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
         return [self._generation(output, decoding) for output in outputs]
@@ -228,11 +233,22 @@ class VllmEngine:
         values = np.concatenate([np.zeros(self._first_feature), added])
         return RequestBias.from_values(values, highlight)
 
+    def _streamed(self, count: int, decoding: Decoding, on_text: OnText) -> OnOutput:
+        """What tells `on_text` of the replies as they grow."""
+        streams = [TextStream(self.processor.tokenizer) for _ in range(count)]
+
+        def tell(place: int, output: Any) -> None:
+            done = output.finish_reason is not None
+            if decoding.box_template is None or done:
+                piece = streams[place].feed(_chosen_ids(output), done=done)
+                if piece:
+                    on_text(place, piece)
+
+        return tell
+
     def _generation(self, output: Any, decoding: Decoding) -> Generation:
-        ids = list(output.token_ids)
-        logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
-        if output.finish_reason == "stop":  # the end token
-            del ids[-1], logprobs[-1]
+        ids = _chosen_ids(output)
+        logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=False)]
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
         compiled = self._compiled(decoding.box_template) if decoding.box_template else None
         if compiled is not None:
@@ -260,6 +276,12 @@ class VllmEngine:
     def _regex(self, template: BoxTemplate) -> str:
         blank = "" if self.chat.render("")[-1:].isspace() else " "
         return blank + template_regex(template)
+
+
+def _chosen_ids(output: Any) -> list[int]:
+    """The tokens of vLLM's `CompletionOutput`, without the end token."""
+    ids = list(output.token_ids)
+    return ids[:-1] if output.finish_reason == "stop" else ids
 
 
 def chosen_tokens(compiled: CompiledBoxTemplate, ids: Sequence[int]) -> list[int]:
