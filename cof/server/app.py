@@ -7,14 +7,15 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from cof.answer import Answer
 from cof.errors import CofError, OutOfMemory
@@ -25,11 +26,13 @@ from cof.server.images import Decoder, Fetcher, from_data
 from cof.server.limits import Limits
 from cof.server.logs import RequestLog
 from cof.server.metrics import Metrics
-from cof.server.protocol import Ask, completion, events, parse
+from cof.server.protocol import Ask, completion, event, events, parse
 from cof.server.worker import Worker
 
 CLOSING_S = 30
 """How long the engine may go on with what waits when the server is stopped."""
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +50,20 @@ class Service:
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "cof-decode")
         self.worker = Worker(cof, limits.max_batch, limits.max_queue, self.metrics)
 
-    async def answer(self, request: Request) -> tuple[Ask, Answer]:
-        """The request of an HTTP request, and its answer.
+    async def answer(self, request: Request) -> tuple[Ask, AsyncGenerator[str | Answer, None]]:
+        """The request of an HTTP request, and what comes of it: the pieces of the text as they are
+        decoded, if it is to be streamed, and the answer. The first of them is there.
 
         Raises:
-            ApiError, CofError: there is none.
+            ApiError, CofError: there is no answer.
         """
+        ends = asyncio.get_running_loop().time() + self.limits.timeout_s
+        ask, query = await self._in_time(self._read(request), ends)
+        updates = self._updates(query, ask)
+        first = await self._in_time(_unless_gone(request, anext(updates)), ends)
+        return ask, self._continue(first, updates, ends)
+
+    async def _read(self, request: Request) -> tuple[Ask, Query]:
         loop = asyncio.get_running_loop()
         body = await self._body(request)
         ask = await loop.run_in_executor(
@@ -73,8 +84,58 @@ class Service:
             beside=images[1] if len(images) > 1 else None,
             **ask.region,
         )
-        answer = asyncio.wrap_future(self.worker.submit(query, ask.decoding))
-        return ask, await _wait(request, answer)
+        return ask, query
+
+    async def _updates(self, query: Query, ask: Ask) -> AsyncGenerator[str | Answer, None]:
+        """What comes from the worker's thread. Closed before the answer, it takes the query out of
+        the queue."""
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
+
+        def tell(piece: str) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and its clients with it
+                loop.call_soon_threadsafe(arrived.put_nowait, piece)
+
+        def end(answer: asyncio.Future[Answer]) -> None:
+            if not answer.cancelled():
+                arrived.put_nowait(answer.exception() or answer.result())
+
+        with self.metrics.under_way.track_inprogress():
+            on_text = tell if ask.stream else None
+            answer = asyncio.wrap_future(self.worker.submit(query, ask.decoding, on_text))
+            answer.add_done_callback(end)
+            try:
+                while isinstance(update := await arrived.get(), str):
+                    yield update
+            finally:
+                answer.cancel()
+        if isinstance(update, BaseException):
+            raise update
+        yield update
+
+    async def _continue(
+        self,
+        first: str | Answer,
+        updates: AsyncGenerator[str | Answer, None],
+        ends: float,
+    ) -> AsyncGenerator[str | Answer, None]:
+        async with aclosing(updates):
+            yield first
+            while not isinstance(first, Answer):
+                first = await self._in_time(anext(updates), ends)
+                yield first
+
+    async def _in_time(self, result: Awaitable[Result], ends: float) -> Result:
+        """
+        Raises:
+            ApiError: it is not there at the loop's time `ends`.
+        """
+        try:
+            return await asyncio.wait_for(result, ends - asyncio.get_running_loop().time())
+        except asyncio.TimeoutError:
+            raise ApiError(
+                504, f"There was no answer in {self.limits.timeout_s:g} s: ask for less.", "timeout"
+            ) from None
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
@@ -132,10 +193,14 @@ def create_app(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(RequestLog, metrics=service.metrics)
 
-    def refused(request: Request, error: Exception) -> JSONResponse:
+    def count(request: Request, error: Exception) -> ApiError:
         failure = _as_api_error(error)
         request.state.about["error"] = failure.code
         service.metrics.errors.labels(failure.code).inc()
+        return failure
+
+    def refused(request: Request, error: Exception) -> JSONResponse:
+        failure = count(request, error)
         return JSONResponse(failure.body, failure.status, failure.headers)
 
     for kind in (ApiError, CofError, HTTPException):
@@ -151,19 +216,25 @@ def create_app(
     @app.post("/v1/chat/completions", dependencies=[Depends(check_key)])
     async def chat(request: Request) -> Response:
         try:
-            with service.metrics.under_way.track_inprogress():
-                ask, answer = await asyncio.wait_for(service.answer(request), limits.timeout_s)
-        except asyncio.TimeoutError:
-            raise ApiError(
-                504, f"There was no answer in {limits.timeout_s:g} s: ask for less.", "timeout"
-            ) from None
+            ask, updates = await service.answer(request)
         except (ApiError, CofError):
             raise
         except Exception as error:
-            _log.exception("A request failed.")
-            raise ApiError(500, "The server failed on this request.", "fault") from error
+            raise _as_api_error(error) from error
+
+        async def stream() -> AsyncGenerator[str, None]:
+            async with aclosing(updates):
+                try:
+                    async for content in events(updates, ask, model):
+                        yield content
+                except Exception as error:  # too late for a status
+                    yield event(count(request, error).body)
+
         if ask.stream:
-            return StreamingResponse(events(answer, ask, model), media_type="text/event-stream")
+            return EventStream(stream())
+        async with aclosing(updates):
+            answer = await anext(updates)
+        assert isinstance(answer, Answer)
         return JSONResponse(completion(answer, ask, model))
 
     @app.get("/v1/models", dependencies=[Depends(check_key)])
@@ -183,6 +254,20 @@ def create_app(
     return app
 
 
+class EventStream(StreamingResponse):
+    """Server-sent events. Where the client goes, their generator ends at once."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        super().__init__(events)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
+
+
 def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
@@ -192,18 +277,24 @@ def _as_api_error(error: Exception) -> ApiError:
         )
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, f"{error.detail}.", "no_such_route")
-    return ApiError(400, str(error))
+    if isinstance(error, CofError):
+        return ApiError(400, str(error))
+    _log.error("A request failed.", exc_info=error)
+    return ApiError(500, "The server failed on this request.", "fault")
 
 
-async def _wait(request: Request, answer: asyncio.Future[Answer]) -> Answer:
-    """The answer; where the client has gone or the time is up, it leaves the queue."""
-    gone = asyncio.ensure_future(request.receive())
-    both: list[asyncio.Future[Any]] = [answer, gone]
+async def _unless_gone(request: Request, result: Awaitable[Result]) -> Result:
+    """A result, which is waited for while the client does so too.
+
+    Raises:
+        ApiError: the client has gone.
+    """
+    gone, waiting = asyncio.ensure_future(request.receive()), asyncio.ensure_future(result)
     try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
+        await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
             raise ApiError(499, "The client has gone.", "client_gone")
-        return answer.result()
+        return waiting.result()
     finally:
         gone.cancel()
-        answer.cancel()
+        waiting.cancel()
