@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from cof.answer import NO_IMAGE, Answer, refused_answer
@@ -18,7 +20,8 @@ from cof.geometry.regions import EVERYTHING, Region
 from cof.images import load_image
 from cof.query import Query, QueryLike, as_query, check_question
 from cof.settings import Settings
-from cof.types import Decoding, EncodedImage, Timings
+from cof.streaming import SentText
+from cof.types import Decoding, EncodedImage, OnText, Timings
 
 if TYPE_CHECKING:
     import httpx2
@@ -102,10 +105,12 @@ class RemoteCoF:
         boxes: Sequence[Sequence[float]] | None = None,
         polygon: Sequence[tuple[float, float]] | None = None,
         decoding: Decoding | None = None,
+        on_text: Callable[[str], object] | None = None,
     ) -> Answer:
         """As `cof.CoF.__call__`."""
         query = Query(image, question, boxes=boxes, polygon=polygon)
-        return self.batch([query], decoding=decoding)[0]
+        tell = None if on_text is None else lambda _, piece: on_text(piece)
+        return self.batch([query], decoding=decoding, on_text=tell)[0]
 
     def batch(
         self,
@@ -114,12 +119,26 @@ class RemoteCoF:
         decoding: Decoding | None = None,
         batch_size: int = 16,
         on_error: Literal["raise", "return"] = "raise",
+        on_text: OnText | None = None,
     ) -> list[Answer]:
-        """As `cof.CoF.batch`; `batch_size` requests are under way at a time."""
+        """As `cof.CoF.batch`; `batch_size` requests are under way at a time, each in a thread.
+
+        `on_text` is called in these threads, in one of them at a time.
+        """
         asked = [as_query(item) for item in queries]
         pool = ThreadPoolExecutor(batch_size, "cof-client")
+        telling = Lock()
+
+        def tell(place: int, piece: str) -> None:
+            assert on_text is not None
+            with telling:
+                on_text(place, piece)
+
         try:
-            waiting = [pool.submit(self._answer, query, decoding or Decoding()) for query in asked]
+            waiting = []
+            for place, query in enumerate(asked):
+                text = None if on_text is None else SentText(partial(tell, place))
+                waiting.append(pool.submit(self._answer, query, decoding or Decoding(), text))
             answers = []
             for query, answer in zip(asked, waiting, strict=True):
                 try:
@@ -133,7 +152,7 @@ class RemoteCoF:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _answer(self, query: Query, decoding: Decoding) -> Answer:
+    def _answer(self, query: Query, decoding: Decoding, sent: SentText | None) -> Answer:
         question = check_question(query.question)
         image = self._load(query.image)
         shown = [image] if query.beside is None else [image, self._load(query.beside)]
@@ -143,8 +162,11 @@ class RemoteCoF:
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
             **_decoding_fields(decoding),
         }
-        reply = self._ask("POST", "/v1/chat/completions", {**body, "cof": self._options(query)})
+        own = {"cof": self._options(query), "stream": sent is not None}
+        reply = self._ask("POST", "/v1/chat/completions", {**body, **own}, sent)
         text = str(reply["choices"][0]["message"]["content"])
+        if sent is not None:
+            sent.finish(text)
         if "cof" not in reply:
             raise CofError(f"{self._url} answers without looking closer: start it with cof serve.")
         look = reply["cof"]
@@ -197,13 +219,23 @@ class RemoteCoF:
         }
         return own | {name: value for name, value in given.items() if value is not None}
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The reply to a request, which is sent again while nobody is there to answer it."""
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        sent: SentText | None = None,
+    ) -> dict[str, Any]:
+        """The reply to a request, which is sent again while nobody is there to answer it; `sent` is
+        told of its text as it grows."""
         ends = time.monotonic() + self._retry_s
         pause = 0.1
         while True:
             try:
-                reply = self._http.request(method, self._url + path, json=body)
+                if sent is None:
+                    reply = self._http.request(method, self._url + path, json=body)
+                else:
+                    reply = self._stream(method, self._url + path, body, sent)
             except self._lost as error:
                 problem = f"{self._url} cannot be reached: {error}."
             except self._failed as error:
@@ -222,6 +254,32 @@ class RemoteCoF:
                 raise CofError(problem)
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _stream(
+        self, method: str, url: str, body: Mapping[str, Any] | None, sent: SentText
+    ) -> httpx2.Response:
+        """The reply to a request with `stream`, as it would be without."""
+        import httpx2
+
+        sent.begin()
+        text = ""
+        last: dict[str, Any] = {}
+        with self._http.stream(method, url, json=body) as reply:
+            if not reply.headers.get("content-type", "").startswith("text/event-stream"):
+                reply.read()
+                return reply
+            for line in filter(None, reply.iter_lines()):
+                data = line.removeprefix("data: ")
+                if data == "[DONE]":
+                    whole = {**last, "choices": [{"message": {"content": text}}]}
+                    return httpx2.Response(200, json=whole)
+                last = json.loads(data)
+                if "error" in last:
+                    return httpx2.Response(500, json=last)
+                if piece := last["choices"][0]["delta"].get("content"):
+                    text += piece
+                    sent.grow(piece)
+        raise httpx2.RemoteProtocolError("the stream broke off")
 
 
 def data_url(image: Image) -> str:

@@ -8,19 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import checkpoint, picture, tokenizer
+from models import tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
-from zoo import zoo
 
-from cof.engines.fake import FakeEngine
 from cof.engines.text_stream import TextStream
-from cof.engines.transformers.engine import TransformersEngine
-from cof.focuses import ContrastFocus
-from cof.geometry.regions import Region
-from cof.prompting.box_template import BoxTemplate
-from cof.prompting.dialects import TINY
-from cof.types import Decoding, Generation, Highlight, Request
 
 
 def llama_words() -> PreTrainedTokenizerFast:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from cof.errors import CofError, OutOfMemory
+
+_log = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -39,3 +46,19 @@ class ApiError(Exception):
         if self.status in (429, 503):
             return {"Retry-After": "1"}
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, OutOfMemory):
+        return ApiError(
+            503, "The server is out of memory: ask again, or send a smaller image.", "out_of_memory"
+        )
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, f"{error.detail}.", "no_such_route")
+    if isinstance(error, CofError):
+        return ApiError(400, str(error))
+    _log.error("A request failed.", exc_info=error)
+    return ApiError(500, "The server failed on this request.", "fault")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -161,38 +161,48 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
 def completion(answer: Answer, ask: Ask, model: str) -> dict[str, Any]:
     """The answer, as OpenAI's server would give it, and with `cof` where the request had it."""
     message = {"role": "assistant", "content": answer.text, "refusal": None}
-    return _reply(answer, ask, model, "chat.completion", message=message)
+    head = _head("chat.completion", model)
+    return head | _choice(_finish_reason(answer, ask), message=message) | _look(answer, ask)
 
 
-def events(answer: Answer, ask: Ask, model: str) -> Iterator[str]:
-    """The same answer as server-sent events; no token is sent before the last one is known."""
-    reply = _reply(answer, ask, model, "chat.completion.chunk", delta={})
-    (last,) = reply["choices"]
-    for delta in ({"role": "assistant", "content": ""}, {"content": answer.text}):
-        choice = {**last, "delta": delta, "finish_reason": None}
-        chunk = {name: reply[name] for name in reply if name != "cof"} | {"choices": [choice]}
-        yield f"data: {json.dumps(chunk)}\n\n"
-    yield f"data: {json.dumps(reply)}\n\n"
+async def events(updates: AsyncIterator[str | Answer], ask: Ask, model: str) -> AsyncIterator[str]:
+    """Server-sent events: each piece of the text as it comes, and the answer with the last one."""
+    head = _head("chat.completion.chunk", model)
+    yield event(head | _choice(None, delta={"role": "assistant", "content": ""}))
+    async for update in updates:
+        if isinstance(update, str):
+            yield event(head | _choice(None, delta={"content": update}))
+        else:
+            reason = _finish_reason(update, ask)
+            yield event(head | _choice(reason, delta={}) | _look(update, ask))
     yield "data: [DONE]\n\n"
 
 
-def _reply(answer: Answer, ask: Ask, model: str, kind: str, **content: Any) -> dict[str, Any]:
-    full = answer.num_tokens >= ask.decoding.max_new_tokens
-    end = "length" if full else "stop"
-    choice = {"index": 0, **content, "logprobs": None, "finish_reason": end}
-    reply = {
-        "id": f"chatcmpl-{uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
-        "choices": [choice],
-    }
-    return reply | {"cof": _look(answer)} if ask.with_cof else reply
+def event(content: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(content)}\n\n"
 
 
-def _look(answer: Answer) -> dict[str, Any]:
-    """What `cof` says beside an answer; boxes are `[x1, y1, x2, y2]` in 0..1 of the first image."""
-    return {
+def _head(kind: str, model: str) -> dict[str, Any]:
+    created = int(time.time())
+    return {"id": f"chatcmpl-{uuid4().hex}", "object": kind, "created": created, "model": model}
+
+
+def _choice(finish_reason: str | None, **content: Any) -> dict[str, Any]:
+    choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+    return {"choices": [choice]}
+
+
+def _finish_reason(answer: Answer, ask: Ask) -> str:
+    return "length" if answer.num_tokens >= ask.decoding.max_new_tokens else "stop"
+
+
+def _look(answer: Answer, ask: Ask) -> dict[str, Any]:
+    """`cof` beside an answer whose request had it; boxes are `[x1, y1, x2, y2]` in 0..1 of the
+    first image."""
+    if not ask.with_cof:
+        return {}
+    look = {
         "boxes": answer.boxes,
         "raw_boxes": answer.raw_boxes,
         "whole": answer.region is not None and answer.region.whole,
@@ -205,6 +215,7 @@ def _look(answer: Answer) -> dict[str, Any]:
         "timings": dict(answer.timings.as_dict()),
         "settings": answer.settings.as_dict(),
     }
+    return {"cof": look}
 
 
 def _read_messages(messages: list[_Message], limits: Limits) -> tuple[str, tuple[str, ...]]:

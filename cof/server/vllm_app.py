@@ -31,12 +31,13 @@ from cof.images import check_image
 from cof.limits import UPLOAD_FORMATS
 from cof.pipeline import CoF
 from cof.query import Query
-from cof.server.app import Service, as_api_error, read_body, service_app
-from cof.server.errors import ApiError
+from cof.server.app import service_app
+from cof.server.errors import ApiError, as_api_error
 from cof.server.images import Fetcher
 from cof.server.limits import Limits
 from cof.server.logs import RequestLog, start_logging
 from cof.server.metrics import Metrics
+from cof.server.service import Service, read_body
 from cof.settings import Settings, default_settings
 from cof.settings import preset as named_preset
 from cof.types import Decoding

@@ -16,6 +16,7 @@ from cof.pipeline import CoF
 from cof.query import Query
 from cof.server.errors import ApiError
 from cof.server.metrics import Metrics
+from cof.streaming import SentText
 from cof.types import Decoding
 
 WINDOW_S = 0.005
@@ -26,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A query, and where its answer is put, and the pieces of its text before."""
+    """A query, and where its answer is put, and its text before if somebody wants it."""
 
     query: Query
     decoding: Decoding
-    on_text: Callable[[str], object] | None = None
+    text: SentText | None = None
     answer: Future[Answer] = field(default_factory=Future)
 
 
@@ -74,7 +75,7 @@ class Worker:
             raise ApiError(
                 429, "Too many requests are waiting: ask again in a moment.", "queue_full"
             )
-        job = Job(query, decoding, on_text)
+        job = Job(query, decoding, on_text and SentText(on_text))
         self._jobs.put(job)
         return job.answer
 
@@ -111,9 +112,21 @@ class Worker:
 
     def _answer(self, jobs: list[Job]) -> None:
         """Answer jobs of one decoding together; if that fails, each half by itself."""
-        queries = [job.query for job in jobs]
+        texts = [job.text for job in jobs]
+
+        def tell(place: int, piece: str) -> None:
+            if (text := texts[place]) is not None:
+                text.grow(piece)
+
+        for text in filter(None, texts):
+            text.begin()
         try:
-            answers = self._cof.batch(queries, decoding=jobs[0].decoding, batch_size=len(jobs))
+            answers = self._cof.batch(
+                [job.query for job in jobs],
+                decoding=jobs[0].decoding,
+                batch_size=len(jobs),
+                on_text=tell if any(texts) else None,
+            )
         except Exception as error:  # a fault in the engine as well
             if len(jobs) > 1:
                 middle = len(jobs) // 2
@@ -127,7 +140,13 @@ class Worker:
             return
         self._metrics.batch(len(jobs), answers[0].timings)
         for job, answer in zip(jobs, answers, strict=True):
-            job.answer.set_result(answer)
+            try:
+                if job.text is not None:
+                    job.text.finish(answer.text)
+            except CofError as error:
+                job.answer.set_exception(ApiError(500, str(error), "answer_changed"))
+            else:
+                job.answer.set_result(answer)
 
 
 def _group(jobs: list[Job]) -> Iterator[list[Job]]:

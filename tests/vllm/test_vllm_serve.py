@@ -173,6 +173,19 @@ def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
     assert remote(SCENES[0], QUESTION).text
 
 
+@pytest.mark.parametrize("cof", [None, {"strength": 4.0}], ids=["plain", "cof"])
+def test_streaming(client: openai.OpenAI, local: CoF, cof: Any) -> None:
+    image, question = local(SCENES[3], QUESTION).image, local.engine.dialect.grounding_prompt("it")
+    body = message(image, question) | {"temperature": 0, "max_tokens": 24}
+    extra = {"cof": cof} if cof else {}
+    whole = client.chat.completions.create(**body, extra_body=extra)
+    chunks = list(client.chat.completions.create(**body, extra_body=extra, stream=True))
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert sum(map(bool, pieces)) >= 4
+    assert (getattr(chunks[-1], "cof", None) is not None) == bool(cof)
+
+
 def test_metrics_of_both_stages(server: Server, remote: RemoteCoF) -> None:
     before = [server.metric(f"cof_{stage}_seconds_count") for stage in ("ground", "answer")]
     remote(SCENES[0], QUESTION)
