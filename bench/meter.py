@@ -91,6 +91,14 @@ def resident(pid: int | str = "self") -> float | None:
     return _resident("VmRSS", pid)
 
 
+def resident_with_children(pid: int) -> float:
+    """GiB that a process and those that it has started hold now (Linux)."""
+    held = resident(pid) or 0.0
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        held += sum(resident_with_children(int(child)) for child in file.read_text().split())
+    return held
+
+
 def _resident(what: str, pid: int | str = "self") -> float | None:
     status = Path(f"/proc/{pid}/status")
     found = re.search(rf"{what}:\s+(\d+)", status.read_text()) if status.exists() else None

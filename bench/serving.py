@@ -2,6 +2,7 @@
 with CoF and without, and whether anything is lost or kept over thousands of them.
 
     python -m bench.serving
+    python -m bench.serving --engine vllm      # in vLLM's environment (make test-vllm)
 
 It starts `cof serve` on this machine and asks it over loopback. Throughput with CoF is a ratio to
 plain requests at the same concurrency, in the same rounds. Then good requests of all kinds are
@@ -30,7 +31,7 @@ import httpx2
 
 from bench.endurance import scene_queries
 from bench.machine import machine
-from bench.meter import resident
+from bench.meter import resident, resident_with_children
 from cof.client import data_url
 from cof.eval.store import write_atomically
 
@@ -46,12 +47,27 @@ KINDS: dict[str, dict[str, Any] | None] = {
 AIMS = {"CoF, own box": 0.8, "CoF, box by template": 0.5, "CoF, free box": 0.5}
 CONCURRENCY = (1, 8, 32)
 BAD = (
-    {"n": 2},
+    {"cof": {}, "n": 2},
     {"cof": {"lambda": 2}},
     {"cof": {"boxes": [[0, 0, 9, 9]]}},
     {"cof": {"layers": [99]}},
-    {"messages": [{"role": "user", "content": "no image"}]},
+    {"cof": {}, "messages": [{"role": "user", "content": "no image"}]},
 )
+OPTIONS = {
+    "transformers": [],
+    "vllm": ["--engine", "vllm", "--dtype", "float32"]
+    + [
+        "--",
+        "--enforce-eager",
+        "--max-model-len",
+        "512",
+        "--kv-cache-memory-bytes",
+        "1G",
+        "--block-size",
+        "32",
+    ],
+}
+"""What `cof serve` gets."""
 
 
 @dataclass
@@ -91,6 +107,7 @@ def bodies(count: int, cof: dict[str, Any] | None, skip: int = 0) -> list[dict[s
         image = {"type": "image_url", "image_url": {"url": data_url(query.image)}}
         content = [image, {"type": "text", "text": query.question}]
         body = {"model": "tiny-early", "messages": [{"role": "user", "content": content}]}
+        body |= {"temperature": 0, "max_tokens": 64}
         made.append(body if cof is None else {**body, "cof": cof})
     return made
 
@@ -154,7 +171,7 @@ async def endure(client: httpx2.AsyncClient, total: int, pid: int, port: int) ->
                 wrong += status != 400
             else:
                 wrong += (status, text) != known.answers[n % len(good)]
-        memory.append(resident(pid))
+        memory.append(resident_with_children(pid))
         print(f"{numbers[-1] + 1:6d} requests: {memory[-1]:.3f} GiB", flush=True)
     misbehaving.cancel()
     first, last = memory[: len(memory) // 4], memory[-len(memory) // 4 :]
@@ -184,12 +201,12 @@ async def misbehave(port: int) -> None:
 
 
 @contextmanager
-def serving(port: int) -> Iterator[int]:
+def serving(port: int, engine: str) -> Iterator[int]:
     """A server of its own process; its process id."""
     command = [sys.executable, "-m", "cof.cli", "serve", "tiny-early", "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, *OPTIONS[engine]], stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        while process.poll() is None:
             try:
                 httpx2.get(f"http://127.0.0.1:{port}/health")
                 break
@@ -216,7 +233,7 @@ def table(content: dict[str, Any]) -> str:
     start, end = about["load"]
     threads, cores = about["server_threads"], about["cores"]
     return f"""\
-`tiny-early` on {about["device"]}, threads of torch: {threads}, on {cores} cores that other work
+`tiny-early` with {content["engine"]} on {about["device"]}, threads of torch: {threads}, on {cores} cores that other work
 shared: the load average was {start:.1f} at the start and {end:.1f} at the end. Ratios are medians
 over {content["rounds"]} rounds, in each of which every kind had its turn.
 
@@ -232,7 +249,7 @@ clients: {mixed["lost"]} lost, {mixed["wrong"]} answered otherwise than before,
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     """All measurements."""
     load = [os.getloadavg()[0]]
-    with serving(args.port) as pid:
+    with serving(args.port, args.engine) as pid:
         limits = httpx2.Limits(max_connections=64)
         url = f"http://127.0.0.1:{args.port}"
         async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
@@ -246,7 +263,13 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         "server_threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "load": [*load, os.getloadavg()[0]],
     }
-    return {"machine": about, "rounds": args.rounds, "records": records, "mixed": mixed}
+    return {
+        "machine": about,
+        "engine": args.engine,
+        "rounds": args.rounds,
+        "records": records,
+        "mixed": mixed,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -258,6 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=48, help="of a kind in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mixed", type=int, default=2000)
+    parser.add_argument("--engine", choices=list(OPTIONS), default="transformers")
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args(argv)
@@ -265,8 +289,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("memory is read from /proc, which this system has not: run it on Linux")
     content = asyncio.run(run(args))
     args.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.out / "serving.json", json.dumps(content, indent=1) + "\n")
-    write_atomically(args.out / "serving.md", table(content))
+    name = "serving" if args.engine == "transformers" else f"serving-{args.engine}"
+    write_atomically(args.out / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(args.out / f"{name}.md", table(content))
     print(table(content))
 
 

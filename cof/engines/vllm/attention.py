@@ -196,9 +196,10 @@ def read_blocks(kv_cache: Tensor, blocks: Tensor, order: Tensor) -> tuple[Tensor
         order: that of `key_order`.
     """
     _, heads, size, width = kv_cache.shape
-    pages = kv_cache[blocks].reshape(len(blocks), heads, 2, size * width // 2)
-    pages = torch.stack([pages[:, :, part].index_select(-1, order[part]) for part in (0, 1)])
-    pages = pages.view(2, len(blocks), heads, size, width // 2).transpose(1, 2)
+    pages = kv_cache[blocks].view(-1, 2, size * width // 2)
+    # of two dimensions and contiguous, which index_select is ten times faster with
+    parts = [pages[:, part].contiguous().index_select(1, order[part]) for part in (0, 1)]
+    pages = torch.stack(parts).view(2, len(blocks), heads, size, width // 2).transpose(1, 2)
     keys, values = pages.reshape(2, heads, len(blocks) * size, width // 2)
     return keys, values
 

@@ -77,6 +77,7 @@ class VllmEngine:
         self._shape = (text.num_hidden_layers, text.num_attention_heads)
         self._first_feature = self.family.num_prefix_features(config)
         self._compiled = cache(self._compile_template)
+        self._default_params = client.model_config.get_diff_sampling_param()  # reads a file
         self._processing = threading.Lock()  # tokenizers are not for several threads
 
     @classmethod
@@ -212,7 +213,7 @@ class VllmEngine:
     def _sampling_params(self, request: Request, decoding: Decoding) -> Any:
         from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-        params = SamplingParams.from_optional(**self.client.model_config.get_diff_sampling_param())
+        params = SamplingParams.from_optional(**self._default_params)
         params.logprobs = 0  # of the tokens chosen
         params.max_tokens = decoding.max_new_tokens
         params.temperature, params.top_p = decoding.temperature, decoding.top_p
