@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +35,8 @@ def serving(*replies: Reply) -> Iterator[str]:
                 return
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
+            if data.startswith(b"data: "):
+                self.send_header("content-type", "text/event-stream")
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -54,6 +57,28 @@ def serving(*replies: Reply) -> Iterator[str]:
     assert next(waiting, None) is None, "not all of them were asked for"
 
 
+def events(*pieces: str, last: Any = None, done: bool = True) -> bytes:
+    """A streamed answer."""
+    contents: list[Any] = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
+    contents += [] if last is None else [last]
+    lines = [*map(json.dumps, contents), *(["[DONE]"] if done else [])]
+    return "".join(f"data: {line}\n\n" for line in lines).encode()
+
+
+LOOK = {
+    "boxes": [],
+    "raw_boxes": [],
+    "whole": False,
+    "found": False,
+    "grounder": "none",
+    "grounding_text": "",
+    "confidence": None,
+    "reason": "",
+    "num_tokens": 2,
+    "timings": {"ground_s": 0.0, "answer_s": 0.0},
+    "settings": {},
+}
+LAST = {"choices": [{"delta": {}}], "cof": LOOK}
 BUSY = {"error": {"message": "Too many requests are waiting: ask again in a moment."}}
 
 
@@ -78,3 +103,32 @@ def test_what_is_no_answer(replies: list[Reply], sentence: str) -> None:
     with serving(*replies) as url, pytest.raises(CofError, match=sentence):  # noqa: SIM117
         with RemoteCoF(url, retry_s=0) as remote:
             remote(IMAGE, "What?")
+
+
+def test_a_stream_that_breaks_off_is_asked_for_again_and_nothing_is_told_twice() -> None:
+    replies = [
+        (200, MODELS),
+        (429, BUSY),
+        (200, events("a", " red", done=False)),
+        (200, events("a red", " star", last=LAST)),
+    ]
+    told: list[str] = []
+    with serving(*replies) as url, RemoteCoF(url) as remote:
+        answer = remote(IMAGE, "What?", on_text=told.append)
+    assert (answer.text, told) == ("a red star", ["a", " red", " star"])
+
+
+@pytest.mark.parametrize(
+    ("replies", "sentence"),
+    [
+        ([events("a", last={"error": {"message": "It failed."}}, done=False)], r"It failed\."),
+        ([events("a", done=False), events("b", last=LAST)], "another text than the one sent"),
+        ([events("a")], "without looking"),
+        ([b"<html>"], "so it is no cof serve"),
+    ],
+)
+def test_streams_that_are_no_answer(replies: list[bytes], sentence: str) -> None:
+    every = [(200, MODELS), *((200, data) for data in replies)]
+    with serving(*every) as url, RemoteCoF(url) as remote:
+        (answer,) = remote.batch([(IMAGE, "What?")], on_error="return", on_text=lambda *_: None)
+    assert re.search(sentence, answer.error)

@@ -23,7 +23,7 @@ from PIL import Image
 
 import cof as package
 from cof import Answer, CoF, CofError, Decoding, Query, Settings
-from cof.client import RemoteCoF
+from cof.client import RemoteCoF, data_url
 
 ROOT = Path(package.__file__).parents[1]
 SCENES = sorted((ROOT / "cof/demo").glob("scene-*.png"))
@@ -167,16 +167,89 @@ def test_the_openai_package(client: openai.OpenAI, local: CoF) -> None:
     assert focused.choices[0].message.content == answer.text
     assert focused.cof["boxes"] == [list(box) for box in answer.boxes]
 
-    stream = client.chat.completions.create(
-        model=model.id, messages=messages, stream=True, extra_body={"cof": {}}
-    )
-    parts = [chunk.choices[0].delta.content or "" for chunk in stream]
-    assert "".join(parts) == answer.text
-
     with pytest.raises(openai.BadRequestError, match="n is not supported"):
         client.chat.completions.create(model=model.id, messages=messages, n=2)
     with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
         client.with_options(api_key="wrong").models.list()
+
+
+BOX_QUESTION = f"{QUESTION}\nWhere?"  # the reply is four tokens
+PLAIN = Settings(focus="none")
+
+
+def test_the_openai_package_streaming(client: openai.OpenAI, local: CoF) -> None:
+    image = {"type": "image_url", "image_url": {"url": data_url(Image.open(SCENES[3]))}}
+    content = [image, {"type": "text", "text": BOX_QUESTION}]
+    ask: Any = {"model": "tiny-early", "messages": [{"role": "user", "content": content}]}
+    chunks: list[Any] = list(client.chat.completions.create(**ask, stream=True))
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+    assert len(pieces) == 4
+    heard: list[str] = []
+    answer = CoF(local.engine, PLAIN)(SCENES[3], BOX_QUESTION, on_text=heard.append)
+    assert pieces == heard
+    assert "".join(pieces) == answer.text
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * 5 + ["stop"]
+
+    stream: Any = client.chat.completions.create(**ask, stream=True, extra_body={"cof": {}})
+    *first, last = stream
+    focused = local(SCENES[3], BOX_QUESTION)
+    assert "".join(chunk.choices[0].delta.content for chunk in first) == focused.text
+    assert last.cof["boxes"] == [list(box) for box in focused.boxes]
+
+    with pytest.raises(openai.BadRequestError, match="layers"):
+        client.chat.completions.create(**ask, stream=True, extra_body={"cof": {"layers": [99]}})
+
+
+def test_streaming_by_connect(remote: RemoteCoF, local: CoF) -> None:
+    decoding = Decoding(max_new_tokens=8)
+    asked = [*queries(), Query(SCENES[3], BOX_QUESTION, settings=PLAIN)]
+    heard: dict[int, list[str]] = {number: [] for number in range(len(asked))}
+    answers = remote.batch(
+        asked, decoding=decoding, on_text=lambda place, piece: heard[place].append(piece)
+    )
+    assert ["".join(pieces) for pieces in heard.values()] == [answer.text for answer in answers]
+    assert len(heard[len(asked) - 1]) == 4
+    again = remote.batch(asked, decoding=decoding)
+    assert [told(answer) for answer in answers] == [told(answer) for answer in again]
+
+    pieces: list[str] = []
+    answer = remote(SCENES[3], QUESTION, on_text=pieces.append)
+    assert "".join(pieces) == answer.text == local(SCENES[3], QUESTION).text
+
+    class Stop(Exception):
+        pass
+
+    def stop(piece: str) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        remote(SCENES[3], BOX_QUESTION, on_text=stop)
+    with pytest.raises(CofError, match="layer"):
+        remote.batch([Query(SCENES[0], QUESTION, settings=Settings(layers=(99,)))], on_text=print)
+
+
+def test_clients_that_leave_while_text_is_streamed(
+    server: Server, remote: RemoteCoF, local: CoF
+) -> None:
+    content = [
+        {"type": "image_url", "image_url": {"url": data_url(Image.open(SCENES[3]))}},
+        {"type": "text", "text": BOX_QUESTION},
+    ]
+    ask = {"model": remote.model, "messages": [{"role": "user", "content": content}]}
+    asked = [Query(scene, QUESTION) for scene in SCENES[:4]]
+    with ThreadPoolExecutor() as pool:
+        stay = pool.submit(remote.batch, asked, batch_size=2)
+        for _ in range(4):
+            with remote._http.stream(
+                "POST", f"{server.url}/v1/chat/completions", json={**ask, "stream": True}
+            ) as leaves:
+                assert next(leaves.iter_lines()).startswith("data: ")
+        answers = stay.result(60)
+    assert [told(answer) for answer in answers] == [told(answer) for answer in local.batch(asked)]
+    ends = time.monotonic() + 10
+    while server.metric("cof_under_way") > 0:
+        assert time.monotonic() < ends
+        time.sleep(0.01)
 
 
 def test_what_the_documentation_shows(

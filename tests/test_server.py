@@ -147,7 +147,7 @@ class TestAnswers:
 
     def test_events(self) -> None:
         with serving() as client:
-            response = client.post(CHAT, json=body(cof={}, stream=True))
+            response = client.post(CHAT, json=body("two words", cof={"focus": "none"}, stream=True))
         assert response.headers["content-type"].startswith("text/event-stream")
         *lines, end = [line for line in response.text.split("\n\n") if line]
         chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
@@ -156,11 +156,14 @@ class TestAnswers:
         assert len({chunk["id"] for chunk in chunks}) == 1
         assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
             {"role": "assistant", "content": ""},
-            {"content": "focused"},
+            {"content": "plain"},
+            {"content": " answer"},
             {},
         ]
-        assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
-        assert [chunk.get("cof", {}).get("boxes") for chunk in chunks] == [None, None, [list(BOX)]]
+        ends = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+        assert ends == [None, None, None, "stop"]
+        assert ["cof" in chunk for chunk in chunks] == [False, False, False, True]
+        assert chunks[-1]["cof"]["num_tokens"] == 2
 
     def test_models_and_health(self) -> None:
         with serving() as client:
@@ -374,10 +377,167 @@ class Held(FakeEngine):
         super().__init__(reply, dialect=TINY)
         self.began, self.go = Event(), Event()
 
-    def generate(self, requests: Any, decoding: Decoding) -> Any:
+    def generate(self, requests: Any, decoding: Decoding, on_text: Any = None) -> Any:
         self.began.set()
         assert self.go.wait(10)
-        return super().generate(requests, decoding)
+        return super().generate(requests, decoding, on_text)
+
+
+class Slow(FakeEngine):
+    """Says one word of each reply, and goes on when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(reply, dialect=TINY)
+        self.go = Event()
+        self.done = 0
+
+    def generate(self, requests: Any, decoding: Decoding, on_text: Any = None) -> Any:
+        def tell(place: int, piece: str) -> None:
+            if piece.startswith(" "):
+                assert self.go.wait(10)
+                if "break" in requests[place].prompt:
+                    raise RuntimeError(f"cannot read {requests[place].prompt}")
+            on_text(place, piece)
+
+        replies = super().generate(requests, decoding, on_text and tell)
+        self.done += 1
+        return replies
+
+
+class Visit:
+    """A client that hears events while the answer is made, which `TestClient` does not."""
+
+    def __init__(self, question: str, **more: Any) -> None:
+        self.data = json.dumps(body(question, stream=True, **more)).encode()
+        self.status, self.left = 0, asyncio.Event()
+        self.heard: asyncio.Queue[bytes] = asyncio.Queue()
+        self._asked = False
+
+    def start(self, app: Any) -> asyncio.Task[None]:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": CHAT,
+            "query_string": b"",
+            "headers": [],
+        }
+        return asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def next(self) -> Any:
+        """What the next event holds; None: it is the last one."""
+        event = (await asyncio.wait_for(self.heard.get(), 10)).decode()
+        assert event.startswith("data: ")
+        assert event.endswith("\n\n")
+        return None if "[DONE]" in event else json.loads(event.removeprefix("data: "))
+
+    async def _receive(self) -> Any:
+        if self._asked:
+            await self.left.wait()
+            return {"type": "http.disconnect"}
+        self._asked = True
+        return {"type": "http.request", "body": self.data}
+
+    async def _send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+        if data := message.get("body"):
+            self.heard.put_nowait(data)
+
+
+def text_in(event: Any) -> str:
+    return str(event["choices"][0]["delta"]["content"])
+
+
+class TestStreaming:
+    @contextmanager
+    def app(self, **limits: Any) -> Iterator[tuple[Slow, Any, TestClient]]:
+        engine = Slow()
+        app = create_app(CoF(engine, Settings(focus="none")), "fake", limits=Limits(**limits))
+        with TestClient(app) as client:
+            yield engine, app, client
+            engine.go.set()
+
+    def test_pieces_come_while_the_answer_is_made(self) -> None:
+        async def visit(engine: Slow, app: Any) -> None:
+            client = Visit("What?", cof={})
+            answered = client.start(app)
+            assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
+            assert (client.status, engine.done) == (200, 0)
+            engine.go.set()
+            assert text_in(await client.next()) == " answer"
+            assert (await client.next())["cof"]["num_tokens"] == 2
+            assert await client.next() is None
+            await answered
+
+        with self.app() as (engine, app, _):
+            asyncio.run(visit(engine, app))
+
+    def test_a_failure_after_the_first_piece(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def visit(engine: Slow, app: Any) -> None:
+            client = Visit("break: my secret")
+            answered = client.start(app)
+            assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
+            engine.go.set()
+            error = (await client.next())["error"]
+            assert error["message"] == "The engine failed on this request."
+            assert (error["code"], error["type"]) == ("engine_failed", "server_error")
+            await answered
+            assert client.heard.empty()
+
+        with self.app() as (engine, app, client):
+            asyncio.run(visit(engine, app))
+            assert client.post(CHAT, json=body()).status_code == 200
+            lines = client.get("/metrics").text.splitlines()
+            assert 'cof_errors_total{kind="engine_failed"} 1.0' in lines
+            assert "cof_under_way 0.0" in lines
+        log = [JsonFormatter().format(r) for r in caplog.records if r.name.startswith("cof")]
+        assert "my secret" not in "".join(log)
+
+    @pytest.mark.parametrize(("question", "status"), [("crash", 500), ("memory", 503), (" ", 400)])
+    def test_a_failure_before_the_first_piece(self, question: str, status: int) -> None:
+        with serving() as client:
+            response = client.post(CHAT, json=body(question, stream=True))
+            assert response.status_code == status
+            assert message(response)
+
+    def test_no_end_in_time(self) -> None:
+        async def visit(app: Any) -> None:
+            client = Visit("What?")
+            answered = client.start(app)
+            assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
+            error = (await client.next())["error"]
+            assert error["message"] == "There was no answer in 1 s: ask for less."
+            await answered
+
+        with self.app(timeout_s=1) as (_, app, client):
+            asyncio.run(visit(app))
+            assert "cof_under_way 0.0" in client.get("/metrics").text.splitlines()
+
+    def test_a_client_that_leaves_in_the_middle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("cof.server.worker.WINDOW_S", 10)  # until a batch is full
+
+        async def visit(engine: Slow, app: Any) -> None:
+            stays, leaves, waits = Visit("stays"), Visit("leaves"), Visit("waits", max_tokens=9)
+            tasks = [client.start(app) for client in (stays, leaves)]
+            for client in (stays, leaves):
+                assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
+            queued = waits.start(app)
+            leaves.left.set()
+            waits.left.set()
+            await asyncio.wait_for(tasks[1], 10)
+            await asyncio.wait_for(queued, 10)
+            assert (waits.status, engine.done) == (499, 0)
+            engine.go.set()
+            assert text_in(await stays.next()) == " answer"
+            await stays.next()
+            assert await stays.next() is None
+            await tasks[0]
+
+        with self.app(max_batch=2) as (engine, app, client):
+            asyncio.run(visit(engine, app))
+            assert client.post(CHAT, json=body("after")).status_code == 200
+            assert "cof_under_way 0.0" in client.get("/metrics").text.splitlines()
+        asked = [sorted(request.prompt for request in call) for call, _ in engine.calls]
+        assert asked == [["leaves", "stays"], ["after"]]
 
 
 PICTURE = Image.new("RGB", (64, 48))
@@ -428,6 +588,46 @@ class TestWorker:
             OutOfMemory,
             type(None),
         ]
+
+    def test_a_batch_that_fails_after_pieces_sends_nothing_twice(self) -> None:
+        with self.working() as (held, worker):
+            told: list[list[str]] = [[], [], []]
+            whole = FakeEngine._stream
+
+            def broken(replies: Any, on_text: Any) -> None:
+                whole(held, replies[:2], on_text)
+                if len(replies) > 1:
+                    raise RuntimeError
+
+            held._stream = broken  # type: ignore[method-assign]
+            waiting = [
+                worker.submit(query(str(n)), Decoding(), pieces.append)
+                for n, pieces in enumerate(told)
+            ]
+            held.go.set()
+            assert [future.result(5).text for future in waiting] == ["plain answer"] * 3
+        assert told == [["plain", " answer"]] * 3
+
+    def test_an_answer_that_differs_from_what_was_sent_fails_alone(self) -> None:
+        with self.working() as (held, worker):
+            told: list[str] = []
+            whole = FakeEngine._stream
+
+            def broken(replies: Any, on_text: Any) -> None:
+                if len(replies) > 1:
+                    on_text(0, "another")
+                    raise RuntimeError
+                whole(held, replies, on_text)
+
+            held._stream = broken  # type: ignore[method-assign]
+            waiting = [worker.submit(query("a"), Decoding(), told.append)]
+            waiting.append(worker.submit(query("b"), Decoding(), lambda _: None))
+            held.go.set()
+            with pytest.raises(ApiError, match="another text than the one sent") as error:
+                waiting[0].result(5)
+            assert (error.value.status, error.value.code) == (500, "answer_changed")
+            assert waiting[1].result(5).text == "plain answer"
+        assert told == ["another"]
 
     def test_a_full_queue(self) -> None:
         with self.working(max_queue=2) as (_, worker):

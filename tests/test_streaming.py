@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import tokenizer
+from models import checkpoint, picture, tokenizer
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
+from zoo import zoo
 
+from cof.engines.fake import FakeEngine
 from cof.engines.text_stream import TextStream
+from cof.engines.transformers.engine import TransformersEngine
+from cof.errors import CofError, OutOfMemory
+from cof.focuses import ContrastFocus
+from cof.geometry.regions import Region
+from cof.pipeline import CoF, Query
+from cof.prompting.dialects import TINY
+from cof.settings import Settings
+from cof.streaming import SentText
+from cof.tiny import resolve_model
+from cof.types import Decoding, Generation, Highlight, OnText, Request
+
+MIDDLE = Region(boxes=((0.4, 0.4, 0.6, 0.6),))
+LONG = Decoding(max_new_tokens=24)
+SAMPLED = Decoding(max_new_tokens=24, temperature=2.0, seed=4)
+BOX_QUESTION = "What letter is on the green square?\nWhere?"  # the reply is four tokens
 
 
 def llama_words() -> PreTrainedTokenizerFast:
@@ -72,5 +92,268 @@ class TestTextStream:
 
     def test_a_character_comes_with_its_last_byte(self) -> None:
         words = tokenizer("left")
-        ids = words(" a €中 b\n", add_special_tokens=False).input_ids
-        assert pieces(words, ids) == [*"|a||||€||中|| b||".replace("|", "\0").split("\0")]
+        ids = words(" a €中b ", add_special_tokens=False).input_ids
+        assert pieces(words, ids) == ["", "a", "", "", "", " €", "", "", "中", "b", "", ""]
+
+    def test_bytes_are_held_back_until_a_word_follows(self) -> None:
+        """They are decoded together: a byte too many, and all of them are unknown characters."""
+        words = llama_words()
+        names = ["▁a", "<0xE2>", "<0x82>", "<0xAC>", "<0xE2>", "b"]
+        ids = words.convert_tokens_to_ids(names)
+        assert pieces(words, ids[:4]) == ["a", "", "", "", "€"]
+        assert pieces(words, ids) == ["a", "", "", "", "", "����b", ""]
+
+
+@functools.cache
+def engine(name: str) -> TransformersEngine:
+    if name == "tiny-early":
+        return TransformersEngine.from_pretrained(resolve_model(name))
+    return TransformersEngine.from_pretrained(checkpoint(name) if name in PAPER else zoo(name))
+
+
+PAPER = ["llava", "blip-2", "blip-2 with T5", "instructblip"]
+FAMILIES = [*PAPER, "qwen2_5_vl", "gemma3", "mllama", "kosmos2", "pixtral"]
+
+
+@dataclass
+class Heard:
+    """What an `on_text` is called with."""
+
+    pieces: list[tuple[int, str]] = field(default_factory=list)
+
+    def __call__(self, place: int, piece: str) -> None:
+        assert piece
+        self.pieces.append((place, piece))
+
+    def of(self, place: int) -> list[str]:
+        return [piece for number, piece in self.pieces if number == place]
+
+    def check(self, replies: Sequence[Any]) -> None:
+        """The pieces of each reply, an answer or a generation, joined are its text."""
+        assert ["".join(self.of(n)) for n in range(len(replies))] == [r.text for r in replies]
+
+
+def requests() -> list[Request]:
+    """Rows with different questions, images, regions and strengths."""
+    images = [picture((60, 40)), picture((40, 90), 1)]
+    return [
+        Request(images[0], "which digit?", Highlight(MIDDLE, 8.0)),
+        Request(images[1], "hi"),
+        Request(images[0], "a longer question about it", Highlight(MIDDLE, 0.2, "text")),
+    ]
+
+
+class TestTransformersEngine:
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_every_family(self, name: str) -> None:
+        for decoding in (LONG, SAMPLED):
+            heard = Heard()
+            replies = engine(name).generate(requests(), decoding, heard)
+            heard.check(replies)
+            assert replies == engine(name).generate(requests(), decoding)
+        assert len(heard.pieces) > len(replies)
+
+    def test_guidance(self) -> None:
+        heard, asked = Heard(), requests()
+        asked[1] = ContrastFocus(6.0, guidance=3.0).apply(asked[1], MIDDLE)
+        replies = engine("llava").generate(asked, LONG, heard)
+        heard.check(replies)
+        assert len(heard.pieces) > len(replies)
+
+    def test_a_batch_in_parts_and_images_known_before(self) -> None:
+        small = TransformersEngine(engine("llava").model, engine("llava").processor)
+        small.max_batch_tokens = 1
+        heard = Heard()
+        replies = small.generate(requests(), LONG, heard)
+        heard.check(replies)
+        order = [place for place, _ in heard.pieces]
+        assert sorted(order, key=order.index) == order, "the rows were not run apart"
+
+        known = engine("llava").encode([request.pil_image for request in requests()], prefill=True)
+        for _ in range(2):  # the first run computes the prefixes, the second one begins behind them
+            heard = Heard()
+            asked = [Request(i, r.prompt) for i, r in zip(known, requests(), strict=True)]
+            heard.check(engine("llava").generate(asked, LONG, heard))
+            assert len(heard.pieces) > len(asked)
+
+    def test_replies_that_end_at_different_times(self) -> None:
+        made, heard = engine("tiny-early"), Heard()
+        asked = [Request(picture((60, 40)), text) for text in (BOX_QUESTION, "Is it?", "Where?")]
+        replies = made.generate(asked, LONG, heard)
+        heard.check(replies)
+        assert len({len(reply.token_ids) for reply in replies}) > 1
+
+    @pytest.mark.parametrize(
+        "decoding",
+        [
+            Decoding(max_new_tokens=8, num_beams=3),
+            Decoding(box_template=TINY.box_template),
+        ],
+        ids=["beams", "a box"],
+    )
+    def test_what_is_one_piece(self, decoding: Decoding) -> None:
+        heard = Heard()
+        replies = engine("tiny-early").generate(requests(), decoding, heard)
+        heard.check(replies)
+        assert len(heard.pieces) == len(replies)
+
+    def test_pieces_come_while_tokens_are_computed(self) -> None:
+        made, events = engine("tiny-early"), []
+        handle = made.model.register_forward_pre_hook(lambda *_: events.append("pass"))
+        try:
+            asked = Request(picture((60, 40)), BOX_QUESTION)
+            (reply,) = made.generate([asked], LONG, lambda _, piece: events.append(piece))
+        finally:
+            handle.remove()
+        passes = ["pass"] * (len(reply.token_ids) + 1)  # the last one gives the end token
+        assert [event for event in events if event == "pass"] == passes
+        assert events.index("pass") < events.index(reply.text[:5]) < events.index("pass", 1)
+
+    def test_what_is_raised_ends_the_call(self) -> None:
+        made, asked = engine("llava"), requests()
+        expected = made.generate(asked, LONG)
+        for decoding in (LONG, SAMPLED):
+            with pytest.raises(Stop):
+                made.generate(asked, decoding, stop)
+        assert made.generate(asked, LONG) == expected
+
+
+class Stop(Exception):
+    """Raised by a listener."""
+
+
+def stop(place: int, piece: str) -> None:
+    raise Stop
+
+
+SQUARE = Image.new("RGB", (64, 64))
+BOX = "[0.2, 0.2, 0.4, 0.4]"
+
+
+def say(request: Request) -> str:
+    """Boxes where they are asked for, else words that tell whether it looks."""
+    if request.prompt.endswith("Where?"):
+        return "none" if "nowhere" in request.prompt else BOX
+    return f"{request.prompt} with care" if request.highlight else f"plain {request.prompt}"
+
+
+def fake(**options: Any) -> FakeEngine:
+    return FakeEngine(say, dialect=TINY, **options)
+
+
+class TestPipeline:
+    def test_the_pieces_of_the_answer_alone(self) -> None:
+        told: list[str] = []
+        answer = CoF(fake(), Settings())(SQUARE, "a b c", on_text=told.append)
+        assert (answer.text, told) == ("a b c with care", ["a", " b", " c", " with", " care"])
+        answer.plain()
+        assert len(told) == 5
+
+    def test_the_embedded_model(self) -> None:
+        cof, heard = CoF(engine("tiny-early")), Heard()
+        asked = [(picture((60, 40), n), text) for n, text in enumerate((BOX_QUESTION, "Is it?"))]
+        answers = cof.batch(asked, decoding=LONG, on_text=heard)
+        heard.check(answers)
+        assert len(heard.of(0)) > 1
+        assert [a.text for a in answers] == [a.text for a in cof.batch(asked, decoding=LONG)]
+
+    def test_places_are_those_of_the_queries(self) -> None:
+        heard = Heard()
+        texts = ["a b", "", "c d", "nowhere", "e", "f g h"]
+        answers = CoF(fake(), Settings()).batch(
+            [(SQUARE, text) for text in texts], batch_size=4, on_error="return", on_text=heard
+        )
+        heard.check(answers)
+        assert [bool(answer.error) for answer in answers] == [text == "" for text in texts]
+        assert heard.of(3) == ["plain", " nowhere"]
+        assert heard.of(5) == ["f", " g", " h", " with", " care"]
+
+    def test_several_looks_are_one_piece(self) -> None:
+        heard = Heard()
+        own = Query(SQUARE, "c d", settings=Settings(grounder="whole"))
+        made = CoF(fake(), Settings(grounder="prompt+whole"))
+        answers = made.batch([(SQUARE, "a b"), own, (SQUARE, "nowhere")], on_text=heard)
+        heard.check(answers)
+        assert [len(heard.of(place)) for place in range(3)] == [1, 4, 3]
+
+    @pytest.mark.parametrize(("probability", "pieces"), [(0.9, 1), (0.1, 4)])
+    def test_a_draft_that_is_kept_is_one_piece(self, probability: float, pieces: int) -> None:
+        heard = Heard()
+        cof = CoF(fake(probability=probability), Settings(max_plain_confidence=0.5))
+        answers = cof.batch([(SQUARE, "a b")], on_text=heard)
+        heard.check(answers)
+        assert answers[0].text == ("plain a b" if probability > 0.5 else "a b with care")
+        assert len(heard.pieces) == pieces
+
+    def test_what_is_raised_ends_the_call(self) -> None:
+        engine = fake()
+        with pytest.raises(Stop):
+            CoF(engine, Settings()).batch(
+                [(SQUARE, "a")] * 3, batch_size=1, on_error="return", on_text=stop
+            )
+        assert len(engine.calls) == 2  # the box, and an answer
+
+
+class Failing(FakeEngine):
+    """Fails after some pieces, unless it is asked about one thing at a time; answers may be other
+    ones then."""
+
+    def __init__(self, alone: Callable[[Request], str] = say, after: int = 3) -> None:
+        super().__init__(say, dialect=TINY)
+        self.alone, self.after = alone, after
+
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, on_text: OnText | None = None
+    ) -> list[Generation]:
+        if on_text is None:
+            return super().generate(requests, decoding)
+        if len(requests) == 1:
+            return FakeEngine(self.alone).generate(requests, decoding, on_text)
+        left = self.after
+
+        def tell(place: int, piece: str) -> None:
+            nonlocal left
+            if left == 0:
+                raise OutOfMemory("Out of memory.")
+            left -= 1
+            on_text(place, piece)
+
+        return super().generate(requests, decoding, tell)
+
+
+class TestRunAgain:
+    """A batch that fails is run again in halves."""
+
+    @pytest.mark.parametrize("after", [0, 1, 4, 7])
+    def test_nothing_is_sent_twice(self, after: int) -> None:
+        heard, once = Heard(), Heard()
+        asked = [(SQUARE, text) for text in ("a b", "c", "d e f")]
+        answers = CoF(Failing(after=after), Settings()).batch(
+            asked, on_error="return", on_text=heard
+        )
+        CoF(fake(), Settings()).batch(asked, on_text=once)
+        heard.check(answers)
+        assert sorted(heard.pieces) == sorted(once.pieces)
+
+    def test_another_text_than_the_one_sent_is_an_error_of_its_query(self) -> None:
+        def alone(request: Request) -> str:
+            return say(request).replace("a b", "a c")
+
+        heard = Heard()
+        answers = CoF(Failing(alone, after=4), Settings()).batch(
+            [(SQUARE, "a b"), (SQUARE, "c")], on_error="return", on_text=heard
+        )
+        assert "another text than the one sent" in answers[0].error
+        assert (answers[1].error, "".join(heard.of(1))) == ("", "c with care")
+        assert "".join(heard.of(0)) == "a b"
+
+    def test_raising(self) -> None:
+        with pytest.raises(CofError, match="Out of memory"):
+            CoF(Failing(), Settings()).batch([(SQUARE, "a b")] * 2, on_text=Heard())
+
+    def test_a_text_that_ends_too_early(self) -> None:
+        text = SentText(lambda _: None)
+        text.grow("two words")
+        text.begin()
+        with pytest.raises(CofError, match="another text"):
+            text.finish("two")

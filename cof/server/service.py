@@ -91,10 +91,13 @@ class Service:
             ApiError, CofError: there is no answer.
         """
         ends = asyncio.get_running_loop().time() + self.limits.timeout_s
-        ask, query = await self._in_time(self._read(request), ends)
-        updates = self._updates(query, ask)
-        first = await self._in_time(_unless_gone(request, anext(updates)), ends)
-        return ask, self._continue(first, updates, ends)
+        try:
+            ask, query = await asyncio.wait_for(self._read(request), self.limits.timeout_s)
+        except asyncio.TimeoutError:
+            raise self._late from None
+        updates = self._updates(query, ask, ends)
+        first = await _unless_gone(request, anext(updates))
+        return ask, _chain(first, updates)
 
     async def _read(self, request: Request) -> tuple[Ask, Query]:
         body = await read_body(request, self.limits)
@@ -116,9 +119,11 @@ class Service:
         )
         return ask, query
 
-    async def _updates(self, query: Query, ask: Ask) -> AsyncGenerator[str | Answer, None]:
-        """What comes from the worker's thread. Closed before the answer, it takes the query out of
-        the queue."""
+    async def _updates(
+        self, query: Query, ask: Ask, ends: float
+    ) -> AsyncGenerator[str | Answer, None]:
+        """What comes from the worker's thread until the loop's time `ends`. Closed before the
+        answer, it takes the query out of the queue."""
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
 
@@ -134,38 +139,22 @@ class Service:
             on_text = tell if ask.stream else None
             answer = asyncio.wrap_future(self.worker.submit(query, ask.decoding, on_text))
             answer.add_done_callback(end)
+            timer = loop.call_at(ends, arrived.put_nowait, self._late)
             try:
                 while isinstance(update := await arrived.get(), str):
                     yield update
             finally:
+                timer.cancel()
                 answer.cancel()
         if isinstance(update, BaseException):
             raise update
         yield update
 
-    async def _continue(
-        self,
-        first: str | Answer,
-        updates: AsyncGenerator[str | Answer, None],
-        ends: float,
-    ) -> AsyncGenerator[str | Answer, None]:
-        async with aclosing(updates):
-            yield first
-            while not isinstance(first, Answer):
-                first = await self._in_time(anext(updates), ends)
-                yield first
-
-    async def _in_time(self, result: Awaitable[Result], ends: float) -> Result:
-        """
-        Raises:
-            ApiError: it is not there at the loop's time `ends`.
-        """
-        try:
-            return await asyncio.wait_for(result, ends - asyncio.get_running_loop().time())
-        except asyncio.TimeoutError:
-            raise ApiError(
-                504, f"There was no answer in {self.limits.timeout_s:g} s: ask for less.", "timeout"
-            ) from None
+    @property
+    def _late(self) -> ApiError:
+        return ApiError(
+            504, f"There was no answer in {self.limits.timeout_s:g} s: ask for less.", "timeout"
+        )
 
     async def in_thread(self, work: Callable[..., Result], *args: Any, **options: Any) -> Result:
         """The result of work that would hold up the event loop."""
@@ -202,6 +191,15 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                 "too_large",
             )
     return bytes(body)
+
+
+async def _chain(
+    first: Result, others: AsyncGenerator[Result, None]
+) -> AsyncGenerator[Result, None]:
+    async with aclosing(others):
+        yield first
+        async for other in others:
+            yield other
 
 
 async def _unless_gone(request: Request, result: Awaitable[Result]) -> Result:
