@@ -54,18 +54,9 @@ BAD = (
     {"cof": {}, "messages": [{"role": "user", "content": "no image"}]},
 )
 OPTIONS = {
-    "transformers": [],
-    "vllm": ["--engine", "vllm", "--dtype", "float32"]
-    + [
-        "--",
-        "--enforce-eager",
-        "--max-model-len",
-        "512",
-        "--kv-cache-memory-bytes",
-        "1G",
-        "--block-size",
-        "32",
-    ],
+    "transformers": "",
+    "vllm": "--engine vllm --dtype float32 -- --enforce-eager --max-model-len 512 --block-size 32 "
+    "--kv-cache-memory-bytes 1G",
 }
 """What `cof serve` gets."""
 
@@ -204,7 +195,7 @@ async def misbehave(port: int) -> None:
 def serving(port: int, engine: str) -> Iterator[int]:
     """A server of its own process; its process id."""
     command = [sys.executable, "-m", "cof.cli", "serve", "tiny-early", "--port", str(port)]
-    process = subprocess.Popen([*command, *OPTIONS[engine]], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, *OPTIONS[engine].split()], stderr=subprocess.DEVNULL)
     try:
         while process.poll() is None:
             try:
@@ -233,8 +224,8 @@ def table(content: dict[str, Any]) -> str:
     start, end = about["load"]
     threads, cores = about["server_threads"], about["cores"]
     return f"""\
-`tiny-early` with {content["engine"]} on {about["device"]}, threads of torch: {threads}, on {cores} cores that other work
-shared: the load average was {start:.1f} at the start and {end:.1f} at the end. Ratios are medians
+`tiny-early` with {content["engine"]} on {about["device"]}, threads of torch: {threads}, on {cores}
+cores that other work shared: the load average was {start:.1f} at the start and {end:.1f} at the end. Ratios are medians
 over {content["rounds"]} rounds, in each of which every kind had its turn.
 
 {chr(10).join(lines)}
