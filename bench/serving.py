@@ -225,8 +225,8 @@ def table(content: dict[str, Any]) -> str:
     threads, cores = about["server_threads"], about["cores"]
     return f"""\
 `tiny-early` with {content["engine"]} on {about["device"]}, threads of torch: {threads}, on {cores}
-cores that other work shared: the load average was {start:.1f} at the start and {end:.1f} at the end. Ratios are medians
-over {content["rounds"]} rounds, in each of which every kind had its turn.
+cores that other work shared: the load average was {start:.1f} at the start and {end:.1f} at the
+end. Ratios are medians over {content["rounds"]} rounds, in each of which every kind had its turn.
 
 {chr(10).join(lines)}
 
