@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import checkpoint, picture, tokenizer
@@ -19,6 +20,7 @@ from zoo import zoo
 from cof.engines.fake import FakeEngine
 from cof.engines.text_stream import TextStream
 from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.transformers.streaming import BatchStreamer
 from cof.errors import CofError, OutOfMemory
 from cof.focuses import ContrastFocus
 from cof.geometry.regions import Region
@@ -208,6 +210,17 @@ class TestTransformersEngine:
         passes = ["pass"] * (len(reply.token_ids) + 1)  # the last one gives the end token
         assert [event for event in events if event == "pass"] == passes
         assert events.index("pass") < events.index(reply.text[:5]) < events.index("pass", 1)
+
+    def test_an_end_token_ends_a_reply(self) -> None:
+        words, heard = tokenizer("left"), Heard()
+        ends = words.convert_tokens_to_ids(["."])
+        streamer = BatchStreamer(words, ends, [7, 8], heard)
+        streamer.put(torch.tensor([[1, 1], [1, 1], [1, 1]]))
+        for step in ("aab", "\ufffdac", ".ad", "ab.", "aaa"):
+            columns = [words.encode(of, add_special_tokens=False)[-1] for of in step]
+            streamer.put(torch.tensor(columns))
+        assert heard.of(7) == ["a", "�"]
+        assert heard.of(8) == ["a", "a", "a", "b", "a"]
 
     def test_what_is_raised_ends_the_call(self) -> None:
         made, asked = engine("llava"), requests()

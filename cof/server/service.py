@@ -196,6 +196,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 async def _chain(
     first: Result, others: AsyncGenerator[Result, None]
 ) -> AsyncGenerator[Result, None]:
+    """What has come already, and what comes after it."""
     async with aclosing(others):
         yield first
         async for other in others:
