@@ -21,6 +21,7 @@ if _found is not None and _found.origin is not None:  # else it is this folder
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        "TRITON_INTERPRET": "1",  # read when Triton is imported
         "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles its sampler, for some ten seconds
     }
 

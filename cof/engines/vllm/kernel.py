@@ -1,0 +1,185 @@
+"""Attention with a bias by key position over vLLM's paged KV cache, as one Triton kernel.
+
+Tested interpreted (`TRITON_INTERPRET=1`); not yet run on a GPU, so its block sizes are not tuned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+from torch import Tensor
+from triton import language as tl
+
+TILE = 32
+"""The most queries that one program computes; they are those of one request."""
+
+KEYS = 32
+"""The keys that a program reads at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class BiasedTiles:
+    """The queries of a step that are biased, R requests of them, in T tiles.
+
+    Attributes:
+        tiles: `(T, 4)` int32: the request (0 ... R - 1), the first query's row among the step's
+            tokens, its position in the request, and the number of queries (1 ... TILE).
+        blocks: `(R, N)` int32, the KV blocks of each request's keys; a row's stride is its own.
+        values: `(R, L)` float32, what is added to the scores of the keys; those from L on get 0.
+        gates: `(R, layers, heads)` bool, where queries are biased. Elsewhere they are left alone.
+        last_keys: `(tokens,)` int32, the last key that each of the step's tokens attends to; None:
+            its own.
+    """
+
+    tiles: Tensor
+    blocks: Tensor
+    values: Tensor
+    gates: Tensor
+    last_keys: Tensor | None = None
+
+
+def attend(
+    query: Tensor,
+    kv_cache: Tensor,
+    output: Tensor,
+    biased: BiasedTiles,
+    *,
+    layer: int,
+    scale: float,
+    window: int = 0,
+) -> None:
+    """Write attention with the bias to the rows and heads of `output` that are biased.
+
+    Args:
+        query: `(tokens, heads, D)`.
+        kv_cache: `(blocks, KV heads, block size, 2 * D)`, keys before values, of any strides; it
+            holds the keys of these queries too.
+        output: `(tokens, heads, D)`.
+        layer: the number of this layer, for `BiasedTiles.gates`.
+        scale: of the scores, before the bias.
+        window: how many keys a query attends to, itself included; 0: all.
+    """
+    heads, size = query.shape[1:]
+    gates = biased.gates[:, layer]
+    _kernel[(len(biased.tiles), heads)](
+        query,
+        kv_cache,
+        output,
+        biased.tiles,
+        biased.blocks,
+        biased.values,
+        gates,
+        biased.last_keys,
+        biased.values.shape[1],
+        scale,
+        *query.stride()[:2],
+        *kv_cache.stride()[:3],
+        *output.stride()[:2],
+        biased.blocks.stride(0),
+        gates.stride(0),
+        BLOCK=kv_cache.shape[2],
+        GROUP=heads // kv_cache.shape[1],
+        SIZE=size,
+        WIDTH=triton.next_power_of_2(size),
+        WINDOW=window,
+        TILE=TILE,
+        KEYS=KEYS,
+        num_stages=1,  # float32 heads of 256 leave no shared memory for more
+    )
+
+
+@triton.jit
+def _kernel(
+    query,
+    kv_cache,
+    output,
+    tiles,
+    blocks,
+    values,
+    gates,
+    last_keys,
+    num_values,
+    scale,
+    query_token,
+    query_head,
+    cache_block,
+    cache_head,
+    cache_slot,
+    output_token,
+    output_head,
+    blocks_request,
+    gates_request,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WINDOW: tl.constexpr,
+    TILE: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    tile, head = tl.program_id(0), tl.program_id(1)
+    request = tl.load(tiles + 4 * tile)
+    first = tl.load(tiles + 4 * tile + 1)
+    position = tl.load(tiles + 4 * tile + 2)
+    count = tl.load(tiles + 4 * tile + 3)
+    if tl.load(gates + request * gates_request + head) == 0:
+        return
+
+    rows, size = tl.arange(0, TILE), tl.arange(0, WIDTH)
+    tokens = (first + rows).to(tl.int64)
+    positions = position + rows
+    held = rows < count
+    inside = size < SIZE
+    here = held[:, None] & inside[None, :]
+    asked = tl.load(
+        query + tokens[:, None] * query_token + head * query_head + size[None, :],
+        mask=here,
+        other=0.0,
+    )
+    last = positions
+    if last_keys is not None:
+        last = tl.load(last_keys + tokens, mask=held, other=0)
+    end = tl.max(tl.where(held, last, 0)) + 1
+    start = 0
+    if WINDOW > 0:
+        start = tl.maximum(position - WINDOW + 1, 0) // KEYS * KEYS
+
+    largest = tl.full([TILE], float("-inf"), tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    summed = tl.zeros([TILE, WIDTH], tl.float32)
+    for at in range(start, end, KEYS):
+        keys = at + tl.arange(0, KEYS)
+        exist = keys < end
+        block = tl.load(blocks + request * blocks_request + keys // BLOCK, mask=exist, other=0)
+        places = (
+            block.to(tl.int64) * cache_block + head // GROUP * cache_head + keys % BLOCK * cache_slot
+        )
+        page = kv_cache + places[:, None] + size[None, :]
+        known = exist[:, None] & inside[None, :]
+        key = tl.load(page, mask=known, other=0.0)
+        value = tl.load(page + SIZE, mask=known, other=0.0)
+        added = tl.load(values + request * num_values + keys, mask=keys < num_values, other=0.0)
+
+        scores = tl.dot(asked, tl.trans(key), input_precision="ieee") * scale + added[None, :]
+        visible = exist[None, :] & (keys[None, :] <= last[:, None])
+        if WINDOW > 0:
+            visible &= positions[:, None] - keys[None, :] < WINDOW
+        scores = tl.where(visible, scores, float("-inf"))
+        higher = tl.maximum(largest, tl.max(scores, 1))
+        # a row may see none of these keys, or be no query at all
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        kept = tl.exp(largest - shift)
+        weights = tl.exp(scores - shift[:, None])
+        total = total * kept + tl.sum(weights, 1)
+        summed = summed * kept[:, None] + tl.dot(
+            weights.to(value.dtype), value, input_precision="ieee"
+        )
+        largest = higher
+
+    attended = summed / tl.where(total == 0, 1.0, total)[:, None]
+    tl.store(
+        output + tokens[:, None] * output_token + head * output_head + size[None, :],
+        attended.to(output.dtype.element_ty),
+        mask=here,
+    )

@@ -1,0 +1,145 @@
+"""The GPU kernel, interpreted, is plain attention with a bias in its mask."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm.version")
+pytest.importorskip("triton")
+
+import torch
+from torch import Tensor, nn
+
+from triton.language import bfloat16, float32
+from triton.runtime.interpreter import InterpreterBuilder
+
+from cof.engines.vllm.kernel import TILE, BiasedTiles, attend
+
+
+@pytest.fixture(autouse=True)
+def _products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.9's interpreter multiplies the bits of bfloat16 numbers, not the numbers."""
+    stock = InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, one: Any, other: Any, *rest: Any) -> Any:
+        wide = (
+            self.create_fp_ext(part, float32) if part.dtype == bfloat16 else part
+            for part in (one, other)
+        )
+        return stock(self, *wide, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+LENGTHS = (70, 45, 9)
+"""Keys of each request, so far."""
+QUERIES = (70, 13, 1)
+"""Of this step: a whole prompt, a chunk of one, and an answer's token."""
+
+
+def plain(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    last: Tensor,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """Attention of `(Q, heads, D)`, the last of S tokens, to `(S, KV heads, D)` in float64.
+
+    `bias`: `(heads, S)`; `last`: `(Q,)`, the last key of each query."""
+    count, length = len(query), len(keys)
+    position = torch.arange(length - count, length)[:, None]
+    key = torch.arange(length)
+    visible = key <= last[:, None]
+    if window:
+        visible &= position - key < window
+    mask = bias.double()[:, None].masked_fill(~visible, -math.inf)
+    return nn.functional.scaled_dot_product_attention(
+        query.double().transpose(0, 1)[None],
+        keys.double().transpose(0, 1)[None],
+        values.double().transpose(0, 1)[None],
+        attn_mask=mask[None],
+        scale=scale,
+        enable_gqa=True,
+    )[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "block", "window", "dtype", "bidirectional"),
+    [
+        (4, 2, 32, 16, 0, torch.float32, False),
+        (4, 4, 64, 32, 0, torch.bfloat16, False),
+        (7, 1, 40, 48, 20, torch.float32, False),
+        (4, 1, 80, 16, 20, torch.float16, True),
+        (2, 1, 256, 128, 0, torch.float32, True),
+    ],
+)
+def test_it_is_attention_with_a_mask(
+    heads: int,
+    kv_heads: int,
+    size: int,
+    block: int,
+    window: int,
+    dtype: torch.dtype,
+    bidirectional: bool,
+) -> None:
+    torch.manual_seed(0)
+    count, layers, layer = sum(QUERIES), 3, 1
+    query = torch.randn(count, 2 * heads, size, dtype=dtype)[:, ::2]  # as a slice of q, k and v
+    wide = -(-max(LENGTHS) // block)
+    order = torch.randperm(len(LENGTHS) * wide, dtype=torch.int32)
+    blocks = order.view(len(LENGTHS), wide)
+    # heads inside slots, as on GPUs, seen as heads outside them
+    cache = torch.randn(len(order), block, kv_heads, 2 * size, dtype=dtype).transpose(1, 2)
+    values = torch.zeros(len(LENGTHS), 40)
+    for row, strength in enumerate((30.0, 0.01, 400.0)):
+        values[row, 3 + row : 30 - 9 * row] = math.log(strength)
+    gates = torch.ones(len(LENGTHS), layers, heads, dtype=torch.bool)
+    gates[1, layer, 0] = gates[2, layer] = False
+    gates[2, layer, 1] = True
+    starts = (20, 0, 0)  # queries of each request's that are not biased
+
+    tiles, last_keys, first = [], [], 0
+    for row, (length, queries, skip) in enumerate(zip(LENGTHS, QUERIES, starts, strict=True)):
+        for at in range(skip, queries, TILE):
+            tiles.append((row, first + at, length - queries + at, min(TILE, queries - at)))
+        position = torch.arange(length - queries, length)
+        within = (position >= 25) & (position < 45) & bidirectional
+        last_keys.append(torch.where(within, 44, position))
+        first += queries
+    last = torch.cat(last_keys).int()
+    biased = BiasedTiles(
+        torch.tensor(tiles, dtype=torch.int32),
+        blocks,
+        values,
+        gates,
+        last if bidirectional else None,
+    )
+    output = torch.full((count, heads, size), 7.0, dtype=dtype)
+    attend(query, cache, output, biased, layer=layer, scale=0.3, window=window)
+
+    first = 0
+    for row, (length, queries, skip) in enumerate(zip(LENGTHS, QUERIES, starts, strict=True)):
+        tokens = cache[blocks[row].long()].transpose(1, 2).reshape(-1, kv_heads, 2 * size)[:length]
+        bias = torch.zeros(heads, length)
+        known = min(length, values.shape[1])
+        bias[:, :known] = values[row, :known]
+        expected = plain(
+            query[first : first + queries],
+            *tokens.split(size, dim=-1),
+            bias,
+            last[first : first + queries],
+            0.3,
+            window,
+        )
+        got = output[first : first + queries]
+        chosen = gates[row, layer]
+        close = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+        assert (got[skip:, chosen] - expected[skip:, chosen]).abs().max() < close
+        assert (got[:skip] == 7).all() and (got[:, ~chosen] == 7).all()  # left alone
+        first += queries
