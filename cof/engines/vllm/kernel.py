@@ -23,9 +23,9 @@ class BiasedTiles:
     """The queries of a step that are biased, R requests of them, in T tiles.
 
     Attributes:
-        tiles: `(T, 4)` int32: the request (0 ... R - 1), the first query's row among the step's
-            tokens, its position in the request, and the number of queries (1 ... TILE).
-        blocks: `(R, N)` int32, the KV blocks of each request's keys; a row's stride is its own.
+        tiles: `(T, 5)` int32: the request (0 ... R - 1), its row in the step's block table, the
+            first query's row among the step's tokens, its position in the request, and the number
+            of queries (1 ... TILE).
         values: `(R, L)` float32, what is added to the scores of the keys; those from L on get 0.
         gates: `(R, layers, heads)` bool, where queries are biased. Elsewhere they are left alone.
         last_keys: `(tokens,)` int32, the last key that each of the step's tokens attends to; None:
@@ -33,7 +33,6 @@ class BiasedTiles:
     """
 
     tiles: Tensor
-    blocks: Tensor
     values: Tensor
     gates: Tensor
     last_keys: Tensor | None = None
@@ -42,6 +41,7 @@ class BiasedTiles:
 def attend(
     query: Tensor,
     kv_cache: Tensor,
+    block_table: Tensor,
     output: Tensor,
     biased: BiasedTiles,
     *,
@@ -55,6 +55,7 @@ def attend(
         query: `(tokens, heads, D)`.
         kv_cache: `(blocks, KV heads, block size, 2 * D)`, keys before values, of any strides; it
             holds the keys of these queries too.
+        block_table: `(requests of the step, N)` int32, the blocks of their keys.
         output: `(tokens, heads, D)`.
         layer: the number of this layer, for `BiasedTiles.gates`.
         scale: of the scores, before the bias.
@@ -65,9 +66,9 @@ def attend(
     _kernel[(len(biased.tiles), heads)](
         query,
         kv_cache,
+        block_table,
         output,
         biased.tiles,
-        biased.blocks,
         biased.values,
         gates,
         biased.last_keys,
@@ -75,8 +76,8 @@ def attend(
         scale,
         *query.stride()[:2],
         *kv_cache.stride()[:3],
+        block_table.stride(0),
         *output.stride()[:2],
-        biased.blocks.stride(0),
         gates.stride(0),
         BLOCK=kv_cache.shape[2],
         GROUP=heads // kv_cache.shape[1],
@@ -93,9 +94,9 @@ def attend(
 def _kernel(
     query,
     kv_cache,
+    blocks,
     output,
     tiles,
-    blocks,
     values,
     gates,
     last_keys,
@@ -106,9 +107,9 @@ def _kernel(
     cache_block,
     cache_head,
     cache_slot,
+    blocks_row,
     output_token,
     output_head,
-    blocks_request,
     gates_request,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -119,10 +120,11 @@ def _kernel(
     KEYS: tl.constexpr,
 ):
     tile, head = tl.program_id(0), tl.program_id(1)
-    request = tl.load(tiles + 4 * tile)
-    first = tl.load(tiles + 4 * tile + 1)
-    position = tl.load(tiles + 4 * tile + 2)
-    count = tl.load(tiles + 4 * tile + 3)
+    request = tl.load(tiles + 5 * tile)
+    row = tl.load(tiles + 5 * tile + 1).to(tl.int64)
+    first = tl.load(tiles + 5 * tile + 2)
+    position = tl.load(tiles + 5 * tile + 3)
+    count = tl.load(tiles + 5 * tile + 4)
     if tl.load(gates + request * gates_request + head) == 0:
         return
 
@@ -151,9 +153,11 @@ def _kernel(
     for at in range(start, end, KEYS):
         keys = at + tl.arange(0, KEYS)
         exist = keys < end
-        block = tl.load(blocks + request * blocks_request + keys // BLOCK, mask=exist, other=0)
+        block = tl.load(blocks + row * blocks_row + keys // BLOCK, mask=exist, other=0)
         places = (
-            block.to(tl.int64) * cache_block + head // GROUP * cache_head + keys % BLOCK * cache_slot
+            block.to(tl.int64) * cache_block
+            + head // GROUP * cache_head
+            + keys % BLOCK * cache_slot
         )
         page = kv_cache + places[:, None] + size[None, :]
         known = exist[:, None] & inside[None, :]

@@ -1,7 +1,7 @@
 """What vLLM loads of us in each of its processes (entry point `vllm.general_plugins`).
 
 The scheduler's process must never serve the KV blocks of one region to another, so the hash of a
-block names the bias it was computed under. The workers' processes add the bias (`attention`).
+block names the bias it was computed under. The workers add the bias (`worker`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from vllm import SamplingParams
-from vllm.platforms import current_platform
-from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.core import block_pool, kv_cache_utils
 
 from cof.engines.vllm.bias import KEY, RequestBias, place_bias
@@ -32,8 +30,6 @@ def register() -> None:
     # All that hash blocks call `generate_block_hash_extra_keys`, some by a name of their own; it
     # finds this function by its module's name for it.
     kv_cache_utils._gen_prompt_embeds_extra_hash_keys = _hash_keys
-    if current_platform.is_cpu():
-        register_backend(AttentionBackendEnum.CPU_ATTN, "cof.engines.vllm.attention.BiasedBackend")
     SamplingParams._verify_extra_args = _verify_extra_args
     check_hashes()
 

@@ -1,0 +1,185 @@
+"""vLLM's attention on GPUs, biased: FlashAttention's backend and Triton's, whose caches are alike.
+
+Written for vLLM's model runners V1 and V2; not yet run on a GPU (the kernel is tested interpreted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.attention.backend import AttentionCGSupport
+from vllm.v1.attention.backends.flash_attn import (
+    FlashAttentionBackend,
+    FlashAttentionImpl,
+    FlashAttentionMetadataBuilder,
+)
+from vllm.v1.attention.backends.triton_attn import (
+    TritonAttentionBackend,
+    TritonAttentionImpl,
+    TritonAttentionMetadataBuilder,
+)
+
+from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_rows
+from cof.engines.vllm.bias import PlacedBias
+from cof.engines.vllm.kernel import TILE, BiasedTiles, attend
+
+
+def pack_rows(
+    rows: Sequence[BiasedRow], num_tokens: int, shape: tuple[int, int], first_head: int, device: Any
+) -> BiasedTiles | None:
+    """Rows as the kernel takes them; None if there are none.
+
+    Args:
+        rows: of one step; each has a bias.
+        num_tokens: of the step.
+        shape: the model's layers, and this worker's heads.
+        first_head: the number of this worker's first head in the model.
+        device: where the tensors go.
+    """
+    if not rows:
+        return None
+    tiles = [
+        (number, row.row, at, row.position + at - row.start, min(TILE, row.stop - at))
+        for number, row in enumerate(rows)
+        for at in range(row.start, row.stop, TILE)
+    ]
+    biases = tuple(row.bias for row in rows if row.bias is not None)
+    last_keys = None
+    if any(row.looks_ahead for row in rows):
+        numbers = np.zeros(num_tokens, dtype=np.int32)
+        for row in rows:
+            numbers[row.start : row.stop] = row.last_keys
+        last_keys = async_tensor_h2d(numbers, device)
+    return BiasedTiles(
+        async_tensor_h2d(np.array(tiles, dtype=np.int32), device),
+        *_pack_biases(biases, shape, first_head, device),
+        last_keys,
+    )
+
+
+@lru_cache(maxsize=4)
+def _pack_biases(
+    biases: tuple[PlacedBias, ...], shape: tuple[int, int], first_head: int, device: Any
+) -> tuple[Tensor, Tensor]:
+    """`BiasedTiles.values` and `.gates`, which stay the same while answers are decoded."""
+    values = np.zeros((len(biases), max(len(bias.values) for bias in biases)), dtype=np.float32)
+    gates = np.zeros((len(biases), *shape), dtype=bool)
+    for row, bias in enumerate(biases):
+        values[row, : len(bias.values)] = bias.values
+        gates[row] = _chosen(bias.layers, 0, shape[0])[:, None] & _chosen(
+            bias.heads, first_head, shape[1]
+        )
+    return async_tensor_h2d(values, device), async_tensor_h2d(gates, device)
+
+
+def _chosen(numbers: tuple[int, ...] | None, first: int, count: int) -> NDArray[np.bool_]:
+    """Which of `first ... first + count - 1` are among the numbers; None: all."""
+    span = np.arange(first, first + count)
+    return np.full(count, True) if numbers is None else np.isin(span, numbers)
+
+
+class BiasedBuilder:
+    """Writes `BiasedTiles` into the metadata that a step's layers share."""
+
+    # A graph of a whole pass would replay the attention of the step that it was captured in. In
+    # piecewise graphs, to which vLLM then falls back, attention runs as it is called.
+    _cudagraph_support = AttentionCGSupport.NEVER
+    model_config: Any
+    num_heads_q: int
+    device: Any
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
+    ) -> Any:
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
+        metadata.biased = pack_rows(
+            biased_rows(common_attn_metadata),
+            common_attn_metadata.num_actual_tokens,
+            (self.model_config.hf_text_config.num_hidden_layers, self.num_heads_q),
+            get_tensor_model_parallel_rank() * self.num_heads_q,
+            self.device,
+        )
+        return metadata
+
+
+class BiasedGPUAttention(BiasedAttention):
+    """One layer's attention."""
+
+    sliding_window: tuple[int, int]
+
+    def forward(
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: Any,
+        output: Tensor,
+        *scales: Tensor | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        stock: Tensor = super().forward(  # type: ignore[misc]
+            layer, query, key, value, kv_cache, attn_metadata, output, *scales, **kwargs
+        )
+        biased = None if attn_metadata is None else attn_metadata.biased
+        if biased is not None:
+            attend(
+                query,
+                kv_cache,
+                attn_metadata.block_table,
+                output,
+                biased,
+                layer=extract_layer_index(layer.layer_name),
+                scale=self.scale,
+                window=self.sliding_window[0] + 1,
+            )
+        return stock
+
+
+class BiasedFlashMetadataBuilder(BiasedBuilder, FlashAttentionMetadataBuilder):
+    pass
+
+
+class BiasedFlashAttention(BiasedGPUAttention, FlashAttentionImpl):
+    pass
+
+
+class BiasedFlashBackend(FlashAttentionBackend):
+    """Give it to vLLM in place of its own."""
+
+    @staticmethod
+    def get_impl_cls() -> type[FlashAttentionImpl]:
+        return BiasedFlashAttention
+
+    @staticmethod
+    def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
+        return BiasedFlashMetadataBuilder
+
+
+class BiasedTritonMetadataBuilder(BiasedBuilder, TritonAttentionMetadataBuilder):
+    pass
+
+
+class BiasedTritonAttention(BiasedGPUAttention, TritonAttentionImpl):
+    pass
+
+
+class BiasedTritonBackend(TritonAttentionBackend):
+    """Give it to vLLM in place of its own."""
+
+    @staticmethod
+    def get_impl_cls() -> type[TritonAttentionImpl]:
+        return BiasedTritonAttention
+
+    @staticmethod
+    def get_builder_cls() -> type[TritonAttentionMetadataBuilder]:
+        return BiasedTritonMetadataBuilder

@@ -1,0 +1,134 @@
+"""The GPU's attention without a GPU: vLLM runs it here with an interpreted kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm.version")
+pytest.importorskip("triton")
+
+import torch
+from checkpoints import checkpoint
+from helpers import assert_equal, mixed_requests, reference_engine, vllm_engine
+from vllm.config import CompilationConfig, CUDAGraphMode
+from vllm.v1.attention import selector
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from cof.engines.vllm import worker
+from cof.engines.vllm.attention import Batch, biased_rows
+from cof.engines.vllm.bias import PlacedBias
+from cof.engines.vllm.gpu import BiasedFlashBackend, BiasedTritonBackend, pack_rows
+from cof.engines.vllm.kernel import TILE
+
+
+def test_vllm_with_the_interpreted_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {AttentionBackendEnum.CPU_ATTN: "interpreted.Backend"}
+    monkeypatch.setattr(worker, "BACKENDS", ours)
+    selector._cached_get_attn_backend.cache_clear()
+    try:
+        engine = vllm_engine(
+            checkpoint("llava"), max_num_batched_tokens=100, max_num_seqs=9, block_size=32
+        )
+    finally:
+        selector._cached_get_attn_backend.cache_clear()
+    assert_equal(engine, reference_engine(checkpoint("llava")), mixed_requests(images=1))
+
+
+def bias(start: int, values: list[float], **scope: tuple[int, ...]) -> PlacedBias:
+    chosen = {"layers": None, "heads": None, **scope}
+    return PlacedBias(np.array(values, dtype=np.float32), start, "digest", **chosen)
+
+
+def test_rows_and_tiles_of_a_step() -> None:
+    # the third is in the middle of its prompt, the last has not come to its bias
+    names = ["plain", "decoding", "prompt", "early"]
+    lengths, queries = [30, 50, 90, 8], [30, 1, 80, 8]
+    common = SimpleNamespace(
+        mm_req_doc_ranges=None,
+        query_start_loc_cpu=torch.tensor([0, *np.cumsum(queries)]),
+        seq_lens_cpu_upper_bound=torch.tensor(lengths),
+    )
+    batch = Batch(lambda common: names)
+    batch.biases |= {
+        "decoding": bias(3, [0, 0, 0, 1.5], heads=(3,)),
+        "prompt": bias(12, [0] * 12 + [0.5], layers=(1,)),
+        "early": bias(8, [0] * 4 + [2.0]),
+    }
+    assert biased_rows(common) == []  # outside a step
+    with batch.step(SimpleNamespace(finished_req_ids=["gone"], scheduled_new_reqs=[])):
+        rows = biased_rows(common)
+    assert [(r.row, r.start, r.stop, r.position) for r in rows] == [
+        (1, 30, 31, 49),
+        (2, 33, 111, 12),
+    ]
+    packed = pack_rows(rows, sum(queries), (2, 2), 2, "cpu")  # of a worker's heads 2 and 3
+    assert packed is not None
+    first = [0, 1, 30, 49, 1]
+    rest = [[1, 2, 33 + at, 12 + at, min(TILE, 78 - at)] for at in range(0, 78, TILE)]
+    assert packed.tiles.tolist() == [first, *rest]
+    assert packed.values[:, [3, 12]].tolist() == [[1.5, 0], [0, 0.5]]
+    assert packed.gates.int().tolist() == [[[0, 1], [0, 1]], [[0, 0], [1, 1]]]
+    assert packed.last_keys is None
+    assert pack_rows([], 9, (2, 2), 0, "cpu") is None
+
+
+def test_queries_of_images_see_all_of_it() -> None:
+    common = SimpleNamespace(
+        mm_req_doc_ranges={0: [(2, 5)], 1: [(2, 5)]},
+        query_start_loc_cpu=torch.tensor([0, 9, 12]),
+        seq_lens_cpu_upper_bound=torch.tensor([9, 12]),
+    )
+    batch = Batch(lambda common: ["biased", "plain"])
+    batch.biases["biased"] = bias(3, [0, 0, 0, 1.0])
+    with batch.step(SimpleNamespace(finished_req_ids=[], scheduled_new_reqs=[])):
+        (row,) = biased_rows(common)
+        (whole,) = biased_rows(common, whole_images=False)  # the plain one is past its image
+    assert (row.position, row.last_keys.tolist()) == (3, [5, 5, 5, 6, 7, 8])
+    assert (whole.position, whole.last_keys.tolist()) == (2, [5, 5, 5, 5, 6, 7, 8])
+    packed = pack_rows([row], 12, (1, 1), 0, "cpu")
+    assert packed is not None
+    assert packed.last_keys.tolist() == [0, 0, 0, 5, 5, 5, 6, 7, 8, 0, 0, 0]
+
+
+def test_rows_of_model_runner_2() -> None:
+    runner = SimpleNamespace(req_states=SimpleNamespace(index_to_req_id={4: "a", 0: "b"}))
+    common = SimpleNamespace(req_idx=np.array([0, 4]))
+    assert worker.request_ids(runner, common) == ["b", "a"]
+
+
+@pytest.mark.parametrize("backend", [BiasedFlashBackend, BiasedTritonBackend])
+def test_attention_is_left_out_of_cuda_graphs(backend: type[BiasedFlashBackend]) -> None:
+    config = CompilationConfig(mode=3, cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE)
+    config.set_splitting_ops_for_v1(all2all_backend="naive")
+    support = backend.get_builder_cls().get_cudagraph_support(None, None)
+    config.resolve_cudagraph_mode_and_sizes(support, backend.get_name())
+    assert config.cudagraph_mode == CUDAGraphMode.PIECEWISE
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from cof.engines.vllm.kernel import _kernel
+
+names = _kernel.arg_names
+numbers = dict(BLOCK=16, GROUP=7, SIZE=80, WIDTH=128, WINDOW=24, TILE=32, KEYS=32)
+types = {name: "i64" if name.startswith("cache") else "i32" for name in names}
+types |= dict.fromkeys(("query", "kv_cache", "output"), "*bf16")
+types |= dict.fromkeys(("blocks", "tiles", "last_keys"), "*i32")
+types |= {"values": "*fp32", "gates": "*i1", "scale": "fp32"} | dict.fromkeys(numbers, "constexpr")
+places = {(names.index(name),): number for name, number in numbers.items()}
+for capability in (80, 90):
+    made = triton.compile(ASTSource(_kernel, types, places), GPUTarget("cuda", capability, 32))
+    assert "mma" in made.asm["ptx"] and made.asm["cubin"]
+"""
+
+
+def test_it_compiles_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    subprocess.run([sys.executable, "-c", COMPILE], check=True)
