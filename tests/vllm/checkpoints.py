@@ -33,8 +33,17 @@ def checkpoint(name: str) -> Path:
     text, vision = config.get_text_config(), config.vision_config
     text.head_dim, text.hidden_size = HEAD, HEAD * text.num_attention_heads
     text.initializer_range = 0.1  # scores as large as those of smaller heads
-    if hasattr(vision, "out_hidden_size"):
-        vision.out_hidden_size = text.hidden_size
+    for width in ("projection_dim", "out_hidden_size"):
+        if hasattr(vision, width):
+            setattr(vision, width, text.hidden_size)
+    if name == "qwen2_vl":
+        vision.hidden_size = text.hidden_size  # of its output
+    if name == "gemma3":  # a block of the prefix cache ends inside its image
+        template = processor.chat_template.replace("<start_of_image>\n", "<start_of_image>")
+        processor.chat_template = f"In a few words. {template}"
+        processor.tokenizer.add_tokens(["\n" * count for count in range(1, 5)])  # vLLM wants them
+        text.vocab_size = len(processor.tokenizer)
+        text.initializer_range = 0.07
     rope = text.rope_parameters
     if "mrope_section" in rope:
         rope["mrope_section"] = [HEAD // 8, HEAD // 8, HEAD // 4]

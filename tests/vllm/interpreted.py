@@ -1,4 +1,4 @@
-"""The GPU's attention on a CPU: our metadata and interpreted kernel, over a cache as it is there."""
+"""The GPU's attention on a CPU: our metadata and interpreted kernel, over a cache like there."""
 
 from __future__ import annotations
 

@@ -63,9 +63,9 @@ def test_text_scope_reuses_the_whole_image() -> None:
     "text",
     [
         *("", "[]", '{"runs": []}', "null"),
-        '{"runs":[[0,1,NaN]],"scope":"all","layers":null,"heads":null}',
-        '{"runs":[[-1,1,0.5]],"scope":"all","layers":null,"heads":null}',
-        '{"runs":[[0,1,0.5]],"scope":"none","layers":null,"heads":null}',
+        '{"runs":[[0,1,NaN]],"scope":"all","layers":null,"heads":null,"bidirectional":false}',
+        '{"runs":[[-1,1,0.5]],"scope":"all","layers":null,"heads":null,"bidirectional":false}',
+        '{"runs":[[0,1,0.5]],"scope":"none","layers":null,"heads":null,"bidirectional":false}',
     ],
 )
 def test_what_is_no_bias_never_reaches_the_scheduler(text: str) -> None:

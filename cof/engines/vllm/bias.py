@@ -28,6 +28,8 @@ class RequestBias:
             get; embeddings count from 0, and those in no run get 0.
         scope: see `cof.types.Highlight`.
         layers, heads: those that carry the bias; None: all.
+        bidirectional: whether image tokens attend to all of their image, so that the bias of one
+            changes the states of all.
 
     Example:
         >>> highlight = Highlight(region=None, strength=2.0, scope="text")
@@ -42,9 +44,16 @@ class RequestBias:
     scope: Scope = "all"
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
+    bidirectional: bool = False
 
     @classmethod
-    def from_values(cls, values: NDArray[np.floating[Any]], highlight: Highlight) -> RequestBias:
+    def from_values(
+        cls,
+        values: NDArray[np.floating[Any]],
+        highlight: Highlight,
+        *,
+        bidirectional: bool = False,
+    ) -> RequestBias:
         """The bias of a highlight that adds `values` `(K,)` to an image's K embeddings."""
         edges = np.flatnonzero(np.diff(values, prepend=np.nan, append=np.nan))
         runs = tuple(
@@ -52,7 +61,7 @@ class RequestBias:
             for start, end in pairwise(edges)
             if values[start] != 0
         )
-        return cls(runs, highlight.scope, highlight.layers, highlight.heads)
+        return cls(runs, highlight.scope, highlight.layers, highlight.heads, bidirectional)
 
     def to_json(self) -> str:
         """One line that is the same for equal biases; vLLM carries it."""
@@ -73,7 +82,7 @@ class RequestBias:
                 None if fields[name] is None else tuple(map(int, fields[name]))
                 for name in ("layers", "heads")
             )
-            scope = fields["scope"]
+            scope, bidirectional = fields["scope"], bool(fields["bidirectional"])
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise wrong from error
         counts = [number for at, length, _ in runs for number in (at, length)]
@@ -81,7 +90,7 @@ class RequestBias:
         finite = all(math.isfinite(value) for _, _, value in runs)
         if negative or not finite or scope not in get_args(Scope):
             raise wrong
-        return cls(runs, scope, layers, heads)
+        return cls(runs, scope, layers, heads, bidirectional)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +145,9 @@ def _placed(text: str, spans: tuple[Span, ...]) -> PlacedBias | None:
         values[first[start : start + length]] = value
     if not values.any():
         return None
-    start = len(values) if bias.scope == "text" else int(np.flatnonzero(values)[0])
+    start = int(first[0] if bias.bidirectional else np.flatnonzero(values)[0])
+    if bias.scope == "text":
+        start = len(values)
     return PlacedBias(values, start, text, bias.layers, bias.heads)
 
 

@@ -35,11 +35,13 @@ MODEL_TYPES = (
     "llava",
     "llava_next",
     "llava_onevision",
+    "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
     "internvl",
     "smolvlm",
     "idefics3",
+    "gemma3",
 )
 """Those for which `tests/vllm` holds this engine against the transformers engine."""
 
@@ -76,6 +78,7 @@ class VllmEngine:
         text = config.get_text_config()
         self._shape = (text.num_hidden_layers, text.num_attention_heads)
         self._first_feature = self.family.num_prefix_features(config)
+        self._bidirectional = self.family.bidirectional(config)
         self._compiled = cache(self._compile_template)
         self._default_params = client.model_config.get_diff_sampling_param()  # reads a file
         self._processing = threading.Lock()  # tokenizers are not for several threads
@@ -232,7 +235,7 @@ class VllmEngine:
         make_gates([highlight.layers], [highlight.heads], self._shape)
         added = self.tokens.bias(image_wh, highlight).ravel()
         values = np.concatenate([np.zeros(self._first_feature), added])
-        return RequestBias.from_values(values, highlight)
+        return RequestBias.from_values(values, highlight, bidirectional=self._bidirectional)
 
     def _streamed(self, count: int, decoding: Decoding, on_text: OnText) -> OnOutput:
         """What tells `on_text` of the replies as they grow."""

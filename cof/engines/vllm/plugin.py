@@ -14,6 +14,7 @@ from vllm.v1.core import block_pool, kv_cache_utils
 
 from cof.engines.vllm.bias import KEY, RequestBias, place_bias
 from cof.engines.vllm.versions import supported
+from cof.engines.vllm.whole_images import keep_images_whole
 
 _stock_hash_keys = kv_cache_utils._gen_prompt_embeds_extra_hash_keys
 _stock_verify = SamplingParams._verify_extra_args
@@ -31,6 +32,7 @@ def register() -> None:
     # finds this function by its module's name for it.
     kv_cache_utils._gen_prompt_embeds_extra_hash_keys = _hash_keys
     SamplingParams._verify_extra_args = _verify_extra_args
+    keep_images_whole()
     check_hashes()
 
 
