@@ -112,6 +112,59 @@ def test_attention_is_left_out_of_cuda_graphs(backend: type[BiasedFlashBackend])
     assert config.cudagraph_mode == CUDAGraphMode.PIECEWISE
 
 
+def config(**changed: object) -> SimpleNamespace:
+    """A `VllmConfig`, as far as it is checked."""
+    values = {
+        "speculative_config": None,
+        "kv_transfer_config": None,
+        "decode_context_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "use_ubatching": False,
+        "kv_sharing_fast_prefill": False,
+        "disable_chunked_mm_input": False,
+        "is_mm_prefix_lm": False,
+        **changed,
+    }
+    made = SimpleNamespace(**values)
+    made.parallel_config = made.cache_config = made.scheduler_config = made.model_config = made
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"speculative_config": "ngram"}, "speculative decoding"),
+        ({"kv_transfer_config": "lmcache"}, "KV transfer"),
+        ({"decode_context_parallel_size": 2}, "context parallelism"),
+        ({"use_ubatching": True}, "dual batch overlap"),
+        ({"is_mm_prefix_lm": True}, "disable_chunked_mm_input=True"),
+    ],
+)
+def test_what_the_bias_does_not_know_is_refused(changed: dict[str, object], sentence: str) -> None:
+    worker.check_config(config())
+    with pytest.raises(RuntimeError, match=sentence):
+        worker.check_config(config(**changed))
+
+
+def test_attention_that_cannot_be_biased_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="attention_backend='FLASH_ATTN'"):
+        worker.check_layer("layers.0", SimpleNamespace())
+    capped = BiasedFlashBackend.get_impl_cls().__new__(BiasedFlashBackend.get_impl_cls())
+    capped.kv_cache_dtype, capped.alibi_slopes, capped.sinks = "auto", None, None
+    capped.logits_soft_cap = 0
+    worker.check_layer("layers.0", capped)
+    capped.logits_soft_cap = 50.0
+    with pytest.raises(RuntimeError, match="soft cap"):
+        worker.check_layer("layers.0", capped)
+
+
+def test_full_cuda_graphs_are_refused() -> None:
+    made = worker.BiasedWorker.__new__(worker.BiasedWorker)
+    made.compilation_config = SimpleNamespace(cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE)
+    with pytest.raises(RuntimeError, match="PIECEWISE"):
+        made.compile_or_warm_up_model()
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
