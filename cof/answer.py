@@ -45,6 +45,7 @@ class Answer:
         image: the image, upright RGB; `NO_IMAGE` if the query was refused before it was loaded.
         question: the question.
         num_tokens: of the answer, without the end token.
+        answer_confidence: geometric mean probability of the answer's tokens, 0..1; None if unknown.
         error: why the query was refused (`batch` with `on_error="return"`); empty otherwise.
     """
 
@@ -63,6 +64,7 @@ class Answer:
     question: str = field(repr=False)
     _plain: Callable[[], str] = field(repr=False)
     num_tokens: int = 0
+    answer_confidence: float | None = None
     error: str = ""
 
     def plain(self) -> str:

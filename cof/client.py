@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import random
-import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -14,11 +13,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from cof.answer import NO_IMAGE, Answer, refused_answer
-from cof.errors import CofError
+from cof.errors import CofError, CofWarning, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
 from cof.images import load_image
 from cof.query import Query, QueryLike, as_query, check_question
+from cof.servers import Away, Servers
 from cof.settings import Settings
 from cof.streaming import SentText
 from cof.types import Decoding, EncodedImage, OnText, Timings
@@ -30,15 +30,21 @@ if TYPE_CHECKING:
     from cof.images import ImageSource
 
 _BUSY = (429, 502, 503)
-_LONGEST_PAUSE_S = 5.0
+_CONNECT_S = 10.0
+_MODELS, _CHAT = "/v1/models", "/v1/chat/completions"
 
 
 class RemoteCoF:
-    """Asks a server as `cof.CoF` asks an engine, and gives the same `Answer`s.
+    """Asks servers as `cof.CoF` asks an engine, and gives the same `Answer`s.
 
-    Requests that meet no server, or one that is busy, are sent again after a while: answers do not
-    depend on what was asked before, so that nothing is lost or done twice. Masks and heat maps do
-    not travel: an answer's `region` has its boxes alone.
+    A request goes to the server with the fewest under way. If that one is away or busy, it goes to
+    another, or is sent again after a while: answers do not depend on what was asked before, so
+    that nothing is lost or done twice. Masks and heat maps do not travel: an answer's `region` has
+    its boxes alone.
+
+    Attributes:
+        model: the name of the model that is served.
+        urls: of the servers.
 
     Example:
         with CoF.connect("http://127.0.0.1:8000", strength=3.0) as cof:
@@ -47,7 +53,7 @@ class RemoteCoF:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         api_key: str | None = None,
         timeout_s: float = 300.0,
@@ -57,15 +63,16 @@ class RemoteCoF:
     ) -> None:
         """
         Args:
-            url: such as `http://127.0.0.1:8000`.
-            api_key: the server's, if it has one.
-            timeout_s: how long one request may take.
-            retry_s: how long a request is sent again while the server is away or busy.
+            url: such as `http://127.0.0.1:8000`; several servers of the same model as a sequence,
+                or in one text with commas between them.
+            api_key: the servers', if they have one.
+            timeout_s: how long a server may take for one request before it counts as away.
+            retry_s: how long a request is sent again while all servers are away or busy.
             allow_url: whether images may be given as http(s) addresses, which are fetched here.
             settings: any field of `cof.settings.Settings`, over the server's.
 
         Raises:
-            CofError: an unknown setting, or no such server.
+            CofError: an unknown setting, no such server, or servers of different models.
         """
         try:
             import httpx2
@@ -74,15 +81,23 @@ class RemoteCoF:
         Settings().changed(**settings)
         self.settings = settings
         self.allow_url = allow_url
-        self._retry_s = retry_s
-        self._url = url.rstrip("/")
+        self._servers = Servers(url, retry_s)
+        self.urls = self._servers.urls
         self._http = httpx2.Client(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {}, timeout=timeout_s
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
-        self._lost = (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ConnectTimeout)
+        self._lost = (
+            httpx2.NetworkError,
+            httpx2.RemoteProtocolError,
+            httpx2.TimeoutException,
+        )
         self._failed = (httpx2.HTTPError, httpx2.InvalidURL)
         try:
-            self.model = str(self._ask("GET", "/v1/models")["data"][0]["id"])
+            self.model = _served(self._ask("GET", _MODELS))
+            if len(self.urls) > 1:
+                self._check_models()
         except CofError:
             self.close()
             raise
@@ -96,6 +111,15 @@ class RemoteCoF:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def encode(self, image: ImageSource) -> EncodedImage:
+        """An image as it is sent, to be passed in its place; worth it for several calls about it.
+
+        Raises:
+            CofError: the image cannot be used.
+        """
+        loaded = load_image(image, allow_url=self.allow_url)
+        return EncodedImage(loaded, data_url(loaded))
 
     def __call__(
         self,
@@ -154,21 +178,20 @@ class RemoteCoF:
 
     def _answer(self, query: Query, decoding: Decoding, sent: SentText | None) -> Answer:
         question = check_question(query.question)
-        image = self._load(query.image)
-        shown = [image] if query.beside is None else [image, self._load(query.beside)]
-        parts = [{"type": "image_url", "image_url": {"url": data_url(of)}} for of in shown]
+        shown = [self._ready(of) for of in (query.image, query.beside) if of is not None]
+        parts = [{"type": "image_url", "image_url": {"url": image.pixels}} for image in shown]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
             **_decoding_fields(decoding),
         }
         own = {"cof": self._options(query), "stream": sent is not None}
-        reply = self._ask("POST", "/v1/chat/completions", {**body, **own}, sent)
+        reply = self._ask("POST", _CHAT, {**body, **own}, sent)
         text = str(reply["choices"][0]["message"]["content"])
         if sent is not None:
             sent.finish(text)
         if "cof" not in reply:
-            raise CofError(f"{self._url} answers without looking closer: start it with cof serve.")
+            raise ServerError("The server answers without looking closer: start it with cof serve.")
         look = reply["cof"]
         boxes = _boxes(look["boxes"])
 
@@ -176,7 +199,7 @@ class RemoteCoF:
         def plain() -> str:
             if not boxes:
                 return text
-            other = self._ask("POST", "/v1/chat/completions", body)
+            other = self._ask("POST", _CHAT, body)
             return str(other["choices"][0]["message"]["content"])
 
         region = EVERYTHING if look["whole"] else Region(boxes=boxes) if boxes else None
@@ -192,16 +215,18 @@ class RemoteCoF:
             region=region,
             settings=Settings(**look["settings"]),
             timings=Timings(look["timings"]["ground_s"], look["timings"]["answer_s"]),
-            image=image,
+            image=shown[0].image,
             question=question,
             num_tokens=look["num_tokens"],
+            answer_confidence=look["answer_confidence"],
             _plain=plain,
         )
 
-    def _load(self, source: ImageSource | EncodedImage) -> Image:
-        if isinstance(source, EncodedImage):
-            return source.image
-        return load_image(source, allow_url=self.allow_url)
+    def _ready(self, source: ImageSource | EncodedImage) -> EncodedImage:
+        """What `encode` makes; an image that an engine has encoded is its pixels here."""
+        if not isinstance(source, EncodedImage):
+            return self.encode(source)
+        return source if isinstance(source.pixels, str) else self.encode(source.image)
 
     def _options(self, query: Query) -> dict[str, Any]:
         """What the request's `cof` holds."""
@@ -211,6 +236,7 @@ class RemoteCoF:
         if query.mask is not None or region is not None:
             raise CofError("Masks do not travel to a server: give boxes or a polygon.")
         own = query.settings.as_dict() if query.settings is not None else self.settings
+        own = {name: value for name, value in own.items() if (name, value) != ("detector", None)}
         given = {
             "strength": query.strength,
             "boxes": boxes,
@@ -219,6 +245,21 @@ class RemoteCoF:
         }
         return own | {name: value for name, value in given.items() if value is not None}
 
+    def _check_models(self) -> None:
+        """Refuse servers of different models. One that is away is asked again later; should it
+        have another model then, it refuses the first request."""
+        for url in self.urls:
+            try:
+                model = _served(self._send(url, "GET", _MODELS))
+            except Away as problem:
+                warnings.warn(f"{problem} It is asked again later.", CofWarning, stacklevel=4)
+                continue
+            if model != self.model:
+                raise ServerError(
+                    f"{url} serves {model}, and another server {self.model}: name servers of one "
+                    "model."
+                )
+
     def _ask(
         self,
         method: str,
@@ -226,34 +267,44 @@ class RemoteCoF:
         body: Mapping[str, Any] | None = None,
         sent: SentText | None = None,
     ) -> dict[str, Any]:
-        """The reply to a request, which is sent again while nobody is there to answer it; `sent` is
-        told of its text as it grows."""
-        ends = time.monotonic() + self._retry_s
-        pause = 0.1
-        while True:
-            try:
-                if sent is None:
-                    reply = self._http.request(method, self._url + path, json=body)
-                else:
-                    reply = self._stream(method, self._url + path, body, sent)
-            except self._lost as error:
-                problem = f"{self._url} cannot be reached: {error}."
-            except self._failed as error:
-                raise CofError(f"{self._url} cannot be asked: {error}.") from None
+        """The reply to a request, of the first server that gives one; `sent` is told of its text
+        as it grows."""
+        return self._servers.ask(lambda url: self._send(url, method, path, body, sent))
+
+    def _send(
+        self,
+        url: str,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        sent: SentText | None = None,
+    ) -> dict[str, Any]:
+        """One server's reply.
+
+        Raises:
+            Away: it is away or busy.
+            ServerError: it gives no answers, whatever it is asked.
+            CofError: it refuses this request.
+        """
+        try:
+            if sent is None:
+                reply = self._http.request(method, url + path, json=body)
             else:
-                content = _content(reply)
-                if reply.status_code == 200 and content:
-                    return content
-                problem = content.get("error", {}).get("message") or (
-                    f"{self._url} answered {reply.status_code}, so it is no cof serve."
-                )
-                if reply.status_code not in _BUSY:
-                    raise CofError(problem)
-            wait = pause * random.uniform(0.5, 1)  # so that not all of them come back at once
-            if time.monotonic() + wait > ends:
-                raise CofError(problem)
-            time.sleep(wait)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+                reply = self._stream(method, url + path, body, sent)
+        except self._lost as error:
+            raise Away(f"{url} cannot be reached: {error}.") from None
+        except self._failed as error:
+            raise ServerError(f"{url} cannot be asked: {error}.") from None
+        content = _content(reply)
+        if reply.status_code == 200 and content:
+            return content
+        sentence = content.get("error", {}).get("message")
+        if sentence and reply.status_code == 400:
+            raise CofError(sentence)
+        failure = Away if reply.status_code in _BUSY else ServerError
+        if sentence:
+            raise failure(f"{url}: {sentence}")
+        raise failure(f"{url} answered {reply.status_code}, so it is no cof serve.")
 
     def _stream(
         self, method: str, url: str, body: Mapping[str, Any] | None, sent: SentText
@@ -280,6 +331,11 @@ class RemoteCoF:
                     text += piece
                     sent.grow(piece)
         raise httpx2.RemoteProtocolError("the stream broke off")
+
+
+def _served(models: Mapping[str, Any]) -> str:
+    """The name of the model that a server tells."""
+    return str(models["data"][0]["id"])
 
 
 def data_url(image: Image) -> str:

@@ -12,5 +12,13 @@ class OutOfMemory(CofError):
     """There is not enough memory; smaller batches may fit."""
 
 
+class TooLarge(CofError):
+    """An image has more pixels than are decoded."""
+
+
+class ServerError(CofError):
+    """A server gave no answer, for a reason that does not lie in the question."""
+
+
 class CofWarning(UserWarning):
     """The call continues, but does less than was asked; the message says what and why."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from cof.errors import CofError
+from cof.errors import CofError, TooLarge
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,7 +96,7 @@ def _open_checked(
     image, name = _open(source, allow_url, formats)
     width, height = image.size
     if width * height > max_pixels:
-        raise CofError(
+        raise TooLarge(
             f"{name} has {width}x{height} pixels, more than the {max_pixels:,} that are decoded: "
             "scale it down, or pass a larger max_pixels if you trust it."
         )

@@ -17,7 +17,16 @@ from cof.settings import Settings, default_settings
 from cof.settings import preset as named_preset
 from cof.stages import Outcome, answer, locate, stage_one_request
 from cof.streaming import SentText
-from cof.types import Decoding, EncodedImage, Generation, Grounding, OnText, Request, Timings
+from cof.types import (
+    Decoding,
+    EncodedImage,
+    Generation,
+    Grounding,
+    OnText,
+    Request,
+    Timings,
+    confidence,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -117,12 +126,16 @@ class CoF:
 
     @staticmethod
     def connect(
-        url: str, *, api_key: str | None = None, allow_url: bool = False, **settings: Any
+        url: str | Sequence[str],
+        *,
+        api_key: str | None = None,
+        allow_url: bool = False,
+        **settings: Any,
     ) -> RemoteCoF:
-        """Ask a pipeline that `cof serve` runs elsewhere; see `cof.client.RemoteCoF`.
+        """Ask a pipeline that `cof serve` runs elsewhere, or several; see `cof.client.RemoteCoF`.
 
         Raises:
-            CofError: an unknown setting, or no such server.
+            CofError: an unknown setting, no such server, or servers of different models.
         """
         from cof.client import RemoteCoF
 
@@ -349,6 +362,7 @@ class CoF:
             image=sample.image,
             question=sample.question,
             num_tokens=len(outcome.reply.token_ids),
+            answer_confidence=confidence(outcome.reply),
             _plain=self._plain(sample, decoding, plain),
         )
 

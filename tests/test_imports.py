@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines.base", "attention", "families"),
     ("grounders", "focuses"),
     ("settings", "engines"),
-    ("query", "answer", "stages", "streaming", "client", "pipeline"),
+    ("query", "answer", "stages", "streaming", "servers", "client", "pipeline"),
     ("viz", "tiny", "server"),
     ("eval", "web"),
     ("cli",),

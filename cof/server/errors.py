@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from cof.errors import CofError, OutOfMemory
+from cof.errors import CofError, OutOfMemory, TooLarge
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(
             503, "The server is out of memory: ask again, or send a smaller image.", "out_of_memory"
         )
+    if isinstance(error, TooLarge):
+        return ApiError(413, str(error), "too_large")
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, f"{error.detail}.", "no_such_route")
     if isinstance(error, CofError):

@@ -142,9 +142,12 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
     if isinstance(options.get("boxes"), list):  # as a text it is the setting: free or template
         region["boxes"] = options.pop("boxes")
     for name, places in region.items():
-        most = limits.max_question if name == "grounding_question" else limits.max_boxes
-        if isinstance(places, (list, str)) and len(places) > most:
-            raise ApiError(400, f"cof.{name} has a length of {len(places)}, above {most}.")
+        if isinstance(places, str) and len(places) > limits.max_question:
+            raise _too_long(f"cof.{name} has {len(places)}", limits)
+        if isinstance(places, list) and len(places) > limits.max_boxes:
+            raise ApiError(
+                400, f"cof.{name} has a length of {len(places)}, above {limits.max_boxes}."
+            )
     changed = settings.changed(**options)
     _check_settings(changed, settings, limits)
     return Ask(
@@ -212,6 +215,7 @@ def _look(answer: Answer, ask: Ask) -> dict[str, Any]:
         "confidence": answer.confidence,
         "reason": answer.reason,
         "num_tokens": answer.num_tokens,
+        "answer_confidence": answer.answer_confidence,
         "timings": dict(answer.timings.as_dict()),
         "settings": answer.settings.as_dict(),
     }
@@ -236,9 +240,7 @@ def _read_messages(messages: list[_Message], limits: Limits) -> tuple[str, tuple
             400, f"There are {len(addresses)} images, above {limits.max_images}: send fewer."
         )
     if len(question) > limits.max_question:
-        raise ApiError(
-            400, f"The question has {len(question)} characters, above {limits.max_question}."
-        )
+        raise _too_long(f"The question has {len(question)}", limits)
     return check_question(question), addresses
 
 
@@ -268,6 +270,11 @@ def _check_settings(settings: Settings, own: Settings, limits: Limits) -> None:
         raise ApiError(
             400, f"cof.grounding_prompt is longer than {limits.max_question} characters."
         )
+
+
+def _too_long(what: str, limits: Limits) -> ApiError:
+    """A limit of the server, not of the model."""
+    return ApiError(413, f"{what} characters, above {limits.max_question}.", "too_large")
 
 
 def _sentence(error: ValidationError) -> str:
