@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cof.eval.examples import Example
 from cof.focuses import FOCUSES
-from cof.geometry.boxes import FULL, XYXY, intersection
+from cof.geometry.boxes import FULL, XYXY, clip, intersection
 from cof.geometry.regions import Region
 from cof.grounders import GROUNDERS
 from cof.settings import Settings, settings_of
@@ -81,9 +81,10 @@ class Method:
     def region(self, example: Example, seed: int) -> Region | None:
         """The region that is given for a question, xyxy in 0..1 of the image; None: none is.
 
-        A question without a true region is about the whole image.
+        A question without a true region is about the whole image; of a region that leaves the
+        image it is the part inside.
         """
-        true = example.region or FULL
+        true = clip(example.region or FULL)
         if self.given == "oracle":
             return Region(boxes=(true,))
         if self.given == "random":

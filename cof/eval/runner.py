@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,15 @@ from cof.eval.examples import Embedded, Example, Task
 from cof.eval.images import open_image
 from cof.eval.json_files import drop_torn_line
 from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
+from cof.eval.steps import (
+    Steps,
+    answer_record,
+    grounding_record,
+    known_answer,
+    open_store,
+    read_grounding,
+    refusal,
+)
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
 from cof.focuses import FOCUSES
 from cof.geometry.regions import EVERYTHING
@@ -83,38 +92,26 @@ class Runner:
         Raises:
             CofError: the store belongs to other questions, or is damaged; a method cannot be run.
         """
-        store = Store(self.path)
+        store = open_store(self.path, self.task)
         drop_torn_line(costs_path(self.path))
         examples = self.task.examples
-        if not store.ids <= {example.id for example in examples}:
-            raise CofError(
-                f"{self.path} holds answers to other questions: delete it, or write elsewhere."
-            )
-        by_key = {method.key: method for method in methods}
-        if any(method.settings.max_plain_confidence < 1 for method in methods):
-            by_key[PLAIN.key] = PLAIN
-        groundings = {
-            grounding_key(name, settings): (name, settings)
-            for settings in grounded
-            for name in box_grounders(settings)
-        }
+        steps = Steps.of(methods, grounded)
         count_tokens = image_token_counter(self.engine)
         size = self.batch_size * WINDOW
         for window in (examples[start : start + size] for start in range(0, len(examples), size)):
-            if not store.lacks([*by_key, *groundings], window):  # nor are its images looked at
+            if not store.lacks(steps.keys, window):  # nor are its images looked at
                 advance(len(window))
                 continue
             for part in like_batches(window, self.batch_size, count_tokens):
-                lacking = store.lacks([*by_key, *groundings], part)
+                lacking = store.lacks(steps.keys, part)
                 if lacking:
                     batch = Batch(self, store, part)
                     batch.encode()
-                    for name, settings in groundings.values():
+                    for name, settings in steps.groundings.values():
                         batch.locate(name, settings)
-                    # plain answers first: others may depend on their confidence
-                    for key in sorted(by_key, key=lambda key: key != PLAIN.key):
+                    for key, method in steps.methods.items():
                         if key in lacking:
-                            batch.answer(by_key[key])
+                            batch.answer(method)
                 advance(len(part))
         store.sort([example.id for example in examples])
         return store
@@ -171,7 +168,7 @@ class Batch:
             return self.groundings[key]
         records = [self.store[key, e.id] for e in self.examples if (key, e.id) in self.store]
         if len(records) == len(self.examples) and not needs_heat_map:
-            return dict(enumerate(map(_read_grounding, records)))
+            return dict(enumerate(map(read_grounding, records)))
         samples = self._samples(PLAIN)
 
         def locate(part: Sequence[int]) -> list[Grounding]:
@@ -182,7 +179,7 @@ class Batch:
             outcomes = self.refused | isolate(samples, locate)
         self._check(outcomes)
         self.store.append(
-            _grounding_record(self.examples[number], key, outcome)
+            self._grounding_record(self.examples[number], key, outcome)
             for number, outcome in outcomes.items()
         )
         self.groundings[key] = outcomes
@@ -197,7 +194,7 @@ class Batch:
         key = method.key
         samples = self._samples(method)
         drafts = {n: self._draft(n) for n, sample in samples.items() if sample.drafts}
-        known = self._known(method, samples, drafts)
+        known = self._known(method, samples)
         looks = self._looks(method, samples, drafts)
         errors = {n: look for n, look in looks.items() if isinstance(look, CofError)}
         refused = self.refused | errors
@@ -265,19 +262,15 @@ class Batch:
             )
         return looks
 
-    def _known(
-        self, method: Method, samples: Mapping[int, Sample], drafts: Mapping[int, Generation]
-    ) -> dict[int, Record]:
-        """Answers that other methods have given already: a threshold on the plain answer's
-        confidence chooses between the plain answer and that of always looking."""
+    def _known(self, method: Method, numbers: Iterable[int]) -> dict[int, Record]:
+        """The answers that other methods have given already."""
+        sources = (PLAIN.key, method.without_threshold.key)
         known = {}
-        for number, draft in drafts.items():
+        for number in numbers:
             id = self.examples[number].id
-            refused = self.store[PLAIN.key, id].error is not None
-            plain = refused or samples[number].skips(draft)
-            source = PLAIN.key if plain else method.without_threshold.key
-            if (source, id) in self.store:
-                known[number] = replace(self.store[source, id], method=method.key)
+            records = {key: self.store[key, id] for key in sources if (key, id) in self.store}
+            if record := known_answer(method, records):
+                known[number] = record
         return known
 
     def _draft(self, number: int) -> Generation:
@@ -303,11 +296,18 @@ class Batch:
 
     def _record(self, example: Example, key: str, outcome: Outcome | CofError) -> Record:
         if isinstance(outcome, CofError):
-            return Record(example.id, key, "", right=False, error=str(outcome))
-        score = self.runner.task.score(example, outcome.reply.text)
-        region, sure = outcome.look.region, _round(confidence(outcome.reply))
+            return refusal(example, key, outcome)
+        region, reply = outcome.look.region, outcome.reply
         boxes = region.boxes if region else ()
-        return Record(example.id, key, outcome.reply.text, score.parsed, score.right, boxes, sure)
+        return answer_record(self.runner.task, example, key, reply.text, boxes, confidence(reply))
+
+    def _grounding_record(
+        self, example: Example, key: str, outcome: Grounding | CofError
+    ) -> Record:
+        if isinstance(outcome, CofError):
+            return refusal(example, key, outcome)
+        boxes = outcome.region.boxes if outcome.region else ()
+        return grounding_record(example, key, outcome.text, boxes, outcome.confidence)
 
     def _generate(
         self, requests: Sequence[Request], examples: Sequence[Example]
@@ -403,21 +403,3 @@ def _score_replies(
 def _mean(reply: Generation) -> float:
     """Log-probability of a token on average, the end token among them (V*Bench's script)."""
     return math.fsum(reply.logprobs) / len(reply.logprobs)
-
-
-def _grounding_record(example: Example, key: str, outcome: Grounding | CofError) -> Record:
-    if isinstance(outcome, CofError):
-        return Record(example.id, key, "", error=str(outcome))
-    boxes = outcome.region.boxes if outcome.region else ()
-    return Record(example.id, key, outcome.text, boxes=boxes, confidence=_round(outcome.confidence))
-
-
-def _read_grounding(record: Record) -> Grounding | CofError:
-    if record.error is not None:
-        return CofError(record.error)
-    return Grounding(record.region, record.text, record.confidence)
-
-
-def _round(confidence: float | None) -> float | None:
-    """Without the digits that depend on the company in a batch."""
-    return None if confidence is None else round(confidence, 5)
