@@ -3,81 +3,24 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from PIL import Image
+from processes import KEY, ROOT, Server, free_port
 
-import cof as package
 from cof import Answer, CoF, CofError, Decoding, Query, Settings
 from cof.client import RemoteCoF, data_url
 
-ROOT = Path(package.__file__).parents[1]
 SCENES = sorted((ROOT / "cof/demo").glob("scene-*.png"))
 QUESTION = "What letter is on the green square?"
-KEY = "s3cret"
-
-
-@dataclass
-class Server:
-    """A `cof serve` process."""
-
-    port: int
-    options: Sequence[str] = ()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "cof.cli", "serve", "tiny-early"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), *self.options],
-            cwd=ROOT,
-            env={**os.environ, "COF_API_KEY": KEY, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.DEVNULL,
-        )
-
-    def wait(self, longest_s: float = 60) -> None:
-        ends = time.monotonic() + longest_s
-        while time.monotonic() < ends and self.process.poll() is None:
-            try:
-                self.get("/health")
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError("the server did not start")
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=5) as reply:
-            return str(reply.read().decode())
-
-    def metric(self, name: str) -> float:
-        found = re.search(rf"^{name} (.+)$", self.get("/metrics"), re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,7 +29,12 @@ from cof.cli.common import (
     with_settings,
 )
 from cof.errors import CofError
-from cof.settings import Settings
+from cof.settings import Settings, default_settings
+from cof.settings import preset as named_preset
+
+if TYPE_CHECKING:
+    from cof.client import RemoteCoF
+    from cof.engines.base import Engine
 
 ScenesOption = Annotated[
     int | None,
@@ -159,6 +164,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
     @with_model()
     @with_settings()
     def evaluate(
+        context: typer.Context,
         path: DataArgument,
         model: ModelOptions,
         settings: dict[str, Any],
@@ -183,7 +189,21 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         shard: Annotated[
             str, typer.Option("--shard", help="i/n: a part; a run without it joins all parts.")
         ] = "1/1",
-        batch_size: BatchSizeOption = 8,
+        server: Annotated[
+            str | None,
+            typer.Option("--server", help="Ask `cof serve` at this URL, or at several: URL,URL."),
+        ] = None,
+        api_key: Annotated[
+            str | None, typer.Option("--api-key", envvar="COF_API_KEY", help="The servers' key.")
+        ] = None,
+        batch_size: Annotated[
+            int,
+            typer.Option(
+                "--batch-size",
+                min=1,
+                help="Questions in one forward pass; under way at each --server.",
+            ),
+        ] = 8,
         max_new_tokens: LongestAnswerOption = 32,
         seed: SeedOption = 0,
     ) -> None:
@@ -210,22 +230,77 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             _print_check(task.check(), data)
             return
         _ = task.examples  # so that data with problems is refused before a model is loaded
-        cof = model.load(settings)
+        if server is None:
+            asked = _Asked.load(model, settings)
+        else:
+            _refuse_model_options(context)
+            asked = _Asked.connect(context, server, api_key, model.preset, settings)
         if choice is not None:
-            choice.check(task.examples, cof.engine.name)
-        if prompt_style is None and choice is None and cof.engine.dialect.name == "tiny":
+            choice.check(task.examples, asked.name)
+        if prompt_style is None and choice is None and asked.is_embedded:
             task = replace(task, prompt_style="tiny")
         evaluation = Evaluation.compare_usual(
-            choice.settings if choice else cof.settings,
+            choice.settings if choice else asked.settings,
             task,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             seed=seed,
         )
-        results = evaluation.run(cof.engine, {name: task}, out, console=Console(stderr=True))
+        results = evaluation.run(asked.engine, {name: task}, out, console=Console(stderr=True))
         if chosen is not None:  # beside what it led to
             write_atomically(out / chosen.name, chosen.read_text("utf-8"))
         finish(results, out)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The model that is asked: loaded here, or at servers.
+
+    Attributes:
+        engine: the model.
+        name: hub id, path, or the name that servers give it.
+        is_embedded: whether it is one of those that this package holds.
+        settings: those of its preset or its own defaults, and those that were given.
+    """
+
+    engine: Engine | RemoteCoF
+    name: str
+    is_embedded: bool
+    settings: Settings
+
+    @classmethod
+    def load(cls, model: ModelOptions, settings: dict[str, Any]) -> _Asked:
+        cof = model.load(settings)
+        tiny = cof.engine.dialect.name == "tiny"
+        return cls(cof.engine, cof.engine.name, tiny, cof.settings)
+
+    @classmethod
+    def connect(
+        cls,
+        context: typer.Context,
+        urls: str,
+        api_key: str | None,
+        preset: str | None,
+        settings: dict[str, Any],
+    ) -> _Asked:
+        from cof.client import RemoteCoF
+        from cof.tiny import EMBEDDED
+
+        remote = RemoteCoF(urls, api_key=api_key, **settings)
+        context.call_on_close(remote.close)
+        name, tiny = remote.model, remote.model in EMBEDDED
+        usual = default_settings(name, "tiny" if tiny else "")
+        own = named_preset(preset, name) if preset else usual
+        return cls(remote, name, tiny, own.changed(**settings))
+
+
+def _refuse_model_options(context: typer.Context) -> None:
+    """Refuse the options that load a model: servers have loaded theirs."""
+    for field in fields(ModelOptions):
+        source = context.get_parameter_source(field.name)
+        if field.name != "preset" and source is not None and source.name == "COMMANDLINE":
+            flag = "--" + field.name.replace("_", "-")
+            raise CofError(f"{flag} is for models loaded here: leave it out, or --server.")
 
 
 def print_headline(results: dict[str, Any]) -> None:

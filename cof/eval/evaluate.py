@@ -13,10 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
+from cof.client import RemoteCoF
 from cof.engines.base import Engine
 from cof.eval.data.base import Benchmark
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method
+from cof.eval.remote import RemoteRunner
 from cof.eval.replies import Replies, make_portable, write_lines, write_questions
 from cof.eval.results import collect_results
 from cof.eval.run_info import check_same_run, describe_engine, progress_bar, questions_digest
@@ -33,7 +35,7 @@ class Evaluation:
         methods: by the names under which they are reported; `plain` is among them unless only
             stage 1 is measured.
         grounded: settings whose stage 1 is measured even if no method needs it.
-        batch_size: questions in one forward pass.
+        batch_size: questions in one forward pass; under way at each server.
         max_new_tokens: the longest answer.
         seed: of the control's boxes and of the bootstrap.
     """
@@ -57,7 +59,7 @@ class Evaluation:
 
     def run(
         self,
-        engine: Engine,
+        engine: Engine | RemoteCoF,
         tasks: Mapping[str, Benchmark],
         out: Path,
         *,
@@ -70,7 +72,7 @@ class Evaluation:
         shards that `out` holds.
 
         Args:
-            engine: the model.
+            engine: the model, or servers that have it.
             tasks: benchmarks by name; the answers of several go to folders of their names.
             out: folder; a run that was interrupted goes on from there.
             console: for progress.
@@ -80,7 +82,8 @@ class Evaluation:
             The content of `results.json`, which is written too.
 
         Raises:
-            CofError: the data has problems, or `out` holds answers of another run.
+            CofError: the data has problems, `out` holds answers of another run, or no server
+                answers.
         """
         about = self.describe(engine, tasks)
         check_same_run(out / "run.json", about)
@@ -95,14 +98,7 @@ class Evaluation:
                 write_atomically(
                     folder / "data.json", json.dumps(_locate_data(task, folder)) + "\n"
                 )
-                runner = Runner(
-                    engine,
-                    task,
-                    answers_path(folder, task.shard),
-                    batch_size=self.batch_size,
-                    max_new_tokens=self.max_new_tokens,
-                    seed=self.seed,
-                )
+                runner = self._runner(engine, task, answers_path(folder, task.shard))
                 shards = [] if task.shard[1] > 1 else find_shards(folder)
                 if shards:
                     store = Store(runner.path)
@@ -116,7 +112,17 @@ class Evaluation:
         tell_errors(results, console)
         return results
 
-    def describe(self, engine: Engine, tasks: Mapping[str, Benchmark]) -> dict[str, Any]:
+    def _runner(
+        self, engine: Engine | RemoteCoF, task: Benchmark, path: Path
+    ) -> Runner | RemoteRunner:
+        options = (self.batch_size, self.max_new_tokens, self.seed)
+        if isinstance(engine, RemoteCoF):
+            return RemoteRunner(engine, task, path, *options)
+        return Runner(engine, task, path, *options)
+
+    def describe(
+        self, engine: Engine | RemoteCoF, tasks: Mapping[str, Benchmark]
+    ) -> dict[str, Any]:
         """Everything that answers of one run have in common, and that reports cite."""
         first = next(iter(tasks.values()))
         asked = [e for task in tasks.values() for e in _all_shards(task).examples]

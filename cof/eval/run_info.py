@@ -14,26 +14,32 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import cof
+from cof.client import RemoteCoF
 from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.eval.examples import Example
 from cof.eval.json_files import read_json_object, write_atomically
 
 
-def describe_engine(engine: Engine) -> dict[str, Any]:
-    """The model by name and fingerprint, its dtype and device, and the versions of all software."""
+def describe_engine(engine: Engine | RemoteCoF) -> dict[str, Any]:
+    """The model by name and fingerprint, its dtype and device, and the versions of all software;
+    of servers the model's name, which is all that they tell, and the versions here."""
+    if isinstance(engine, RemoteCoF):
+        about = {"model": engine.model, "weights": None, "dtype": None, "device": "cof serve"}
+        return {**about, "versions": _versions("numpy", "pillow")}
     model = getattr(engine, "model", None)
     return {
         "model": Path(engine.name).name,
         "weights": None if model is None else weights_digest(model),
         "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
         "device": None if model is None else str(model.device.type),
-        "versions": {
-            "cof": cof.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "numpy", "pillow")},
-        },
+        "versions": _versions("torch", "transformers", "numpy", "pillow"),
     }
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    own = {"cof": cof.__version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in packages}
 
 
 def digest(text: str) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import openai
 import pytest
 from PIL import Image
-from test_serve import KEY, QUESTION, SCENES, Server, free_port, told
+from processes import KEY, Server, free_port
+from test_serve import QUESTION, SCENES, told
 
 from cof import CoF, CofError, Decoding, Query, Settings
 from cof.client import RemoteCoF, data_url

@@ -1,0 +1,145 @@
+"""Which server is asked: by a clock of its own, that runs only while all wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cof import servers
+from cof.errors import CofError
+from cof.servers import Away, Servers
+
+
+class Clock:
+    """Stands still but while it is waited for."""
+
+    now = 1000.0
+
+    def wait(self, seconds: float | None) -> None:
+        assert seconds is not None, "nothing would ever happen"
+        self.now += max(seconds, 1e-3)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(servers.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def make(clock: Clock, urls: str, retry_s: float) -> Servers:
+    pool = Servers(urls, retry_s)
+    pool._changed.wait = clock.wait  # type: ignore[method-assign,assignment]
+    return pool
+
+
+def away_but(there: str, asked: list[str]) -> Callable[[str], str]:
+    def send(url: str) -> str:
+        asked.append(url)
+        if url != there:
+            raise Away(f"{url} cannot be reached.")
+        return url
+
+    return send
+
+
+def test_urls() -> None:
+    assert Servers(" http://a/, http://b,http://a", 1).urls == ("http://a", "http://b")
+    assert Servers(["http://a"], 1).urls == ("http://a",)
+    with pytest.raises(CofError, match="There is no server to ask"):
+        Servers(" ,", 1)
+
+
+def test_the_one_with_the_fewest_under_way_is_asked() -> None:
+    pool, all_there, asked = Servers("a,b,c", 1), threading.Barrier(6), []
+
+    def send(url: str) -> None:
+        asked.append(url)
+        all_there.wait(10)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda _: pool.ask(send), range(6)))
+    assert sorted(asked) == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_one_that_is_away_is_left_alone_while_the_others_are_asked(clock: Clock) -> None:
+    pool, asked = make(clock, "a,b", 0), []
+    for _ in range(50):
+        assert pool.ask(away_but("b", asked)) == "b"
+    assert asked.count("a") == 1  # no time has passed
+    for _ in range(100):
+        clock.now += 1
+        pool.ask(away_but("b", asked))
+    assert 19 < asked.count("a") < 60  # at most each 5 s, in the end
+    clock.now += 5
+    assert pool.ask(away_but("a", asked)) == "a"
+    before = asked.count("a")
+    for _ in range(4):
+        assert pool.ask(lambda url: url) == "a"
+    assert asked.count("a") == before
+
+
+def test_after_being_away_it_gets_one_request_to_see(clock: Clock) -> None:
+    pool, asked = make(clock, "a,b", 0), []
+    pool.ask(away_but("b", asked))
+    clock.now += 1
+
+    def send(url: str) -> str:
+        if url == "a":  # while this one is under way the others go elsewhere
+            assert [pool.ask(away_but("b", asked)) for _ in range(3)] == ["b"] * 3
+        return url
+
+    assert pool.ask(send) == "a"
+    assert asked == ["a", "b", "b", "b", "b"]
+
+
+def test_what_fails_together_is_one_try(clock: Clock) -> None:
+    pool = make(clock, "a", 100)
+    taken = [pool._take(clock.now) for _ in range(8)]
+    sent, clock.now = clock.now, clock.now + 1
+    for server in taken:
+        pool._give_back(server, sent, Away("It was killed."))
+    assert pool.ask(lambda url: url) == "a"
+    assert 1001 < clock.now < 1001.2
+
+
+@pytest.mark.parametrize("urls", ["a", "a,b"])
+def test_none_for_long_enough_is_an_error(clock: Clock, urls: str) -> None:
+    pool, asked = make(clock, urls, 60), []
+    sentence = "^a cannot" if urls == "a" else "None of 2 servers answers; the last one: . cannot"
+    for _ in range(2):  # the second one has its time too
+        began = clock.now
+        with pytest.raises(Away, match=sentence):
+            pool.ask(away_but("", asked))
+        assert 55 < clock.now - began <= 60
+    clock.now += 5
+    assert pool.ask(away_but("a", asked)) == "a"
+
+
+def test_a_long_request_does_not_use_up_the_time(clock: Clock) -> None:
+    pool, times = make(clock, "a", 60), iter([Away("It died."), Away("Not yet."), None])
+
+    def send(url: str) -> str:
+        problem = next(times)
+        if problem is not None:
+            clock.now += 300 if "died" in str(problem) else 0
+            raise problem
+        return url
+
+    assert pool.ask(send) == "a"
+
+
+def test_other_errors_are_the_requests_own(clock: Clock) -> None:
+    pool, asked = make(clock, "a", 60), []
+
+    def send(url: str) -> str:
+        asked.append(url)
+        raise CofError("The question is empty.")
+
+    for _ in range(2):
+        with pytest.raises(CofError, match="The question is empty"):
+            pool.ask(send)
+    assert (asked, clock.now) == (["a", "a"], 1000)
