@@ -128,6 +128,17 @@ def test_stage_one_is_asked_about_the_question_alone(tmp_path: Path) -> None:
         check_pipeline(method, run, store, AnyEngine())
 
 
+def test_white_space_around_a_question_is_left_out_as_by_the_pipeline(
+    folder: Path, tmp_path: Path
+) -> None:
+    task = Scenes(folder, limit=4)
+    task.examples[:] = [replace(e, prompt=f"\n {e.prompt}  ") for e in task.examples]
+    run = Runner(AnyEngine(), task, tmp_path / "a.jsonl")
+    store = run.run(METHODS)
+    for method in METHODS:
+        check_pipeline(method, run, store, AnyEngine())
+
+
 def test_every_image_is_encoded_once_and_every_box_asked_once(folder: Path, tmp_path: Path) -> None:
     engine = AnyEngine()
     run = make_runner(folder, tmp_path / "a.jsonl", engine)

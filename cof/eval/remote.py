@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from cof.query import Query
 from cof.settings import Settings
 from cof.types import Decoding, EncodedImage
 
+PATIENCE = 64
+"""How many questions servers refuse in one step, without an answer to any, before the run ends."""
+
 
 @dataclass(frozen=True)
 class RemoteRunner:
@@ -38,9 +42,8 @@ class RemoteRunner:
     boxes but for ties. What a question costs is not recorded: its time depends on what else a
     server does.
 
-    A question that is refused is recorded as by `Runner`. Where a method's first questions, as
-    many as are under way at a server, are all refused, the run ends; and so it does where no
-    server answers.
+    A question that is refused is recorded as by `Runner`. Where all questions are refused, of many
+    the first `PATIENCE`, the run ends; and so it does where no server answers.
 
     Attributes:
         servers: answer.
@@ -131,6 +134,7 @@ class _Asker:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._answered = {r.method for r in self.store.records() if r.error is None}
+        self._refusals: Counter[str] = Counter()  # by servers, not of images that cannot be read
 
     def ask(self, example: Example) -> None:
         """Ask a question everything that the store lacks of it.
@@ -161,10 +165,7 @@ class _Asker:
             if record.error is None:
                 self._answered.add(step)
             elif step not in self._answered:
-                held = self.refused.setdefault(step, [])
-                held.append(record)
-                if len(held) >= self.run.batch_size:
-                    self.check()
+                self.refused.setdefault(step, []).append(record)
                 return
             self.store.append([*self.refused.pop(step, []), record])
 
@@ -200,12 +201,9 @@ class _Asker:
             grounding_question=example.question or None,
             settings=settings,
         )
-        try:
-            got = self._query(query, self.run.max_new_tokens)
-        except ServerError:
-            raise
-        except CofError as error:
-            yield refusal(example, method.key, error)
+        got = self._query(query, self.run.max_new_tokens)
+        if isinstance(got, CofError):
+            yield self._refusal(example, method.key, got)
             return
         yield answer_record(
             self.run.task, example, method.key, got.text, got.boxes, got.answer_confidence
@@ -220,16 +218,27 @@ class _Asker:
         """Stage 1 alone: an answer of one token goes with it."""
         own = Settings(grounder=name, **settings.values_of(GROUNDERS[name]))
         query = Query(image, example.question or example.prompt, settings=own)
+        got = self._query(query, 1)
+        if isinstance(got, CofError):
+            return self._refusal(example, key, got)
+        return _grounding(example, key, got)
+
+    def _query(self, query: Query, max_new_tokens: int) -> Answer | CofError:
+        """The answer, or why the question is refused."""
+        decoding = Decoding(max_new_tokens=max_new_tokens)
         try:
-            return _grounding(example, key, self._query(query, 1))
+            return self.run.servers.batch([query], decoding=decoding, batch_size=1)[0]
         except ServerError:
             raise
         except CofError as error:
-            return refusal(example, key, error)
+            return error
 
-    def _query(self, query: Query, max_new_tokens: int) -> Answer:
-        decoding = Decoding(max_new_tokens=max_new_tokens)
-        return self.run.servers.batch([query], decoding=decoding, batch_size=1)[0]
+    def _refusal(self, example: Example, key: str, error: CofError) -> Record:
+        with self._lock:
+            self._refusals[key] += 1
+            if self._refusals[key] >= PATIENCE and key not in self._answered:
+                raise error
+        return refusal(example, key, error)
 
 
 def _grounding(example: Example, key: str, got: Answer) -> Record:

@@ -286,8 +286,9 @@ class Batch:
             example = self.examples[number]
             region = method.region(example, self.runner.seed)
             settings = method.settings.changed(grounder="given") if region else method.settings
-            about = example.question or example.prompt
-            samples[number] = Sample(image.image, example.prompt, region, settings, about, image)
+            prompt = example.prompt.strip()
+            about = example.question.strip() or prompt
+            samples[number] = Sample(image.image, prompt, region, settings, about, image)
         return samples
 
     def _request(self, sample: Sample) -> Request:
