@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from cof.client import RemoteCoF
-from cof.errors import CofError
+from cof.errors import CofError, CofWarning, ServerError
+from cof.types import EncodedImage
 
 IMAGE = Image.new("RGB", (8, 8))
 MODELS = {"data": [{"id": "fake"}]}
@@ -132,3 +133,44 @@ def test_streams_that_are_no_answer(replies: list[bytes], sentence: str) -> None
     with serving(*every) as url, RemoteCoF(url) as remote:
         (answer,) = remote.batch([(IMAGE, "What?")], on_error="return", on_text=lambda *_: None)
     assert re.search(sentence, answer.error)
+
+
+REFUSAL = {"error": {"message": "It is too much."}}
+
+
+def test_a_refusal_lies_in_the_question_and_other_errors_in_the_server() -> None:
+    statuses = (400, 401, 413, 500, 504)
+    with serving((200, MODELS), *((status, REFUSAL) for status in statuses)) as url:  # noqa: SIM117
+        with RemoteCoF(url, retry_s=0) as remote:
+            for status in statuses:
+                with pytest.raises(CofError, match="It is too much") as error:
+                    remote(IMAGE, "What?")
+                assert isinstance(error.value, ServerError) == (status != 400)
+                assert (url in str(error.value)) == (status != 400)
+
+
+def test_what_a_server_had_begun_is_sent_to_another() -> None:
+    models = [(200, MODELS)] * 2
+    with serving(*models, (0, None)) as dies, serving(models[0], (400, REFUSAL)) as lives:  # noqa: SIM117
+        with RemoteCoF([dies, lives], retry_s=0) as remote:
+            with pytest.raises(CofError, match=r"^It is too much\.$"):
+                remote(IMAGE, "What?")
+
+
+def test_servers_have_one_model() -> None:
+    other = {"data": [{"id": "another"}]}
+    with serving((200, MODELS), (200, MODELS)) as one, serving((200, other)) as two:  # noqa: SIM117
+        with pytest.raises(CofError, match=f"{two} serves another, and another server fake"):
+            RemoteCoF(f"{one},{two}")
+    with serving((200, MODELS), (200, MODELS)) as one, serving((503, BUSY)) as two:  # noqa: SIM117
+        with pytest.warns(CofWarning, match="Too many.*It is asked again later"):
+            RemoteCoF(f"{one}, {two}").close()
+
+
+def test_an_image_is_made_ready_once() -> None:
+    with serving((200, MODELS)) as url, RemoteCoF(url) as remote:
+        encoded = remote.encode(IMAGE)
+        assert encoded.pixels.startswith("data:image/png;base64,")
+        assert remote._sent(encoded) is encoded
+        here = remote._sent(EncodedImage(IMAGE, pixels=object()))  # as an engine makes it
+        assert here.pixels == encoded.pixels

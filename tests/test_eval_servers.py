@@ -65,10 +65,10 @@ def pair() -> Iterator[list[Server]]:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    """16 questions about two scenes."""
+    """12 questions about two scenes."""
     folder = tmp_path_factory.mktemp("scenes")
     write_benchmark(folder, "test", num_objects=(4, 8), scenes=1)
-    return Scenes(folder, prompt_style="tiny", limit=16)
+    return Scenes(folder, prompt_style="tiny", limit=12)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_refused_questions_are_those_of_the_model_here(pair: list[Server], tmp_p
     formats.pope(tmp_path / "data")
     pope = POPE(tmp_path / "data", prompt_style="tiny")
     long, damaged = pope.examples[0], pope.examples[-1]
-    pope.examples[0] = replace(long, prompt="What letter? " * 200)
+    pope.examples[0] = replace(long, prompt="7" * 3900)
     assert isinstance(damaged.image, Path)
     damaged.image.write_bytes(damaged.image.read_bytes()[:200])
     engine = CoF.from_pretrained("tiny-early").engine
@@ -147,15 +147,14 @@ def test_refused_questions_are_those_of_the_model_here(pair: list[Server], tmp_p
         check_same(run.run(methods, [BASE]), here)
         errors = {record.error for record in here.records()}
         assert len(errors) > 2
-        pope.examples[:] = [replace(e, prompt="What letter? " * 200) for e in pope.examples]
-        many = [replace(e, id=f"{e.id}-{n}") for n in range(40) for e in pope.examples[:-4]]
-        for examples in (pope.examples[:-4], many):
+        many = [replace(pope.examples[0], id=str(n), question="") for n in range(200)]
+        for examples in (many[:5], many):
             none = replace(run, task=Subset(pope, examples), path=tmp_path / "none.jsonl")
             done: list[int] = []
             with pytest.raises(CofError, match="tokens"):
                 none.run(methods, advance=done.append)
             assert Store(none.path).records() == []
-        assert sum(done) < len(many) - 60  # it does not ask all of them
+        assert sum(done) < 100  # it does not ask all of them
 
 
 def test_what_servers_cannot_do_is_refused_at_the_start(
@@ -227,26 +226,18 @@ def figures(output: str) -> list[str]:
 
 
 def test_what_the_command_refuses(pair: list[Server], task: Scenes, tmp_path: Path) -> None:
-    other = Server(free_port(), model="tiny")
-    other.start()
-    other.wait()
-    try:
-        url, both = pair[0].url, f"{pair[0].url},{other.url}"
-        for words, key, sentence in (
-            (["--server", url], "wrong", "The API key is missing or wrong"),
-            (["--server", both], KEY, f"{other.url} serves tiny, and another server tiny-early"),
-            (["--server", url, "--model", "tiny"], KEY, "--model is for models loaded here"),
-            (["--server", url, "--device", "cpu"], KEY, "--device is for models loaded here"),
-            (["--server", url, "--preset", "mine"], KEY, "There is no preset 'mine'"),
-            (["--server", url, "--grounder", "detector"], KEY, "chooses its detector itself"),
-            (["--server", ","], KEY, "There is no server to ask"),
-        ):
-            result = invoke(*arguments(task, tmp_path / "out", *words), key=key)
-            assert result.exit_code == 2, result.output
-            assert sentence in result.stderr
-            assert result.stderr.strip().count("\n") == 0
-    finally:
-        other.stop()
+    url = pair[0].url
+    for words, key, sentence in (
+        (["--server", url], "wrong", f"{url}: The API key is missing or wrong"),
+        (["--server", url, "--model", "tiny"], KEY, "--model is for models loaded here"),
+        (["--server", url, "--device", "cpu"], KEY, "--device is for models loaded here"),
+        (["--server", url, "--preset", "mine"], KEY, "There is no preset 'mine'"),
+        (["--server", url, "--grounder", "detector"], KEY, "A server chooses its detector itself"),
+        (["--server", ","], KEY, "There is no server to ask"),
+    ):
+        result = invoke(*arguments(task, tmp_path / "out", *words), key=key)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.splitlines()[-1].startswith(sentence)
 
 
 def test_servers_are_killed_and_come_back(

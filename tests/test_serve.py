@@ -73,6 +73,8 @@ def test_the_same_answers_as_in_this_process(remote: RemoteCoF, local: CoF) -> N
     assert [told(answer) for answer in theirs] == [told(answer) for answer in ours]
     for their, our in zip(theirs, ours, strict=True):
         assert their.confidence == pytest.approx(our.confidence, abs=1e-4)
+        assert their.answer_confidence == pytest.approx(our.answer_confidence, abs=1e-4)
+        assert our.answer_confidence
         assert (their.region is None) == (our.region is None)
         if their.region and our.region:
             assert (their.region.boxes, their.region.whole) == (our.region.boxes, our.region.whole)
