@@ -88,11 +88,7 @@ class RemoteCoF:
             timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
-        self._lost = (
-            httpx2.NetworkError,
-            httpx2.RemoteProtocolError,
-            httpx2.TimeoutException,
-        )
+        self._lost = (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.TimeoutException)
         self._failed = (httpx2.HTTPError, httpx2.InvalidURL)
         try:
             self.model = _served(self._ask("GET", _MODELS))
@@ -178,8 +174,9 @@ class RemoteCoF:
 
     def _answer(self, query: Query, decoding: Decoding, sent: SentText | None) -> Answer:
         question = check_question(query.question)
-        shown = [self._ready(of) for of in (query.image, query.beside) if of is not None]
-        parts = [{"type": "image_url", "image_url": {"url": image.pixels}} for image in shown]
+        image = self._ready(query.image)
+        shown = [image] if query.beside is None else [image, self._ready(query.beside)]
+        parts = [{"type": "image_url", "image_url": {"url": of.pixels}} for of in shown]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
@@ -215,7 +212,7 @@ class RemoteCoF:
             region=region,
             settings=Settings(**look["settings"]),
             timings=Timings(look["timings"]["ground_s"], look["timings"]["answer_s"]),
-            image=shown[0].image,
+            image=image.image,
             question=question,
             num_tokens=look["num_tokens"],
             answer_confidence=look["answer_confidence"],

@@ -76,6 +76,7 @@ LOOK = {
     "confidence": None,
     "reason": "",
     "num_tokens": 2,
+    "answer_confidence": 0.5,
     "timings": {"ground_s": 0.0, "answer_s": 0.0},
     "settings": {},
 }
@@ -171,6 +172,6 @@ def test_an_image_is_made_ready_once() -> None:
     with serving((200, MODELS)) as url, RemoteCoF(url) as remote:
         encoded = remote.encode(IMAGE)
         assert encoded.pixels.startswith("data:image/png;base64,")
-        assert remote._sent(encoded) is encoded
-        here = remote._sent(EncodedImage(IMAGE, pixels=object()))  # as an engine makes it
+        assert remote._ready(encoded) is encoded
+        here = remote._ready(EncodedImage(IMAGE, pixels=object()))  # as an engine makes it
         assert here.pixels == encoded.pixels
