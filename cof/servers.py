@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 import time
@@ -29,20 +28,20 @@ class _Server:
     Attributes:
         url: without a slash at the end.
         under_way: requests that it is answering.
-        away_since: when it first failed after its last reply; infinite while it replies.
+        is_away: whether the last request to end brought no reply.
         away_until: when it is tried again, by one request.
         pause: how long it was left alone the last time, seconds.
     """
 
     url: str
     under_way: int = 0
-    away_since: float = math.inf
+    is_away: bool = False
     away_until: float = 0.0
     pause: float = 0.0
 
     def is_ready(self, now: float) -> bool:
         """Whether it may be asked; after being away it gets one request, to see if it is back."""
-        return self.away_since == math.inf or (self.away_until <= now and not self.under_way)
+        return not self.is_away or (self.away_until <= now and not self.under_way)
 
 
 class Servers:
@@ -56,7 +55,7 @@ class Servers:
         """
         Args:
             urls: one, several with commas between them, or a sequence of them.
-            retry_s: how long a request waits while all of them are away.
+            retry_s: how long a request waits or is sent again while they are away.
 
         Raises:
             CofError: there is none.
@@ -78,24 +77,29 @@ class Servers:
                 be sent again.
 
         Raises:
-            CofError: what `send` raises; `Away` only after all servers were away for `retry_s`.
+            CofError: what `send` raises; `Away` only after `retry_s`.
         """
-        began = time.monotonic()
+        ends, is_first = time.monotonic() + self._retry_s, True
         while True:
-            server = self._take(began)
+            server = self._take(ends)
             sent, problem = time.monotonic(), None
             try:
                 return send(server.url)
             except Away as error:
                 problem = error
+                now = time.monotonic()
+                if is_first:  # what it took until then was no waiting
+                    ends, is_first = now + self._retry_s, False
+                elif now > ends:
+                    raise self._give_up(problem) from None
             finally:
                 self._give_back(server, sent, problem)
 
-    def _take(self, began: float) -> _Server:
+    def _take(self, ends: float) -> _Server:
         """The server to ask, once one is ready.
 
         Raises:
-            Away: none is there for `retry_s`, or since the request began, whichever is later.
+            Away: none will be until then.
         """
         with self._changed:
             while True:
@@ -107,17 +111,16 @@ class Servers:
                     return server
                 pauses = [s.away_until - now for s in self._servers if s.away_until > now]
                 wait = min(pauses, default=None)
-                ends = max(began, *(server.away_since for server in self._servers)) + self._retry_s
                 tried = len(pauses) < len(self._servers)  # one has a request that may bring it back
                 if wait is not None and not tried and now + wait > ends:
-                    raise self._give_up()
+                    assert self._problem is not None
+                    raise self._give_up(self._problem)
                 self._changed.wait(wait)
 
-    def _give_up(self) -> Away:
-        assert self._problem is not None
+    def _give_up(self, last: Away) -> Away:
         if len(self._servers) == 1:
-            return self._problem
-        return Away(f"None of {len(self._servers)} servers answers; the last one: {self._problem}")
+            return last
+        return Away(f"None of {len(self._servers)} servers answers; the last one: {last}")
 
     def _give_back(self, server: _Server, sent: float, problem: Away | None) -> None:
         """The request that was sent to a server then has ended, well or with a problem."""
@@ -125,10 +128,10 @@ class Servers:
             server.under_way -= 1
             now = time.monotonic()
             if problem is None:
-                server.away_since, server.away_until, server.pause = math.inf, 0.0, 0.0
+                server.is_away, server.away_until, server.pause = False, 0.0, 0.0
             else:
                 self._problem = problem
-                server.away_since = min(server.away_since, now)
+                server.is_away = True
                 if sent >= server.away_until:  # all that it had begun fails at once, and is one try
                     server.pause = min(max(2 * server.pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
                     # not all that ask a server come back to it at once

@@ -114,7 +114,7 @@ def test_none_for_long_enough_is_an_error(clock: Clock, urls: str) -> None:
         began = clock.now
         with pytest.raises(Away, match=sentence):
             pool.ask(away_but("", asked))
-        assert 55 < clock.now - began <= 60
+        assert 55 < clock.now - began <= 65
     clock.now += 5
     assert pool.ask(away_but("a", asked)) == "a"
 
@@ -130,6 +130,20 @@ def test_a_long_request_does_not_use_up_the_time(clock: Clock) -> None:
         return url
 
     assert pool.ask(send) == "a"
+
+
+def test_a_request_that_alone_finds_no_answer_ends_too(clock: Clock) -> None:
+    """Such as one for which every server is out of memory."""
+    pool, began = make(clock, "a,b", 60), clock.now
+
+    def send(url: str) -> str:
+        pool.ask(lambda url: url)  # others have their replies
+        clock.now += 1
+        raise Away(f"{url} is out of memory.")
+
+    with pytest.raises(Away, match="out of memory"):
+        pool.ask(send)
+    assert 60 < clock.now - began < 70
 
 
 def test_other_errors_are_the_requests_own(clock: Clock) -> None:

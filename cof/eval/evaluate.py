@@ -132,7 +132,8 @@ class Evaluation:
             "data": questions_digest(asked),
             **describe_engine(engine),
             "max_new_tokens": self.max_new_tokens,
-            "batch_size": self.batch_size,
+            # servers make batches of their own
+            "batch_size": None if isinstance(engine, RemoteCoF) else self.batch_size,
             "seed": self.seed,
         }
 
