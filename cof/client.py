@@ -295,7 +295,10 @@ class RemoteCoF:
         content = _content(reply)
         if reply.status_code == 200 and content:
             return content
-        sentence = content.get("error", {}).get("message")
+        error = content.get("error")
+        sentence = (
+            error.get("message") if isinstance(error, dict) else error
+        )  # vLLM's 401 is a text
         if sentence and reply.status_code == 400:
             raise CofError(sentence)
         failure = Away if reply.status_code in _BUSY else ServerError

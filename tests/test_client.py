@@ -95,6 +95,7 @@ def test_it_asks_again_while_the_server_is_busy_or_away() -> None:
     [
         ([(429, BUSY)], "Too many requests are waiting"),
         ([(0, None)], "cannot be reached"),
+        ([(401, {"error": "Unauthorized"})], "Unauthorized"),  # vLLM's own
         ([(404, b"<html>")], "answered 404, so it is no cof serve"),
         ([(200, b"<html>")], "answered 200, so it is no cof serve"),
         ([(200, MODELS), (500, {"error": {"message": "It failed."}})], r"It failed\."),

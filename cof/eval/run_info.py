@@ -25,8 +25,13 @@ def describe_engine(engine: Engine | RemoteCoF) -> dict[str, Any]:
     """The model by name and fingerprint, its dtype and device, and the versions of all software;
     of servers the model's name, which is all that they tell, and the versions here."""
     if isinstance(engine, RemoteCoF):
-        about = {"model": engine.model, "weights": None, "dtype": None, "device": "cof serve"}
-        return {**about, "versions": _versions("numpy", "pillow")}
+        return {
+            "model": Path(engine.model).name,
+            "weights": None,
+            "dtype": None,
+            "device": "cof serve",
+            "versions": _versions("numpy", "pillow"),
+        }
     model = getattr(engine, "model", None)
     return {
         "model": Path(engine.name).name,
