@@ -295,10 +295,8 @@ class RemoteCoF:
         content = _content(reply)
         if reply.status_code == 200 and content:
             return content
-        error = content.get("error")
-        sentence = (
-            error.get("message") if isinstance(error, dict) else error
-        )  # vLLM's 401 is a text
+        told = content.get("error")  # vLLM's 401 has a text there
+        sentence = told.get("message") if isinstance(told, dict) else told
         if sentence and reply.status_code == 400:
             raise CofError(sentence)
         failure = Away if reply.status_code in _BUSY else ServerError
