@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +36,7 @@ class Server:
             cwd=ROOT,
             env={**os.environ, "COF_API_KEY": KEY, "OMP_NUM_THREADS": "1"},
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     def wait(self, longest_s: float = 60) -> None:
@@ -59,7 +62,9 @@ class Server:
         return float(found[1]) if found else 0.0
 
     def stop(self) -> None:
-        self.process.kill()
+        """Kill it, and the processes that vLLM has started, which would go on without it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
