@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from threading import Event
 from typing import Any
 
@@ -814,3 +815,18 @@ def test_serving_without_its_packages_names_the_extra(monkeypatch: pytest.Monkey
         2,
         "Serving needs fastapi: pip install 'cof[serve]'.\n",
     )
+
+
+def test_what_vllm_takes_needs_vllm() -> None:
+    result = CliRunner().invoke(commands, ["serve", "tiny", "--", "--tensor-parallel-size", "2"])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "--tensor-parallel-size is for vllm serve: add --engine vllm, or leave it out.\n",
+    )
+
+
+@pytest.mark.skipif(find_spec("vllm.version") is not None, reason="vLLM is here")
+def test_serving_on_vllm_without_it_names_the_extra() -> None:
+    result = CliRunner().invoke(commands, ["serve", "--engine", "vllm"])
+    assert result.exit_code == 2
+    assert "pip install 'cof[vllm]'" in result.stderr

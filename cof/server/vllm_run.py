@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 from cof.engines.vllm.engine import load_processor, model_options
@@ -33,11 +34,13 @@ def run_vllm(
         more: what else `vllm serve` takes, over the others.
 
     Raises:
-        CofError: the model is not supported, a setting is unknown, or vLLM does not start.
+        CofError: vLLM would not find our plugins, the model is not supported, a setting is unknown,
+            or vLLM does not start.
     """
     if flags.get("device_map"):
         raise CofError("--device is for the transformers engine: leave it out.")
     model = str(resolve_model(model))
+    check_plugins()
     options.settings_for(model)  # checked before minutes are spent on loading a model
     _, processor = load_processor(model, options.pad_to_square)
     os.environ |= {
@@ -47,6 +50,19 @@ def run_vllm(
     }
     given = {"served_model_name": served_name, **FLAGS, **model_options(processor), **flags}
     _serve(["serve", model, *arguments(given), *more])
+
+
+def check_plugins() -> None:
+    """
+    Raises:
+        CofError: vLLM would not find ours, and answer as if nobody had asked to look closer.
+    """
+    for group in ("vllm.general_plugins", "vllm.endpoint_plugins"):
+        if Plugin.name not in entry_points(group=group).names:
+            raise CofError(
+                f"This installation of cof has no {group}, as those of older versions: install it "
+                "again, in a clone by pip install -e '.[vllm,serve]'."
+            )
 
 
 FLAGS = {

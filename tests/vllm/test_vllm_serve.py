@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from typing import Any
 
 import openai
@@ -17,8 +18,10 @@ import pytest
 from PIL import Image
 from processes import KEY, Server, free_port
 from test_serve import QUESTION, SCENES, told
+from typer.testing import CliRunner
 
 from cof import CoF, CofError, Decoding, Query, Settings
+from cof.cli import app
 from cof.client import RemoteCoF, data_url
 
 VLLM = ["--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
@@ -192,6 +195,27 @@ def test_metrics_of_both_stages(server: Server, remote: RemoteCoF) -> None:
     remote(SCENES[0], QUESTION)
     after = [server.metric(f"cof_{stage}_seconds_count") for stage in ("ground", "answer")]
     assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1]
+
+
+def test_without_our_plugins_it_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = metadata.EntryPoints()
+    monkeypatch.setattr("cof.server.vllm_run.entry_points", lambda group: none)
+    result = CliRunner().invoke(app, ["serve", "tiny-early", "--engine", "vllm"])
+    assert result.exit_code == 2
+    assert "has no vllm.general_plugins" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--device", "cpu"], "--device is for the transformers engine"),
+        (["--grounder", "none", "--preset", "nope"], "nope"),
+    ],
+)
+def test_refusals_before_anything_is_loaded(options: list[str], sentence: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "tiny-early", "--engine", "vllm", *options])
+    assert result.exit_code == 2
+    assert sentence in result.stderr
 
 
 def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, local: CoF) -> None:
