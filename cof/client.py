@@ -196,7 +196,8 @@ class RemoteCoF:
         def plain() -> str:
             if not boxes:
                 return text
-            other = self._ask("POST", _CHAT, body)
+            # without `cof`, vLLM would process image and text in its own way
+            other = self._ask("POST", _CHAT, {**body, "cof": {"focus": "none"}})
             return str(other["choices"][0]["message"]["content"])
 
         region = EVERYTHING if look["whole"] else Region(boxes=boxes) if boxes else None
