@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from itertools import count
@@ -111,6 +112,8 @@ class ServedClient:
         Raises:
             RequestAborted: by `cancel`, or because the engine is being stopped.
         """
+        if self._cancelled.is_set():
+            raise RequestAborted("The request was cancelled.")
         self._under_way = asyncio.run_coroutine_threadsafe(
             self._run(prompts, params, on_output), self._loop
         )
@@ -134,16 +137,20 @@ class ServedClient:
             asyncio.ensure_future(self._one(place, prompt, each, on_output))
             for place, (prompt, each) in enumerate(zip(prompts, params, strict=True))
         ]
-        replies = asyncio.gather(*tasks)
+        # a request that comes as the engine is stopped would wait for ever
+        engine = {self._engine.output_handler} - {None}
+        waiting = set(tasks)
         try:
-            # a request that comes as the engine is stopped would wait for ever
-            engine = {self._engine.output_handler} - {None}
-            await asyncio.wait({replies, *engine}, return_when=asyncio.FIRST_COMPLETED)
-            if not replies.done():
-                raise RequestAborted("The engine is being stopped: ask again in a moment.")
-            return replies.result()
+            while waiting:
+                done, _ = await asyncio.wait(waiting | engine, return_when=FIRST_COMPLETED)
+                for task in done & waiting:
+                    task.result()  # what one raises ends the others
+                waiting -= done
+                if waiting and done & engine:
+                    raise RequestAborted("The engine is being stopped: ask again in a moment.")
+            return [task.result() for task in tasks]
         finally:
-            for task in tasks:  # one has failed, or all are done
+            for task in waiting:
                 task.cancel()
 
     async def _one(self, place: int, prompt: Any, params: Any, on_output: OnOutput | None) -> Any:
