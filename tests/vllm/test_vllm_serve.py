@@ -13,8 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
-import openai
 import pytest
+
+pytest.importorskip("vllm.version")
+
+import openai
 from PIL import Image
 from processes import KEY, Server, free_port
 from test_serve import QUESTION, SCENES, told
