@@ -18,7 +18,6 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from cof.engines.vllm.kernel import TILE, BiasedTiles, attend
 
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(
     DEVICE == "cpu" and "TRITON_INTERPRET" not in os.environ, reason="no GPU, nor an interpreter"
