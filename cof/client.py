@@ -20,7 +20,7 @@ from cof.images import load_image
 from cof.query import Query, QueryLike, as_query, check_question
 from cof.servers import Away, Servers
 from cof.settings import Settings
-from cof.streaming import SentText
+from cof.streaming import SentText, for_one
 from cof.types import Decoding, EncodedImage, OnText, Timings
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ class RemoteCoF:
     ) -> Answer:
         """As `cof.CoF.__call__`."""
         query = Query(image, question, boxes=boxes, polygon=polygon)
-        tell = None if on_text is None else lambda _, piece: on_text(piece)
-        return self.batch([query], decoding=decoding, on_text=tell)[0]
+        return self.batch([query], decoding=decoding, on_text=for_one(on_text))[0]
 
     def batch(
         self,
@@ -324,8 +323,9 @@ class RemoteCoF:
                     whole = {**last, "choices": [{"message": {"content": text}}]}
                     return httpx2.Response(200, json=whole)
                 last = json.loads(data)
-                if "error" in last:
-                    return httpx2.Response(500, json=last)
+                if "error" in last:  # too late for a status
+                    status = 503 if last["error"].get("code") == "stopping" else 500
+                    return httpx2.Response(status, json=last)
                 if piece := last["choices"][0]["delta"].get("content"):
                     text += piece
                     sent.grow(piece)

@@ -16,7 +16,7 @@ from cof.query import Query, QueryLike, Sample, as_query
 from cof.settings import Settings, default_settings
 from cof.settings import preset as named_preset
 from cof.stages import Outcome, answer, locate, stage_one_request
-from cof.streaming import SentText
+from cof.streaming import SentText, for_one
 from cof.types import (
     Decoding,
     EncodedImage,
@@ -169,8 +169,7 @@ class CoF:
             CofError: the image, the question or the region cannot be used; the message says why.
         """
         query = Query(image, question, boxes=boxes, polygon=polygon, mask=mask)
-        tell = None if on_text is None else lambda _, piece: on_text(piece)
-        return self.batch([query], decoding=decoding, on_text=tell)[0]
+        return self.batch([query], decoding=decoding, on_text=for_one(on_text))[0]
 
     def batch(
         self,

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cof.errors import CofError
+from cof.types import OnText
+
+
+def for_one(on_text: Callable[[str], object] | None) -> OnText | None:
+    """The listener of a batch of one query."""
+    return None if on_text is None else lambda _, piece: on_text(piece)
 
 
 class SentText:

@@ -113,6 +113,7 @@ def test_a_stream_that_breaks_off_is_asked_for_again_and_nothing_is_told_twice()
         (200, MODELS),
         (429, BUSY),
         (200, events("a", " red", done=False)),
+        (200, events("a", last={"error": {"message": "Bye.", "code": "stopping"}}, done=False)),
         (200, events("a red", " star", last=LAST)),
     ]
     told: list[str] = []

@@ -84,6 +84,8 @@ def serve(
     try:
         if model.engine == "vllm":
             check_version()
+            if model.device:
+                raise CofError("--device is for the transformers engine: leave it out.")
             from cof.server.vllm_app import ServeOptions
             from cof.server.vllm_run import run_vllm
 
@@ -92,7 +94,6 @@ def serve(
             flags = {
                 "host": host,
                 "port": port,
-                "device_map": model.device,
                 "dtype": model.dtype,
                 "quantization": model.quantization,
                 "max_num_batched_tokens": model.max_batch_tokens,

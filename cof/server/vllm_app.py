@@ -40,6 +40,7 @@ from cof.server.metrics import Metrics
 from cof.server.service import Service, read_body
 from cof.settings import Settings, default_settings
 from cof.settings import preset as named_preset
+from cof.streaming import for_one
 from cof.types import Decoding
 
 CHAT = "/v1/chat/completions"
@@ -135,7 +136,7 @@ class Gate:
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._vllm = RequestLog(app, metrics)
+        self._vllm: ASGIApp = RequestLog(app, metrics)
         self._metrics = metrics
         self._ours: ASGIApp | None = None
 
@@ -147,24 +148,24 @@ class Gate:
         try:
             if not path.startswith(OPEN):
                 raise ApiError(404, "There is no such route here.", "no_such_route")
-            ours = False
+            app = self._vllm
             if scope["method"] == "POST":
                 service: Service = scope["app"].state.cof
                 body = await read_body(Request(scope, receive), service.limits)
                 if path == CHAT:
                     fields = await service.in_thread(_parse, body)
-                    ours = fields.get("cof") is not None
-                    body = body if ours else await _check_images(service, fields, body)
+                    if fields.get("cof") is None:
+                        body = await _check_images(service, fields, body)
+                    else:
+                        app = self._ours = self._ours or service_app(service)
                 receive = _replay(body, receive)
-                if ours and self._ours is None:
-                    self._ours = service_app(service)
         except (ApiError, CofError) as error:
             failure = as_api_error(error)
             self._metrics.errors.labels(failure.code).inc()
             reply = JSONResponse(failure.body, failure.status, failure.headers)
             await RequestLog(reply, self._metrics)(scope, receive, send)
             return
-        await (self._ours if ours and self._ours else self._vllm)(scope, receive, send)
+        await app(scope, receive, send)
 
 
 class ServedWorker:
@@ -203,7 +204,7 @@ class ServedWorker:
         decoding: Decoding,
         on_text: Callable[[str], object] | None = None,
     ) -> Future[Answer]:
-        """See `cof.server.app.Answerer`."""
+        """See `cof.server.service.Answerer`."""
         if self._closed:
             raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
         with self._lock:
@@ -238,8 +239,7 @@ class ServedWorker:
         outcome: Answer | Exception
         try:
             cof = CoF(self._engine.with_client(client), self._settings)
-            tell = None if on_text is None else lambda _, piece: on_text(piece)
-            (outcome,) = cof.batch([query], decoding=decoding, on_text=tell)
+            (outcome,) = cof.batch([query], decoding=decoding, on_text=for_one(on_text))
             self._metrics.batch(1, outcome.timings)
         except RequestAborted as error:
             outcome = ApiError(503, str(error), "stopping")

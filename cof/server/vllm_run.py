@@ -13,6 +13,15 @@ from cof.errors import CofError
 from cof.server.vllm_app import Plugin, ServeOptions
 from cof.tiny import resolve_model
 
+FLAGS = {
+    "logging_config.formatter": "json",
+    "disable_uvicorn_access_log": True,  # we write one line for each request
+    "disable_fastapi_docs": True,
+    "shutdown_timeout": 30,  # seconds to answer what was begun
+    "allowed_media_domains": "none.invalid",  # vLLM itself fetches nothing
+}
+"""Options of `vllm serve` that are the same for all models."""
+
 
 def run_vllm(
     model: str,
@@ -37,8 +46,6 @@ def run_vllm(
         CofError: vLLM would not find our plugins, the model is not supported, a setting is unknown,
             or vLLM does not start.
     """
-    if flags.get("device_map"):
-        raise CofError("--device is for the transformers engine: leave it out.")
     model = str(resolve_model(model))
     check_plugins()
     options.settings_for(model)  # checked before minutes are spent on loading a model
@@ -63,15 +70,6 @@ def check_plugins() -> None:
                 f"This installation of cof has no {group}, as those of older versions: install it "
                 "again, in a clone by pip install -e '.[vllm,serve]'."
             )
-
-
-FLAGS = {
-    "logging_config.formatter": "json",
-    "disable_uvicorn_access_log": True,  # we write one line for each request
-    "disable_fastapi_docs": True,
-    "shutdown_timeout": 30,  # seconds to answer what was begun
-    "allowed_media_domains": "none.invalid",  # vLLM itself fetches nothing
-}
 
 
 def arguments(flags: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cof.engines.vllm.bias import PlacedBias, place_bias
 
@@ -26,6 +27,32 @@ class BiasedAttention:
     logits_soft_cap: float
     alibi_slopes: Any
     sinks: Any
+
+    def forward(
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: Any,
+        output: Tensor,
+        *scales: Tensor | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """vLLM's own, and then what `metadata.biased` names once more."""
+        stock: Tensor = super().forward(  # type: ignore[misc]
+            layer, query, key, value, kv_cache, attn_metadata, output, *scales, **kwargs
+        )
+        if attn_metadata is not None and attn_metadata.biased:
+            self.attend_again(layer, query, kv_cache, attn_metadata, output)
+        return stock
+
+    def attend_again(
+        self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
+    ) -> None:
+        """Write attention with the bias to the rows of `output` in `metadata.biased`."""
+        raise NotImplementedError
 
 
 @dataclass

@@ -89,34 +89,19 @@ class BiasedCPUMetadataBuilder(CPUAttentionMetadataBuilder):
 class BiasedCPUAttention(BiasedAttention, CPUAttentionBackendImpl):
     """One layer's attention."""
 
-    def forward(
-        self,
-        layer: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        attn_metadata: CPUAttentionMetadata | None,
-        output: Tensor,
-        *scales: Tensor | None,
-        **kwargs: Any,
-    ) -> Tensor:
-        stock: Tensor = super().forward(
-            layer, query, key, value, kv_cache, attn_metadata, output, *scales, **kwargs
-        )
-        rows = attn_metadata.biased if attn_metadata is not None else []
-        if rows:
-            index = extract_layer_index(layer.layer_name)
-            order = key_order(layer.isa, kv_cache.dtype, kv_cache.shape[2], self.head_size)
-            for masked in rows:
-                row = masked.row
-                mask = self._mask(masked, index)
-                if mask is not None:
-                    part = query[row.start : row.stop]
-                    output[row.start : row.stop] = self._attend(
-                        part, *read_blocks(kv_cache, masked.blocks, order), mask
-                    )
-        return stock
+    def attend_again(
+        self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
+    ) -> None:
+        index = extract_layer_index(layer.layer_name)
+        order = key_order(layer.isa, kv_cache.dtype, kv_cache.shape[2], self.head_size)
+        for masked in metadata.biased:
+            row = masked.row
+            mask = self._mask(masked, index)
+            if mask is not None:
+                part = query[row.start : row.stop]
+                output[row.start : row.stop] = self._attend(
+                    part, *read_blocks(kv_cache, masked.blocks, order), mask
+                )
 
     def _mask(self, masked: MaskedRow, layer: int) -> Tensor | None:
         """This layer's, `(heads or 1, Q, S)`; None where the stock kernel's output is right."""

@@ -115,34 +115,19 @@ class BiasedGPUAttention(BiasedAttention):
 
     sliding_window: tuple[int, int]
 
-    def forward(
-        self,
-        layer: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        attn_metadata: Any,
-        output: Tensor,
-        *scales: Tensor | None,
-        **kwargs: Any,
-    ) -> Tensor:
-        stock: Tensor = super().forward(  # type: ignore[misc]
-            layer, query, key, value, kv_cache, attn_metadata, output, *scales, **kwargs
+    def attend_again(
+        self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
+    ) -> None:
+        attend(
+            query,
+            kv_cache,
+            metadata.block_table,
+            output,
+            metadata.biased,
+            layer=extract_layer_index(layer.layer_name),
+            scale=self.scale,
+            window=self.sliding_window[0] + 1,
         )
-        biased = None if attn_metadata is None else attn_metadata.biased
-        if biased is not None:
-            attend(
-                query,
-                kv_cache,
-                attn_metadata.block_table,
-                output,
-                biased,
-                layer=extract_layer_index(layer.layer_name),
-                scale=self.scale,
-                window=self.sliding_window[0] + 1,
-            )
-        return stock
 
 
 class BiasedFlashMetadataBuilder(BiasedBuilder, FlashAttentionMetadataBuilder):
