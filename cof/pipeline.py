@@ -6,15 +6,17 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cof.answer import NO_IMAGE, Answer, refused_answer
 from cof.engines.base import Engine, LengthChecker
 from cof.errors import CofError
 from cof.images import load_image
+from cof.presets import default_settings
+from cof.presets import preset as named_preset
 from cof.query import Query, QueryLike, Sample, as_query
-from cof.settings import Settings, default_settings
-from cof.settings import preset as named_preset
+from cof.settings import Settings
 from cof.stages import Outcome, answer, locate, stage_one_request
 from cof.streaming import SentText, for_one
 from cof.types import (
@@ -99,10 +101,11 @@ class CoF:
             engine_options: what else the engine's own `from_pretrained` takes; for `vllm` that is
                 all that `vllm.LLM` takes, such as `tensor_parallel_size`.
             allow_url: whether images may be given as http(s) addresses.
-            settings: any field of `cof.settings.Settings`, over the preset's.
+            settings: what `cof.settings.Settings` takes, over the preset's: a `grounder`, a
+                `focus`, and options by name.
 
         Raises:
-            CofError: unknown model, engine, preset or setting.
+            CofError: unknown model, engine, preset or option.
         """
         from cof.tiny import resolve_model
 
@@ -120,7 +123,12 @@ class CoF:
             **(engine_options or {}),
         }
         given = {name: value for name, value in options.items() if value is not None}
-        loaded = _engine_class(engine).from_pretrained(model, **given)
+        load = _engine_class(engine).from_pretrained
+        try:
+            signature(load).bind(model, **given)
+        except TypeError as error:
+            raise CofError(f"The engine {engine} does not load a model so: {error}.") from None
+        loaded = load(model, **given)
         chosen = named or default_settings(loaded.name, loaded.dialect.name)
         return cls(loaded, chosen.changed(**settings), allow_url=allow_url)
 
@@ -219,8 +227,8 @@ class CoF:
         request = Request(sample.encoded or sample.image, sample.question)
         asked = [stage_one_request(sample, request)]
         groundings = []
-        for name in self.settings.grounders:
-            groundings += self.settings.make_grounder(name).locate(self.engine, asked)
+        for grounder in self.settings.grounders:
+            groundings += grounder.locate(self.engine, asked)
             if groundings[-1].region is not None:
                 return groundings[-1]
         return groundings[0]
@@ -368,7 +376,7 @@ class CoF:
     def _encoded(self, samples: list[Sample]) -> dict[int, EncodedImage]:
         """Each distinct image encoded once, by the `id` of the image.
 
-        All of them are prefilled or none: a batch needs equal prefix lengths.
+        Prefill all images or none, because the prefixes of a batch have one length.
         """
         known = {id(sample.image): sample.encoded for sample in samples if sample.encoded}
         distinct = {id(s.image): s.image for s in samples if id(s.image) not in known}

@@ -8,19 +8,18 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cof.errors import CofError
-from cof.geometry.boxes import area, clip, expand_snapped, make_square, widen
+from cof.geometry.boxes import area, clip
 from cof.geometry.regions import (
     EVERYTHING,
     Region,
-    expand_region,
     region_from_boxes,
     region_from_mask,
     region_from_polygon,
 )
-from cof.grounders import GROUNDERS
 from cof.images import load_image
-from cof.settings import Settings, check_characters
-from cof.types import EncodedImage, Generation, Request, confidence
+from cof.options import check_characters
+from cof.settings import Settings
+from cof.types import EncodedImage, Generation, confidence
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -110,7 +109,7 @@ class Sample:
         encoded = query.image if isinstance(query.image, EncodedImage) else None
         image = _load(query.image, allow_url, images)
         beside = None if query.beside is None else _load(query.beside, allow_url, images)
-        if beside is not None and settings.focus == "beside":
+        if beside is not None and settings.focus.name == "beside":
             raise CofError(
                 "Focus 'beside' shows the region as the second image: give one image, or another "
                 "focus."
@@ -130,15 +129,15 @@ class Sample:
         """How many times the engine is called for this image, at most."""
         if self.settings.changes_nothing:
             return 1
-        looks = [GROUNDERS[name].engine_calls for name in self.settings.grounders]
-        return sum(looks) + len(looks) + self.drafts
+        looks = self.settings.grounders
+        return sum(each.engine_calls for each in looks) + len(looks) + self.drafts
 
     @property
     def drafts(self) -> bool:
         """Whether the plain answer is generated first, to see whether it is sure enough."""
         settings = self.settings
         limited = settings.max_plain_confidence < 1 and not settings.changes_nothing
-        return limited and settings.grounder not in ("given", "none")
+        return limited and settings.grounder_name not in ("given", "none")
 
     def skips(self, draft: Generation | None) -> str:
         """Why stage 1 is skipped, one sentence; empty: it is not skipped.
@@ -163,14 +162,9 @@ class Sample:
         if settings.changes_nothing:
             return None
         if region is None:
-            whole = settings.on_missing == "whole" and settings.grounder != "none"
+            whole = settings.released and settings.grounder_name != "none"
             return EVERYTHING if whole else None
-        return post_process(region, settings, self.image.size)
-
-
-def focus_request(request: Request, region: Region | None, settings: Settings) -> Request:
-    """The request with the settings' focus on a region; unchanged without a region."""
-    return request if region is None else settings.make_focus().apply(request, region)
+        return settings.post_process(region, self.image.size)
 
 
 def check_question(question: str) -> str:
@@ -183,39 +177,6 @@ def check_question(question: str) -> str:
         raise CofError("The question is empty: ask something about the image.")
     check_characters("The question", question)
     return question.strip()
-
-
-def post_process(region: Region, settings: Settings, image_wh: tuple[int, int]) -> Region:
-    """A region ready for stage 2: widened, squared, expanded (paper, section II-B).
-
-    With `edge="snap"` boxes follow the released code and may leave 0..1 (into the padding).
-
-    Args:
-        region: as it was found, in 0..1 of the image.
-        settings: `min_box`, `square`, `expand` and `edge` are used.
-        image_wh: of the original image.
-
-    Example: alpha = 2 about the centre, moved inside.
-
-        >>> corner = Region(boxes=((0.0, 0.75, 0.25, 1.0),))
-        >>> post_process(corner, Settings(expand=2.0), (100, 100)).boxes
-        ((0.0, 0.5, 0.5, 1.0),)
-    """
-    if region.whole:
-        return region
-    if region.mask is not None:
-        return expand_region(region, settings.expand)
-    boxes = region.boxes
-    if settings.min_box > 0:
-        boxes = tuple(widen(box, settings.min_box) for box in boxes)
-    if settings.edge == "snap":
-        boxes = tuple(
-            expand_snapped(box, settings.expand, image_wh, square=settings.square) for box in boxes
-        )
-        return replace(region, boxes=boxes)
-    if settings.square:
-        boxes = tuple(make_square(box, image_wh) for box in boxes)
-    return expand_region(replace(region, boxes=boxes), settings.expand)
 
 
 def as_query(item: QueryLike) -> Query:

@@ -1,459 +1,212 @@
-"""All options of the method as one validated value, and the presets."""
+"""How the two stages are run: a grounder, the post-processing of its region, a focus."""
 
 from __future__ import annotations
 
-import math
-import os
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cof.errors import CofError
-from cof.focuses import FOCUSES, Focus
-from cof.focuses.overlay import Overlay
-from cof.grounders import GROUNDERS, Grounder
-from cof.grounders.prompt import Boxes, Parser
-from cof.types import CellRule, Scope
-
-OnMissing = Literal["plain", "whole"]
-Edge = Literal["move", "snap"]
-
-WHERE, HOW = "Where to look", "How to look"
-"""The groups of settings: those of stage 1 and of the region, and those of stage 2."""
-
-T = TypeVar("T")
-Check = Callable[[str, Any], object]
-
-
-def check_characters(name: str, text: str) -> None:
-    """
-    Raises:
-        CofError: the text holds half of a surrogate pair, which no tokenizer takes.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise CofError(
-            f"{name} holds half of a surrogate pair, which is not a character: remove it."
-        ) from None
+from cof.focuses import Focus
+from cof.geometry.boxes import expand_snapped, widen
+from cof.geometry.regions import Region, expand_region
+from cof.grounders import Grounder
+from cof.methods import (
+    FocusLike,
+    GrounderLike,
+    explain_unknown,
+    find_focus,
+    find_grounders,
+    make,
+    owners,
+    values_of,
+)
+from cof.options import Options, flag, fraction, option, options_of, positive
 
 
-def _as_float(value: Any) -> float:
-    """NaN for what is not a number, or too large for a float."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
+@dataclass(frozen=True, init=False)
+class Settings(Options):
+    """Where to look, what becomes of the region, and how to make the model look there.
 
+    The defaults are the paper's, with its 7B model's numbers. Options of the grounder and of the
+    focus may be given in their objects or beside them, by name: these two are equal.
 
-def _as_index(value: Any) -> int:
-    """-1 for what is not a whole number."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        return -1
-    return int(value)
+        >>> from cof import Attention, Prompt
+        >>> given = Settings(Prompt(boxes="template"), Attention(strength=4.5), expand=1.0)
+        >>> given == Settings(boxes="template", strength=4.5, expand=1.0)
+        True
 
-
-def _positive(name: str, value: Any) -> float:
-    number = _as_float(value)
-    if not 0 < number < math.inf:
-        raise CofError(f"{name} must be a finite number above 0, not {value!r}.")
-    return number
-
-
-def _fraction(name: str, value: Any) -> float:
-    number = _as_float(value)
-    if not 0 <= number <= 1:
-        raise CofError(f"{name} must be a number in 0..1, not {value!r}.")
-    return number
-
-
-def _count(name: str, value: Any) -> int:
-    if _as_index(value) < 1:
-        raise CofError(f"{name} must be a whole number above 0, not {value!r}.")
-    return int(value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):  # "False" would be true
-        raise CofError(f"{name} must be True or False, not {value!r}.")
-    return value
-
-
-def _path(name: str, value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)):
-        raise CofError(f"{name} must be a hub id or a path, not {value!r}.")
-    return os.fsdecode(value)
-
-
-def _indices(name: str, value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    indices = tuple(map(_as_index, value)) if isinstance(value, (tuple, list, range)) else ()
-    if not indices or min(indices) < 0:
-        raise CofError(f"{name} must be a list of numbers from 0 on, or left out, not {value!r}.")
-    return indices
-
-
-def _template(name: str, value: Any) -> str | None:
-    if value is None or (isinstance(value, str) and value == "paper"):
-        return value
-    if not isinstance(value, str) or not re.search(r"\{(question|first_line)\}", value):
-        raise CofError(
-            f"{name} {value!r} does not say where the question goes: write {{question}} or "
-            "{first_line} in it, or 'paper' for the paper's prompt."
-        )
-    check_characters(name, value)
-    return value
-
-
-def _grounders(name: str, value: Any) -> str:
-    if isinstance(value, str):
-        names = value.split("+")
-        known = all(each in GROUNDERS for each in names) and len(set(names)) == len(names)
-        if known and (len(names) == 1 or not {"given", "none"} & set(names)):
-            return value
-    raise CofError(
-        f"{name} must be one of {', '.join(GROUNDERS)}, or several joined by + such as "
-        f"prompt+attention, not {value!r}."
-    )
-
-
-def _one_of(choices: tuple[str, ...]) -> Check:
-    def check(name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise CofError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-        return value
-
-    return check
-
-
-def _setting(
-    group: str,
-    default: T,
-    help: str,
-    check: Check | None = None,
-    *,
-    choices: tuple[str, ...] = (),
-    symbol: str = "",
-) -> T:
-    """A field of `Settings`; its metadata hold all but the default.
-
-    Args:
-        group: `WHERE` or `HOW`.
-        default: its default.
-        help: for the command line and the documentation.
-        check: returns its value, or refuses it; None: it must be one of `choices`.
-        choices: the values that it may have, where they can be listed.
-        symbol: the paper's symbol, for messages.
-    """
-    metadata = {
-        "group": group,
-        "help": help,
-        "check": check or _one_of(choices),
-        "choices": choices,
-        "symbol": symbol,
-    }
-    value: T = field(default=default, metadata=metadata)
-    return value
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the two stages are run. The defaults are the paper's, with its 7B model's numbers.
-
-    `fields(Settings)` tell each setting's meaning in `metadata["help"]`; `cof settings` prints
-    them.
+    Attributes:
+        grounders: where to look; of several the surest answer is kept.
+        focus: how to make the model look.
 
     Raises:
-        CofError: a value is out of range or not among the choices.
+        CofError: no such option, or a value that is refused.
     """
 
-    grounder: str = _setting(
-        WHERE,
-        "prompt",
-        "Where to look. Several joined by + (prompt+attention): look at each region, and keep the "
-        "answer whose first token is more probable",
-        _grounders,
-        choices=tuple(GROUNDERS),
+    grounders: tuple[Grounder, ...]
+    focus: Focus
+    max_plain_confidence: float = option(
+        1.0, "Look only if the plain answer is at most this sure (0..1); 1: always look", fraction
     )
-    grounding_prompt: str | None = _setting(
-        WHERE,
-        None,
-        "Prompt of stage 1: 'paper', or a template that holds {question} or {first_line}; default: "
-        "the model family's own",
-        _template,
+    min_box: float = option(
+        0.0, "Widen a box to at least this side (0..1 of the image) before it is expanded", fraction
     )
-    boxes: Boxes = _setting(
-        WHERE,
-        "free",
-        "How the model's box is decoded: free (the paper), or by a template, the format of the "
-        "model family, where the model chooses the numbers alone (always readable, and faster)",
-        choices=get_args(Boxes),
+    expand: float = option(
+        1.3, "alpha: scale the region about its centre by this factor (section II-B)", positive
     )
-    grounding_max_new_tokens: int = _setting(
-        WHERE, 128, "The longest reply of stage 1, in tokens", _count
-    )
-    parser: Parser = _setting(
-        WHERE,
-        "tolerant",
-        "How boxes are read from the reply: tolerant, or released (the released code's regular "
-        "expression)",
-        choices=get_args(Parser),
-    )
-    grounder_layers: tuple[int, ...] | None = _setting(
-        WHERE,
-        None,
-        "Grounders attention and relevance: the decoder layers to read, such as 12-16; default: "
-        "the method's own",
-        _indices,
-    )
-    detector: str | None = _setting(
-        WHERE, None, "Grounder detector: hub id or path of the open-vocabulary detector", _path
-    )
-    min_confidence: float = _setting(
-        WHERE, 0.0, "A box whose confidence (0..1) is lower counts as not found", _fraction
-    )
-    max_plain_confidence: float = _setting(
-        WHERE,
-        1.0,
-        "Answer plainly first, and look only if the plain answer's confidence (0..1) is at most "
-        "this; 1: always look, without the plain answer",
-        _fraction,
-    )
-    on_missing: OnMissing = _setting(
-        WHERE,
-        "plain",
-        "If no box is found: answer plainly, or highlight the whole image (the released code)",
-        choices=get_args(OnMissing),
-    )
-    min_box: float = _setting(
-        WHERE,
-        0.0,
-        "Widen a box to at least this side, in 0..1 of the image, before it is expanded",
-        _fraction,
-    )
-    square: bool = _setting(
-        WHERE, False, "Give a box its longer side in both directions (the released code)", _flag
-    )
-    expand: float = _setting(
-        WHERE,
-        1.3,
-        "alpha: scale the region about its centre by this factor (section II-B)",
-        _positive,
-        symbol="alpha",
-    )
-    edge: Edge = _setting(
-        WHERE,
-        "move",
-        "A box that leaves the image is moved back inside (the paper), or snaps to the border "
-        "(the released code)",
-        choices=get_args(Edge),
-    )
-    focus: str = _setting(
-        HOW, "attention", "How to make the model look there", choices=tuple(FOCUSES)
-    )
-    strength: float = _setting(
-        HOW,
-        2.0,
-        "lambda of equation 3; 1 leaves the model as it is",
-        _positive,
-        symbol="lambda",
-    )
-    scope: Scope = _setting(
-        HOW,
-        "all",
-        "Which queries attend with the bias: all (the paper), or only the text after the image",
-        choices=get_args(Scope),
-    )
-    layers: tuple[int, ...] | None = _setting(
-        HOW,
-        None,
-        "Decoder layers with the bias, such as 0-15,20; default: all (the paper)",
-        _indices,
-    )
-    heads: tuple[int, ...] | None = _setting(
-        HOW, None, "Attention heads with the bias, such as 0-7; default: all (the paper)", _indices
-    )
-    cells: CellRule = _setting(
-        HOW,
-        "coverage",
-        "How a region becomes image tokens: by its coverage of what each token shows, or by the "
-        "grid cells of its corners (the released code)",
-        choices=get_args(CellRule),
-    )
-    guidance: float = _setting(
-        HOW,
-        1.3,
-        "Focus contrast: how far to guide away from not looking; 1: not at all",
-        _positive,
-    )
-    overlay: Overlay = _setting(
-        HOW,
-        "frame",
-        "Focus overlay: draw a frame around the region, or blur or dim the rest",
-        choices=get_args(Overlay),
+    released: bool = option(
+        False,
+        "Do all that the paper's released code does otherwise: how boxes are read, squared, "
+        "expanded and made image tokens, and the whole image where no box is found",
+        flag,
     )
 
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            symbol = each.metadata["symbol"]
-            name = f"{each.name} ({symbol})" if symbol else each.name
-            value = each.metadata["check"](name, getattr(self, each.name))
-            object.__setattr__(self, each.name, value)
+    def __init__(
+        self, grounder: GrounderLike = "prompt", focus: FocusLike = "attention", **options: Any
+    ) -> None:
+        """
+        Args:
+            grounder: a grounder, several, or a name; names may be joined: `prompt+attention`.
+            focus: a focus or its name.
+            options: of the settings, of the grounders and of the focus, by name;
+                `attention.min_confidence` is the one of several grounders.
+        """
+        grounders, method = find_grounders(grounder), find_focus(focus)
+        methods = [*grounders, method]
+        if any(getattr(each, "released", False) for each in methods):
+            options.setdefault("released", True)
+        owned = {name for each in (Settings, *methods) for name in values_of(each)}
+        for name in options:
+            if name not in owned:
+                raise CofError(explain_unknown(name, methods, _OWN))
+        for name, value in {**values_of(Settings), **options}.items():
+            if name in _OWN:
+                object.__setattr__(self, name, value)
+        self.__post_init__()
+        options["released"] = self.released
+        object.__setattr__(self, "grounders", tuple(make(each, options) for each in grounders))
+        object.__setattr__(self, "focus", make(method, options))
 
     @property
-    def grounders(self) -> tuple[str, ...]:
-        """The names in `grounder`."""
-        return tuple(self.grounder.split("+"))
+    def grounder_name(self) -> str:
+        """The names of the grounders, joined by +."""
+        return "+".join(each.name for each in self.grounders)
+
+    def option(self, name: str) -> Any:
+        """The value of an option; None if no method in use has it."""
+        for owner in (self, *self.grounders, self.focus):
+            if name in (each.name for each in options_of(owner)):
+                return getattr(owner, name)
+        return None
 
     @property
     def changes_nothing(self) -> str:
         """Why no region is needed, so that stage 1 is skipped; empty if one is."""
-        if self.focus == "none":
-            return "Nothing was looked for: focus is 'none'."
-        if FOCUSES[self.focus].uses_strength and self.strength == 1:
-            return "Nothing was looked for: strength (lambda) is 1, which changes nothing."
-        return ""
+        reason = self.focus.changes_nothing
+        return f"Nothing was looked for: {reason[0].lower()}{reason[1:]}" if reason else ""
 
-    def make_grounder(self, name: str) -> Grounder:
-        """The grounder of that name with these settings.
+    def changed(
+        self,
+        grounder: GrounderLike | None = None,
+        focus: FocusLike | None = None,
+        **options: Any,
+    ) -> Settings:
+        """A copy with some options changed. A method that is named anew keeps the options that it
+        shares with the one before.
 
-        Raises:
-            CofError: a setting that it needs is missing.
-        """
-        return GROUNDERS[name](**self.values_of(GROUNDERS[name]))
-
-    def make_focus(self) -> Focus:
-        """The focus with these settings."""
-        return FOCUSES[self.focus](**self.values_of(FOCUSES[self.focus]))
-
-    def values_of(self, method: type[Any]) -> dict[str, Any]:
-        """The settings that a grounder or focus takes, by name."""
-        return {name: getattr(self, name) for name in settings_of(method)}
-
-    def changed(self, **changes: Any) -> Settings:
-        """A copy with some values changed.
+            >>> Settings(strength=8.0).changed(focus="soft", scope="text").focus.strength
+            8.0
 
         Raises:
-            CofError: there is no such setting, or the value is refused.
+            CofError: no such option, or a value that is refused.
         """
-        known = [each.name for each in fields(self)]
-        for name in changes:
-            if name not in known:
-                raise CofError(f"There is no setting {name!r}; there are {', '.join(known)}.")
-        return replace(self, **changes)
+        before: dict[str, Any] = {}
+        for each in (*self.grounders, self.focus):
+            before |= values_of(each)
+        kept = {name: getattr(self, name) for name in _OWN if name != "released" or self.released}
+        grounders = self.grounders if grounder is None else find_grounders(grounder)
+        chosen = self.focus if focus is None else find_focus(focus)
+        return Settings(
+            [
+                make(each, {**before, **options}) if isinstance(each, type) else each
+                for each in grounders
+            ],
+            make(chosen, {**before, **options}) if isinstance(chosen, type) else chosen,
+            **{**kept, **options},
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """The values by name, ready for JSON."""
-        return asdict(self)
+        """All options by name, ready for JSON; `Settings(**settings.as_dict())` reads them."""
+        values: dict[str, Any] = {"grounder": self.grounder_name, "focus": self.focus.name}
+        for owner in (self, *self.grounders, self.focus):
+            for each in options_of(owner):
+                value = getattr(owner, each.name)
+                same = values.setdefault(each.name, value) == value
+                values |= {} if same else {f"{owner.name}.{each.name}": value}
+        return values
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from `as_dict`, also of release 0.2.0, where all methods' options were listed.
+
+        Raises:
+            CofError: they cannot be expressed any more.
+        """
+        kept = dict(values)
+        departs = [kept.pop(name, paper) != paper for name, paper in _RELEASED_0_2.items()]
+        if any(departs) and not all(departs):
+            names = ", ".join(_RELEASED_0_2)
+            raise CofError(f"{names} cannot be set apart any more: they are one switch, released.")
+        if all(departs):
+            kept["released"] = True
+        methods = [
+            *find_grounders(kept.get("grounder", "prompt")),
+            find_focus(kept.get("focus", "attention")),
+        ]
+        used = {
+            "grounder",
+            "focus",
+            *(name for each in (cls, *methods) for name in values_of(each)),
+        }
+        others = owners()  # options of methods that are not in use
+        return cls(
+            **{name: value for name, value in kept.items() if name in used or name not in others}
+        )
+
+    def post_process(self, region: Region, image_wh: tuple[int, int]) -> Region:
+        """A region ready for stage 2: widened and expanded (paper, section II-B).
+
+        With `released` boxes follow the released code and may leave 0..1 (into the padding).
+
+        Args:
+            region: as it was found, in 0..1 of the image.
+            image_wh: of the original image.
+
+        Example: alpha = 2 about the centre, moved inside.
+
+            >>> corner = Region(boxes=((0.0, 0.75, 0.25, 1.0),))
+            >>> Settings(expand=2.0).post_process(corner, (100, 100)).boxes
+            ((0.0, 0.5, 0.5, 1.0),)
+        """
+        if region.whole or region.mask is not None:
+            return expand_region(region, self.expand)
+        boxes = region.boxes
+        if self.min_box > 0:
+            boxes = tuple(widen(box, self.min_box) for box in boxes)
+        if self.released:
+            boxes = tuple(expand_snapped(box, self.expand, image_wh) for box in boxes)
+            return replace(region, boxes=boxes)
+        return expand_region(replace(region, boxes=boxes), self.expand)
 
 
-def settings_of(method: type[Any]) -> tuple[str, ...]:
-    """The names of the settings that a grounder or focus takes: those of its fields.
-
-    >>> settings_of(GROUNDERS["relevance"])
-    ('grounder_layers', 'min_confidence')
-    """
-    own = {each.name for each in fields(method)}
-    return tuple(each.name for each in fields(Settings) if each.name in own)
-
-
-@dataclass(frozen=True)
-class PresetRow:
-    """One model's settings in a preset.
-
-    Attributes:
-        model: the model's name in the paper; `tiny`: the embedded ones.
-        pattern: a regular expression found in the hub id or path of that model, lower case.
-        settings: its settings.
-    """
-
-    model: str
-    pattern: str
-    settings: Settings
-
-
-_LLAVA_7B = ("LLaVA-1.5-7B", r"llava-?v?1\.5-?(vicuna-)?7b")
-_LLAVA_13B = ("LLaVA-1.5-13B", r"llava-?v?1\.5-?(vicuna-)?13b")
-_INSTRUCTBLIP_13B = ("InstructBLIP-13B", r"instructblip-?(vicuna-)?13b")
-
-_PARITY = Settings(
-    grounding_prompt="paper",
-    on_missing="whole",
-    square=True,
-    edge="snap",
-    cells="corners",
-    parser="released",
-    grounding_max_new_tokens=128,
-)
-
-PRESETS: Mapping[str, tuple[PresetRow, ...]] = {
-    # section III-A
-    "paper": (
-        PresetRow(*_LLAVA_7B, Settings(expand=1.3, strength=2.0, grounding_prompt="paper")),
-        PresetRow(*_LLAVA_13B, Settings(expand=1.0, strength=4.5, grounding_prompt="paper")),
-        PresetRow(
-            *_INSTRUCTBLIP_13B, Settings(expand=1.0, strength=22.0, grounding_prompt="paper")
-        ),
-    ),
-    # the released code, which runs LLaVA-1.5 alone, with all that it does otherwise
-    "paper-parity": (
-        PresetRow(*_LLAVA_7B, _PARITY.changed(expand=1.3, strength=2.0)),
-        PresetRow(*_LLAVA_13B, _PARITY.changed(expand=1.0, strength=4.5)),
-    ),
-    # what `cof eval tiny --model tiny-early` chose on its validation scenes
-    "tiny": (PresetRow("tiny", r"tiny", Settings(expand=1.6, strength=16.0, scope="text")),),
+_RELEASED_0_2 = {
+    "parser": "tolerant",
+    "on_missing": "plain",
+    "square": False,
+    "edge": "move",
+    "cells": "coverage",
 }
+"""The released code's departures as release 0.2.0 named them, and their values in the paper."""
 
-
-def preset(name: str, model_name: str = "") -> Settings:
-    """The settings of a preset for a model.
-
-    Args:
-        name: a key of `PRESETS`; `name:model` asks for one model's row whatever `model_name` is.
-        model_name: hub id or path.
-
-    Raises:
-        CofError: no such preset, or it has no row for this model.
-
-    Examples:
-        >>> preset("paper", "llava-hf/llava-1.5-13b-hf").strength
-        4.5
-        >>> preset("paper:llava-1.5-7b", "/models/mine").expand
-        1.3
-    """
-    name, _, asked = name.partition(":")
-    if name not in PRESETS:
-        raise CofError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
-    rows = PRESETS[name]
-    wanted = asked or model_name
-    for row in rows:
-        if re.search(row.pattern, wanted.lower()):
-            return row.settings
-    known = ", ".join(row.model for row in rows)
-    raise CofError(
-        f"Preset {name!r} has no settings for {wanted or 'this model'}, only for {known}: "
-        f"name one ({name}:{rows[0].model}), or set expand and strength yourself."
-    )
-
-
-def default_settings(model_name: str, dialect_name: str = "") -> Settings:
-    """The settings used when none are named: the embedded model's, the paper's, or the defaults.
-
-    >>> default_settings("llava-hf/llava-1.5-13b-hf").strength
-    4.5
-    >>> default_settings("somebody/another-model") == Settings()
-    True
-    """
-    if dialect_name == "tiny":
-        return PRESETS["tiny"][0].settings
-    for row in PRESETS["paper"]:
-        if re.search(row.pattern, model_name.lower()):
-            return row.settings
-    return Settings()
+_OWN = tuple(each.name for each in options_of(Settings))

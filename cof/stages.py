@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cof.engines.base import Engine
 from cof.geometry.regions import Region
 from cof.grounders import Grounder
-from cof.query import Sample, focus_request
+from cof.query import Sample
 from cof.types import Generation, Grounding, Request
 
 Generate = Callable[[Sequence[Request], Sequence[int]], list[Generation]]
@@ -61,20 +61,22 @@ def locate(
         skipped sample has a single look without a region.
     """
     looks: list[dict[str, Look]] = [{} for _ in samples]
-    calls: dict[tuple[str, Grounder], list[int]] = {}
+    calls: dict[Grounder, list[int]] = {}
     for number, (sample, draft) in enumerate(zip(samples, drafts, strict=True)):
-        names = sample.settings.grounders
+        grounders = sample.settings.grounders
         if reason := sample.skips(draft):
-            looks[number][names[0]] = Look(names[0], Grounding(None, reason=reason), None)
+            name = grounders[0].name
+            looks[number][name] = Look(name, Grounding(None, reason=reason), None)
             continue
-        for name in names:
-            calls.setdefault((name, sample.settings.make_grounder(name)), []).append(number)
-    for (name, grounder), numbers in calls.items():
+        for grounder in grounders:
+            calls.setdefault(grounder, []).append(number)
+    for grounder, numbers in calls.items():
         asked = [stage_one_request(samples[number], requests[number]) for number in numbers]
         for number, grounding in zip(numbers, grounder.locate(engine, asked), strict=True):
+            name = grounder.name
             looks[number][name] = Look.of(samples[number], name, grounding)
     return [
-        [by_name[name] for name in sample.settings.grounders if name in by_name]
+        [by_name[each.name] for each in sample.settings.grounders if each.name in by_name]
         for sample, by_name in zip(samples, looks, strict=True)
     ]
 
@@ -93,9 +95,9 @@ def answer(
 ) -> list[Outcome]:
     """Stage 2. All looks of all samples are asked in one call, and the surest answer is kept.
 
-    Looks that found nothing do not count where another look found something; where none did, the
-    sample is asked once. The surest answer is the one whose first token is most probable; of
-    equal ones the first. A draft is the reply to the plain request, which is not asked again.
+    Keep the looks that found a region. If none did, ask the plain question once. The surest answer
+    is the one whose first token is most probable; of equal ones the first. A draft is the reply to
+    the plain request, which is not asked again.
     """
     asked: list[tuple[int, Look]] = []
     replies: dict[int, Generation] = {}  # by position in `asked`
@@ -106,7 +108,8 @@ def answer(
             if look.region is None and draft is not None:
                 replies[len(asked)] = draft
             else:
-                focused[len(asked)] = focus_request(request, look.region, sample.settings)
+                focus, region = sample.settings.focus, look.region
+                focused[len(asked)] = focus.apply(request, region) if region else request
             asked.append((number, look))
     if focused:
         numbers = [asked[position][0] for position in focused]

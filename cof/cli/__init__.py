@@ -11,7 +11,7 @@ import typer
 
 from cof import __version__
 from cof.cli.ask import BoxCommand, ask, ground
-from cof.cli.evaluate import BENCHMARKS, add_benchmark, eval_grid, eval_synthetic, eval_tiny
+from cof.cli.evaluate import BENCHMARKS, add_benchmark
 from cof.cli.look import demo, scenes
 from cof.cli.models import models, settings
 from cof.cli.report import report, rescore
@@ -57,11 +57,6 @@ for _command in (ground, demo, web, models, settings, scenes, serve, sweep, repo
     app.command()(_command)
 
 eval_app = _group("Measure the effect on a benchmark.")
-eval_app.command("tiny")(eval_tiny)
-eval_app.command("grid")(eval_grid)
-eval_app.command("synthetic")(eval_synthetic)
-eval_app.command("matrix", hidden=True)(eval_grid)  # their former names
-eval_app.command("faces", hidden=True)(eval_synthetic)
 for _name, _about in BENCHMARKS.items():
     add_benchmark(eval_app, _name, _about)
 app.add_typer(eval_app, name="eval")

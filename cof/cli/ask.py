@@ -18,23 +18,17 @@ from cof.cli.common import (
     AllowUrlOption,
     ImageArgument,
     JsonOption,
-    ModelOptions,
+    Model,
     QuestionArgument,
-    indices,
     sentences,
     with_model,
-    with_settings,
 )
 from cof.errors import CofError
-from cof.grounders import GROUNDERS
-from cof.settings import Settings, settings_of
+from cof.options import indices
 
 if TYPE_CHECKING:
     from cof.geometry.boxes import XYXY
     from cof.pipeline import Answer
-
-STAGE_ONE = {"grounder"}.union(*map(settings_of, GROUNDERS.values()))
-"""The settings that `cof ground` takes: those of its grounder."""
 
 
 class BoxCommand(TyperCommand):
@@ -61,12 +55,10 @@ class BoxCommand(TyperCommand):
 
 @sentences
 @with_model()
-@with_settings()
 def ask(
     image: ImageArgument,
     question: QuestionArgument,
-    model: ModelOptions,
-    settings: dict[str, Any],
+    model: Model,
     box: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,7 +100,7 @@ def ask(
 ) -> None:
     """Answer a question: find the place, then answer while looking at it.
 
-    Settings that are not given are the preset's, or the model's own; `cof settings` explains them.
+    What is not given is the preset's, or the model's own; `cof settings` lists all options.
     """
     import numpy as np
 
@@ -135,7 +127,7 @@ def ask(
     if mask is not None:
         region = region_from_mask(np.asarray(load_image(mask).convert("L")))
     query = Query(load_image(image, allow_url=allow_url), check_question(question), region=region)
-    cof = model.load(settings)
+    cof = model.pipeline()
     decoding = Decoding(max_new_tokens=max_new_tokens)
     answer = cof.batch([query], decoding=decoding)[0]
     plain = answer.plain() if compare else None
@@ -159,12 +151,10 @@ def ask(
 
 @sentences
 @with_model()
-@with_settings(STAGE_ONE)
 def ground(
     image: ImageArgument,
     question: QuestionArgument,
-    model: ModelOptions,
-    settings: dict[str, Any],
+    model: Model,
     allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -173,7 +163,7 @@ def ground(
     from cof.query import check_question
 
     loaded, question = load_image(image, allow_url=allow_url), check_question(question)
-    cof = model.load(settings)
+    cof = model.pipeline()
     grounding = cof.locate(loaded, question)
     boxes = grounding.region.boxes if grounding.region else ()
     if as_json:
@@ -241,7 +231,9 @@ def _print_answer(answer: Answer, plain: str | None) -> None:
     _box_lines(lines, answer.boxes, answer.confidence, answer.reason)
     if len(answer.settings.grounders) > 1:
         lines.add_row("found by", answer.grounder)
-    _settings_line(lines, answer.settings)
+    settings = answer.settings.as_dict()
+    shown = ("grounder", "focus", "expand", "strength", "scope")
+    lines.add_row("settings", ", ".join(f"{n} {settings[n]}" for n in shown if n in settings))
     times = answer.timings
     lines.add_row("time", f"{times.ground:.2f} s to look, {times.answer:.2f} s to answer")
     Console().print(lines)
@@ -255,11 +247,3 @@ def _box_lines(
         lines.add_row("box", "  ".join(f"{value:.3f}" for value in box) + sure)
     if reason:
         lines.add_row("no box" if not boxes else "note", Text(reason))
-
-
-def _settings_line(lines: Table, settings: Settings) -> None:
-    lines.add_row(
-        "settings",
-        f"grounder {settings.grounder}, focus {settings.focus}, "
-        f"expand {settings.expand:g}, strength {settings.strength:g}, scope {settings.scope}",
-    )

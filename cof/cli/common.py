@@ -6,24 +6,23 @@ import functools
 import gc
 import inspect
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, get_type_hints
 
 import typer
 
 from cof.errors import CofError, CofWarning
-from cof.settings import Settings
+from cof.focuses import FOCUSES
+from cof.grounders import GROUNDERS
+from cof.options import read_value
 
 if TYPE_CHECKING:
     from cof.pipeline import CoF
-
-Indices = tuple[int, ...] | None
-"""The type of those settings that are written like `0-15,20`."""
+    from cof.settings import Settings
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf)"
 
@@ -116,30 +115,90 @@ LongestAnswerOption = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", help="Folder for results; an interrupted run goes on in it.")
 ]
-SeedOption = Annotated[
-    int, typer.Option("--seed", help="Of the random boxes and of the intervals.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
+LOADING = ("engine", "pad_to_square", "max_batch_tokens", "quantization")
+"""What `--load` gives to `CoF.from_pretrained`; all else goes to the engine."""
+
+
+def _model(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel="Model", show_default=False)
+
+
+def _look(help: str, choices: Collection[str] = ()) -> Any:
+    complete = (lambda: list(choices)) if choices else None
+    return typer.Option(
+        help=help, rich_help_panel="Looking closer", show_default=False, autocompletion=complete
+    )
+
+
+def _names(methods: Collection[str]) -> str:
+    return f"\\[{', '.join(methods)}]"
+
+
 @dataclass(frozen=True)
-class ModelOptions:
-    """How a command loads its model; `with_model` makes options of these fields."""
+class Model:
+    """A model and how it looks closer, as a command's options tell; `with_model` makes them."""
 
-    model: str | None = None
-    engine: str | None = None
-    preset: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    crop: bool = False
-    quantization: str | None = None
-    max_batch_tokens: int | None = None
+    model: Annotated[
+        str | None, _model("Hub id, local path, tiny or tiny-early (both embedded).")
+    ] = None
+    dtype: Annotated[str | None, _model("float32, bfloat16 or float16. \\[default: by device]")] = (
+        None
+    )
+    device: Annotated[str | None, _model("cpu, cuda, ... or auto. \\[default: GPU if any]")] = None
+    load: Annotated[
+        list[str] | None,
+        _model(
+            "NAME=VALUE of CoF.from_pretrained: quantization=4bit, pad_to_square=false, "
+            "max_batch_tokens=8192, engine=vllm and what vLLM takes; may be repeated."
+        ),
+    ] = None
+    preset: Annotated[
+        str | None,
+        _look("Settings of a paper's model: paper, paper-parity, or such as paper:llava-1.5-7b."),
+    ] = None
+    grounder: Annotated[
+        str | None,
+        _look(f"Where to look {_names(GROUNDERS)}, or several joined by +", list(GROUNDERS)),
+    ] = None
+    focus: Annotated[
+        str | None, _look(f"How to make the model look there {_names(FOCUSES)}", list(FOCUSES))
+    ] = None
+    strength: Annotated[
+        float | None, _look("lambda: how much more attention; 1 changes nothing.")
+    ] = None
+    expand: Annotated[float | None, _look("alpha: by how much to enlarge the place found.")] = None
+    set: Annotated[
+        list[str] | None,
+        _look("NAME=VALUE of another option, such as scope=text; `cof settings` lists them."),
+    ] = None
 
-    def load(self, settings: Mapping[str, Any] | None = None) -> CoF:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that were given, by name; all others stay the preset's.
+
+        >>> Model(strength=4.0, set=["layers=0-3", "scope=text"]).settings
+        {'strength': 4.0, 'layers': '0-3', 'scope': 'text'}
+
+        Raises:
+            CofError: `--set` without a name and a value.
+        """
+        named = ("grounder", "focus", "strength", "expand")
+        given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        return given | pairs("--set", self.set, "scope=text")
+
+    def settings_for(self, name: str) -> Settings:
+        """The settings for a model that is loaded elsewhere, under its name there."""
+        from cof.presets import default_settings, preset
+        from cof.tiny import EMBEDDED
+
+        base = default_settings(name, "tiny" if name in EMBEDDED else "")
+        return (preset(self.preset, name) if self.preset else base).changed(**self.settings)
+
+    def pipeline(self) -> CoF:
         """The pipeline.
-
-        Args:
-            settings: settings by name, over the preset's.
 
         Raises:
             CofError: what `CoF.from_pretrained` refuses.
@@ -151,37 +210,28 @@ class ModelOptions:
             _hide_progress_bars()
         gc.disable()  # collection would take a fifth of the imports' time and find nothing
         try:
+            load = pairs("--load", self.load, "quantization=4bit")
+            own = {name: load.pop(name) for name in LOADING if name in load}
             return CoF.from_pretrained(
                 self.model,
-                engine=self.engine or "transformers",
                 preset=self.preset,
                 dtype=self.dtype,
                 device_map=self.device,
-                pad_to_square=False if self.crop else None,
-                quantization=self.quantization,
-                max_batch_tokens=self.max_batch_tokens,
-                **(settings or {}),
+                engine_options=load,
+                **own,
+                **self.settings,
             )
         finally:
             gc.enable()
 
 
-MODEL_HELP = {
-    "model": "Hub id, local path, tiny or tiny-early (both embedded).",
-    "engine": "transformers, or vllm (pip install 'cof\\[vllm]'). \\[default: transformers]",
-    "preset": "Settings of paper, paper-parity or tiny; paper:llava-1.5-7b names a row.",
-    "dtype": "float32, bfloat16 or float16. \\[default: by device]",
-    "device": "cpu, cuda, ... or auto. \\[default: GPU if any]",
-    "crop": "LLaVA: crop the centre, as the hub's processor does, instead of padding.",
-    "quantization": "Load the weights in 4bit or 8bit (bitsandbytes).",
-    "max_batch_tokens": "Run at most so many tokens at a time. \\[default: 16384]",
-}
-
 Command = Callable[..., None]
 
 
 def with_model(default: str | None = "tiny") -> Callable[[Command], Command]:
-    """A command whose parameter `model: ModelOptions` becomes one option for each of its fields.
+    """A command whose parameter `model: Model` becomes one option for each of its fields.
+
+    Typer reads a command's signature and its annotations, so both are replaced.
 
     Args:
         default: the model that is loaded without `--model`; None: there is no such option, and the
@@ -190,118 +240,48 @@ def with_model(default: str | None = "tiny") -> Callable[[Command], Command]:
     Example: `cof example --model tiny-early --dtype bfloat16`
 
         @with_model()
-        def example(model: ModelOptions) -> None:
-            print(model.load()("photo.jpg", "What is it?").text)
+        def example(model: Model) -> None:
+            print(model.pipeline()("photo.jpg", "What is it?").text)
     """
-    hints = get_type_hints(ModelOptions)
-
-    def parameter(field: Field[Any]) -> inspect.Parameter:
-        value, help = field.default, MODEL_HELP[field.name]
-        if field.name == "model":
-            value, help = default, f"{help} \\[default: {default}]"
-        return _option(field.name, hints[field.name], value, help, "Model", flag=_flag(field.name))
-
+    hints = get_type_hints(Model, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    names = [each.name for each in fields(Model) if default is not None or each.name != "model"]
     options = [
-        parameter(field)
-        for field in fields(ModelOptions)
-        if default is not None or field.name != "model"
+        inspect.Parameter(
+            name, keyword, default=default if name == "model" else None, annotation=hints[name]
+        )
+        for name in names
     ]
-    return lambda command: _expand(command, "model", options, lambda given: ModelOptions(**given))
-
-
-def with_settings(names: Collection[str] | None = None) -> Callable[[Command], Command]:
-    """A command whose parameter `settings: dict[str, Any]` becomes one option for each setting.
-
-    The command gets the settings that were given, by name and with checked syntax; all others
-    stay the preset's. A setting that the command declares as a parameter of its own is left to it.
-
-    Args:
-        names: the settings to offer; None: all of `cof.settings.Settings`.
-
-    Example: `cof example --strength 4 --layers 0-15,20` prints
-    `{'strength': 4.0, 'layers': (0, 1, ..., 15, 20)}`
-
-        @with_settings()
-        def example(settings: dict[str, Any]) -> None:
-            print(settings)
-    """
-    hints = get_type_hints(Settings)
-
-    def collect(given: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: indices(_flag(name), value) if hints[name] == Indices else value
-            for name, value in given.items()
-            if value is not None
-        }
 
     def expand(command: Command) -> Command:
-        own = inspect.signature(command).parameters
-        offered = [
-            field
-            for field in fields(Settings)
-            if field.name not in own and (names is None or field.name in names)
-        ]
-        options = [_settings_option(field, hints[field.name]) for field in offered]
-        return _expand(command, "settings", options, collect)
+        signature = inspect.signature(command, eval_str=True)
+
+        @functools.wraps(command)
+        def run(*args: Any, **kwargs: Any) -> None:
+            command(*args, model=Model(**{name: kwargs.pop(name) for name in names}), **kwargs)
+
+        kept = [each for each in signature.parameters.values() if each.name != "model"]
+        parameters = [*(each.replace(kind=keyword) for each in kept), *options]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
 
     return expand
 
 
-def _settings_option(field: Field[Any], hint: Any) -> inspect.Parameter:
-    choices, flag, help = field.metadata["choices"], _flag(field.name), field.metadata["help"]
-    if hint is bool:
-        flag = f"{flag}/--no-{flag[2:]}"
-    if choices:
-        help += f" \\[{', '.join(choices)}]"
-    kind = hint if hint in (bool, int, float) else str
-    group = field.metadata["group"]
-    complete = (lambda: list(choices)) if choices else None
-    return _option(field.name, kind | None, None, help, group, flag, complete)
+def pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, Any]:
+    """`["a=1", "b=text"]` -> `{"a": 1, "b": "text"}`.
 
-
-def _option(
-    name: str,
-    kind: Any,
-    default: Any,
-    help: str,
-    panel: str,
-    flag: str,
-    complete: Callable[[], list[str]] | None = None,
-) -> inspect.Parameter:
-    info = typer.Option(
-        flag, help=help, rich_help_panel=panel, show_default=False, autocompletion=complete
-    )
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, info])
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _expand(
-    command: Command,
-    name: str,
-    options: Sequence[inspect.Parameter],
-    collect: Callable[[Mapping[str, Any]], Any],
-) -> Command:
-    """The command with `options` in place of its parameter `name`, which gets `collect` of them.
-
-    Typer reads a command's signature and its annotations, so both are replaced.
+    Raises:
+        CofError: a text is no `NAME=VALUE`.
     """
-    signature = inspect.signature(command, eval_str=True)
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        given = {option.name: kwargs.pop(option.name, option.default) for option in options}
-        command(*args, **kwargs, **{name: collect(given)})
-
-    kept = [each for each in signature.parameters.values() if each.name != name]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [*(each.replace(kind=keyword) for each in kept), *options]
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
-    return run
+    given = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name.strip() and equals):
+            raise CofError(f"{option} takes NAME=VALUE, such as {example}, not {text!r}.")
+        given[name.strip().replace("-", "_")] = read_value(value.strip())
+    return given
 
 
 def _hide_progress_bars() -> None:
@@ -310,23 +290,3 @@ def _hide_progress_bars() -> None:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-
-
-def indices(option: str, text: str | None) -> tuple[int, ...] | None:
-    """The numbers and ranges of an option; `+` separates them like a comma.
-
-    >>> indices("--layers", "0-3,7")
-    (0, 1, 2, 3, 7)
-
-    Raises:
-        CofError: the text is something else; the message names the option.
-    """
-    if text is None:
-        return None
-    numbers: list[int] = []
-    for part in re.split("[,+]", text):
-        match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise CofError(f"{option} takes numbers and ranges such as 0-15,20, not {text!r}.")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(dict.fromkeys(numbers))

@@ -1,10 +1,11 @@
-"""`cof eval`: the embedded benchmark's studies, and the public benchmarks."""
+"""`cof eval`: a benchmark, measured."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,131 +19,17 @@ from cof.cli.common import (
     ImagesOption,
     LimitOption,
     LongestAnswerOption,
-    ModelOptions,
+    Model,
     OutOption,
     PromptStyleOption,
     RulesOption,
-    SeedOption,
-    SideOption,
     sentences,
     with_model,
-    with_settings,
 )
 from cof.errors import CofError
-from cof.settings import Settings, default_settings
-from cof.settings import preset as named_preset
 
 if TYPE_CHECKING:
-    from cof.client import RemoteCoF
-    from cof.engines.base import Engine
-
-ScenesOption = Annotated[
-    int | None,
-    typer.Option("--scenes", min=1, help="Test scenes of each number of objects. \\[default: 32]"),
-]
-KindsOption = Annotated[
-    str | None,
-    typer.Option("--kinds", help="Ask questions of these kinds only, such as digit,letter,color."),
-]
-_GRID_SETTINGS = [each.name for each in fields(Settings) if each.name not in ("grounder", "focus")]
-
-QuickOption = Annotated[
-    bool, typer.Option("--quick", help="A few scenes and settings, to see that all runs.")
-]
-
-
-@sentences
-@with_model()
-@with_settings()
-def eval_tiny(
-    model: ModelOptions,
-    settings: dict[str, Any],
-    out: OutOption = Path("results/tiny"),
-    scenes: ScenesOption = None,
-    side: SideOption = 160,
-    kinds: KindsOption = None,
-    limit: LimitOption = None,
-    quick: QuickOption = False,
-    batch_size: BatchSizeOption = 48,
-    seed: SeedOption = 0,
-) -> None:
-    """Plain, CoF, two looks, and controls on held-out scenes; settings chosen beforehand."""
-    from cof.eval.embedded import run_effect
-
-    plan = _plan(settings, scenes, side, kinds, limit, quick, batch_size, seed)
-    cof = model.load(settings)
-    results = run_effect(cof.engine, cof.settings, plan, out, console=Console(stderr=True))
-    finish(results, out)
-
-
-@sentences
-@with_model("tiny-early")
-@with_settings(_GRID_SETTINGS)
-def eval_grid(
-    model: ModelOptions,
-    settings: dict[str, Any],
-    out: OutOption = Path("results/grid"),
-    grounders: Annotated[
-        str | None,
-        typer.Option("--grounders", help="Such as prompt,attention,oracle. \\[default: all]"),
-    ] = None,
-    focuses: Annotated[
-        str | None, typer.Option("--focuses", help="Such as attention,crop. \\[default: all]")
-    ] = None,
-    scenes: ScenesOption = 16,
-    side: SideOption = 160,
-    kinds: KindsOption = "digit,letter,color",
-    limit: LimitOption = None,
-    quick: QuickOption = False,
-    batch_size: BatchSizeOption = 48,
-    seed: SeedOption = 0,
-) -> None:
-    """Every grounder with every focus on small details: accuracy and cost of each."""
-    from cof.eval.embedded import FOCUSES_COMPARED, SOURCES, run_grid
-
-    plan = _plan(settings, scenes, side, kinds, limit, quick, batch_size, seed)
-    if "strength" not in settings:
-        plan = replace(plan, strengths=plan.strengths[-5:])
-    if "expand" not in settings:
-        plan = replace(plan, expands=(1.0, 1.5, 2.5))
-    cof = model.load(settings)
-    base = cof.settings
-    if "boxes" not in settings and cof.engine.dialect.box_template is not None:
-        base = base.changed(boxes="template")  # so that `soft` knows how sure the sides are
-    results = run_grid(
-        cof.engine,
-        base,
-        plan,
-        out,
-        sources=split_names(grounders) or SOURCES,
-        focuses=split_names(focuses) or FOCUSES_COMPARED,
-        console=Console(stderr=True),
-    )
-    finish(results, out)
-
-
-@sentences
-@with_model()
-@with_settings()
-def eval_synthetic(
-    model: ModelOptions,
-    settings: dict[str, Any],
-    out: OutOption = Path("results/synthetic"),
-    scenes: ScenesOption = 16,
-    side: SideOption = 160,
-    limit: LimitOption = None,
-    quick: QuickOption = False,
-    batch_size: BatchSizeOption = 32,
-    seed: SeedOption = 0,
-) -> None:
-    """The paper's tables on scenes in the formats of MME, POPE and MMBench."""
-    from cof.eval.embedded import run_synthetic
-
-    plan = _plan(settings, scenes, side, None, limit, quick, batch_size, seed)
-    cof = model.load(settings)
-    results = run_synthetic(cof.engine, cof.settings, plan, out, console=Console(stderr=True))
-    finish(results, out)
-
+    from cof.settings import Settings
 
 BENCHMARKS = {
     "mme": "MME's release folder or parquet files: yes/no in pairs, perception and cognition.",
@@ -162,22 +49,18 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
     @app.command(name, help=about)
     @sentences
     @with_model()
-    @with_settings()
     def evaluate(
         context: typer.Context,
         path: DataArgument,
-        model: ModelOptions,
-        settings: dict[str, Any],
+        model: Model,
         chosen: Annotated[
             Path | None,
-            typer.Option("--settings", help="The chosen.json of `cof sweep`: its settings."),
-        ] = None,
-        part: Annotated[
-            str,
             typer.Option(
-                "--part", help="test: what `cof sweep` has not seen, with --settings. [all]"
+                "--settings",
+                help="The chosen.json of `cof sweep`: measure with its settings, on what it has "
+                "not seen.",
             ),
-        ] = "all",
+        ] = None,
         out: OutOption = Path("results") / name,
         images: ImagesOption = None,
         rules: RulesOption = "official",
@@ -191,21 +74,12 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         ] = "1/1",
         server: Annotated[
             str | None,
-            typer.Option("--server", help="Ask `cof serve` at this URL, or at several: URL,URL."),
-        ] = None,
-        api_key: Annotated[
-            str | None, typer.Option("--api-key", envvar="COF_API_KEY", help="The servers' key.")
-        ] = None,
-        batch_size: Annotated[
-            int,
             typer.Option(
-                "--batch-size",
-                min=1,
-                help="Questions in one forward pass; under way at each --server.",
+                "--server", help="Ask `cof serve` at URL,URL,...; COF_API_KEY holds the key."
             ),
-        ] = 8,
+        ] = None,
+        batch_size: BatchSizeOption = 8,
         max_new_tokens: LongestAnswerOption = 32,
-        seed: SeedOption = 0,
     ) -> None:
         from cof.eval.chosen import Chosen
         from cof.eval.data import BENCHMARKS as READERS
@@ -213,104 +87,66 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         from cof.eval.evaluate import Evaluation
         from cof.eval.json_files import write_atomically
 
-        if chosen is not None and (settings or model.preset):
-            raise CofError("--settings are chosen already: leave --preset and other settings out.")
+        if chosen is not None and (model.settings or model.preset):
+            raise CofError("--settings are chosen already: leave --preset and other options out.")
         choice = None if chosen is None else Chosen.read(chosen)
-        if part == "test" and choice is None:
-            raise CofError(
-                "The test part is not read before the settings are chosen: run `cof sweep "
-                f"{name}` on this data, then name its choice with --settings."
-            )
         data = local(path)
-        options: dict[str, Any] = {"images": images, "limit": limit, "shard": shard_of(shard)}
-        options |= {"part": part, "share": choice.share if choice else 0.25}
         style = prompt_style or (choice and choice.about.get("prompt_style")) or "llava"
-        task = READERS[name](data, rules, style, **options)  # type: ignore[arg-type]
+        task = READERS[name](
+            data,
+            rules,  # type: ignore[arg-type]
+            style,  # type: ignore[arg-type]
+            images=images,
+            limit=limit,
+            shard=shard_of(shard),
+        )
         if check:
             _print_check(task.check(), data)
             return
+        if choice is not None and choice.share < 1 and choice.seen(task.examples):
+            task = replace(task, part="test", share=choice.share)
+            typer.echo(f"Measured on the {len(task.examples)} questions not chosen on.", err=True)
         _ = task.examples  # so that data with problems is refused before a model is loaded
-        if server is None:
-            asked = _Asked.load(model, settings)
-        else:
-            _refuse_model_options(context)
-            asked = _Asked.connect(context, server, api_key, model.preset, settings)
+        engine, settings, name_there, tiny = _asked(context, model, server)
         if choice is not None:
-            choice.check(task.examples, asked.name)
-        if prompt_style is None and choice is None and asked.is_embedded:
+            choice.check(task.examples, name_there)
+        if prompt_style is None and choice is None and tiny:
             task = replace(task, prompt_style="tiny")
         evaluation = Evaluation.compare_usual(
-            choice.settings if choice else asked.settings,
+            choice.settings if choice else settings,
             task,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            seed=seed,
         )
-        results = evaluation.run(asked.engine, {name: task}, out, console=Console(stderr=True))
+        results = evaluation.run(engine, {name: task}, out, console=Console(stderr=True))
         if chosen is not None:  # beside what it led to
             write_atomically(out / chosen.name, chosen.read_text("utf-8"))
         finish(results, out)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The model that is asked: loaded here, or at servers.
+def _asked(
+    context: typer.Context, model: Model, server: str | None
+) -> tuple[Any, Settings, str, bool]:
+    """The engine or the servers that are asked, how, the model's name, and whether it is an
+    embedded one."""
+    if server is None:
+        cof = model.pipeline()
+        return cof.engine, cof.settings, cof.engine.name, cof.engine.dialect.name == "tiny"
+    from cof.client import RemoteCoF
+    from cof.tiny import EMBEDDED
 
-    Attributes:
-        engine: the model.
-        name: hub id, path, or the name that servers give it.
-        is_embedded: whether it is one of those that this package holds.
-        settings: those of its preset or its own defaults, and those that were given.
-    """
-
-    engine: Engine | RemoteCoF
-    name: str
-    is_embedded: bool
-    settings: Settings
-
-    @classmethod
-    def load(cls, model: ModelOptions, settings: dict[str, Any]) -> _Asked:
-        cof = model.load(settings)
-        tiny = cof.engine.dialect.name == "tiny"
-        return cls(cof.engine, cof.engine.name, tiny, cof.settings)
-
-    @classmethod
-    def connect(
-        cls,
-        context: typer.Context,
-        urls: str,
-        api_key: str | None,
-        preset: str | None,
-        settings: dict[str, Any],
-    ) -> _Asked:
-        from cof.client import RemoteCoF
-        from cof.tiny import EMBEDDED
-
-        remote = RemoteCoF(urls, api_key=api_key, **settings)
-        context.call_on_close(remote.close)
-        name, tiny = remote.model, remote.model in EMBEDDED
-        usual = default_settings(name, "tiny" if tiny else "")
-        own = named_preset(preset, name) if preset else usual
-        return cls(remote, name, tiny, own.changed(**settings))
-
-
-def _refuse_model_options(context: typer.Context) -> None:
-    """Refuse the options that load a model: servers have loaded theirs."""
-    for field in fields(ModelOptions):
-        source = context.get_parameter_source(field.name)
-        if field.name != "preset" and source is not None and source.name == "COMMANDLINE":
-            flag = "--" + field.name.replace("_", "-")
-            raise CofError(f"{flag} is for models loaded here: leave it out, or --server.")
+    for name in ("model", "dtype", "device", "load"):  # servers have loaded theirs
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise CofError(f"--{name} is for models loaded here: leave it out, or --server.")
+    remote = RemoteCoF(server, api_key=os.environ.get("COF_API_KEY"), **model.settings)
+    context.call_on_close(remote.close)
+    name = remote.model
+    return remote, model.settings_for(name), name, name in EMBEDDED
 
 
 def print_headline(results: dict[str, Any]) -> None:
     """The figures that papers quote, by method; of a task without answers those of stage 1."""
-    from cof.eval.report.blocks import grid_table
-
-    if "grid" in results:
-        table = grid_table(results)
-        _print(table.head, table.rows, "Accuracy, and how much above the plain model")
-        return
     for name, task in results["tasks"].items():
         title = f"{task['benchmark']}, {task['rules']}"
         metrics = [metric for metric in task["headline"] if metric in task["figures"]]
@@ -344,40 +180,6 @@ def shard_of(text: str) -> tuple[int, int]:
     if match is None:
         raise CofError(f"--shard takes i/n, such as 2/4, not {text!r}.")
     return int(match[1]), int(match[2])
-
-
-def _plan(
-    settings: dict[str, Any],
-    scenes: int | None,
-    side: int,
-    kinds: str | None,
-    limit: int | None,
-    quick: bool,
-    batch_size: int,
-    seed: int,
-) -> Any:
-    from cof.eval.embedded import Plan
-
-    plan = Plan(side=side, limit=limit, batch_size=batch_size, seed=seed, kinds=split_names(kinds))
-    if quick:
-        plan = replace(
-            plan,
-            scenes=2,
-            validation_scenes=1,
-            num_objects=(4, 12),
-            strengths=(4.0, 16.0),
-            expands=(1.0,),
-            scopes=("all",),
-        )
-    elif scenes is not None:
-        plan = replace(plan, scenes=scenes, validation_scenes=min(8, max(1, scenes // 3)))
-    # a value that is given is the only one to try
-    return replace(
-        plan,
-        strengths=(settings["strength"],) if "strength" in settings else plan.strengths,
-        expands=(settings["expand"],) if "expand" in settings else plan.expands,
-        scopes=(settings["scope"],) if "scope" in settings else plan.scopes,
-    )
 
 
 def finish(results: dict[str, Any], out: Path) -> None:

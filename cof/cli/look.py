@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cof.cli.common import ModelOptions, SideOption, indices, sentences, with_model
+from cof.cli.common import Model, SideOption, sentences, with_model
 from cof.errors import CofError
+from cof.options import indices
 
 DEMO = Path(__file__).parents[1] / "demo"
 
@@ -20,7 +21,7 @@ DEMO = Path(__file__).parents[1] / "demo"
 @sentences
 @with_model("tiny-early")
 def demo(
-    model: ModelOptions,
+    model: Model,
     out: Annotated[Path, typer.Option("--out", help="Folder for the images.")] = Path("cof-demo"),
 ) -> None:
     """Ask an embedded model about small details, plainly and with CoF, and draw the boxes."""
@@ -30,7 +31,7 @@ def demo(
 
     items = _demo_items()
     out.mkdir(parents=True, exist_ok=True)
-    cof = model.load()
+    cof = model.pipeline()
     table = Table("question", "truth", "plain", "CoF", "box", "image", show_lines=True)
     right = {"plain": 0, "CoF": 0}
     progress = Console(stderr=True)
@@ -57,7 +58,10 @@ def demo(
     if items and all("answer" in item for item in items):
         total = len(items)
         console.print(f"Right: plain {right['plain']} of {total}, CoF {right['CoF']} of {total}.")
-        console.print("These images were selected; `cof eval tiny` measures how often CoF helps.")
+        console.print(
+            "These images were selected. To measure on others: `cof scenes DIR`, then "
+            "`cof eval scenes DIR`."
+        )
 
 
 @sentences

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict
+from typing import Any
 
 import typer
 from rich import box
@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cof.cli.common import JsonOption, sentences
-from cof.focuses import FOCUSES, Focus
-from cof.grounders import GROUNDERS, Grounder
-from cof.settings import HOW, WHERE, Settings, settings_of
+from cof.focuses import FOCUSES
+from cof.grounders import GROUNDERS
+from cof.options import Option, Options, options_of
+from cof.settings import Settings
 
 _ADAPTERS = {
     "decoder": "decoder",
@@ -37,7 +38,7 @@ _SCALES = {
 def models() -> None:
     """List the supported model families, and the paper's settings."""
     from cof.families import FAMILIES
-    from cof.settings import PRESETS
+    from cof.presets import PRESETS
 
     console = Console()
     families = _table(
@@ -60,48 +61,47 @@ def models() -> None:
     presets = Table("preset", "model", "expand (alpha)", "strength (lambda)", title="Presets")
     for name, rows in PRESETS.items():
         for row in rows:
-            presets.add_row(
-                name, row.model, f"{row.settings.expand:g}", f"{row.settings.strength:g}"
-            )
+            strength = f"{row.settings.option('strength'):g}"
+            presets.add_row(name, row.model, f"{row.settings.expand:g}", strength)
     console.print(presets)
 
 
 @sentences
 def settings(as_json: JsonOption = False) -> None:
-    """List all settings of the method, with the grounders and focuses."""
-    methods: dict[str, Mapping[str, type[Grounder] | type[Focus]]]
-    methods = {"grounders": GROUNDERS, "focuses": FOCUSES}
+    """List the grounders, the focuses, and all options, for --set, --grounder and --focus."""
+    about: dict[str, dict[str, type[Options]]]
+    about = {"settings": {"": Settings}, "grounder": {**GROUNDERS}, "focus": {**FOCUSES}}
     if as_json:
-        known = {
-            each.name: {
-                "default": each.default,
-                "help": each.metadata["help"],
-                "choices": list(each.metadata["choices"]),
-            }
-            for each in fields(Settings)
-        }
-        about = {
-            kind: {
-                name: {"help": method.help, "settings": settings_of(method)}
-                for name, method in registry.items()
-            }
-            for kind, registry in methods.items()
-        }
-        typer.echo(json.dumps({"settings": known, **about}))
+        typer.echo(json.dumps({kind: _describe(owners) for kind, owners in about.items()}))
         return
     console = Console()
-    for group in (WHERE, HOW):
-        table = _table(group, "setting", "default", "meaning")
-        for each in fields(Settings):
-            if each.metadata["group"] == group:
+    for kind, title in (
+        ("grounder", "Where to look (--grounder)"),
+        ("settings", "What becomes of the place"),
+        ("focus", "How to make the model look there (--focus)"),
+    ):
+        table = _table(title, kind if kind != "settings" else "", "option", "default", "meaning")
+        for name, owner in about[kind].items():
+            if kind != "settings":
+                table.add_row(name, "", "", Text(owner.help, style="bold"))  # type: ignore[attr-defined]
+            for each in options_of(owner):
                 default = "" if each.default is None else str(each.default)
-                table.add_row(each.name, default, Text(each.metadata["help"]))
+                table.add_row("", each.name, default, Text(_meaning(each)))
         console.print(table)
-    for kind, registry in methods.items():
-        table = _table(kind.capitalize(), "name", "settings", "meaning")
-        for name, method in registry.items():
-            table.add_row(name, "\n".join(settings_of(method)), Text(method.help))
-        console.print(table)
+
+
+def _describe(owners: dict[str, type[Options]]) -> dict[str, Any]:
+    return {
+        name or "options": {
+            "help": getattr(owner, "help", ""),
+            "options": {each.name: asdict(each) for each in options_of(owner)},
+        }
+        for name, owner in owners.items()
+    }
+
+
+def _meaning(option: Option) -> str:
+    return option.help + (f" [{', '.join(option.choices)}]" if option.choices else "")
 
 
 def _table(title: str, *columns: str) -> Table:

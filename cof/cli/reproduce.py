@@ -14,11 +14,10 @@ from cof.cli.common import (
     BatchSizeOption,
     LimitOption,
     LongestAnswerOption,
-    ModelOptions,
+    Model,
     OutOption,
     sentences,
     with_model,
-    with_settings,
 )
 from cof.errors import CofError
 
@@ -29,13 +28,11 @@ if TYPE_CHECKING:
 
 @sentences
 @with_model()
-@with_settings()
 def reproduce_paper(
     data: Annotated[
         Path, typer.Option("--data", help="Folder with mme/, mmbench/ and pope/ as downloaded.")
     ],
-    model: ModelOptions,
-    settings: dict[str, Any],
+    model: Model,
     out: OutOption = Path("results/paper"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is there, what is missing, how long.")
@@ -53,7 +50,7 @@ def reproduce_paper(
     if not dry_run:
         check_parts(parts)  # before minutes are spent on loading a model
     try:
-        cof = model.load(settings)
+        cof = model.pipeline()
     except CofError as error:
         if not dry_run:
             raise

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cof.cli.common import ModelOptions, sentences, with_model, with_settings
+from cof.cli.common import Model, pairs, sentences, with_model
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError
 from cof.server.limits import Limits
@@ -16,7 +16,6 @@ from cof.server.limits import Limits
 
 @sentences
 @with_model(None)
-@with_settings()
 def serve(
     name: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
@@ -26,8 +25,10 @@ def serve(
         typer.Argument(metavar="[-- VLLM]", help="With --engine vllm: what vllm serve takes."),
     ] = None,
     *,
-    model: ModelOptions,
-    settings: dict[str, Any],
+    model: Model,
+    engine: Annotated[
+        str, typer.Option("--engine", help="transformers, or vllm.")
+    ] = "transformers",
     host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any.")] = 8000,
     api_key: Annotated[
@@ -76,28 +77,29 @@ def serve(
         max_batch=max_batch or Limits.max_batch,
         timeout_s=timeout,
     )
-    if vllm and model.engine != "vllm":
+    if vllm and engine != "vllm":
         raise CofError(f"{vllm[0]} is for vllm serve: add --engine vllm, or leave it out.")
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
         typer.echo(f"Note: whoever can reach {host} can ask: set --api-key.", err=True)
     served = Path(name).name if Path(name).is_dir() else name
     try:
-        if model.engine == "vllm":
+        if engine == "vllm":
             check_version()
             if model.device:
                 raise CofError("--device is for the transformers engine: leave it out.")
             from cof.server.vllm_app import ServeOptions
             from cof.server.vllm_run import run_vllm
 
-            crop = False if model.crop else None
-            options = ServeOptions(model.preset, settings, limits, allow_url, crop)
+            load = pairs("--load", model.load, "quantization=fp8")
+            square = load.pop("pad_to_square", None)
+            options = ServeOptions(model.preset, model.settings, limits, allow_url, square)
             flags = {
                 "host": host,
                 "port": port,
                 "dtype": model.dtype,
-                "quantization": model.quantization,
-                "max_num_batched_tokens": model.max_batch_tokens,
+                "max_num_batched_tokens": load.pop("max_batch_tokens", None),
                 "max_num_seqs": max_batch,
+                **load,
             }
             run_vllm(name, served, options, api_key=api_key, flags=flags, more=vllm or [])
             return
@@ -107,7 +109,7 @@ def serve(
     except ImportError as error:
         raise CofError(f"Serving needs {error.name}: pip install 'cof[serve]'.") from None
 
-    cof = replace(model, model=name).load(settings)
+    cof = replace(model, model=name).pipeline()
     fetcher = Fetcher(max_image_bytes) if allow_url else None
     app = create_app(cof, served, limits=limits, api_key=api_key or None, fetcher=fetcher)
     run(app, host, port)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cof.cli.common import ModelOptions, sentences, with_model
+from cof.cli.common import Model, sentences, with_model
 from cof.errors import CofError
 
 
 @sentences
 @with_model("tiny-early")
 def web(
-    model: ModelOptions,
+    model: Model,
     host: Annotated[
         str, typer.Option("--host", help="0.0.0.0: others in the network may use it too.")
     ] = "127.0.0.1",
@@ -27,7 +27,7 @@ def web(
         if (error.name or "").partition(".")[0] != "gradio":
             raise
         raise CofError("cof web needs Gradio: pip install 'cof[web]'.") from error
-    page = Page(model.load(), model.model or "tiny", other_options(model))
+    page = Page(model.pipeline(), model.model or "tiny", other_options(model))
     try:
         address = page.launch(host, port)
     except OSError as error:
@@ -36,17 +36,16 @@ def web(
     page.wait()
 
 
-def other_options(model: ModelOptions) -> list[str]:
+def other_options(model: Model) -> list[str]:
     """The options besides `--model` that load a model as this one was.
 
-    >>> other_options(ModelOptions("tiny", dtype="bfloat16", crop=True))
-    ['--dtype', 'bfloat16', '--crop']
+    >>> other_options(Model("tiny", dtype="bfloat16", load=["engine=vllm"]))
+    ['--dtype', 'bfloat16', '--load', 'engine=vllm']
     """
     words = []
     for field in fields(model):
-        value = getattr(model, field.name)
-        if field.name == "model" or value == field.default:
-            continue
-        flag = f"--{field.name.replace('_', '-')}"
-        words += [flag] if value is True else [flag, str(value)]
+        given = getattr(model, field.name)
+        if field.name != "model" and given is not None:
+            for value in given if isinstance(given, list) else [given]:
+                words += [f"--{field.name}", str(value)]
     return words

@@ -61,7 +61,7 @@ class Chosen:
         try:
             record = parse_json(path.read_bytes())
             return cls(
-                Settings().changed(**record["settings"]),
+                Settings.read(record["settings"]),
                 float(record["share"]),
                 frozenset(map(str, record["questions"])),
                 dict(record["about"]),
@@ -80,18 +80,20 @@ class Chosen:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record, indent=1) + "\n")
 
+    def seen(self, examples: Sequence[Example]) -> int:
+        """How many of the questions the choice was made on."""
+        return sum(_fingerprint(example) in self.questions for example in examples)
+
     def check(self, examples: Sequence[Example], model_name: str) -> None:
         """Refuse questions that the choice was made on; warn of another model.
 
         Raises:
             CofError: some are among them; the message says how many.
         """
-        same = sum(_fingerprint(example) in self.questions for example in examples)
-        if same:
-            rest = "add --part test" if self.share < 1 else "measure on other data"
+        if same := self.seen(examples):
             raise CofError(
                 f"{same} of these questions are among those on which the settings were chosen: "
-                f"{rest}."
+                "measure on other data."
             )
         own, other = str(self.about.get("model")), Path(model_name).name
         if own != other:

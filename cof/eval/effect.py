@@ -52,7 +52,7 @@ def measure(
         folder = out / checkpoint.name
         results = evaluation.run(cof.engine, {"scenes": task}, folder, console=console)
         numbers = results["tasks"]["scenes"]
-        boxes = numbers["grounding"][grounding_key("prompt", settings)]["fine"]
+        boxes = numbers["grounding"][grounding_key(settings.grounders[0])]["fine"]
         points.append(
             {
                 "checkpoint": checkpoint.name,

@@ -20,7 +20,7 @@ from cof.eval.data.scenes import Scenes
 from cof.eval.evaluate import usual_methods
 from cof.eval.methods import PLAIN, Method
 from cof.eval.study import Methods, Study
-from cof.focuses import FOCUSES
+from cof.focuses import FOCUSES, Attention
 from cof.grounders import GROUNDERS
 from cof.settings import Settings
 from cof.tiny.benchmark import NUM_OBJECTS, write_benchmark
@@ -166,11 +166,11 @@ def run_grid(
     _check_names("grounder", sources, {*GROUNDERS, "oracle", "random"} - {"given", "none"})
     _check_names("focus", focuses, set(FOCUSES) - {"none"})
     if "detector" in sources:
-        settings.make_grounder("detector")  # refused without one before anything is asked
+        settings.changed(grounder="detector")  # refused without one before anything is asked
 
     def strengths(focus: str) -> list[Method]:
         base = settings.changed(grounder="prompt", focus=focus)
-        if FOCUSES[focus].uses_strength:
+        if hasattr(FOCUSES[focus], "strength"):
             return make_candidates(base, strengths=plan.strengths)
         return make_candidates(base, expands=plan.expands)
 
@@ -178,7 +178,7 @@ def run_grid(
         methods = {"plain": PLAIN}
         for source, (focus, method) in itertools.product(sources, chosen.items()):
             # cropping to the whole image, or drawing a frame around it, changes nothing
-            if source != "whole" or FOCUSES[focus].uses_strength:
+            if source != "whole" or hasattr(FOCUSES[focus], "strength"):
                 cell = _at(source, method.settings)
                 methods[cell.name] = cell
         return methods
@@ -247,14 +247,21 @@ def make_candidates(
     """
     methods: dict[str, Method] = {}
     for strength, expand, scope, of_layers, of_heads in itertools.product(
-        strengths or (settings.strength,),
+        strengths or (settings.option("strength"),),
         expands or (settings.expand,),
-        scopes or (settings.scope,),
-        layers or (settings.layers,),
-        heads or (settings.heads,),
+        scopes or (settings.option("scope"),),
+        layers or (settings.option("layers"),),
+        heads or (settings.option("heads"),),
     ):
-        changes = {"strength": strength, "expand": expand, "scope": scope}
-        method = Method(settings.changed(**changes, layers=of_layers, heads=of_heads))
+        changes: dict[str, Any] = {"expand": expand}
+        if isinstance(settings.focus, Attention):
+            changes |= {
+                "strength": strength,
+                "scope": scope,
+                "layers": of_layers,
+                "heads": of_heads,
+            }
+        method = Method(settings.changed(**changes))
         methods.setdefault(method.key, method)
     return list(methods.values())
 

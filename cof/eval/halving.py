@@ -23,7 +23,7 @@ def rank(methods: Iterable[Method], accuracy: Mapping[str, float]) -> list[Metho
     >>> from cof.settings import Settings
     >>> methods = [Method(Settings(strength=s)) for s in (8, 2, 4)]
     >>> accuracy = {methods[0].key: 0.7, methods[1].key: 0.5, methods[2].key: 0.7}
-    >>> [method.settings.strength for method in rank(methods, accuracy)]
+    >>> [method.settings.option("strength") for method in rank(methods, accuracy)]
     [4.0, 8.0, 2.0]
     """
 
@@ -31,11 +31,11 @@ def rank(methods: Iterable[Method], accuracy: Mapping[str, float]) -> list[Metho
         settings = method.settings
         return (
             -accuracy[method.key],
-            round(abs(math.log(settings.strength)), 9),
+            round(abs(math.log(settings.option("strength") or 1)), 9),
             round(abs(math.log(settings.expand)), 9),
-            settings.scope != "all",
-            settings.layers is not None,
-            settings.heads is not None,
+            settings.option("scope") != "all",
+            settings.option("layers") is not None,
+            settings.option("heads") is not None,
         )
 
     return sorted(methods, key=order)

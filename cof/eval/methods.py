@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cof.eval.examples import Example
-from cof.focuses import FOCUSES
 from cof.geometry.boxes import FULL, XYXY, clip, intersection
 from cof.geometry.regions import Region
-from cof.grounders import GROUNDERS
-from cof.settings import Settings, settings_of
+from cof.grounders import Grounder
+from cof.options import Options, options_of
+from cof.settings import Settings
 
 Given = Literal["", "oracle", "random"]
 
 _SHOWN = ("strength", "expand", "scope")  # in every key of a method that uses them
-_BOXES = ("expand", "min_box", "square", "edge")  # of boxes before stage 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Method:
     @property
     def is_plain(self) -> bool:
         """Whether the plain model answers every question."""
-        none = self.settings.grounder == "none" and not self.given
+        none = self.settings.grounder_name == "none" and not self.given
         return none or bool(self.settings.changes_nothing)
 
     @property
@@ -49,7 +48,7 @@ class Method:
         """
         if self.is_plain:
             return "plain"
-        return f"{self.given or self.settings.grounder} x {self.settings.focus}"
+        return f"{self.given or self.settings.grounder_name} x {self.settings.focus.name}"
 
     @property
     def key(self) -> str:
@@ -64,14 +63,12 @@ class Method:
             return "plain"
         settings = self.settings
         grounders = () if self.given else settings.grounders
-        names = {*settings_of(FOCUSES[settings.focus])}
-        if grounders != ("whole",):
-            names |= {*_BOXES}
-        for grounder in grounders:
-            names |= {*settings_of(GROUNDERS[grounder])}
+        own = {"released"}
+        if settings.grounder_name != "whole" or self.given:
+            own |= {"expand", "min_box"}
         if grounders:
-            names |= {"on_missing", "max_plain_confidence"}
-        return f"{self.name}{_write_settings(settings, names)}"
+            own |= {"max_plain_confidence"}
+        return f"{self.name}{_write_options([*grounders, settings.focus], settings, own)}"
 
     @property
     def without_threshold(self) -> Method:
@@ -95,22 +92,23 @@ class Method:
 PLAIN = Method(Settings(grounder="none"))
 
 
-def box_grounders(settings: Settings) -> list[str]:
+def box_grounders(settings: Settings) -> list[Grounder]:
     """The grounders of the settings that look for boxes.
 
-    >>> box_grounders(Settings(grounder="prompt+whole"))
+    >>> [each.name for each in box_grounders(Settings(grounder="prompt+whole"))]
     ['prompt']
     """
-    return [name for name in settings.grounders if name not in ("given", "whole", "none")]
+    return [each for each in settings.grounders if each.name not in ("given", "whole", "none")]
 
 
-def grounding_key(grounder: str, settings: Settings) -> str:
+def grounding_key(grounder: Grounder) -> str:
     """Names the outcomes of a grounder in records.
 
-    >>> grounding_key("prompt", Settings(min_confidence=0.5))
+    >>> from cof import Prompt
+    >>> grounding_key(Prompt(min_confidence=0.5))
     'grounding prompt min_confidence=0.5'
     """
-    return f"grounding {grounder}{_write_settings(settings, settings_of(GROUNDERS[grounder]))}"
+    return f"grounding {grounder.name}{_write_options([grounder])}"
 
 
 def sample_box_elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
@@ -135,14 +133,26 @@ def sample_box_elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
     return best
 
 
-def _write_settings(settings: Settings, names: Collection[str]) -> str:
-    """` name=value` of each setting that is not at its default, and of those always shown."""
-    shown = []
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if field.name in names and (field.name in _SHOWN or value != field.default):
-            shown.append(f" {field.name}={_write_value(value)}")
-    return "".join(sorted(shown))
+def _write_options(
+    methods: Sequence[Options], settings: Settings | None = None, own: Collection[str] = ()
+) -> str:
+    """` name=value` of each option that is not at its default, and of those always shown.
+
+    Args:
+        methods: all of their options count.
+        settings: of these the options named in `own` do.
+        own: their names.
+    """
+    shown: dict[str, str] = {}
+    for owner in filter(None, (*methods, settings)):
+        for each in options_of(owner):
+            value = getattr(owner, each.name)
+            counts = owner is not settings or each.name in own
+            if counts and (each.name in _SHOWN or value != each.default):
+                text = f" {each.name}={_write_value(value)}"
+                if shown.setdefault(each.name, text) != text:  # of two grounders
+                    shown[f"{owner.name}.{each.name}"] = f" {owner.name}.{text[1:]}"
+    return "".join(sorted(shown.values()))
 
 
 def _write_value(value: Any) -> str:

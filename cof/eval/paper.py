@@ -23,7 +23,8 @@ from cof.eval.methods import PLAIN, Method
 from cof.eval.report.paper import FIGURES
 from cof.eval.report.publish import write_table
 from cof.eval.rules import Rules
-from cof.settings import PRESETS, Settings, preset
+from cof.presets import PRESETS, preset
+from cof.settings import Settings
 
 PARITY = "cof (released code)"
 
@@ -134,8 +135,8 @@ def paper_methods(settings: Settings, model_name: str) -> dict[str, Method]:
             return methods
         parity = preset("paper-parity:llava-1.5-7b").changed(
             expand=settings.expand,
-            strength=settings.strength,
-            grounding_prompt=settings.grounding_prompt,
+            strength=settings.option("strength"),
+            grounding_prompt=settings.option("grounding_prompt"),
         )
     return {**methods, PARITY: Method(parity)}
 

@@ -24,7 +24,7 @@ from cof.eval.steps import (
     refusal,
 )
 from cof.eval.store import Record, Store
-from cof.grounders import GROUNDERS
+from cof.grounders import Grounder
 from cof.query import Query
 from cof.settings import Settings
 from cof.types import Decoding, EncodedImage
@@ -104,8 +104,8 @@ class RemoteRunner:
                 "leave --server out."
             )
         asked = [each.settings for each in steps.methods.values()]
-        asked += [settings for _, settings in steps.groundings.values()]
-        if any(each.detector or "detector" in each.grounders for each in asked):
+        asked += map(Settings, steps.groundings.values())
+        if any(each.option("detector") for each in asked):
             raise CofError(
                 "A server chooses its detector itself: take another grounder, or leave --server "
                 "out."
@@ -187,9 +187,9 @@ class _Asker:
                     if record.method not in known:
                         known[record.method] = record
                         yield record
-        for key, (name, settings) in self.steps.groundings.items():
+        for key, grounder in self.steps.groundings.items():
             if key not in known:
-                yield self._locate(example, key, name, settings, image)
+                yield self._locate(example, key, grounder, image)
 
     def _answer(self, example: Example, method: Method, image: EncodedImage) -> Iterator[Record]:
         """A method's answer, and the outcome of stage 1 where that comes with it."""
@@ -208,15 +208,15 @@ class _Asker:
         yield answer_record(
             self.run.task, example, method.key, got.text, got.boxes, got.answer_confidence
         )
-        if not method.given and box_grounders(settings) == [settings.grounder]:
-            key = grounding_key(settings.grounder, settings)
+        if not method.given and box_grounders(settings) == [*settings.grounders]:
+            key = grounding_key(settings.grounders[0])
             yield _grounding(example, key, got)
 
     def _locate(
-        self, example: Example, key: str, name: str, settings: Settings, image: EncodedImage
+        self, example: Example, key: str, grounder: Grounder, image: EncodedImage
     ) -> Record:
         """Stage 1 alone: an answer of one token goes with it."""
-        own = Settings(grounder=name, **settings.values_of(GROUNDERS[name]))
+        own = Settings(grounder)
         query = Query(image, example.question or example.prompt, settings=own)
         got = self._query(query, 1)
         if isinstance(got, CofError):

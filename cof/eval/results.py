@@ -196,7 +196,7 @@ def two_by_two(
     cof = methods.get("cof")
     if cof is None or "plain" not in answers or len(cof.settings.grounders) != 1:
         return {}
-    boxes = replies.records.get(grounding_key(cof.settings.grounder, cof.settings), {})
+    boxes = replies.records.get(grounding_key(cof.settings.grounders[0]), {})
     chosen = next(iter(task.groups(examples).values()), [])
     cells: dict[str, dict[str, Any]] = {
         f"plain {answer}, box {box}": {"n": 0, "right": dict.fromkeys(answers, 0)}
@@ -254,8 +254,7 @@ def _mean_cost(
         looking = [id for id in ids if (sure.get(id) or 0.0) <= limit]
         steps.append(("plain", ids))
     if not method.is_plain and not method.given:
-        names = box_grounders(method.settings)
-        steps += [(grounding_key(name, method.settings), looking) for name in names]
+        steps += [(grounding_key(each), looking) for each in box_grounders(method.settings)]
     key = method.key if method.key in costs else method.without_threshold.key
     steps.append((key, looking))
     known = [[costs.get(step, {}).get(id) for id in asked] for step, asked in steps]

@@ -29,8 +29,8 @@ from cof.eval.steps import (
     refusal,
 )
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
-from cof.focuses import FOCUSES
 from cof.geometry.regions import EVERYTHING
+from cof.grounders import Grounder
 from cof.query import Sample
 from cof.settings import Settings
 from cof.stages import Look, Outcome, answer, stage_one_request
@@ -107,8 +107,8 @@ class Runner:
                 if lacking:
                     batch = Batch(self, store, part)
                     batch.encode()
-                    for name, settings in steps.groundings.values():
-                        batch.locate(name, settings)
+                    for grounder in steps.groundings.values():
+                        batch.locate(grounder)
                     for key, method in steps.methods.items():
                         if key in lacking:
                             batch.answer(method)
@@ -156,14 +156,14 @@ class Batch:
         self._check(self.refused)
 
     def locate(
-        self, name: str, settings: Settings, *, needs_heat_map: bool = False
+        self, grounder: Grounder, *, needs_heat_map: bool = False
     ) -> Mapping[int, Grounding | CofError]:
         """The outcome of a grounder for each question; from the store if it is there and enough.
 
         Raises:
             CofError: every question is refused.
         """
-        key = grounding_key(name, settings)
+        key = grounding_key(grounder)
         if key in self.groundings:
             return self.groundings[key]
         records = [self.store[key, e.id] for e in self.examples if (key, e.id) in self.store]
@@ -173,7 +173,7 @@ class Batch:
 
         def locate(part: Sequence[int]) -> list[Grounding]:
             requests = [stage_one_request(samples[n], self._request(samples[n])) for n in part]
-            return settings.make_grounder(name).locate(self.runner.engine, requests)
+            return grounder.locate(self.runner.engine, requests)
 
         with self._measured(key, range(len(self.examples))):
             outcomes = self.refused | isolate(samples, locate)
@@ -237,12 +237,12 @@ class Batch:
                 number: [Look.of(sample, method.given or "none", Grounding(sample.region))]
                 for number, sample in samples.items()
             }
-        needs_heat_map = FOCUSES[settings.focus].uses_heat_map
+        needs_heat_map = settings.focus.uses_heat_map
         groundings: dict[str, Mapping[int, Grounding | CofError]] = {
-            name: dict.fromkeys(samples, Grounding(EVERYTHING)) for name in settings.grounders
+            each.name: dict.fromkeys(samples, Grounding(EVERYTHING)) for each in settings.grounders
         } | {
-            name: self.locate(name, settings, needs_heat_map=needs_heat_map)
-            for name in box_grounders(settings)
+            each.name: self.locate(each, needs_heat_map=needs_heat_map)
+            for each in box_grounders(settings)
         }
         looks: dict[int, list[Look] | CofError] = {}
         for number, sample in samples.items():

@@ -43,7 +43,7 @@ class Run:
         methods = {}
         for name, values in self.results["settings"].items():
             settings = {k: v for k, v in values.items() if k != "given"}
-            methods[name] = Method(Settings().changed(**settings), values["given"])
+            methods[name] = Method(Settings.read(settings), values["given"])
         return methods
 
     def folder_of(self, task: str) -> Path:

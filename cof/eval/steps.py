@@ -12,6 +12,7 @@ from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
 from cof.eval.replies import is_grounding
 from cof.eval.store import Record, Store
 from cof.geometry.boxes import XYXY
+from cof.grounders import Grounder
 from cof.settings import Settings
 from cof.types import Grounding
 
@@ -22,11 +23,11 @@ class Steps:
 
     Attributes:
         methods: by key; the plain model first, since others may depend on its confidence.
-        groundings: by `grounding_key`, a grounder and its settings.
+        groundings: grounders by `grounding_key`.
     """
 
     methods: Mapping[str, Method]
-    groundings: Mapping[str, tuple[str, Settings]]
+    groundings: Mapping[str, Grounder]
 
     @classmethod
     def of(cls, methods: Iterable[Method], grounded: Iterable[Settings]) -> Steps:
@@ -36,9 +37,7 @@ class Steps:
         if any(method.settings.max_plain_confidence < 1 for method in by_key.values()):
             by_key[PLAIN.key] = PLAIN
         groundings = {
-            grounding_key(name, settings): (name, settings)
-            for settings in grounded
-            for name in box_grounders(settings)
+            grounding_key(each): each for settings in grounded for each in box_grounders(settings)
         }
         order = sorted(by_key, key=lambda key: key != PLAIN.key)
         return cls({key: by_key[key] for key in order}, groundings)

@@ -1,33 +1,27 @@
 """How to make the model look there: a focus edits a request (stage 2 of the paper).
 
-To add one: a file with a frozen dataclass (`cof.focuses.base.Focus`), and a line in `FOCUSES`.
+To add one: a file with a frozen dataclass (`cof.focuses.base.Focus`), and its place in `FOCUSES`.
 """
 
 from __future__ import annotations
 
-from cof.focuses.attention import AttentionFocus, ContrastFocus, NoFocus, SoftFocus
+from cof.focuses.attention import Attention, Contrast, Soft, Unchanged
 from cof.focuses.base import Focus
-from cof.focuses.crop import BesideFocus, CropFocus
-from cof.focuses.overlay import OverlayFocus
+from cof.focuses.crop import Beside, Crop
+from cof.focuses.overlay import Overlay
+
+FOCUSES: dict[str, type[Focus]] = {
+    each.name: each for each in (Attention, Soft, Contrast, Crop, Beside, Overlay, Unchanged)
+}
 
 __all__ = [
     "FOCUSES",
-    "AttentionFocus",
-    "BesideFocus",
-    "ContrastFocus",
-    "CropFocus",
+    "Attention",
+    "Beside",
+    "Contrast",
+    "Crop",
     "Focus",
-    "NoFocus",
-    "OverlayFocus",
-    "SoftFocus",
+    "Overlay",
+    "Soft",
+    "Unchanged",
 ]
-
-FOCUSES: dict[str, type[Focus]] = {
-    "attention": AttentionFocus,
-    "soft": SoftFocus,
-    "contrast": ContrastFocus,
-    "crop": CropFocus,
-    "beside": BesideFocus,
-    "overlay": OverlayFocus,
-    "none": NoFocus,
-}

@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, get_args
 
+from cof.focuses.base import Focus
 from cof.geometry.regions import Region
-from cof.types import CellRule, Highlight, Request, Scope
+from cof.options import flag, indices, option, positive
+from cof.types import Highlight, Request, Scope
 
 
 @dataclass(frozen=True)
-class AttentionFocus:
+class Attention(Focus):
     """log(strength) on the attention scores of the region's image tokens (paper, equation 3).
 
-    The attributes are those of `cof.types.Highlight`.
+    The attributes are those of `cof.types.Highlight`; `released` marks the image tokens as the
+    released code does (`cells`).
     """
 
+    name: ClassVar[str] = "attention"
     help: ClassVar[str] = "raise the attention to its image tokens (the paper)"
-    uses_strength: ClassVar[bool] = True
-    uses_heat_map: ClassVar[bool] = False
-    strength: float
-    scope: Scope = "all"
-    layers: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
-    cells: CellRule = "coverage"
+    strength: float = option(
+        2.0, "lambda: how much more attention (equation 3); 1 leaves the model as it is", positive
+    )
+    scope: Scope = option(
+        "all",
+        "Which tokens attend with the bias: all (the paper), or only the text after the image",
+        get_args(Scope),
+    )
+    layers: tuple[int, ...] | None = option(
+        None, "Decoder layers with the bias, such as 0-15,20; default: all (the paper)", indices
+    )
+    heads: tuple[int, ...] | None = option(
+        None, "Attention heads with the bias, such as 0-7; default: all (the paper)", indices
+    )
+    released: bool = option(False, "Choose image tokens as the released code does", flag)
+
+    @property
+    def changes_nothing(self) -> str:
+        alike = self.strength == 1
+        return "Strength (lambda) is 1, which changes nothing." if alike else ""
 
     def apply(self, request: Request, region: Region) -> Request:
-        return replace(request, highlight=Highlight(region, **self._variation()))
+        highlight = Highlight(
+            region,
+            self.strength,
+            self.scope,
+            self.layers,
+            self.heads,
+            "corners" if self.released else "coverage",
+            **self._variation(),
+        )
+        return replace(request, highlight=highlight)
 
     def _variation(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {}
 
 
 @dataclass(frozen=True)
-class SoftFocus(AttentionFocus):
-    """`AttentionFocus` with weights: log(1 + m (strength - 1)) for a token with weight m in 0..1.
+class Soft(Attention):
+    """`Attention` with weights: log(1 + m (strength - 1)) for a token with weight m in 0..1.
 
     m comes from the heat map that a grounder found, or from the probability that each point is
     inside a box whose coordinates are distributions (`boxes="template"`); alpha changes neither.
@@ -46,16 +72,17 @@ class SoftFocus(AttentionFocus):
     smaller: at strength 8 and m = 1/2 the factors are 4.5 and 2.8.)
     """
 
+    name: ClassVar[str] = "soft"
     help: ClassVar[str] = "the same, weighted by a heat map or by the box's probabilities"
     uses_heat_map: ClassVar[bool] = True
 
     def _variation(self) -> dict[str, Any]:
-        return {**super()._variation(), "graded": True}
+        return {"graded": True}
 
 
 @dataclass(frozen=True)
-class ContrastFocus(AttentionFocus):
-    """`AttentionFocus` with guidance (Prompt Highlighter, arXiv 2312.04302).
+class Contrast(Attention):
+    """`Attention` with guidance (Prompt Highlighter, arXiv 2312.04302).
 
     Two branches are decoded together, at twice the cost: one attends to the region with
     log(strength), the other with -log(strength). Each token is chosen greedily by
@@ -63,20 +90,27 @@ class ContrastFocus(AttentionFocus):
     embeddings of the highlighted tokens down, and attends as usual.
 
     Attributes:
-        guidance: g; 1 is `AttentionFocus`.
+        guidance: g; 1 is `Attention`.
     """
 
+    name: ClassVar[str] = "contrast"
     help: ClassVar[str] = "the same, with guidance away from not looking there (twice the cost)"
-    guidance: float = 1.3
+    guidance: float = option(1.3, "How far to guide away from not looking; 1: not at all", positive)
+
+    def _variation(self) -> dict[str, Any]:
+        return {"guidance": self.guidance}
 
 
 @dataclass(frozen=True)
-class NoFocus:
+class Unchanged(Focus):
     """Leaves the request unchanged: the plain model."""
 
+    name: ClassVar[str] = "none"
     help: ClassVar[str] = "nothing: the plain model"
-    uses_strength: ClassVar[bool] = False
-    uses_heat_map: ClassVar[bool] = False
+
+    @property
+    def changes_nothing(self) -> str:
+        return "Focus is 'none'."
 
     def apply(self, request: Request, region: Region) -> Request:
         return request

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 from cof.geometry.regions import Region
+from cof.options import Options
 from cof.types import Request
 
 
-class Focus(Protocol):
+@dataclass(frozen=True)
+class Focus(Options, ABC):
     """Makes a request look at a region (stage 2 of the paper).
 
-    A frozen dataclass; each field that has the name of a setting (`cof.settings.Settings`) gets
-    that setting's value.
+    A frozen dataclass; its fields are its options (`cof.options.option`).
 
     Attributes:
+        name: in `cof.focuses.FOCUSES`.
         help: what it does, in a few words, for the command line.
-        uses_strength: whether lambda changes anything.
         uses_heat_map: whether it reads `Region.heat_map`, where a grounder gives one.
     """
 
     help: ClassVar[str]
-    uses_strength: ClassVar[bool]
-    uses_heat_map: ClassVar[bool]
+    uses_heat_map: ClassVar[bool] = False
 
+    @property
+    def changes_nothing(self) -> str:
+        """Why no region is needed, so that stage 1 is skipped; empty if one is."""
+        return ""
+
+    @abstractmethod
     def apply(self, request: Request, region: Region) -> Request:
         """The request that looks at the region, which is already expanded."""
-        ...

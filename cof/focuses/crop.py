@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from cof.focuses.base import Focus
 from cof.geometry.boxes import pixel_box, union
 from cof.geometry.regions import Region
 from cof.images import MAX_ASPECT
@@ -13,20 +14,19 @@ from cof.types import Request
 
 
 @dataclass(frozen=True)
-class CropFocus:
+class Crop(Focus):
     """The model sees the region alone, which its processor enlarges.
 
     A region that is longer and thinner than an image may be (`cof.images.MAX_ASPECT`) is widened.
 
     >>> from PIL import Image
     >>> request = Request(Image.new("RGB", (100, 50)), "Which digit?")
-    >>> CropFocus().apply(request, Region(boxes=((0.5, 0.2, 0.75, 0.6),))).image.size
+    >>> Crop().apply(request, Region(boxes=((0.5, 0.2, 0.75, 0.6),))).image.size
     (25, 20)
     """
 
+    name: ClassVar[str] = "crop"
     help: ClassVar[str] = "show it the region alone"
-    uses_strength: ClassVar[bool] = False
-    uses_heat_map: ClassVar[bool] = False
 
     def apply(self, request: Request, region: Region) -> Request:
         if region.whole:
@@ -40,21 +40,20 @@ class CropFocus:
 
 
 @dataclass(frozen=True)
-class BesideFocus:
+class Beside(Focus):
     """The model sees the whole image, and after it the enlarged region (ViCrop, arXiv 2502.17422,
     section 5).
 
-    A model that takes only one image sees the region alone, as with `CropFocus`.
+    A model that takes only one image sees the region alone, as with `Crop`.
     """
 
+    name: ClassVar[str] = "beside"
     help: ClassVar[str] = "show it the region after the whole image"
-    uses_strength: ClassVar[bool] = False
-    uses_heat_map: ClassVar[bool] = False
 
     def apply(self, request: Request, region: Region) -> Request:
         if region.whole:
             return request
-        return replace(request, beside=CropFocus().apply(request, region).image)
+        return replace(request, beside=Crop().apply(request, region).image)
 
 
 def _widen(start: int, end: int, shortest: int, size: int) -> tuple[int, int]:

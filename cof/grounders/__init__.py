@@ -1,39 +1,33 @@
 """Where to look: a grounder turns questions about images into regions (stage 1 of the paper).
 
-To add one: a file with a frozen dataclass (`cof.grounders.base.Grounder`), and a line in
+To add one: a file with a frozen dataclass (`cof.grounders.base.Grounder`), and its place in
 `GROUNDERS`.
 """
 
 from __future__ import annotations
 
-from cof.grounders.attention import AttentionGrounder
+from cof.grounders.attention import RelativeAttention
 from cof.grounders.base import Grounder
-from cof.grounders.detector import DetectorGrounder
-from cof.grounders.given import GivenGrounder, NoneGrounder, WholeGrounder
-from cof.grounders.logits import LogitsGrounder
-from cof.grounders.prompt import PromptGrounder
-from cof.grounders.relevance import RelevanceGrounder
+from cof.grounders.detector import Detector
+from cof.grounders.given import Given, Nowhere, Whole
+from cof.grounders.logits import Logits
+from cof.grounders.prompt import Prompt
+from cof.grounders.relevance import Relevance
+
+GROUNDERS: dict[str, type[Grounder]] = {
+    each.name: each
+    for each in (Prompt, RelativeAttention, Relevance, Logits, Detector, Given, Whole, Nowhere)
+}
 
 __all__ = [
     "GROUNDERS",
-    "AttentionGrounder",
-    "DetectorGrounder",
-    "GivenGrounder",
+    "Detector",
+    "Given",
     "Grounder",
-    "LogitsGrounder",
-    "NoneGrounder",
-    "PromptGrounder",
-    "RelevanceGrounder",
-    "WholeGrounder",
+    "Logits",
+    "Nowhere",
+    "Prompt",
+    "RelativeAttention",
+    "Relevance",
+    "Whole",
 ]
-
-GROUNDERS: dict[str, type[Grounder]] = {
-    "prompt": PromptGrounder,
-    "attention": AttentionGrounder,
-    "relevance": RelevanceGrounder,
-    "logits": LogitsGrounder,
-    "detector": DetectorGrounder,
-    "given": GivenGrounder,
-    "whole": WholeGrounder,
-    "none": NoneGrounder,
-}

@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from cof.engines.base import Engine
 from cof.geometry.heatmap import make_heat_map
+from cof.grounders.base import Grounder
 from cof.grounders.maps import (
+    LAYERS,
+    UNSURE,
     ground_heat_map,
     image_id,
     require_state_reader,
     select_layers,
 )
+from cof.options import fraction, indices, option
 from cof.prompting.dialects import SHORT_ANSWER, first_line
 from cof.types import Grounding, Request
 
@@ -25,7 +29,7 @@ GENERIC = "Write a general description of the image."
 
 
 @dataclass(frozen=True)
-class AttentionGrounder:
+class RelativeAttention(Grounder):
     """Relative attention (ViCrop, arXiv 2502.17422, section 4).
 
     The attention from the answer's first token to each image token, averaged over heads, is
@@ -48,23 +52,22 @@ class AttentionGrounder:
       Kosmos-2 the queries do not read the question, so nothing is found.
 
     Attributes:
-        grounder_layers: layers whose attention is averaged; None: the one at `depth`.
         depth: position of the default layer, as a share of all layers: ViCrop reads layer 14 of
             LLaVA-1.5-7B's 32.
         smoothing: how many times the mean generic attention is added to the divisor; 0: ViCrop's
             ratio.
-        min_confidence: a box with a smaller part of the map's sum counts as not found.
     """
 
+    name: ClassVar[str] = "attention"
     help: ClassVar[str] = (
         "where the model's attention goes (ViCrop); one forward pass per question and per image"
     )
     engine_calls: ClassVar[int] = 2
     reads_states: ClassVar[bool] = True
-    grounder_layers: tuple[int, ...] | None = None
-    depth: float = 14 / 32
-    smoothing: float = 1.0
-    min_confidence: float = 0.0
+    grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
+    depth: ClassVar[float] = 14 / 32
+    smoothing: ClassVar[float] = 1.0
+    min_confidence: float = option(0.0, UNSURE, fraction)
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         reader = require_state_reader(engine, "attention")

@@ -9,16 +9,16 @@ from typing import ClassVar
 from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.geometry.regions import EVERYTHING
+from cof.grounders.base import Grounder
 from cof.types import Grounding, Request
 
 
 @dataclass(frozen=True)
-class GivenGrounder:
+class Given(Grounder):
     """The caller's own regions (`Request.region`)."""
 
+    name: ClassVar[str] = "given"
     help: ClassVar[str] = "your own boxes, polygon or mask"
-    engine_calls: ClassVar[int] = 0
-    reads_states: ClassVar[bool] = False
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         if any(request.region is None for request in requests):
@@ -30,24 +30,22 @@ class GivenGrounder:
 
 
 @dataclass(frozen=True)
-class WholeGrounder:
+class Whole(Grounder):
     """Every image token: Table II's "reweight" without "ground"."""
 
+    name: ClassVar[str] = "whole"
     help: ClassVar[str] = "every image token (the paper's ablation)"
-    engine_calls: ClassVar[int] = 0
-    reads_states: ClassVar[bool] = False
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         return [Grounding(EVERYTHING)] * len(requests)
 
 
 @dataclass(frozen=True)
-class NoneGrounder:
+class Nowhere(Grounder):
     """Nowhere: the plain model."""
 
+    name: ClassVar[str] = "none"
     help: ClassVar[str] = "nowhere: the plain model"
-    engine_calls: ClassVar[int] = 0
-    reads_states: ClassVar[bool] = False
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         return [Grounding(None, reason="No grounding was asked for.")] * len(requests)

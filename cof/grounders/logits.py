@@ -10,13 +10,15 @@ import numpy as np
 
 from cof.engines.base import Engine
 from cof.geometry.heatmap import make_heat_map
-from cof.grounders.maps import ground_heat_map, image_id, require_state_reader
+from cof.grounders.base import Grounder
+from cof.grounders.maps import UNSURE, ground_heat_map, image_id, require_state_reader
+from cof.options import fraction, option
 from cof.prompting.noun_phrases import object_words
 from cof.types import Grounding, Request
 
 
 @dataclass(frozen=True)
-class LogitsGrounder:
+class Logits(Grounder):
     """Visual semantic confidence (VGA, arXiv 2511.20032, section 3.1).
 
     The decoder's last states at the image tokens go through the language-model head: where an
@@ -33,17 +35,15 @@ class LogitsGrounder:
 
     It needs a model whose image tokens are near the words for what they show: on the embedded
     model, trained from scratch, its boxes are no better than random ones.
-
-    Attributes:
-        min_confidence: a box with a smaller part of the map's sum counts as not found.
     """
 
+    name: ClassVar[str] = "logits"
     help: ClassVar[str] = (
         "where image tokens predict the question's objects (VGA); one forward pass per image"
     )
-    engine_calls: ClassVar[int] = 0  # it reads all states of the image, so no prefix cache helps
+    # it reads all states of the image, so no prefix cache helps: engine_calls stays 0
     reads_states: ClassVar[bool] = True
-    min_confidence: float = 0.0
+    min_confidence: float = option(0.0, UNSURE, fraction)
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         reader = require_state_reader(engine, "logits")

@@ -13,6 +13,9 @@ from cof.geometry.heatmap import HeatMap, sliding_window
 from cof.geometry.regions import Region
 from cof.types import Grounding, Request
 
+LAYERS = "Decoder layers to read, such as 12-16; default: the method's own"
+UNSURE = "A box that holds a smaller part of the map (0..1) counts as not found"
+
 
 def require_state_reader(engine: Engine, grounder: str) -> StateReader:
     """The engine as a reader of its model's states.

@@ -2,47 +2,67 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from cof.engines.base import Engine
-from cof.errors import CofWarning
+from cof.errors import CofError, CofWarning
 from cof.geometry.box_distribution import expected_mask
 from cof.geometry.regions import Region
+from cof.grounders.base import Grounder
+from cof.options import check_characters, count, flag, fraction, option
 from cof.prompting.box_parsing import parse_boxes, parse_released
 from cof.prompting.dialects import fill, grounding_template, own_words
 from cof.types import Decoding, Generation, Grounding, Request, confidence
 
 Boxes = Literal["free", "template"]
-Parser = Literal["tolerant", "released"]
+
+UNSURE = "A box whose confidence (0..1) is lower counts as not found"
+
+
+def _template(name: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and value == "paper"):
+        return value
+    if not isinstance(value, str) or not re.search(r"\{(question|first_line)\}", value):
+        raise CofError(
+            f"{name} {value!r} does not say where the question goes: write {{question}} or "
+            "{first_line} in it, or 'paper' for the paper's prompt."
+        )
+    check_characters(name, value)
+    return value
 
 
 @dataclass(frozen=True)
-class PromptGrounder:
+class Prompt(Grounder):
     """Ask the model itself for the box (paper, section II-B).
 
     Asks the engine for one reply for each question, decoded greedily. A box that is decoded by a
     template comes with a heat map: the probability that each point is inside it.
 
-    Attributes:
-        grounding_prompt: None: the model family's own; `paper`; or a template that holds
-            `{question}` or `{first_line}`.
-        parser: `tolerant` or `released` (`box_parsing`).
-        grounding_max_new_tokens: the longest reply, in tokens.
-        min_confidence: a box with a lower confidence counts as not found.
-        boxes: `free` or `template` (`cof.settings.Settings`).
+    `released` reads the reply with the released code's regular expression.
     """
 
+    name: ClassVar[str] = "prompt"
     help: ClassVar[str] = "ask the model for the box (the paper); one reply per question"
     engine_calls: ClassVar[int] = 1
-    reads_states: ClassVar[bool] = False
-    grounding_prompt: str | None = None
-    parser: Parser = "tolerant"
-    grounding_max_new_tokens: int = 128
-    min_confidence: float = 0.0
-    boxes: Boxes = "free"
+    grounding_prompt: str | None = option(
+        None,
+        "The question that asks for the box: 'paper', or a text that holds {question} or "
+        "{first_line}; default: the model family's own",
+        _template,
+    )
+    boxes: Boxes = option(
+        "free",
+        "How the box is written: free (the paper), or by a template, the format of the model "
+        "family, where the model chooses the numbers alone (always readable, and faster)",
+        get_args(Boxes),
+    )
+    grounding_max_new_tokens: int = option(128, "The longest reply of stage 1, in tokens", count)
+    min_confidence: float = option(0.0, UNSURE, fraction)
+    released: bool = option(False, "Read the reply as the released code does", flag)
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         template = grounding_template(self.grounding_prompt, engine.dialect)
@@ -72,7 +92,7 @@ class PromptGrounder:
     def read(self, engine: Engine, image_wh: tuple[int, int], reply: Generation) -> Grounding:
         """The boxes of a reply about an image of this size."""
         frame, dialect = engine.frame(image_wh), engine.dialect
-        if self.parser == "released":
+        if self.released:
             parsed = parse_released(reply.text, frame)
         else:
             parsed = parse_boxes(reply.text, frame, units=dialect.units, order=dialect.order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,21 +12,27 @@ from numpy.typing import NDArray
 from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.geometry.heatmap import make_heat_map
+from cof.grounders.base import Grounder
 from cof.grounders.maps import (
+    LAYERS,
+    UNSURE,
     ground_heat_map,
     require_state_reader,
     scale_to_unit,
     select_layers,
 )
+from cof.options import fraction, indices, option
 from cof.prompting.noun_phrases import object_words
 from cof.types import Grounding, Request
+
+States = Literal["values", "keys"]
 
 EXISTENCE = "Is there a {phrase} in the image?"
 """FOCUS's prompt about one object."""
 
 
 @dataclass(frozen=True)
-class RelevanceGrounder:
+class Relevance(Grounder):
     """Object relevance from cached token similarity (FOCUS, arXiv 2506.21710, section 3.2).
 
     For each object that the question names, a forward pass over "Is there a ... in the image?"
@@ -46,22 +52,20 @@ class RelevanceGrounder:
     boxes hit objects less often than random ones.
 
     Attributes:
-        grounder_layers: layers whose states are read; None: all from `depth` on.
         depth: where the default layers begin, as a share of all layers: the paper's layer 14 of
             LLaVA-1.5-7B's 32.
-        states: `values` (the paper) or `keys`.
-        min_confidence: a box with a smaller part of the map's sum counts as not found.
     """
 
+    name: ClassVar[str] = "relevance"
     help: ClassVar[str] = (
         "where its states resemble the question's objects (FOCUS); one forward pass per object"
     )
     engine_calls: ClassVar[int] = 1
     reads_states: ClassVar[bool] = True
-    grounder_layers: tuple[int, ...] | None = None
-    depth: float = 14 / 32
-    states: Literal["values", "keys"] = "values"
-    min_confidence: float = 0.0
+    grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
+    depth: ClassVar[float] = 14 / 32
+    states: States = option("values", "States to compare: values (FOCUS) or keys", get_args(States))
+    min_confidence: float = option(0.0, UNSURE, fraction)
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         reader = require_state_reader(engine, "relevance")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from cof.cli.common import Indices, indices
 from cof.errors import CofError
-from cof.pipeline import CoF, Query
-from cof.settings import Settings
+from cof.pipeline import CoF
+from cof.query import Query
 from cof.types import Decoding
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ MODEL_OPTIONS = (
     "quantization",
     "max_batch_tokens",
 )
-"""What `--model_args` takes beside the fields of `cof.settings.Settings`: the arguments of
+"""What `--model_args` takes beside a `grounder`, a `focus` and their options: the arguments of
 `CoF.from_pretrained`, the first of them as `pretrained`."""
 
 
@@ -94,19 +93,12 @@ def load_pipeline(**options: Any) -> CoF:
     """The pipeline that `--model_args` describes.
 
     Args:
-        options: `MODEL_OPTIONS` and any setting; layers and heads are written `0-15+20`, because
-            a comma ends an option of lmms-eval.
+        options: `MODEL_OPTIONS` and any option of `Settings`; layers and heads are written
+            `0-15+20`, because a comma ends an option of lmms-eval.
 
     Raises:
         CofError: no such option, or a value is refused.
     """
-    known = (*MODEL_OPTIONS, *(field.name for field in fields(Settings)))
-    for name in options:
-        if name not in known:
-            raise CofError(f"--model_args has no {name!r}; it has {', '.join(known)}.")
-    for name, kind in get_type_hints(Settings).items():
-        if kind == Indices and name in options:
-            options[name] = indices(name, str(options[name]))
     return CoF.from_pretrained(options.pop("pretrained", None), **options)
 
 

@@ -260,13 +260,14 @@ def _decoding(chat: _Chat, limits: Limits) -> Decoding:
 
 def _check_settings(settings: Settings, own: Settings, limits: Limits) -> None:
     """Refuse what would load a model, or run for long."""
-    if settings.detector != own.detector:
+    if settings.option("detector") != own.option("detector"):
         raise ApiError(400, "cof.detector is chosen by the server: leave it out.")
-    if settings.grounding_max_new_tokens > max(limits.max_tokens, own.grounding_max_new_tokens):
+    longest = "grounding_max_new_tokens"
+    if (settings.option(longest) or 0) > max(limits.max_tokens, own.option(longest) or 0):
         raise ApiError(
             400, f"cof.grounding_max_new_tokens is above {limits.max_tokens}: ask for less."
         )
-    if len(settings.grounding_prompt or "") > limits.max_question:
+    if len(settings.option("grounding_prompt") or "") > limits.max_question:
         raise ApiError(
             400, f"cof.grounding_prompt is longer than {limits.max_question} characters."
         )

@@ -30,6 +30,8 @@ from cof.errors import CofError
 from cof.images import check_image
 from cof.limits import UPLOAD_FORMATS
 from cof.pipeline import CoF
+from cof.presets import default_settings
+from cof.presets import preset as named_preset
 from cof.query import Query
 from cof.server.app import service_app
 from cof.server.errors import ApiError, as_api_error
@@ -38,8 +40,7 @@ from cof.server.limits import Limits
 from cof.server.logs import RequestLog, start_logging
 from cof.server.metrics import Metrics
 from cof.server.service import Service, read_body
-from cof.settings import Settings, default_settings
-from cof.settings import preset as named_preset
+from cof.settings import Settings
 from cof.streaming import for_one
 from cof.types import Decoding
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from cof.errors import CofError
-from cof.focuses import FOCUSES
 from cof.query import Query
 from cof.types import EncodedImage
 from cof.viz.layout import (
@@ -98,10 +97,10 @@ def draw_frames(
     """The frames of `save_animation`: RGB, all of one size, with one scale of colours."""
     if not strengths:
         raise CofError("An animation needs at least one strength (lambda).")
-    if not FOCUSES[cof.settings.focus].uses_strength:
+    if cof.settings.option("strength") is None:
+        name = cof.settings.focus.name
         raise CofError(
-            f"Focus {cof.settings.focus!r} has no lambda to animate: choose attention, soft or "
-            "contrast."
+            f"Focus {name!r} has no lambda to animate: choose attention, soft or contrast."
         )
     encoded = image if isinstance(image, EncodedImage) else cof.encode(image)
     if region is None:

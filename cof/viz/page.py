@@ -288,8 +288,8 @@ def footnote(answer: Answer, readout: Readout) -> str:
         f"{'layer' if layers == 1 else 'layers'} and {heads} {'head' if heads == 1 else 'heads'}."
     )
     if readout.after is not None:
-        how = f"log({answer.settings.strength:g}) added to the scores"
-        graded = answer.settings.focus == "soft"
+        how = f"log({answer.settings.option('strength'):g}) added to the scores"
+        graded = answer.settings.focus.name == "soft"
         how = f"up to {how}, by degrees" if graded else f"{how} of the bright tokens"
         text += f" After: {how}."
     return text

@@ -14,7 +14,6 @@ from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofError, CofWarning
 from cof.geometry.boxes import Frame
 from cof.prompting.box_parsing import native_wh
-from cof.query import focus_request
 from cof.types import EncodedImage, Highlight, Request
 from cof.viz.panels import Tokens
 
@@ -124,7 +123,7 @@ def _highlight(plain: Request, answer: Answer) -> Highlight | None:
     """What the pipeline had the engine highlight."""
     if answer.region is None:
         return None
-    return focus_request(plain, answer.region, answer.settings).highlight
+    return answer.settings.focus.apply(plain, answer.region).highlight
 
 
 def _chosen(

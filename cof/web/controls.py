@@ -13,7 +13,7 @@ from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.settings import Settings
 from cof.viz.panels import USED
-from cof.web.view import MASK_SIDE, VARIED, View, read_boxes, write_boxes
+from cof.web.view import MASK_SIDE, VARIED, View, read_boxes, value_of, vary, write_boxes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +75,7 @@ class Controls(NamedTuple):
             image,
             example,
             self.question,
-            tuple(defaults.changed(**dict(zip(VARIED, values, strict=True))) for values in chosen),
+            tuple(vary(defaults, dict(zip(VARIED, values, strict=True))) for values in chosen),
             boxes,
             mask if self.look_at == "mask" else None,
         )
@@ -89,18 +89,20 @@ def controls_of(view: View) -> Controls:
     """
     first, other = view.settings[0], view.settings[-1]
     for settings in view.settings:
-        _check_range("strength (lambda)", settings.strength, STRENGTH_RANGE)
+        _check_range("strength (lambda)", value_of(settings, "strength"), STRENGTH_RANGE)
         _check_range("expand (alpha)", settings.expand, EXPAND_RANGE)
-        if settings.grounder not in grounder_choices(settings):
+        if settings.grounder_name not in grounder_choices(settings):
             offered = ", ".join(grounder_choices(settings))
-            raise CofError(f"The page offers the grounders {offered}, not {settings.grounder!r}.")
+            raise CofError(
+                f"The page offers the grounders {offered}, not {settings.grounder_name!r}."
+            )
     return Controls(
         question=view.question,
         look_at="box" if view.boxes else "found" if view.mask is None else "mask",
         boxes=write_boxes(view.boxes),
-        **{name: getattr(first, name) for name in VARIED},
+        **{name: value_of(first, name) for name in VARIED},
         compare=len(view.settings) > 1,
-        **{f"other_{name}": getattr(other, name) for name in VARIED},
+        **{f"other_{name}": value_of(other, name) for name in VARIED},
     )
 
 
@@ -111,7 +113,7 @@ def grounder_choices(settings: Settings) -> dict[str, str]:
     stand for, and `detector` where none is set.
     """
     choices = {name: grounder.help for name, grounder in GROUNDERS.items() if name != "given"}
-    if settings.detector is None:
+    if settings.option("detector") is None:
         del choices["detector"]
     return {
         "prompt": choices.pop("prompt"),

@@ -28,7 +28,7 @@ from cof.web.controls import (
 )
 from cof.web.render import present, render_message
 from cof.web.session import DEMO, Session, load_examples, open_example
-from cof.web.view import read_query, write_boxes
+from cof.web.view import read_query, value_of, write_boxes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,7 +186,7 @@ class Page:
         return [
             gr.Slider(
                 *STRENGTH_RANGE,
-                value=defaults.strength,
+                value=value_of(defaults, "strength"),
                 step=0.5,
                 label="lambda: how strongly (1: not at all)",
             ),
@@ -204,9 +204,9 @@ class Page:
         grounders, focuses = grounder_choices(defaults), focus_choices()
         return [
             gr.Dropdown(
-                _choices(grounders), value=defaults.grounder, label="Where to look (grounder)"
+                _choices(grounders), value=defaults.grounder_name, label="Where to look (grounder)"
             ),
-            gr.Dropdown(_choices(focuses), value=defaults.focus, label="How to look (focus)"),
+            gr.Dropdown(_choices(focuses), value=defaults.focus.name, label="How to look (focus)"),
         ]
 
     def _wire(self) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cof.focuses import FOCUSES
 from cof.web.session import DEMO, write_record
 from cof.web.view import MASK_FILE, write_commands, write_query
 
@@ -100,12 +99,14 @@ def render_message(text: str, *, error: bool = False) -> str:
 def describe(answer: Answer) -> str:
     """How an answer came about, in a line."""
     settings = answer.settings
-    words = {"given": "your region"}.get(settings.grounder, f"{settings.grounder} grounder")
-    if "+" in settings.grounder:
+    words = {"given": "your region"}.get(
+        settings.grounder_name, f"{settings.grounder_name} grounder"
+    )
+    if len(settings.grounders) > 1:
         words += f" (kept: {answer.grounder})"
-    parts = [words, f"{settings.focus} focus"]
-    if FOCUSES[settings.focus].uses_strength:
-        parts.append(f"λ {settings.strength:g}")
+    parts = [words, f"{settings.focus.name} focus"]
+    if (strength := settings.option("strength")) is not None:
+        parts.append(f"λ {strength:g}")
     parts.append(f"α {settings.expand:g}")
     if answer.confidence is not None and answer.region is not None:
         parts.append(f"confidence {answer.confidence:.0%}")

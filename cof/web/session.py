@@ -117,17 +117,17 @@ class Session:
         several = len(settings.grounders) > 1 or settings.max_plain_confidence < 1
         if several or settings.changes_nothing:
             return cof(self.encoded, question)
-        grounding = self._known.groundings.get(settings.grounder)
+        grounding = self._known.groundings.get(settings.grounder_name)
         if grounding is None:
             grounding = cof.locate(self.encoded, question)
-            self._known.groundings[settings.grounder] = grounding
+            self._known.groundings[settings.grounder_name] = grounding
         if grounding.region is None:
             return cof(self.encoded, question)
         answer = cof.batch([Query(self.encoded, question, region=grounding.region)])[0]
         return replace(
             answer,
             settings=settings,
-            grounder=settings.grounder,
+            grounder=settings.grounder_name,
             grounding_text=grounding.text,
             confidence=grounding.confidence,
         )

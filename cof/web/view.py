@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from cof.errors import CofError
+from cof.focuses import FOCUSES, Attention
 from cof.geometry.regions import region_from_boxes
 from cof.settings import Settings
 
@@ -59,7 +60,7 @@ def write_query(view: View) -> str:
     query = {"example" if view.example else "image": view.image, "question": view.question}
     for number, settings in enumerate(view.settings, 1):
         for name in VARIED:
-            value = getattr(settings, name)
+            value = value_of(settings, name)
             query[_key(name, number)] = value if isinstance(value, str) else f"{value:.12g}"
     if view.boxes:
         query["boxes"] = write_boxes(view.boxes)
@@ -78,9 +79,9 @@ def read_query(query: Mapping[str, str], defaults: Settings) -> View:
     Raises:
         CofError: a value is refused.
     """
-    settings = [defaults.changed(**_read_settings(query, 1))]
+    settings = [vary(defaults, _read_settings(query, 1))]
     if other := _read_settings(query, 2):
-        settings.append(settings[0].changed(**other))
+        settings.append(vary(settings[0], other))
     mask = query.get("mask")
     return View(
         image=query.get("example") or query.get("image", ""),
@@ -90,6 +91,18 @@ def read_query(query: Mapping[str, str], defaults: Settings) -> View:
         boxes=read_boxes(query.get("boxes", "")),
         mask=unpack_mask(mask) if mask else None,
     )
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """The value of a control; of a strength that the focus does not have, the default."""
+    return {"strength": Attention.strength, **settings.as_dict()}[name]
+
+
+def vary(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings with values of controls; a strength that the focus does not have is left out."""
+    focus = FOCUSES.get(str(values.get("focus", settings.focus.name)), Attention)
+    kept = {n: v for n, v in values.items() if n != "strength" or hasattr(focus, "strength")}
+    return settings.changed(**kept)
 
 
 def write_commands(view: View, path: str, options: Sequence[str] = ()) -> list[str]:
@@ -104,7 +117,7 @@ def write_commands(view: View, path: str, options: Sequence[str] = ()) -> list[s
     for number, settings in enumerate(view.settings, 1):
         words = ["cof", "ask", path, view.question, *options]
         for name in VARIED:
-            value = getattr(settings, name)
+            value = value_of(settings, name)
             if name == "grounder" and (view.boxes or view.mask is not None):
                 continue
             words += [f"--{name}", value if isinstance(value, str) else f"{value:.12g}"]

@@ -49,7 +49,7 @@ class Kept:
     def grounding(self) -> Mapping[str, Record]:
         """The boxes of `cof` in stage 1, of several grounders the first's; empty without one."""
         settings = self.methods["cof"].settings
-        key = grounding_key(settings.grounders[0], settings)
+        key = grounding_key(settings.grounders[0])
         return self.replies.records.get(key, {})
 
 

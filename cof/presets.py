@@ -1,0 +1,97 @@
+"""Settings by name: the paper's for its models, the released code's, the embedded model's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cof.errors import CofError
+from cof.settings import Settings
+
+
+@dataclass(frozen=True)
+class PresetRow:
+    """One model's settings in a preset.
+
+    Attributes:
+        model: the model's name in the paper; `tiny`: the embedded ones.
+        pattern: a regular expression found in the hub id or path of that model, lower case.
+        settings: its settings.
+    """
+
+    model: str
+    pattern: str
+    settings: Settings
+
+
+_LLAVA_7B = ("LLaVA-1.5-7B", r"llava-?v?1\.5-?(vicuna-)?7b")
+_LLAVA_13B = ("LLaVA-1.5-13B", r"llava-?v?1\.5-?(vicuna-)?13b")
+_INSTRUCTBLIP_13B = ("InstructBLIP-13B", r"instructblip-?(vicuna-)?13b")
+
+_PARITY = Settings(grounding_prompt="paper", released=True)
+
+PRESETS: Mapping[str, tuple[PresetRow, ...]] = {
+    # section III-A
+    "paper": (
+        PresetRow(*_LLAVA_7B, Settings(expand=1.3, strength=2.0, grounding_prompt="paper")),
+        PresetRow(*_LLAVA_13B, Settings(expand=1.0, strength=4.5, grounding_prompt="paper")),
+        PresetRow(
+            *_INSTRUCTBLIP_13B, Settings(expand=1.0, strength=22.0, grounding_prompt="paper")
+        ),
+    ),
+    # the released code, which runs LLaVA-1.5 alone, with all that it does otherwise
+    "paper-parity": (
+        PresetRow(*_LLAVA_7B, _PARITY.changed(expand=1.3, strength=2.0)),
+        PresetRow(*_LLAVA_13B, _PARITY.changed(expand=1.0, strength=4.5)),
+    ),
+    # what `cof eval tiny --model tiny-early` chose on its validation scenes
+    "tiny": (PresetRow("tiny", r"tiny", Settings(expand=1.6, strength=16.0, scope="text")),),
+}
+
+
+def preset(name: str, model_name: str = "") -> Settings:
+    """The settings of a preset for a model.
+
+    Args:
+        name: a key of `PRESETS`; `name:model` asks for one model's row whatever `model_name` is.
+        model_name: hub id or path.
+
+    Raises:
+        CofError: no such preset, or it has no row for this model.
+
+    Examples:
+        >>> preset("paper", "llava-hf/llava-1.5-13b-hf").option("strength")
+        4.5
+        >>> preset("paper:llava-1.5-7b", "/models/mine").expand
+        1.3
+    """
+    name, _, asked = name.partition(":")
+    if name not in PRESETS:
+        raise CofError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
+    rows = PRESETS[name]
+    wanted = asked or model_name
+    for row in rows:
+        if re.search(row.pattern, wanted.lower()):
+            return row.settings
+    known = ", ".join(row.model for row in rows)
+    raise CofError(
+        f"Preset {name!r} has no settings for {wanted or 'this model'}, only for {known}: "
+        f"name one ({name}:{rows[0].model}), or set expand and strength yourself."
+    )
+
+
+def default_settings(model_name: str, dialect_name: str = "") -> Settings:
+    """The settings used when none are named: the embedded model's, the paper's, or the defaults.
+
+    >>> default_settings("llava-hf/llava-1.5-13b-hf").option("strength")
+    4.5
+    >>> default_settings("somebody/another-model") == Settings()
+    True
+    """
+    if dialect_name == "tiny":
+        return PRESETS["tiny"][0].settings
+    for row in PRESETS["paper"]:
+        if re.search(row.pattern, model_name.lower()):
+            return row.settings
+    return Settings()
