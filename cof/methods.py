@@ -75,6 +75,7 @@ def explain_unknown(name: str, methods: Sequence[Any], own: Sequence[str]) -> st
     if name in known:
         used = " and ".join(method.name for method in methods)
         return f"{name} is an option of {', '.join(known[name])}, not of {used}."
-    near = get_close_matches(str(name), [*known, *own, "grounder", "focus"], 1, 0.5)
+    symbol = {"lambda": "strength", "lambda_": "strength", "alpha": "expand"}.get(name)
+    near = [symbol] if symbol else get_close_matches(name, [*known, *own, "grounder", "focus"], 1)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"There is no option {name!r}; {meant}`cof settings` lists them."

@@ -65,7 +65,9 @@ class Options:
     def __post_init__(self) -> None:
         for each in fields(self):
             if "check" in each.metadata:
-                value = each.metadata["check"](each.name, getattr(self, each.name))
+                symbol = re.match(r"(lambda|alpha): ", each.metadata["help"])
+                name = f"{each.name} ({symbol[1]})" if symbol else each.name
+                value = each.metadata["check"](name, getattr(self, each.name))
                 object.__setattr__(self, each.name, value)
 
 

@@ -7,23 +7,21 @@ import shlex
 import subprocess
 import sys
 import warnings
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from option_values import other_values
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 import cof
-from cof import cli
-from cof.cli import common
+from cof import Contrast, Prompt, cli
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError, CofWarning
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
+from cof.options import options_of
 from cof.pipeline import CoF
 from cof.prompting.dialects import TINY
 from cof.settings import Settings
@@ -51,13 +49,12 @@ class Loaded:
         self,
         model: str | None,
         *,
-        engine: str,
         preset: str | None,
         dtype: str | None,
         device_map: str | None,
-        pad_to_square: bool | None,
-        quantization: str | None,
-        max_batch_tokens: int | None,
+        engine_options: dict[str, Any],
+        engine: str = "transformers",
+        quantization: str | None = None,
         **settings: Any,
     ) -> CoF:
         self.model = model
@@ -67,9 +64,8 @@ class Loaded:
             "preset": preset,
             "dtype": dtype,
             "device_map": device_map,
-            "pad_to_square": pad_to_square,
             "quantization": quantization,
-            "max_batch_tokens": max_batch_tokens,
+            **engine_options,
         }
         return CoF(self.engine, Settings(expand=1.0).changed(**settings))
 
@@ -140,73 +136,53 @@ def test_text_output_keeps_brackets(loaded: Loaded, image: str) -> None:
     assert "confidence 0.50" in result.stdout
 
 
-def test_every_setting_has_an_option(loaded: Loaded, image: str) -> None:
-    values, arguments = other_values(), []
-    for name, (text, value) in values.items():
-        flag = "--" + name.replace("_", "-")
-        arguments += [flag] if value is True else [flag, text]
+def test_options_of_the_methods(loaded: Loaded, image: str) -> None:
+    arguments = shlex.split(
+        "--grounder prompt --focus contrast --strength 3 --expand 2 --set guidance=2"
+        " --set layers=0-2,5 --set scope=text --set released=true --set boxes=template"
+        " --set grounding-prompt=paper"
+    )
     result = run("ask", image, QUESTION, *arguments, "--json")
     assert result.exit_code == 0, result.output
-    settings = Settings(**{name: value for name, (_, value) in values.items()})
-    shown = json.loads(result.stdout)["settings"]
-    assert shown == json.loads(json.dumps(settings.as_dict()))
-    assert not [name for name, value in Settings().as_dict().items() if shown[name] == value]
-
-
-def test_flags_can_be_unset(loaded: Loaded, image: str) -> None:
-    result = run("ask", image, QUESTION, "--no-square", "--json")
-    assert json.loads(result.stdout)["settings"]["square"] is False
-    assert loaded.settings == {"square": False}
+    settings = Settings(
+        Prompt("paper", boxes="template"),
+        Contrast(3.0, "text", layers=(0, 1, 2, 5), guidance=2.0),
+        expand=2.0,
+        released=True,
+    )
+    assert json.loads(result.stdout)["settings"] == json.loads(json.dumps(settings.as_dict()))
 
 
 def test_how_a_model_is_loaded(loaded: Loaded, image: str) -> None:
     arguments = shlex.split(
-        "--model m --engine vllm --preset paper --dtype bfloat16 --device cpu --crop"
-        " --quantization 4bit --max-batch-tokens 4096"
+        "--model m --preset paper --dtype bfloat16 --device cpu --load engine=vllm"
+        " --load quantization=4bit --load tensor-parallel-size=2"
     )
     expected = {
         "engine": "vllm",
         "preset": "paper",
         "dtype": "bfloat16",
         "device_map": "cpu",
-        "pad_to_square": False,
         "quantization": "4bit",
-        "max_batch_tokens": 4096,
     }
     for command in ("ask", "ground"):
         assert run(command, image, QUESTION, *arguments).exit_code == 0
-        assert (loaded.model, loaded.options, loaded.settings) == ("m", expected, {})
+        own = {**expected, "tensor_parallel_size": 2}
+        assert (loaded.model, loaded.options, loaded.settings) == ("m", own, {})
         assert run(command, image, QUESTION).exit_code == 0
         usual = dict.fromkeys(expected) | {"engine": "transformers"}
         assert (loaded.model, loaded.options) == ("tiny", usual)
 
 
-def test_ground_takes_the_settings_of_stage_one(loaded: Loaded, image: str) -> None:
-    arguments = shlex.split("--boxes template --grounder-layers 2-3,5 --detector some/detector")
-    shown = json.loads(run("ground", image, QUESTION, *arguments, "--json").stdout)
-    assert shown["settings"] == json.loads(
-        json.dumps(
-            Settings(
-                expand=1.0, boxes="template", grounder_layers=(2, 3, 5), detector="some/detector"
-            ).as_dict()
-        )
-    )
-    for option in ("--strength", "--expand", "--focus"):
-        assert run("ground", image, QUESTION, option, "2").exit_code == 2
+def test_loading_options_that_an_engine_does_not_take(image: str) -> None:
+    sentence = refused(run("ask", image, QUESTION, "--load", "tensor_parallel_size=2"))
+    assert "tensor_parallel_size" in sentence
 
 
-def test_a_command_keeps_the_options_that_it_declares() -> None:
-    collected: dict[str, Any] = {}
-
-    @common.with_settings({"layers", "heads"})
-    def command(name: str, settings: dict[str, Any], layers: str = "own") -> None:
-        collected.update(name=name, layers=layers, settings=settings)
-
-    app = typer.Typer()
-    app.command()(command)
-    result = CliRunner().invoke(app, ["x", "--layers", "some", "--heads", "1"])
-    assert result.exit_code == 0, result.output
-    assert collected == {"name": "x", "layers": "some", "settings": {"heads": (1,)}}
+def test_a_newcomer_reads_all_options_at_once() -> None:
+    command = typer.main.get_command(cli.app).commands["eval"].commands["mme"]  # type: ignore[attr-defined]
+    options = [each for each in command.params if each.param_type_name == "option"]
+    assert len(options) <= 21  # and --help
 
 
 def test_several_grounders(loaded: Loaded, image: str) -> None:
@@ -250,12 +226,14 @@ def test_max_new_tokens(loaded: Loaded, image: str) -> None:
         (["ask", "IMAGE", QUESTION, "--box", "0.1", "0.2", "0.3"], "four numbers"),
         (["ask", "IMAGE", QUESTION, "--strength", "nan"], "lambda"),
         (["ask", "IMAGE", QUESTION, "--strength", "-1"], "lambda"),
-        (["ask", "IMAGE", QUESTION, "--layers", "5-2"], "--layers"),
-        (["ask", "IMAGE", QUESTION, "--heads", "x"], "--heads"),
-        (["ask", "IMAGE", QUESTION, "--scope", "some"], "all, text"),
-        (["ask", "IMAGE", QUESTION, "--overlay", "glow"], "frame, blur, dim"),
-        (["ground", "IMAGE", QUESTION, "--boxes", "odd"], "free, template"),
-        (["ground", "IMAGE", QUESTION, "--grounder-layers", "x"], "--grounder-layers"),
+        (["ask", "IMAGE", QUESTION, "--set", "layers=5-2"], "layers takes numbers"),
+        (["ask", "IMAGE", QUESTION, "--set", "heads=x"], "heads takes numbers"),
+        (["ask", "IMAGE", QUESTION, "--set", "scope=some"], "all, text"),
+        (["ask", "IMAGE", QUESTION, "--set", "scope"], "--set takes NAME=VALUE, such as scope="),
+        (["ask", "IMAGE", QUESTION, "--set", "scpoe=text"], "did you mean scope?"),
+        (["ask", "IMAGE", QUESTION, "--focus", "crop", "--strength", "2"], "focus attention"),
+        (["ask", "IMAGE", QUESTION, "--focus", "overlay", "--set", "overlay=x"], "frame, blur"),
+        (["ground", "IMAGE", QUESTION, "--set", "boxes=odd"], "free, template"),
         (["ask", "IMAGE", QUESTION, "--grounder", "given"], "--box"),
         (["ask", "IMAGE", QUESTION, "--save", "/absent/a.png"], "no folder"),
         (["ask", "IMAGE", QUESTION, "--save", "/"], "is a folder"),
@@ -344,8 +322,8 @@ def test_ground_that_finds_nothing(loaded: Loaded, image: str) -> None:
 def test_other_grounders(loaded: Loaded, image: str, command: str) -> None:
     sentence = refused(run(command, image, QUESTION, "--grounder", "attention"))
     assert "use grounder 'prompt'" in sentence  # a scripted engine has no states to read
-    assert "--detector ID" in refused(run(command, image, QUESTION, "--grounder", "detector"))
-    options = ("--detector", "/nowhere", "--grounder", "detector")
+    assert "--set detector=ID" in refused(run(command, image, QUESTION, "--grounder", "detector"))
+    options = ("--set", "detector=/nowhere", "--grounder", "detector")
     assert "/nowhere" in refused(run(command, image, QUESTION, *options))
 
 
@@ -442,16 +420,15 @@ def test_demo_cannot_write(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.M
 def test_settings_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     text, shown = run("settings").stdout, json.loads(run("settings", "--json").stdout)
-    for field in fields(Settings):
-        assert field.name in text
-        assert field.metadata["help"] in text
-        told = shown["settings"][field.name]
-        assert (told["default"], told["help"]) == (field.default, field.metadata["help"])
-    assert shown["settings"]["scope"]["choices"] == ["all", "text"]
-    for kind, registry in (("grounders", GROUNDERS), ("focuses", FOCUSES)):
-        assert list(shown[kind]) == list(registry)
-        assert all(method.help in text for method in registry.values())
-    assert shown["focuses"]["overlay"]["settings"] == ["overlay"]
+    for kind, registry in (("grounder", GROUNDERS), ("focus", FOCUSES), ("settings", None)):
+        for name, owner in (registry or {"options": Settings}).items():
+            told = shown[kind][name]
+            assert told["help"] in text
+            for each in options_of(owner):
+                assert each.name in text
+                assert each.help in text
+                assert told["options"][each.name]["default"] == each.default
+    assert shown["focus"]["attention"]["options"]["scope"]["choices"] == ["all", "text"]
 
 
 def test_version() -> None:
@@ -461,9 +438,9 @@ def test_version() -> None:
 def test_help_tells_defaults_and_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     shown = " ".join(run("ask", "--help").output.replace("│", "").split())
-    for part in ("[default: by device]", "[default: GPU if any]", "[default: tiny]", "[all, text]"):
+    for part in ("[default: by device]", "[default: GPU if any]"):
         assert part in shown
-    for panel in ("Where to look", "How to look", "Model"):
+    for panel in ("Looking closer", "Model"):
         assert f"─ {panel} ─" in shown
 
 
@@ -478,8 +455,8 @@ def test_help_loads_no_torch() -> None:
 def test_choices_are_completed() -> None:
     environment = {
         "_COF_COMPLETE": "complete_bash",
-        "COMP_WORDS": "cof ask --scope t",
+        "COMP_WORDS": "cof ask --focus cro",
         "COMP_CWORD": "3",
     }
     result = CliRunner().invoke(cli.app, [], prog_name="cof", env=environment)
-    assert result.stdout.split() == ["text"]
+    assert result.stdout.split() == ["crop"]

@@ -34,7 +34,7 @@ from transformers.models.owlvit.processing_owlvit import OwlViTProcessor
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.geometry.boxes import clip
-from cof.grounders import DetectorGrounder
+from cof.grounders import Detector
 from cof.grounders.detector_model import load_detector
 from cof.pipeline import CoF
 from cof.settings import Settings
@@ -160,7 +160,7 @@ def test_a_box_for_every_object(name: str) -> None:
     expected = [detector.find(image, phrase) for phrase in ("red bus", "dog")]
     assert None not in expected
     request = Request(EncodedImage(image), "Is the red bus near the dog?")
-    grounder = DetectorGrounder(str(folder(name)), threshold=0.0)
+    grounder = Detector(str(folder(name)), min_confidence=0.0)
     (grounding,) = grounder.locate(ENGINE, [request])
     assert grounding.region is not None
     assert grounding.region.boxes == tuple(of[0] for of in expected if of)
@@ -176,10 +176,10 @@ def test_phrases_longer_than_it_reads_are_cut(name: str) -> None:
 
 
 def test_low_scores_do_not_count() -> None:
-    grounder = DetectorGrounder(str(folder("owlvit")), threshold=1.01)
+    grounder = Detector(str(folder("owlvit")), min_confidence=1.0)
     (grounding,) = grounder.locate(ENGINE, [Request(picture((64, 64)), "Any bus or dog?")])
     assert grounding.region is None
-    assert grounding.reason == "The detector finds no bus, dog with a score of 1.01 or more."
+    assert grounding.reason == "The detector finds no bus, dog with a score of 1 or more."
 
 
 def test_in_the_pipeline() -> None:
@@ -192,9 +192,8 @@ def test_in_the_pipeline() -> None:
 
 
 def test_it_must_be_named() -> None:
-    cof = CoF(ENGINE, Settings(grounder="detector"))
-    with pytest.raises(CofError, match="--detector ID"):
-        cof(picture((64, 64)), "Any bus?")
+    with pytest.raises(CofError, match="--set detector=ID"):
+        Settings(grounder="detector")
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "llava"])

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from cof.cli import app
 from cof.engines.transformers.engine import TransformersEngine
 from cof.geometry.regions import Region
-from cof.pipeline import CoF, Query
+from cof.pipeline import CoF
+from cof.query import Query
 from cof.settings import Settings
 from cof.types import Decoding, Highlight, Request
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.focuses import FOCUSES, CropFocus, OverlayFocus
+from cof.focuses import FOCUSES, Crop, Overlay
 from cof.geometry.regions import EVERYTHING, Region
 from cof.images import load_image
 from cof.pipeline import CoF
@@ -29,14 +29,14 @@ def test_crop_is_the_box_around_all_boxes(encoded: bool) -> None:
     whole = picture((200, 100))
     request = Request(EncodedImage(whole) if encoded else whole, "x")
     np.testing.assert_array_equal(
-        shown(CropFocus().apply(request, BOXES)), np.asarray(whole)[20:90, 20:140]
+        shown(Crop().apply(request, BOXES)), np.asarray(whole)[20:90, 20:140]
     )
 
 
 @pytest.mark.parametrize("box", [(0.0, 0.0, 0.001, 0.001), (1.0, 1.0, 1.0, 1.0), (0.9, 0.9, 2, 2)])
 def test_crop_is_never_empty_nor_outside(box: tuple[float, float, float, float]) -> None:
     request = Request(picture((40, 30)), "x")
-    height, width, _ = shown(CropFocus().apply(request, Region(boxes=(box,)))).shape
+    height, width, _ = shown(Crop().apply(request, Region(boxes=(box,)))).shape
     assert 1 <= width <= 4
     assert 1 <= height <= 3
 
@@ -46,19 +46,19 @@ def test_crops_are_no_longer_and_thinner_than_pictures_may_be(where: float) -> N
     """Qwen's processors refuse what is."""
     whole = picture((1000, 30))
     region = Region(boxes=((0.0, where - 0.01, 1.0, where + 0.01),))
-    crop = CropFocus().apply(Request(whole, "x"), region).image
+    crop = Crop().apply(Request(whole, "x"), region).image
     assert crop.size == (1000, 5)
     load_image(crop)
     top = {0.0: 0, 0.5: 13, 1.0: 25}[where]
     np.testing.assert_array_equal(np.asarray(crop), np.asarray(whole)[top : top + 5])
     tall = Region(boxes=((0.5, 0.0, 0.5, 1.0),))
-    assert CropFocus().apply(Request(picture((30, 1000)), "x"), tall).image.size == (5, 1000)
+    assert Crop().apply(Request(picture((30, 1000)), "x"), tall).image.size == (5, 1000)
 
 
 def test_overlay_frames_each_box_and_leaves_the_rest() -> None:
     whole = picture((200, 100))
     before = np.asarray(whole).copy()
-    after = shown(OverlayFocus().apply(Request(whole, "x"), BOXES))
+    after = shown(Overlay().apply(Request(whole, "x"), BOXES))
     red = (after == (255, 0, 0)).all(-1)
     expected = np.zeros_like(red)
     for top, bottom, left, right in ((20, 40, 20, 60), (60, 90, 100, 140)):
@@ -73,7 +73,7 @@ def test_overlay_frames_each_box_and_leaves_the_rest() -> None:
 def test_overlays_change_all_but_the_region(style: str) -> None:
     whole = picture((200, 100))
     before = np.asarray(whole).astype(int)
-    after = shown(OverlayFocus(style).apply(Request(whole, "x"), BOXES)).astype(int)  # type: ignore[arg-type]
+    after = shown(Overlay(style).apply(Request(whole, "x"), BOXES)).astype(int)  # type: ignore[arg-type]
     inside = np.zeros(before.shape[:2], dtype=bool)
     for top, bottom, left, right in ((20, 40, 20, 60), (60, 90, 100, 140)):
         inside[top:bottom, left:right] = True
@@ -93,29 +93,29 @@ def test_overlays_follow_a_mask() -> None:
     mask[30:60, 50:70] = mask[40:50, 30:110] = 1.0
     region = Region(boxes=((0.15, 0.3, 0.55, 0.6),), mask=mask)
     whole = picture((200, 100))
-    after = shown(OverlayFocus("dim").apply(Request(whole, "x"), region))
+    after = shown(Overlay("dim").apply(Request(whole, "x"), region))
     same = (after == np.asarray(whole)).all(-1)
     assert same[mask > 0].all()
     assert same[mask == 0].mean() < 0.1
 
 
 def test_the_overlay_is_a_setting() -> None:
-    assert Settings(focus="overlay", overlay="blur").make_focus() == OverlayFocus("blur")
+    assert Settings(focus="overlay", overlay="blur").focus == Overlay("blur")
     with pytest.raises(CofError, match="overlay must be one of frame, blur, dim"):
-        Settings(overlay="glow")  # type: ignore[arg-type]
+        Overlay("glow")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", FOCUSES)
 def test_the_whole_image_is_shown_as_it_is(name: str) -> None:
     request = Request(picture((20, 10)), "x")
-    focused = Settings(focus=name).make_focus().apply(request, EVERYTHING)
+    focused = FOCUSES[name]().apply(request, EVERYTHING)
     assert focused.image is request.image
 
 
 @pytest.mark.parametrize("focus", ["crop", "overlay"])
-def test_in_the_pipeline_whatever_the_strength(focus: str) -> None:
+def test_in_the_pipeline(focus: str) -> None:
     engine = FakeEngine(lambda request: "[0.2, 0.2, 0.4, 0.4]")
-    cof = CoF(engine, Settings(expand=1.0, strength=1.0, focus=focus))
+    cof = CoF(engine, Settings(expand=1.0, focus=focus))
     answer = cof(Image.new("RGB", (50, 50)), "Which digit?")
     (last,), _ = engine.calls[-1]
     assert last.highlight is None

@@ -17,9 +17,10 @@ from cof.geometry.boxes import centre, contains_point
 from cof.geometry.heatmap import HeatMap, make_heat_map
 from cof.geometry.regions import Region
 from cof.grounders import (
-    AttentionGrounder,
-    LogitsGrounder,
-    RelevanceGrounder,
+    GROUNDERS,
+    Logits,
+    RelativeAttention,
+    Relevance,
 )
 from cof.grounders.attention import GENERIC
 from cof.grounders.maps import ground_heat_map
@@ -41,7 +42,7 @@ def engine(name: str = "llava") -> TransformersEngine:
 
 
 def locate(name: str, requests: list[Request], **settings: object) -> list[Grounding]:
-    return Settings(**settings).make_grounder(name).locate(engine(), requests)  # type: ignore[arg-type]
+    return GROUNDERS[name](**settings).locate(engine(), requests)
 
 
 def rows() -> list[Request]:
@@ -141,10 +142,11 @@ class TestAttention:
     @pytest.mark.parametrize("smoothing", [0.0, 1.0])
     @pytest.mark.parametrize("layers", [None, (0, 2)])
     def test_relative_attention_by_hand(
-        self, layers: tuple[int, ...] | None, smoothing: float
+        self, layers: tuple[int, ...] | None, smoothing: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         request = rows()[0]
-        (grounding,) = AttentionGrounder(layers, smoothing=smoothing).locate(engine(), [request])
+        monkeypatch.setattr(RelativeAttention, "smoothing", smoothing)
+        (grounding,) = RelativeAttention(layers).locate(engine(), [request])
         asked, generic = (
             engine().image_attention(Request(request.image, text + SHORT_ANSWER))
             for text in ("What color is the red bus?", GENERIC)
@@ -179,9 +181,9 @@ class TestAttention:
 
     def test_instructblip_through_its_q_former_and_blip2_not_at_all(self) -> None:
         request = Request(picture((60, 40)), "Where is the bus?")
-        (through,) = AttentionGrounder().locate(engine("instructblip"), [request])
+        (through,) = RelativeAttention().locate(engine("instructblip"), [request])
         assert found(through).boxes
-        (nothing,) = AttentionGrounder().locate(engine("blip-2"), [request])
+        (nothing,) = RelativeAttention().locate(engine("blip-2"), [request])
         assert nothing.region is None
         assert "the same for any question" in nothing.reason
 
@@ -190,7 +192,7 @@ class TestRelevance:
     @pytest.mark.parametrize("states", ["values", "keys"])
     def test_by_hand(self, states: str) -> None:
         request = Request(picture((60, 40)), "Is the red bus near a cat?")
-        (grounding,) = RelevanceGrounder(states=states).locate(engine(), [request])  # type: ignore[arg-type]
+        (grounding,) = Relevance(states=states).locate(engine(), [request])  # type: ignore[arg-type]
         visible = np.isfinite(engine().token_centres((60, 40))[..., 0])
 
         def scaled(of: np.ndarray) -> np.ndarray:
@@ -212,17 +214,17 @@ class TestRelevance:
         """Qwen3.5's first layer attends linearly; by itself it leaves nothing to compare."""
         made = TransformersEngine.from_pretrained(zoo("qwen3_5"))
         request = Request(picture((60, 40)), "Where is the red bus?")
-        (mixed,) = RelevanceGrounder(grounder_layers=(0, 1)).locate(made, [request])
-        (alone,) = RelevanceGrounder(grounder_layers=(1,)).locate(made, [request])
+        (mixed,) = Relevance(grounder_layers=(0, 1)).locate(made, [request])
+        (alone,) = Relevance(grounder_layers=(1,)).locate(made, [request])
         assert mixed == alone
         with pytest.raises(CofError, match="grounder_layers"):
-            RelevanceGrounder(grounder_layers=(0,)).locate(made, [request])
+            Relevance(grounder_layers=(0,)).locate(made, [request])
 
 
 class TestLogits:
     def test_by_hand(self) -> None:
         request = Request(picture((60, 40)), "Is the red bus near a cat?")
-        (grounding,) = LogitsGrounder().locate(engine(), [request])
+        (grounding,) = Logits().locate(engine(), [request])
         visible = np.isfinite(engine().token_centres((60, 40))[..., 0])
         (said,) = engine().word_probabilities([request.image], [["red", "bus", "cat"]])
         red, bus, cat = (of / of[visible].sum() for of in said)
@@ -258,7 +260,7 @@ def test_padding_has_no_heat_and_no_say() -> None:
 
     loud = Loud(engine().model, engine().processor)
     for name in READING:
-        grounder = Settings().make_grounder(name)
+        grounder = GROUNDERS[name]()
         (a,), (b,) = grounder.locate(loud, [request]), grounder.locate(engine(), [request])
         assert found(a).boxes == found(b).boxes
         np.testing.assert_array_equal(found(a).heat_map, found(b).heat_map)
@@ -276,7 +278,7 @@ def test_attention_finds_the_object_on_the_embedded_model() -> None:
             asked = [q for q in questions(scene) if q.kind in ("digit", "letter", "color")]
             requests = [Request(image, question.text + question.suffix) for question in asked]
             true = [question.region(scene) for question in asked]
-            located = AttentionGrounder().locate(made, requests)
+            located = RelativeAttention().locate(made, requests)
             for grounding, box in zip(located, true, strict=True):
                 hits.append(contains_point(box, centre(found(grounding).boxes[0])))
                 chance.append(contains_point(box, (rng.random(), rng.random())))
@@ -288,9 +290,9 @@ def test_attention_finds_the_object_on_the_embedded_model() -> None:
 @pytest.mark.parametrize("name", ["mllama", "kosmos2"])
 def test_attention_where_the_image_is_looked_at_through_cross_attention(name: str) -> None:
     made = TransformersEngine.from_pretrained(zoo(name))
-    located = AttentionGrounder().locate(made, rows())
+    located = RelativeAttention().locate(made, rows())
     for request, grounding in zip(rows(), located, strict=True):
-        (alone,) = AttentionGrounder().locate(made, [request])
+        (alone,) = RelativeAttention().locate(made, [request])
         if grounding.region is None:  # Kosmos-2's latent queries do not read the question
             assert name == "kosmos2"
             assert "the same for any question" in grounding.reason

@@ -17,11 +17,12 @@ PACKAGE = Path(cof.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits"),
+    ("options",),
     ("geometry", "prompting"),
     ("types", "images"),
     ("engines.base", "attention", "families"),
     ("grounders", "focuses"),
-    ("settings", "engines"),
+    ("methods", "settings", "presets", "engines"),
     ("query", "answer", "stages", "streaming", "servers", "client", "pipeline"),
     ("viz", "tiny", "server"),
     ("eval", "web"),
@@ -43,7 +44,7 @@ name, and its answers show themselves in notebooks."""
 LIGHT = [
     "errors geometry.boxes geometry.regions geometry.heatmap geometry.box_distribution",
     "prompting.dialects prompting.box_parsing prompting.box_template prompting.noun_phrases",
-    "types images engines.base engines.fake grounders focuses settings query pipeline",
+    "types images engines.base engines.fake options grounders focuses settings query pipeline",
     "limits viz web.render cli lmms client server.app",
 ]
 """Modules that load neither torch nor transformers."""
@@ -160,7 +161,7 @@ def test_light_modules_load_no_torch() -> None:
 
 
 def test_public_names() -> None:
-    assert set(cof._HOME) | {"__version__"} == set(cof.__all__)
+    assert set(cof._MODULES) | {"__version__"} == set(cof.__all__)
     assert set(cof.__all__) <= set(dir(cof))
     for name in cof.__all__:
         assert getattr(cof, name) is not None

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from models import checkpoint
-from option_values import other_values
 from PIL import Image
 
+from cof import Contrast, Prompt
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.lmms.adapter import MODEL_OPTIONS, EvalRequest, answer_requests, load_pipeline
@@ -104,7 +104,7 @@ def test_same_answers_as_the_pipeline(plugin: Any) -> None:
     documents = [{"images": [render(scene)]} for scene in scenes]
     prompts = [verify(scene, random.Random(0)).text for scene in scenes]
     # a random model finds no boxes, and looks at the whole image then
-    options = {"pretrained": str(checkpoint("llava")), "strength": 500, "on_missing": "whole"}
+    options = {"pretrained": str(checkpoint("llava")), "strength": 500, "released": True}
     model = plugin.CoFModel(batch_size="4", device="cpu", **options)
     model.task_dict = {"task": {"test": documents}}
     requests = [
@@ -180,22 +180,31 @@ def as_lmms_eval_reads(text: str) -> Any:
         return text
 
 
-def test_every_setting_is_an_option() -> None:
-    values = other_values()
-    options = {name: as_lmms_eval_reads(text) for name, (text, _) in values.items()}
-    cof = load_pipeline(pretrained=str(checkpoint("llava")), **options)
-    assert cof.settings == Settings(**{name: value for name, (_, value) in values.items()})
-
-
 def test_options() -> None:
-    model = str(checkpoint("llava"))
-    assert load_pipeline(pretrained=model, layers=1).settings.layers == (1,)
-    with pytest.raises(CofError, match=r"has no 'lambda'; it has pretrained, .*strength"):
-        load_pipeline(**{"pretrained": model, "lambda": 2})
-    with pytest.raises(CofError, match="grounder must be one of"):
-        load_pipeline(pretrained=model, grounder="mine")
-    with pytest.raises(CofError, match="layers takes numbers and ranges"):
-        load_pipeline(pretrained=model, layers=0.5)
+    options = (
+        "focus=contrast,boxes=template,released=true,layers=0-1+3,heads=1,strength=4,guidance=2"
+    )
+    read = {
+        name: as_lmms_eval_reads(text) for name, text in (o.split("=") for o in options.split(","))
+    }
+    assert load_pipeline(pretrained=str(checkpoint("llava")), **read).settings == Settings(
+        Prompt(boxes="template"),
+        Contrast(4.0, layers=(0, 1, 3), heads=(1,), guidance=2),
+        released=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lambda": 2}, "no option 'lambda'; did you mean strength"),
+        ({"grounder": "mine"}, "grounder must be one of"),
+        ({"layers": 0.5}, "layers takes numbers and ranges"),
+    ],
+)
+def test_options_that_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(CofError, match=says):
+        load_pipeline(pretrained=str(checkpoint("llava")), **options)
 
 
 def test_arguments_of_from_pretrained_are_options() -> None:

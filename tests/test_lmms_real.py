@@ -183,7 +183,7 @@ def test_prompts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "where"), [("strength=500,on_missing=whole", "cof"), ("grounder=none", "plain")]
+    ("options", "where"), [("strength=500,released=true", "cof"), ("grounder=none", "plain")]
 )
 def test_command(tmp_path: Path, options: str, where: Any) -> None:
     """A local task offline: the same answers as our own runner's, and its score."""
@@ -207,7 +207,7 @@ def test_command(tmp_path: Path, options: str, where: Any) -> None:
     theirs = {line["doc_id"]: line["filtered_resps"] for line in lines}
 
     cof = CoF.from_pretrained(model)
-    settings = cof.settings.changed(strength=500, on_missing="whole")
+    settings = cof.settings.changed(strength=500, released=True)
     methods = {"plain": PLAIN, "cof": Method(settings)}
     evaluation = Evaluation(methods, max_new_tokens=3)
     ours_at, quiet = tmp_path / "ours", Console(quiet=True)

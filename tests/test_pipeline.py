@@ -14,9 +14,11 @@ from cof.engines.base import Engine
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.geometry.regions import EVERYTHING, Region
-from cof.pipeline import CoF, Query
+from cof.pipeline import CoF
+from cof.query import Query
 from cof.prompting.dialects import LLAVA, PAPER_PROMPT, TINY
-from cof.settings import Settings, preset
+from cof.presets import preset
+from cof.settings import Settings
 from cof.types import Decoding, Generation, Request, confidence
 
 QUESTION = "What digit is on the red star?"
@@ -88,7 +90,7 @@ def test_the_image_is_encoded_once_for_both_stages() -> None:
 @pytest.mark.parametrize("setting", [{"strength": 1}, {"focus": "none"}, {"grounder": "none"}])
 def test_no_stage_one_where_it_changes_nothing(setting: dict[str, Any]) -> None:
     fake = engine()
-    answer = ask(fake, on_missing="whole", **setting)
+    answer = ask(fake, released=True, **setting)
     assert len(fake.calls) == 1
     assert (answer.text, answer.boxes, answer.region, answer.found) == ("plain", (), None, False)
     assert answer.reason
@@ -104,14 +106,17 @@ def test_table_two_is_three_settings() -> None:
     assert [plain.text, whole.text, both.text] == ["plain", "focused", "focused"]
 
 
-@pytest.mark.parametrize(("on_missing", "text"), [("plain", "plain"), ("whole", "focused")])
-def test_on_missing(on_missing: str, text: str) -> None:
-    answer = ask(engine("I cannot see one."), on_missing=on_missing)
+@pytest.mark.parametrize(
+    ("released", "text", "reason"),
+    [(False, "plain", "no four numbers"), (True, "focused", "no [d.d, d.d, d.d, d.d]")],
+)
+def test_no_box(released: bool, text: str, reason: str) -> None:
+    answer = ask(engine("I cannot see one."), released=released)
     assert answer.text == text
-    assert (answer.region is EVERYTHING) == (on_missing == "whole")
+    assert (answer.region is EVERYTHING) == released
     assert not answer.found
     assert answer.raw_boxes == ()
-    assert "no four numbers" in answer.reason
+    assert reason in answer.reason
 
 
 def test_a_box_of_the_padded_square_becomes_one_of_the_image() -> None:
@@ -142,15 +147,14 @@ def test_min_box_and_min_confidence() -> None:
 
 def test_focus_settings_reach_the_highlight() -> None:
     fake = engine()
-    ask(fake, scope="text", layers=(1, 2), heads=(0,), cells="corners")
+    ask(fake, scope="text", layers=(1, 2), heads=(0,))
     highlight = fake.calls[1][0][0].highlight
     assert highlight is not None
-    assert (highlight.scope, highlight.layers, highlight.heads, highlight.cells) == (
-        "text",
-        (1, 2),
-        (0,),
-        "corners",
-    )
+    assert (highlight.scope, highlight.layers, highlight.heads) == ("text", (1, 2), (0,))
+    assert highlight.cells == "coverage"
+    released = engine("[0.2, 0.2, 0.4, 0.4]")
+    ask(released, released=True)
+    assert released.calls[1][0][0].highlight.cells == "corners"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +200,7 @@ def test_given_regions_take_the_grounders_place() -> None:
         assert len(fake.calls) == 1
         assert answer.text == "focused"
         assert answer.boxes == (pytest.approx(BOX, abs=0.02),)
-        assert answer.settings.grounder == "given"
+        assert answer.settings.grounder_name == "given"
         assert answer.confidence is None
 
 
@@ -437,7 +441,10 @@ def test_locate_is_stage_one() -> None:
 
 def test_default_settings_follow_the_model() -> None:
     assert CoF(engine()).settings == preset("tiny", "tiny")
-    assert CoF(engine(name="llava-hf/llava-1.5-13b-hf", dialect=LLAVA)).settings.strength == 4.5
+    assert (
+        CoF(engine(name="llava-hf/llava-1.5-13b-hf", dialect=LLAVA)).settings.option("strength")
+        == 4.5
+    )
     assert CoF(engine(name="mine", dialect=LLAVA)).settings == Settings()
 
 
@@ -451,7 +458,7 @@ def test_confidence() -> None:
 
 
 def test_settings_are_checked_before_a_model_is_loaded() -> None:
-    with pytest.raises(CofError, match="no setting 'strenght'"):
+    with pytest.raises(CofError, match="no option 'strenght'; did you mean strength"):
         CoF.from_pretrained("/nowhere", strenght=3)
     with pytest.raises(CofError, match="no preset"):
         CoF.from_pretrained("/nowhere", preset="best")

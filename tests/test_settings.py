@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cof import Attention, Contrast, Detector, Prompt, RelativeAttention
 from cof.errors import CofError
-from cof.focuses import FOCUSES, AttentionFocus
-from cof.grounders import GROUNDERS, PromptGrounder
-from cof.settings import PRESETS, Settings, default_settings, preset
+from cof.focuses import FOCUSES
+from cof.grounders import GROUNDERS
+from cof.options import options_of
+from cof.presets import PRESETS, default_settings, preset
+from cof.settings import Settings
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"grounder": "guess"}, "prompt, attention"),
+        ({"grounder": []}, "prompt, attention"),
         ({"focus": "zoom"}, "attention, soft"),
+        ({"focus": np.ones(2)}, "attention, soft"),
         ({"scope": "image"}, "all, text"),
-        ({"on_missing": "crash"}, "plain, whole"),
-        ({"edge": "clip"}, "move, snap"),
-        ({"cells": "all"}, "coverage, corners"),
-        ({"parser": "json"}, "tolerant, released"),
+        ({"released": "False"}, "released must be true or false"),
         ({"strength": float("nan")}, "lambda"),
         ({"strength": -2}, "lambda"),
         ({"strength": 0}, "lambda"),
@@ -33,14 +34,13 @@ from cof.settings import PRESETS, Settings, default_settings, preset
         ({"strength": True}, "lambda"),
         ({"strength": 10**400}, "lambda"),
         ({"min_box": np.ones(2)}, "min_box"),
-        ({"focus": np.ones(2)}, "attention, soft"),
-        ({"detector": 3}, "hub id or a path"),
+        ({"grounder": "detector", "detector": 3}, "hub id or a path"),
         ({"expand": float("inf")}, "alpha"),
         ({"expand": 0}, "alpha"),
         ({"min_box": 2}, "min_box"),
         ({"min_confidence": -0.1}, "min_confidence"),
         ({"layers": []}, "layers"),
-        ({"layers": 3}, "layers"),
+        ({"layers": "5-x"}, "layers takes numbers and ranges such as 0-15,20"),
         ({"heads": [-1]}, "heads"),
         ({"heads": [0.5]}, "heads"),
         ({"heads": [True]}, "heads"),
@@ -50,25 +50,32 @@ from cof.settings import PRESETS, Settings, default_settings, preset
         ({"grounding_prompt": "\ud800 {question}"}, "surrogate"),
         ({"grounding_max_new_tokens": 0}, "grounding_max_new_tokens"),
         ({"grounding_max_new_tokens": True}, "grounding_max_new_tokens"),
-        ({"square": "False"}, "square must be True or False"),
-        ({"lambda_": 3}, "no setting 'lambda_'"),
+        ({"lambda_": 3}, "did you mean strength?"),
+        ({"strenght": 3}, "did you mean strength?"),
+        ({"focus": "crop", "scope": "text"}, "scope is an option of focus attention, .*not of"),
+        ({"focus": "crop", "overlay": "dim"}, "overlay is an option of focus overlay, not of"),
     ],
 )
 def test_refusals(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(CofError, match=says):
         Settings().changed(**changes)
+    with pytest.raises(CofError, match=says):
+        Settings(**changes)
 
 
-def test_numbers_of_numpy_and_paths_are_plain_values() -> None:
+def test_numbers_of_numpy_paths_and_ranges_are_plain_values() -> None:
     made = Settings(
+        "prompt+detector",
         strength=np.float32(4),
         layers=[np.int64(3)],
+        heads="0-2,5",
         grounding_max_new_tokens=np.int32(5),
         detector=Path("some/model"),
     )
     assert json.loads(json.dumps(made.as_dict()))["strength"] == 4
     assert made == Settings(
-        strength=4.0, layers=(3,), grounding_max_new_tokens=5, detector="some/model"
+        (Prompt(grounding_max_new_tokens=5), Detector("some/model")),
+        Attention(4.0, layers=(3,), heads=(0, 1, 2, 5)),
     )
 
 
@@ -76,30 +83,119 @@ def test_changes_leave_the_original_alone() -> None:
     first = Settings()
     second = first.changed(strength=5, layers=[0, 2])
     assert first == Settings()
-    assert (second.strength, second.layers) == (5, (0, 2))
+    assert (second.option("strength"), second.option("layers")) == (5, (0, 2))
+
+
+def test_a_method_named_anew_keeps_what_it_shares() -> None:
+    before = Settings(strength=8.0, scope="text", min_confidence=0.25, expand=2.0)
+    after = before.changed(grounder="attention", focus="contrast", guidance=2.0)
+    assert after.focus == Contrast(8.0, "text", guidance=2.0)
+    assert after.grounders == (RelativeAttention(min_confidence=0.25),)
+    assert after.expand == 2.0
+    own = before.changed(Prompt(), Attention())  # given as objects, they are as they are
+    assert own == Settings(expand=2.0)
+
+
+def grid() -> list[Settings]:
+    """A setting with every option away from its default, for every grounder and focus."""
+    made = []
+    for grounder in [*GROUNDERS, "prompt+attention", "prompt+detector"]:
+        for focus in FOCUSES:
+            owners = [Settings, *map(GROUNDERS.get, grounder.split("+")), FOCUSES[focus]]
+            names = [each.name for owner in owners for each in options_of(owner)]  # type: ignore[arg-type]
+            made.append(Settings(grounder, focus, **{name: OTHERS[name] for name in names}))
+    return made
+
+
+OTHERS: dict[str, Any] = {
+    "max_plain_confidence": 0.5,
+    "min_box": 0.25,
+    "expand": 2.0,
+    "released": True,
+    "grounding_prompt": "paper",
+    "boxes": "template",
+    "grounding_max_new_tokens": 7,
+    "min_confidence": 0.75,
+    "grounder_layers": (1, 2),
+    "states": "keys",
+    "detector": "some/model",
+    "strength": 3.0,
+    "scope": "text",
+    "layers": (0, 3),
+    "heads": (1,),
+    "guidance": 2.0,
+    "overlay": "dim",
+}
 
 
 def test_settings_are_json() -> None:
-    assert json.loads(json.dumps(Settings(layers=(1, 2)).as_dict()))["layers"] == [1, 2]
+    for each in grid():
+        written = json.loads(json.dumps(each.as_dict()))
+        assert Settings(**written) == Settings.read(written) == each
+        for name, value in OTHERS.items():
+            assert each.option(name) in (value, None)
+    apart = Settings((Prompt(min_confidence=0.5), RelativeAttention(min_confidence=0.25)))
+    assert Settings(**apart.as_dict()) == apart
 
 
-def test_every_name_of_a_registry_is_a_setting() -> None:
-    for name in GROUNDERS:
-        assert Settings(grounder=name).grounders == (name,)
-    for name in FOCUSES:
-        assert type(Settings(focus=name).make_focus()) is FOCUSES[name]
+def test_settings_of_release_0_2_are_read() -> None:
+    old = {
+        "grounder": "prompt",
+        "grounding_prompt": "paper",
+        "boxes": "free",
+        "grounding_max_new_tokens": 128,
+        "parser": "tolerant",
+        "grounder_layers": None,
+        "detector": None,
+        "min_confidence": 0.0,
+        "max_plain_confidence": 1.0,
+        "on_missing": "plain",
+        "min_box": 0.0,
+        "square": False,
+        "expand": 1.0,
+        "edge": "move",
+        "focus": "crop",
+        "strength": 4.5,
+        "scope": "all",
+        "layers": None,
+        "heads": None,
+        "cells": "coverage",
+        "guidance": 1.3,
+        "overlay": "frame",
+    }
+    assert Settings.read(old) == Settings(focus="crop", grounding_prompt="paper", expand=1.0)
+    departures = {"parser": "released", "on_missing": "whole", "square": True, "edge": "snap"}
+    parity = {**old, **departures, "cells": "corners", "focus": "attention"}
+    assert Settings.read(parity) == preset("paper-parity", "llava-1.5-13b")
+    with pytest.raises(CofError, match="one switch"):
+        Settings.read({**old, "square": True})
+    with pytest.raises(CofError, match="no option 'new'"):
+        Settings.read({**old, "new": 1})
 
 
-def test_methods_take_the_settings_that_their_fields_name() -> None:
-    settings = Settings(grounding_prompt="paper", min_confidence=0.5, scope="text", strength=3)
-    assert settings.make_grounder("prompt") == PromptGrounder("paper", min_confidence=0.5)
-    assert settings.make_focus() == AttentionFocus(3.0, "text")
-    assert all(field.metadata["help"] for field in fields(Settings))
+def test_released_is_one_switch() -> None:
+    made = Settings(released=True)
+    assert made == Settings(Prompt(released=True)) == Settings().changed(released=True)
+    assert made.option("released")
+    assert all(each.released for each in (*made.grounders, made.focus))  # type: ignore[attr-defined]
+    assert made.changed(released=False) == Settings()
+    assert made.changed(grounder="whole", focus="crop").released
+
+
+def test_methods_by_name_and_as_objects() -> None:
+    for name, method in GROUNDERS.items():
+        more = {"detector": "some/model"} if name == "detector" else {}
+        assert Settings(name, **more).grounders == (method(**more),)
+        assert Settings(method(**more)).grounder_name == name
+    for name, focus in FOCUSES.items():
+        assert Settings(focus=name).focus == focus() == Settings(focus=focus()).focus
+    for owner in (Settings, *GROUNDERS.values(), *FOCUSES.values()):
+        assert all(each.help for each in options_of(owner))
 
 
 @pytest.mark.parametrize("several", ["prompt+attention", "attention+relevance+logits"])
 def test_several_grounders(several: str) -> None:
-    assert Settings(grounder=several).grounders == tuple(several.split("+"))
+    assert Settings(grounder=several).grounder_name == several
 
 
 @pytest.mark.parametrize("several", ["prompt+prompt", "prompt+given", "prompt+", "none+attention"])
@@ -119,7 +215,7 @@ def test_grounders_that_do_not_go_together(several: str) -> None:
 )
 def test_the_papers_rows(model: str, expand: float, strength: float) -> None:
     found = preset("paper", model)
-    assert (found.expand, found.strength) == (expand, strength)
+    assert (found.expand, found.option("strength")) == (expand, strength)
     assert found == default_settings(model)
     assert found.changed(expand=1.3, strength=2.0) == Settings(grounding_prompt="paper")
 
@@ -127,9 +223,7 @@ def test_the_papers_rows(model: str, expand: float, strength: float) -> None:
 def test_parity_has_every_quirk() -> None:
     parity = preset("paper-parity", "llava-1.5-13b")
     paper = preset("paper", "llava-1.5-13b")
-    assert parity == paper.changed(
-        on_missing="whole", square=True, edge="snap", cells="corners", parser="released"
-    )
+    assert parity == paper.changed(released=True)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 
+from cof.answer import Answer
 from cof.engines.base import Engine
 from cof.engines.fake import FakeEngine
 from cof.geometry.regions import EVERYTHING, Region
-from cof.grounders import GROUNDERS
-from cof.pipeline import Answer, CoF, Query
-from cof.query import focus_request
+from cof.grounders import GROUNDERS, Grounder
+from cof.pipeline import CoF
+from cof.query import Query
 from cof.settings import Settings
 from cof.tiny.questions import glyph
 from cof.tiny.scenes import make_scene, render
@@ -28,18 +29,16 @@ SQUARE = Image.new("RGB", (64, 64))
 
 
 @dataclass(frozen=True)
-class LeftGrounder:
+class Left(Grounder):
     """Finds the left half, except where the question is about nothing or the right half."""
 
-    help: ClassVar[str] = "left"
-    engine_calls: ClassVar[int] = 0
-    reads_states: ClassVar[bool] = False
+    name: ClassVar[str] = "left"
     box: ClassVar[Any] = LEFT
     blind: ClassVar[tuple[str, ...]] = ("nothing", "right")
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         return [
-            Grounding(None, reason=f"no {self.help}")
+            Grounding(None, reason=f"no {self.name}")
             if any(word in request.prompt for word in self.blind)
             else Grounding(Region(boxes=(self.box,)))
             for request in requests
@@ -47,16 +46,16 @@ class LeftGrounder:
 
 
 @dataclass(frozen=True)
-class RightGrounder(LeftGrounder):
-    help: ClassVar[str] = "right"
+class Right(Left):
+    name: ClassVar[str] = "right"
     box: ClassVar[Any] = RIGHT
     blind: ClassVar[tuple[str, ...]] = ("nothing", "left")
 
 
 @pytest.fixture(autouse=True)
 def grounders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GROUNDERS, "left", LeftGrounder)
-    monkeypatch.setitem(GROUNDERS, "right", RightGrounder)
+    monkeypatch.setitem(GROUNDERS, "left", Left)
+    monkeypatch.setitem(GROUNDERS, "right", Right)
 
 
 class Sure(FakeEngine):
@@ -102,19 +101,18 @@ class TestSeveralGrounders:
         assert requests[0].image is requests[1].image
         assert len(engine.encoded) == 1
 
-    @pytest.mark.parametrize("on_missing", ["plain", "whole"])
     @pytest.mark.parametrize("side", ["left", "right"])
-    def test_a_look_that_finds_nothing_does_not_count(self, side: str, on_missing: str) -> None:
+    def test_a_look_that_finds_nothing_does_not_count(self, side: str) -> None:
         engine = Sure(left=0.1, right=0.1, plain=0.99, whole=0.99)
-        answer = ask(engine, f"What is {side}?", on_missing=on_missing)
+        answer = ask(engine, f"What is {side}?")
         assert (answer.text, answer.grounder, answer.found) == (f"{side} side", side, True)
         assert [len(requests) for requests, _ in engine.calls] == [1]
 
-    @pytest.mark.parametrize("on_missing", ["plain", "whole"])
-    def test_none_finds_anything(self, on_missing: str) -> None:
+    @pytest.mark.parametrize("released", [False, True])
+    def test_none_finds_anything(self, released: bool) -> None:
         engine = Sure(plain=0.5, whole=0.5)
-        answer = ask(engine, "nothing?", on_missing=on_missing)
-        assert (answer.text, answer.found) == (f"{on_missing} side", False)
+        answer = ask(engine, "nothing?", released=released)
+        assert (answer.text, answer.found) == ("whole side" if released else "plain side", False)
         assert (answer.grounder, answer.reason) == ("left", "no left")
         assert [len(requests) for requests, _ in engine.calls] == [1]
 
@@ -151,7 +149,7 @@ class TestPlainAnswerFirst:
 
     def test_a_sure_plain_answer_is_kept(self) -> None:
         engine = self.engine()
-        answer = ask(engine, grounder="left", max_plain_confidence=0.39, on_missing="whole")
+        answer = ask(engine, grounder="left", max_plain_confidence=0.39, released=True)
         assert (answer.text, answer.found, answer.region) == ("plain side", False, None)
         assert "confidence of 0.40 is above 0.39" in answer.reason
         assert answer.plain() == "plain side"
@@ -176,7 +174,7 @@ class TestPlainAnswerFirst:
 
     def test_the_whole_image_where_nothing_is_found(self) -> None:
         engine = self.engine()
-        options = {"grounder": "left", "max_plain_confidence": 0.5, "on_missing": "whole"}
+        options = {"grounder": "left", "max_plain_confidence": 0.5, "released": True}
         answer = ask(engine, "nothing?", **options)
         assert (answer.text, answer.region) == ("whole side", EVERYTHING)
 
@@ -237,7 +235,7 @@ def test_the_surer_of_two_looks_of_a_real_model(embedded: CoF) -> None:
     for name in ("prompt", "attention"):
         looks[name] = CoF(engine, settings.changed(grounder=name)).batch(queries)
         requests = [
-            focus_request(Request(answer.image, answer.question), answer.region, settings)
+            settings.focus.apply(Request(answer.image, answer.question), answer.region)
             for answer in looks[name]
         ]
         sure[name] = [reply.logprobs[0] for reply in engine.generate(requests, Decoding())]
