@@ -50,37 +50,37 @@ package: $(READY)
 
 # Train the embedded models anew (a quarter of an hour on one GPU; resumes where it was stopped).
 tiny: $(READY)
-	$(BIN)/python -m cof.tiny.see
-	$(BIN)/python -m cof.tiny.speak --keep 500
-	$(BIN)/python -m cof.tiny.export
-	$(BIN)/python -m cof.tiny.export --step 500 --out cof/tiny/early
-	$(BIN)/python -m cof.tiny.curve
-	$(BIN)/python -m cof.tiny.showcase
+	$(BIN)/python -m lab.training.see
+	$(BIN)/python -m lab.training.speak --keep 500
+	$(BIN)/python -m lab.training.export
+	$(BIN)/python -m lab.training.export --step 500 --out cof/tiny/early
+	$(BIN)/python -m lab.training.curve
+	$(BIN)/python -m lab.training.showcase
 
 # What README and docs say of the embedded models (hours on two CPU cores; resumes where it was stopped).
+STUDY := $(BIN)/python -m lab.studies
 eval: $(READY)
-	$(BIN)/cof eval tiny --model tiny-early --dtype bfloat16 --scenes 130 --out results/tiny-early
-	$(BIN)/cof eval tiny --dtype bfloat16 --out results/tiny
-	$(BIN)/cof eval tiny --dtype bfloat16 --side 200 --out results/tiny-small
-	$(BIN)/cof eval grid --dtype bfloat16 --out results/grid
-	$(BIN)/cof eval synthetic --dtype bfloat16 --out results/synthetic
-	$(BIN)/cof eval synthetic --model tiny-early --dtype bfloat16 --out results/synthetic-early
-	$(BIN)/cof sweep --model tiny-early --dtype bfloat16 --side 160 --then-test --out results/sweep-tiny-early
+	$(STUDY) tiny --model tiny-early --scenes 130 --out results/tiny-early
+	$(STUDY) tiny --out results/tiny
+	$(STUDY) tiny --side 200 --out results/tiny-small
+	$(STUDY) grid --out results/grid
+	$(STUDY) synthetic --out results/synthetic
+	$(STUDY) synthetic --model tiny-early --out results/synthetic-early
 	$(BIN)/cof report results/tiny-early
 	$(BIN)/cof report results/grid
 
 # When looking closer pays: checkpoints of two short trainings, measured (an hour on two CPU cores).
 EFFECT := runs/effect
 effect: $(READY)
-	$(BIN)/python -m cof.tiny.speak --out runs/scratch --pool 30000 --batch 32 --steps 1500 \
+	$(BIN)/python -m lab.training.speak --out runs/scratch --pool 30000 --batch 32 --steps 1500 \
 		--keep 100 200 300 400 500 600 --stop 600
-	$(BIN)/python -m cof.tiny.speak --out runs/continued --pool 30000 --batch 32 --steps 600 \
+	$(BIN)/python -m lab.training.speak --out runs/continued --pool 30000 --batch 32 --steps 600 \
 		--start cof/tiny/early --keep 50 100 --stop 100
 	for step in 100 200 300 400 500 600; do \
-		$(BIN)/python -m cof.tiny.export --run runs/scratch --step $$step --out $(EFFECT)/scratch-$$step; done
+		$(BIN)/python -m lab.training.export --run runs/scratch --step $$step --out $(EFFECT)/scratch-$$step; done
 	for step in 50 100; do \
-		$(BIN)/python -m cof.tiny.export --run runs/continued --step $$step --out $(EFFECT)/continued-$$step; done
-	$(BIN)/python -m cof.eval.effect $(EFFECT)/* tiny-early tiny --out results/effect
+		$(BIN)/python -m lab.training.export --run runs/continued --step $$step --out $(EFFECT)/continued-$$step; done
+	$(STUDY) effect $(EFFECT)/* tiny-early tiny --out results/effect
 
 # The tables of README and docs, anew from results/.
 tables: $(READY)
@@ -89,8 +89,8 @@ tables: $(READY)
 # What an answer costs, relative to a plain one (random weights in LLaVA-1.5 shapes), how that grows,
 # and whether memory does. Hours on two CPU cores; resumes where it was stopped.
 bench: $(READY)
-	$(BIN)/python -m bench --growth
-	$(BIN)/python -m bench.endurance
+	$(BIN)/python -m lab.bench --growth
+	$(BIN)/python -m lab.bench.endurance
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

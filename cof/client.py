@@ -141,6 +141,7 @@ class RemoteCoF:
         on_text: OnText | None = None,
     ) -> list[Answer]:
         """As `cof.CoF.batch`; `batch_size` requests are under way at a time, each in a thread.
+        Where no server answers the call ends, whatever `on_error` says.
 
         `on_text` is called in these threads, in one of them at a time.
         """
@@ -163,7 +164,7 @@ class RemoteCoF:
                 try:
                     answers.append(answer.result())
                 except CofError as error:
-                    if on_error == "raise":
+                    if on_error == "raise" or isinstance(error, ServerError):
                         raise
                     settings = Settings().changed(**self.settings)
                     answers.append(refused_answer(NO_IMAGE, query.question, settings, error))

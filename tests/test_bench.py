@@ -10,20 +10,19 @@ from typing import Any
 
 import pytest
 
-import bench.calibrate
-from bench.__main__ import main
-from bench.endurance import endure
-from bench.growth import growth
-from bench.limits import Limits, Pass, Sizes, floor, operations, traffic
-from bench.meter import Cost, Meter
-from bench.records import Records, ratios
-from bench.report import report
-from bench.setups import Setup, make_plan, ways_of
-from bench.shapes import engine_of
-from bench.ways import WAYS
-from bench.widening import main as measure_widening
 from cof import CoF
 from cof.engines.fake import FakeEngine
+from lab.bench import calibrate
+from lab.bench.__main__ import main
+from lab.bench.endurance import endure
+from lab.bench.growth import growth
+from lab.bench.limits import Limits, Pass, Sizes, floor, operations, traffic
+from lab.bench.meter import Cost, Meter
+from lab.bench.records import Records, ratios
+from lab.bench.report import report
+from lab.bench.setups import Setup, make_plan, ways_of
+from lab.bench.shapes import engine_of
+from lab.bench.ways import WAYS
 
 MACHINE = {
     "device": "d",
@@ -38,8 +37,8 @@ SMOKE = "--shape smoke --image-tokens 64 --device cpu --seconds 0 --warm-up 0 --
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.calibrate, "READ", {"cpu": 1 << 20})
-    monkeypatch.setattr(bench.calibrate, "SQUARE", {"cpu": 64})
+    monkeypatch.setattr(calibrate, "READ", {"cpu": 1 << 20})
+    monkeypatch.setattr(calibrate, "SQUARE", {"cpu": 64})
 
 
 def ran(out: Path, arguments: str) -> dict[str, Any]:
@@ -230,7 +229,7 @@ def test_a_way_that_fails_costs_the_others_nothing(
     def fails(ways: Any) -> None:
         raise MemoryError("too large")
 
-    monkeypatch.setattr("bench.__main__.WAYS", {**WAYS, "naive": fails})
+    monkeypatch.setattr("lab.bench.__main__.WAYS", {**WAYS, "naive": fails})
     with pytest.raises(SystemExit, match=r"^Failed: naive of Setup\("):
         ran(tmp_path, '--batch 1 --questions 1 --way naive --way "lambda = 1"')
     assert "too large" in capsys.readouterr().err
@@ -338,13 +337,3 @@ def test_growing_memory_is_seen() -> None:
     assert len(made["resident_gib"]) == 4
     first, *_, last = made["peak_gib"]
     assert last - first > 0.8 * 2 * 2 * 48 / 1024
-
-
-def test_widening_is_counted_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = f"--shape smoke --image-tokens 1024 --rounds 1 --out {tmp_path}"
-    measure_widening(shlex.split(options))
-    records = json.loads((tmp_path / "widening.json").read_text("utf-8"))["records"]
-    layers = {name: record["layers"] for name, record in records.items()}
-    assert layers == {"own box, all": 2, "own box, text": 2, "CoF, all": 0, "CoF, text": 0}
-    assert [len(record["mask_s"]) for record in records.values()] == [1, 1, 0, 0]
-    assert (tmp_path / "widening.md").read_text("utf-8") in capsys.readouterr().out

@@ -18,8 +18,8 @@ from cof.errors import CofError
 from cof.geometry.boxes import union
 from cof.tiny.benchmark import KINDS, NUM_OBJECTS, PER_SCENE, SPLITS, questions, scene_seed
 from cof.tiny.benchmark import write_benchmark as write
-from cof.tiny.data import TRAIN_SEEDS
 from cof.tiny.scenes import COLORS, make_scene
+from lab.training.data import TRAIN_SEEDS
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -20,15 +20,15 @@ from cof.engines.transformers.prefix_cache import extend_prompts
 from cof.errors import CofWarning
 from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region
-from cof.grounders import PromptGrounder
+from cof.grounders import Prompt
 from cof.pipeline import CoF
 from cof.prompting import box_template as box_template
 from cof.prompting.box_parsing import parse_boxes
 from cof.prompting.box_template import BoxTemplate, compile_box_template
 from cof.prompting.dialects import LLAVA, TINY
 from cof.settings import Settings
-from cof.tiny.tokenizer import coordinate_tokens, make_tokenizer
 from cof.types import Decoding, Generation, Highlight, Request, confidence
+from lab.training.tokenizer import coordinate_tokens, make_tokenizer
 
 INTEGERS = BoxTemplate('{{"box": [{}, {}, {}, {}]}}', tuple(map(str, range(200))))
 """As JSON, numbers of one to three digits: rows of a batch fall out of step."""
@@ -334,7 +334,7 @@ def test_falls_back_with_a_warning() -> None:
         )
     assert freely == made.generate(question, Decoding(max_new_tokens=3))
     with pytest.warns(CofWarning, match="No box template is known for paper models"):
-        PromptGrounder(boxes="template", grounding_max_new_tokens=3).locate(made, question)
+        Prompt(boxes="template", grounding_max_new_tokens=3).locate(made, question)
 
 
 def test_states_that_cannot_be_cropped_have_no_branches() -> None:

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from cof.errors import CofError
-from cof.eval.chosen import Chosen
 from cof.eval.data.base import Benchmark
 from cof.eval.data.hrbench import HRBench
 from cof.eval.data.mmbench import MMBench
@@ -36,6 +35,7 @@ from cof.eval.report.publish import publish, write_table
 from cof.eval.rescore import rescore
 from cof.eval.rules import RULES
 from cof.eval.run_info import questions_digest
+from cof.eval.sweep import Chosen, fingerprint
 from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
 
@@ -228,6 +228,7 @@ def test_damaged_choices_are_refused(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "chosen.json"
     asked = [Example("1", Path("a.png"), "?", "7")]
-    Chosen.make(asked, Settings(layers=(0, 1)), share=0.5, about={"model": "m"}).write(path)
+    seen = frozenset(map(fingerprint, asked))
+    Chosen(Settings(layers=(0, 1)), 0.5, seen, {"model": "m"}).write(path)
     path.write_bytes(damage(path.read_bytes(), kind, seed))
     assert "\n\n" not in sentence(lambda: Chosen.read(path).check(asked, "n"))

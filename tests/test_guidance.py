@@ -15,7 +15,7 @@ from zoo import zoo
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.option_scoring import Forced
 from cof.errors import CofError
-from cof.focuses import AttentionFocus, ContrastFocus
+from cof.focuses import Attention, Contrast
 from cof.geometry.regions import Region
 from cof.pipeline import CoF
 from cof.settings import Settings
@@ -37,7 +37,7 @@ def engine(name: str) -> TransformersEngine:
 
 def asked(scale: float = 3.0, strength: float = 6.0, seed: int = 0, **focus: Any) -> Request:
     request = Request(picture((60, 40), seed), "which digit?")
-    return ContrastFocus(strength, guidance=scale, **focus).apply(request, REGION)
+    return Contrast(strength, guidance=scale, **focus).apply(request, REGION)
 
 
 def along(made: TransformersEngine, request: Request, tokens: tuple[int, ...]) -> torch.Tensor:
@@ -92,15 +92,15 @@ def test_guidance_changes_the_answer() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_batch_is_single_beside_rows_of_other_kinds(name: str) -> None:
     plain = Request(picture((90, 40), 3), "a longer question about it?")
-    rows = [asked(), plain, AttentionFocus(6.0).apply(plain, REGION), asked(1.7, 0.5, seed=4)]
+    rows = [asked(), plain, Attention(6.0).apply(plain, REGION), asked(1.7, 0.5, seed=4)]
     together = engine(name).generate(rows, SHORT)
     assert_same(together, [engine(name).generate([row], SHORT)[0] for row in rows])
 
 
 def test_guidance_of_1_is_the_attention_focus() -> None:
     request = Request(picture((60, 40)), "which digit?")
-    looking = AttentionFocus(6.0).apply(request, REGION)
-    assert ContrastFocus(6.0, guidance=1.0).apply(request, REGION) == looking
+    looking = Attention(6.0).apply(request, REGION)
+    assert Contrast(6.0, guidance=1.0).apply(request, REGION) == looking
     beside = engine("llava").generate([asked(1.0), asked(3.0)], SHORT)
     assert_same(beside[:1], engine("llava").generate([looking], SHORT))
 
@@ -126,7 +126,7 @@ def test_in_the_pipeline() -> None:
     answer = cof(picture((60, 40)), "which digit?", boxes=[(0.1, 0.2, 0.6, 0.7)], decoding=SHORT)
     assert answer.region is not None
     request = Request(picture((60, 40)), "which digit?")
-    focus = ContrastFocus(cof.settings.strength, guidance=2.0)
+    focus = Contrast(cof.settings.option("strength"), guidance=2.0)
     (direct,) = engine("llava").generate([focus.apply(request, answer.region)], SHORT)
     assert answer.text == direct.text
     with pytest.raises(CofError, match="guidance must be a finite number above 0"):

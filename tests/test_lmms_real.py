@@ -28,7 +28,7 @@ from cof.eval.rules import OPTIONS, vqa_accuracy
 from cof.eval.rules import POPE as POPE_READERS
 from cof.eval.store import Store
 from cof.pipeline import CoF
-from cof.tiny.synthetic import write_synthetic
+from lab.studies.synthetic import write_synthetic
 
 pytestmark = [
     pytest.mark.skipif(

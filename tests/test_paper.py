@@ -18,9 +18,10 @@ from cof.errors import CofError
 from cof.eval.data.mme import MME
 from cof.eval.paper import PARITY, PUBLISHED, find_parts, paper_methods, published, run_paper
 from cof.eval.report.paper import FIGURES, collect_paper
-from cof.settings import PRESETS, Settings, default_settings
-from cof.tiny.synthetic import write_synthetic
+from cof.presets import PRESETS, default_settings
+from cof.settings import Settings
 from cof.types import Request
+from lab.studies.synthetic import write_synthetic
 
 SUMS = {  # as printed in table I
     ("LLaVA-1.5-7B", "plain"): 2184.0,

@@ -13,8 +13,8 @@ from cof.engines.fake import FakeEngine
 from cof.families.token_coverage import corner_cells
 from cof.geometry.boxes import Frame
 from cof.pipeline import CoF
+from cof.presets import preset
 from cof.prompting.dialects import LLAVA
-from cof.settings import preset
 
 GRID = (24, 24)
 

@@ -15,9 +15,9 @@ from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import CoF
-from cof.query import Query
-from cof.prompting.dialects import LLAVA, PAPER_PROMPT, TINY
 from cof.presets import preset
+from cof.prompting.dialects import LLAVA, PAPER_PROMPT, TINY
+from cof.query import Query
 from cof.settings import Settings
 from cof.types import Decoding, Generation, Request, confidence
 

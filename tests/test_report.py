@@ -25,7 +25,6 @@ from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
 from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.textvqa import TextVQA
-from cof.eval.embedded import Plan, run_effect
 from cof.eval.evaluate import Evaluation
 from cof.eval.report.charts import draw
 from cof.eval.report.document import (
@@ -45,6 +44,7 @@ from cof.eval.report.publish import publish, write_table
 from cof.eval.rescore import rescore
 from cof.eval.runs import find_runs
 from cof.settings import Settings
+from lab.studies.scenes import Plan, run_effect
 
 QUIET = Console(quiet=True)
 DATA: dict[type[Benchmark], Any] = {

@@ -43,7 +43,7 @@ METHODS = [
 MANY = [
     *METHODS,
     Method(BASE.changed(grounder="attention", focus="soft")),
-    Method(BASE.changed(grounder="prompt+attention", on_missing="whole")),
+    Method(BASE.changed(grounder="prompt+attention", released=True)),
     Method(BASE.changed(focus="crop", expand=2.0)),
     Method(BASE.changed(max_plain_confidence=0.5)),
 ]
@@ -89,7 +89,7 @@ def test_every_grounder_and_focus_is_the_pipeline(
         BASE.changed(grounder=grounder, focus=focus),
         BASE.changed(grounder=f"{grounder}+prompt", focus=focus)
         if grounder != "prompt"
-        else BASE.changed(grounder="prompt+whole", focus=focus, on_missing="whole"),
+        else BASE.changed(grounder="prompt+whole", focus=focus, released=True),
     ]
     methods = [Method(each) for each in settings]
     store = run.run([PLAIN, *methods])
@@ -98,12 +98,12 @@ def test_every_grounder_and_focus_is_the_pipeline(
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.6, 1.0])
-@pytest.mark.parametrize("on_missing", ["plain", "whole"])
+@pytest.mark.parametrize("released", [False, True])
 def test_a_threshold_is_the_pipelines(
-    folder: Path, tmp_path: Path, limit: float, on_missing: Any
+    folder: Path, tmp_path: Path, limit: float, released: bool
 ) -> None:
     """Chosen from the answers that others gave, or asked alone."""
-    method = Method(BASE.changed(max_plain_confidence=limit, on_missing=on_missing))
+    method = Method(BASE.changed(max_plain_confidence=limit, released=released))
     engine = AnyEngine()
     for others in ([PLAIN, method.without_threshold], []):
         run = make_runner(folder, tmp_path / f"{len(others)}.jsonl", engine)
@@ -114,7 +114,7 @@ def test_a_threshold_is_the_pipelines(
             assert engine.trace == []
         check_pipeline(method, run, store, AnyEngine())
         looks = {bool(record.boxes) for record in store.method(method.key).values()}
-        assert looks == ({True} if limit == 1 and on_missing == "whole" else {True, False})
+        assert looks == ({True} if limit == 1 and released else {True, False})
 
 
 def test_stage_one_is_asked_about_the_question_alone(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_batch_is_its_questions_one_by_one(folder: Path, tmp_path: Path) -> No
     task = Scenes(folder, limit=8)
     methods = [
         PLAIN,
-        Method(BASE.changed(on_missing="whole")),
+        Method(BASE.changed(released=True)),
         Method(BASE.changed(grounder="attention", strength=8.0, scope="text")),
         Method(BASE, "oracle"),
     ]

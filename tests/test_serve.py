@@ -233,7 +233,7 @@ def test_what_the_client_refuses(remote: RemoteCoF, server: Server) -> None:
         remote(SCENES[0], QUESTION, decoding=Decoding(num_beams=2))
     with pytest.raises(CofError, match="API key is missing or wrong"):
         CoF.connect(server.url, api_key="wrong")
-    with pytest.raises(CofError, match="no setting 'lambda'"):
+    with pytest.raises(CofError, match="no option 'lambda'"):
         CoF.connect(server.url, **{"lambda": 2})
     with pytest.raises(CofError, match="cannot be reached"):
         RemoteCoF(f"http://127.0.0.1:{free_port()}", retry_s=0.2)

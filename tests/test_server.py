@@ -226,7 +226,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "top_p": ({"top_p": 2}, 400, "top_p must be"),
     "seed": ({"seed": -1}, 400, "seed must be"),
     "cof: a list": ({"cof": []}, 400, "cof: Input should be an object"),
-    "cof: unknown": ({"cof": {"lambda": 2}}, 400, "no setting 'lambda'"),
+    "cof: unknown": ({"cof": {"lambda": 2}}, 400, "no option 'lambda'"),
     "cof: a bad value": ({"cof": {"strength": "much"}}, 400, r"strength \(lambda\) must be"),
     "cof: no box": ({"cof": {"boxes": []}}, 400, "boxes is empty"),
     "cof: pixels": ({"cof": {"boxes": [[10, 10, 20, 20]]}}, 400, "outside 0..1"),

@@ -9,10 +9,9 @@ import pytest
 from models import GRID, PATCH, checkpoint, picture
 
 from cof.engines.transformers.engine import TransformersEngine
-from cof.focuses import AttentionFocus, SoftFocus
+from cof.focuses import Attention, Soft
 from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import CoF
-from cof.query import post_process
 from cof.settings import Settings
 from cof.types import Decoding, Highlight, Request
 
@@ -47,7 +46,7 @@ def request() -> Request:
 @pytest.mark.parametrize("name", ["llava", "blip-2", "instructblip"])
 @pytest.mark.parametrize("scope", ["all", "text"])
 def test_with_zeros_and_ones_it_is_the_binary_focus(name: str, scope: str) -> None:
-    soft, hard = SoftFocus(STRENGTH, scope), AttentionFocus(STRENGTH, scope)  # type: ignore[arg-type]
+    soft, hard = Soft(STRENGTH, scope), Attention(STRENGTH, scope)  # type: ignore[arg-type]
     asked = [
         soft.apply(request(), Region(boxes=((0.0, 0.0, 0.1, 0.1),), heat_map=of_pixels(marked()))),
         soft.apply(request(), Region(boxes=(CELLS,), mask=of_pixels(marked()))),
@@ -63,7 +62,7 @@ def test_with_zeros_and_ones_it_is_the_binary_focus(name: str, scope: str) -> No
 
 
 def test_the_whole_image_likewise() -> None:
-    asked = [focus(STRENGTH).apply(request(), EVERYTHING) for focus in (SoftFocus, AttentionFocus)]
+    asked = [focus(STRENGTH).apply(request(), EVERYTHING) for focus in (Soft, Attention)]
     soft, binary = engine("llava").generate(asked, Decoding(max_new_tokens=5))
     assert soft.logprobs == pytest.approx(binary.logprobs, abs=2e-5)
 
@@ -73,7 +72,7 @@ def test_the_first_layers_attention_follows_the_formula() -> None:
     made = engine("llava")
     region = Region(boxes=(CELLS,), heat_map=heat())
     plain = made.image_attention(request())[0]
-    biased = made.image_attention(SoftFocus(STRENGTH, "text").apply(request(), region))[0]
+    biased = made.image_attention(Soft(STRENGTH, "text").apply(request(), region))[0]
     weights = made.token_weights((112, 112), region)
     np.testing.assert_allclose(weights, heat()[::PATCH, ::PATCH], atol=0.51 / 255)
     factor = 1 + weights * (STRENGTH - 1)
@@ -100,15 +99,14 @@ def test_heat_goes_through_the_pipeline_as_it_is() -> None:
     for settings in (
         Settings(expand=2.0),
         Settings(min_box=0.9),
-        Settings(square=True),
-        Settings(edge="snap"),
+        Settings(released=True),
     ):
-        after = post_process(region, settings, (60, 40))
+        after = settings.post_process(region, (60, 40))
         np.testing.assert_array_equal(after.heat_map, heat())
     cof = CoF(engine("llava"), Settings(grounder="attention", focus="soft", strength=STRENGTH))
     answer = cof(picture((60, 40)), "Where is the bus?")
     assert answer.region is not None
-    highlight = SoftFocus(STRENGTH).apply(request(), answer.region).highlight
+    highlight = Soft(STRENGTH).apply(request(), answer.region).highlight
     assert isinstance(highlight, Highlight)
     assert highlight.graded
     (direct,) = cof.engine.generate(

@@ -23,7 +23,7 @@ from cof.families.special_tokens import (
     token_spans,
     unescape,
 )
-from cof.grounders import PromptGrounder
+from cof.grounders import Prompt
 from cof.types import Decoding, Generation, Request
 
 EVERY = [*BUILDERS, *CROSS_ATTENTION, *PAPER]
@@ -125,7 +125,7 @@ def ids_of_grounding(made: TransformersEngine, template: str | None, question: s
             asked.extend(requests)
             return [Generation("")]
 
-    grounder = PromptGrounder(grounding_prompt=template)
+    grounder = Prompt(grounding_prompt=template)
     grounder.locate(Spy(), [Request(IMAGE, question)])  # type: ignore[arg-type]
     tokens = inputs(made, asked[0])
     # Kosmos-2 counts its image's placeholders from <unk> on, through the numbers of its tags

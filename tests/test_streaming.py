@@ -22,7 +22,7 @@ from cof.engines.text_stream import TextStream
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.streaming import BatchStreamer
 from cof.errors import CofError, OutOfMemory
-from cof.focuses import ContrastFocus
+from cof.focuses import Contrast
 from cof.geometry.regions import Region
 from cof.pipeline import CoF, Query
 from cof.prompting.dialects import TINY
@@ -157,7 +157,7 @@ class TestTransformersEngine:
 
     def test_guidance(self) -> None:
         heard, asked = Heard(), requests()
-        asked[1] = ContrastFocus(6.0, guidance=3.0).apply(asked[1], MIDDLE)
+        asked[1] = Contrast(6.0, guidance=3.0).apply(asked[1], MIDDLE)
         replies = engine("llava").generate(asked, LONG, heard)
         heard.check(replies)
         assert len(heard.pieces) > len(replies)

@@ -1,154 +1,317 @@
-"""Whole studies: their answers are the pipeline's, and their choice reaches `cof eval`."""
+"""The studies on the scenes: what they choose, compare, and report."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import AnyEngine
+from fakes import AnyEngine, describe_image
+from models import checkpoint
 from rich.console import Console
-from typer.testing import CliRunner
 
-from cof.cli import app
-from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.eval.chosen import CHOSEN
-from cof.eval.data.scenes import Scenes
-from cof.eval.embedded import Plan, run_effect, run_grid, run_synthetic
-from cof.eval.evaluate import Evaluation
-from cof.eval.store import Store
-from cof.pipeline import CoF
+from cof.eval.data.base import Benchmark
+from cof.eval.examples import Example
+from cof.eval.images import open_image
+from cof.eval.methods import sample_box_elsewhere
+from cof.eval.report.document import markdown
+from cof.eval.report.publish import make_blocks
+from cof.focuses import FOCUSES
+from cof.geometry.boxes import FULL, area, intersection
+from cof.grounders import GROUNDERS
+from cof.prompting.dialects import TINY
 from cof.settings import Settings
-from cof.tiny import checkpoint_path
-from cof.tiny.benchmark import write_benchmark
+from cof.types import Decoding, Generation, Request
+from lab.studies.__main__ import main
+from lab.studies.scenes import (
+    FOCUSES_COMPARED,
+    SOURCES,
+    SYNTHETIC,
+    Plan,
+    run_effect,
+    run_grid,
+    run_synthetic,
+)
+from lab.studies.synthetic import VALIDATION
 
 QUIET = Console(quiet=True)
 PLAN = Plan(
     scenes=1,
     validation_scenes=1,
-    num_objects=(4,),
+    num_objects=(4, 8),
     strengths=(2.0, 8.0),
-    expands=(1.0,),
-    scopes=("text",),
+    expands=(1.0, 1.3),
+    batch_size=20,
 )
 
 
-def scenes(folder: Path, split: str = "validation", number: int = 2) -> Scenes:
-    write_benchmark(folder, split, num_objects=(4, 8), scenes=number)
-    return Scenes(folder, prompt_style="tiny")
+@dataclass
+class Seer(FakeEngine):
+    """Answers rightly if it looks at the true region; about colour only if it looks nowhere.
+
+    Its boxes are true for every other question, and questions about positions have none. It is
+    surer of those whose boxes are true.
+    """
+
+    replies: Any = None
+    name: str = "seer"
+    known: dict[tuple[str, str], tuple[int, Example]] = field(default_factory=dict)
+    left: float = math.inf
+    maps: AnyEngine = field(default_factory=AnyEngine)
+
+    def __post_init__(self) -> None:
+        self.dialect = TINY
+        self.token_centres = self.maps.token_centres
+        self.image_attentions = self.maps.image_attentions
+        self.phrase_similarities = self.maps.phrase_similarities
+        self.word_probabilities = self.maps.word_probabilities
+
+    @classmethod
+    def of(cls, tasks: Sequence[Benchmark], **options: Any) -> Seer:
+        seer = cls(**options)
+        for task in tasks:
+            for number, example in enumerate(task.examples):
+                shown = describe_image(open_image(example.image))
+                seer.known[shown, example.prompt] = (number, example)
+                about = example.question or example.prompt
+                seer.known[shown, TINY.grounding_prompt(about)] = (number, example)
+        return seer
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().generate(requests, decoding)
+
+    def _reply(self, request: Request) -> Generation:
+        if request.prompt == "?":
+            return Generation("")
+        number, example = self.known.get(
+            (describe_image(request.image), request.prompt), (0, Example("", Path(), "", ""))
+        )
+        true, text = example.region or FULL, "I do not know"
+        looks = request.highlight is not None and any(
+            intersection(box, true) > 0.5 * area(true) for box in request.highlight.region.boxes
+        )
+        if request.prompt.endswith("\nWhere?"):
+            box = true if number % 2 == 0 else sample_box_elsewhere(true, "wrong")
+            numbers = self.frame(request.image.size).from_image(box)
+            text = str([round(v, 4) for v in numbers])
+            text = "I see none." if example.kind == "position" else text
+        elif looks != (example.kind == "color") and not (request.highlight and not looks):
+            text = example.answer
+        return Generation(text, (0,), (math.log(0.9 if number % 2 == 0 else 0.4),))
 
 
 @pytest.fixture(scope="module")
-def early() -> TransformersEngine:
-    return TransformersEngine.from_pretrained(checkpoint_path("tiny-early"))
+def seer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Seer]:
+    tasks = PLAN.draw_scenes(tmp_path_factory.mktemp("scenes"))
+    whole = Seer.of([tasks["validation"]["scenes"], tasks["test"]["scenes"]])
+    return lambda **options: Seer(known=whole.known, **options)
 
 
-def test_answers_of_a_study_are_those_of_the_pipeline(
-    early: TransformersEngine, tmp_path: Path
+# Does it help?
+
+
+@pytest.fixture(scope="module")
+def effect(
+    seer: Callable[..., Seer], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("effect")
+    return out, run_effect(seer(), Settings(), PLAN, out, console=QUIET)
+
+
+def test_effect(effect: tuple[Path, dict[str, Any]]) -> None:
+    results = effect[1]
+    choice, numbers = results["choice"], results["tasks"]["scenes"]
+    assert list(results["methods"]) == [
+        *("plain", "whole", "cof", "attention", "two looks", "cof, if unsure", "oracle", "random")
+    ]
+    assert len(choice["tried"]["cof"]) == 2 * 2 * 2
+    accuracy = {row["key"]: row["accuracy"] for row in choice["tried"]["cof"]}
+    best = max(accuracy, key=lambda key: accuracy[key])  # of equals the mildest
+    assert choice["chosen"]["cof"] == best == results["methods"]["cof"]
+    assert "scope=all strength=2" in best
+    assert "max_plain_confidence" in choice["chosen"]["cof, if unsure"]
+    digits, every = numbers["groups"]["digit"], numbers["groups"]["all"]
+    assert digits["plain"]["value"] == digits["random"]["value"] == 0
+    assert digits["oracle"]["value"] == digits["whole"]["value"] == 1
+    assert 0 < digits["cof"]["value"] < 1
+    right = digits["cof"]["value"] * digits["cof"]["n"]
+    assert digits["cof"]["fixed"] == pytest.approx(right, abs=1e-3)
+    color = numbers["groups"]["color"]
+    assert color["oracle"]["broken"] == color["plain"]["n"]
+    # what it is sure of are the questions that it finds: the threshold has to give some up
+    assert every["cof, if unsure"]["broken"] <= every["cof"]["broken"]
+    fine = numbers["groups"]["fine"]
+    levels = [numbers["groups"][f"fine, {n} objects"] for n in (4, 8)]
+    for method, row in fine.items():
+        assert row["n"] == sum(level[method]["n"] for level in levels)
+    cells = numbers["two_by_two"]
+    assert sum(cell["n"] for cell in cells.values()) == fine["plain"]["n"]
+    right = cells["plain wrong, box right"]
+    assert right["right"]["cof"] == right["right"]["oracle"] == right["n"] > 0
+    assert cells["plain wrong, box wrong"]["right"]["cof"] == 0
+    text = markdown(make_blocks(results))
+    assert f"**cof**: looks at what its own grounder finds; `{results['methods']['cof']}`" in text
+    assert "## Settings tried on the validation questions" in text
+
+
+def without_seconds(results: Any) -> Any:
+    if isinstance(results, dict):
+        return {k: without_seconds(v) for k, v in results.items() if k != "costs"}
+    return results
+
+
+def test_an_effect_that_was_cut_short_goes_on(
+    seer: Callable[..., Seer], effect: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Two looks, and a threshold on the plain answer's confidence, which is chosen from records."""
-    settings = CoF(early).settings
-    results = run_effect(early, settings, PLAN, tmp_path, console=QUIET)
-    numbers = results["tasks"]["scenes"]
-    store = Store(tmp_path / "answers.jsonl")
-    examples = Scenes(tmp_path / "data" / "test", prompt_style="tiny").examples
-    assert numbers["questions"] == len(examples)
-    for name in ("cof", "two looks", "cof, if unsure"):
-        values = {k: v for k, v in results["settings"][name].items() if k != "given"}
-        cof = CoF(early, Settings().changed(**values))
-        answers = cof.batch([(e.image, e.prompt) for e in examples])
-        records = store.method(results["methods"][name])
-        same = [records[e.id].text == a.text for e, a in zip(examples, answers, strict=True)]
-        assert all(same)
-        looked = [
-            bool(records[e.id].boxes) == bool(a.boxes)
-            for e, a in zip(examples, answers, strict=True)
-        ]
-        assert all(looked)
-    limit = results["settings"]["cof, if unsure"]["max_plain_confidence"]
-    assert 0 < limit < 1
-    assert set(results["methods"]) == set(numbers["costs"]) == set(numbers["groups"]["fine"])
-    assert numbers["costs"]["two looks"]["ratio"] > 1
+    """In the choice of settings, and on the test scenes."""
+    for calls in (10, 13):
+        with pytest.raises(KeyboardInterrupt):
+            run_effect(seer(left=calls), Settings(), PLAN, tmp_path, console=QUIET)
+    results = run_effect(seer(), Settings(), PLAN, tmp_path, console=QUIET)
+    assert without_seconds(results) == without_seconds(effect[1])
+    for name in ("validation/scenes.jsonl", "answers.jsonl", "chosen.json"):
+        assert (tmp_path / name).read_bytes() == (effect[0] / name).read_bytes()
+    with pytest.raises(CofError, match=r"another run \(model differ"):
+        run_effect(seer(name="other"), Settings(), PLAN, tmp_path, console=QUIET)
+
+
+# Where to look, and how
 
 
 def test_grid(tmp_path: Path) -> None:
-    results = run_grid(
-        AnyEngine(),
-        Settings(),
-        PLAN,
-        tmp_path,
-        sources=("prompt", "whole", "oracle"),
-        focuses=("attention", "crop"),
-        console=QUIET,
-    )
-    assert list(results["methods"]) == [
-        "plain",
-        "prompt x attention",
-        "prompt x crop",
-        "whole x attention",  # a crop to the whole image is the image
-        "oracle x attention",
-        "oracle x crop",
-    ]
-    assert set(results["choice"]["chosen"]) == {"attention", "crop"}
-    chosen = results["settings"]["prompt x attention"]["strength"]
-    assert results["settings"]["oracle x attention"]["strength"] == chosen
-    for wrong in ({"sources": ("given",)}, {"focuses": ("zoom",)}, {"focuses": ()}):
-        with pytest.raises(CofError, match="choose of"):
-            run_grid(AnyEngine(), Settings(), PLAN, tmp_path, console=QUIET, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(CofError, match="--detector ID"):
-        run_grid(AnyEngine(), Settings(), PLAN, tmp_path, sources=("detector",), console=QUIET)
+    engine = AnyEngine()
+    results = run_grid(engine, Settings(), PLAN, tmp_path, console=QUIET)
+    cells = set(results["methods"]) - {"plain"}
+    everywhere = {f"{source} x {focus}" for source in SOURCES for focus in FOCUSES_COMPARED}
+    # of the whole image nothing is cropped, and around it no frame drawn
+    assert everywhere - cells == {"whole x crop", "whole x overlay"}
+    chosen = results["choice"]["chosen"]
+    assert chosen.keys() == set(FOCUSES_COMPARED)
+    assert len(results["choice"]["tried"]["attention"]) == len(PLAN.strengths)
+    assert "strength" not in chosen["crop"]
+    assert {row["key"] for row in results["choice"]["tried"]["crop"]} == {
+        f"prompt x crop expand={alpha}" for alpha in ("1", "1.3")
+    }
+    # the strength that was chosen for a focus is used by all sources
+    strength = chosen["attention"].partition("strength=")[2]
+    for source in SOURCES:
+        assert results["methods"][f"{source} x attention"].endswith(f"strength={strength}")
+    text = markdown(make_blocks(results))
+    value = results["tasks"]["scenes"]["groups"]["fine"]["oracle x crop"]["value"]
+    assert f"{value:.3f} (" in text
+    calls = len(engine.calls)
+    again = run_grid(engine, Settings(), PLAN, tmp_path, console=QUIET)
+    assert again == results
+    assert len(engine.calls) == calls
+    with pytest.raises(CofError, match="another run"):
+        run_grid(engine, Settings(), replace(PLAN, scenes=2), tmp_path, console=QUIET)
 
 
-def test_synthetic(tmp_path: Path) -> None:
-    plan = replace(PLAN, limit=8)
-    results = run_synthetic(AnyEngine(), Settings(), plan, tmp_path, console=QUIET)
-    assert list(results["tasks"]) == ["mme", "pope", "mmbench"]
-    assert all((tmp_path / name / "answers.jsonl").is_file() for name in results["tasks"])
-    cof = results["settings"]["cof"]
-    for name in ("whole", "oracle", "random"):
-        assert {results["settings"][name][of] for of in ("strength",)} == {cof["strength"]}
+def test_the_grid_knows_all_grounders_and_focuses() -> None:
+    assert set(FOCUSES) - set(FOCUSES_COMPARED) == {"none", "contrast", "beside"}
+    assert set(GROUNDERS) - set(SOURCES) == {"given", "none", "detector"}
 
 
-def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
-    """The prompt style of the choice is that of the test."""
-    data = tmp_path / "data"
-    write_benchmark(data, "test", num_objects=(4,), scenes=12)
-    out = tmp_path / "out"
-
-    def run(*arguments: object) -> Any:
-        return CliRunner().invoke(app, [*map(str, arguments)])
-
-    grid = "--strengths 4 --expands 1 --scopes text --layers all"
-    options = f"--model tiny-early --prompt-style llava --share 0.5 --limit 6 {grid}"
-    swept = run("sweep", "scenes", data, "--out", out, *options.split())
-    assert swept.exit_code == 0, swept.output
-    assert "Chosen of 1: prompt x attention" in swept.output
-    common = ("eval", "scenes", data, "--model", "tiny-early")
-    refused = run(*common, "--part", "test")
-    assert refused.exit_code == 2
-    assert "run `cof sweep scenes`" in refused.stderr
-    chosen = ("--settings", out / CHOSEN)
-    again = run(*common, *chosen, "--out", tmp_path / "a")
-    assert again.exit_code == 2
-    assert "add --part test" in again.stderr
-    tested = run(*common, *chosen, "--part", "test", "--limit", 4, "--out", tmp_path / "b")
-    assert tested.exit_code == 0, tested.output
-    results = json.loads((tmp_path / "b" / "results.json").read_text("utf-8"))
-    assert results["about"]["prompt_style"] == "llava"
-    assert results["settings"]["cof"]["strength"] == 4.0
-    both = run(*common, *chosen, "--strength", "3", "--part", "test", "--out", tmp_path / "c")
-    assert both.exit_code == 2
-    assert "leave --preset and other settings out" in both.stderr
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sources": ("given",)}, "no grounder given; choose of"),
+        ({"sources": ("prompt+nowhere",)}, "no grounder prompt[+]nowhere"),
+        ({"focuses": ("zoom",)}, "no focus zoom; choose of"),
+        ({"focuses": ()}, "no focus at all"),
+        ({"sources": ("prompt", "detector")}, "--set detector=ID"),
+    ],
+)
+def test_grids_that_there_are_not(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    engine = AnyEngine(dies_after=0)
+    with pytest.raises(CofError, match=message):
+        run_grid(engine, Settings(), PLAN, tmp_path, console=QUIET, **wrong)
+    assert not list(tmp_path.iterdir())
 
 
-def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    task = scenes(tmp_path / "data", number=1)
-    evaluation = Evaluation.compare_usual(Settings(), task)
-    evaluation.run(AnyEngine(), {"scenes": task}, tmp_path / "out", console=QUIET)
-    with pytest.raises(CofError, match=r"another run \(.*seed"):
-        replace(evaluation, seed=1).run(
-            AnyEngine(), {"scenes": task}, tmp_path / "out", console=QUIET
-        )
+# Synthetic MME, POPE and MMBench
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str], str]:
+    tasks = PLAN.draw_synthetic(tmp_path_factory.mktemp("synthetic"), "tiny")
+    return {
+        (describe_image(open_image(e.image)), e.prompt): e.answer
+        for by_name in tasks.values()
+        for task in by_name.values()
+        for e in task.examples
+    }
+
+
+def test_synthetic(truth: Mapping[tuple[str, str], str], tmp_path: Path) -> None:
+    """Right where it looks with lambda 8 and an unexpanded box, else it always says the same."""
+
+    def reply(request: Request) -> str:
+        answer = truth.get((describe_image(request.image), request.prompt))
+        if answer is None:
+            return "[0.25, 0.25, 0.50, 0.50]"
+        highlight = request.highlight
+        boxes = highlight.region.boxes if highlight and highlight.strength == 8 else ()
+        if boxes == ((0.25, 0.25, 0.5, 0.5),):
+            return answer
+        return "A" if answer in "ABCD" else "yes"
+
+    engine = FakeEngine(reply, dialect=replace(TINY, name="tiny"))
+    results = run_synthetic(engine, Settings(), PLAN, tmp_path, console=QUIET)
+    choice, tasks = results["choice"], results["tasks"]
+    assert choice["chosen"]["cof"] == "prompt x attention expand=1 scope=all strength=8"
+    accuracies = {row["key"]: row["accuracy"] for row in choice["tried"]["cof"]}
+    assert len(accuracies) == 2 + 1  # each lambda, then the other alpha
+    assert accuracies[choice["chosen"]["cof"]] == 1
+    assert list(tasks) == list(SYNTHETIC)
+    assert tasks["mme"]["figures"]["perception"]["cof"]["value"] == 1000  # five tasks
+    assert tasks["mme"]["figures"]["perception"]["plain"]["value"] == 250
+    assert tasks["pope"]["figures"]["random f1"]["whole"]["difference"] == 0
+    assert tasks["mmbench"]["figures"]["circular"]["plain"]["value"] == 0
+    assert tasks["mmbench"]["figures"]["circular"]["cof"]["value"] == 100
+    seeds = {
+        split: {
+            json.loads(line)["scene"]
+            for name in SYNTHETIC
+            for line in (tmp_path / "data" / split / name / "annotations.jsonl")
+            .read_text("utf-8")
+            .splitlines()
+        }
+        for split in ("validation", "test")
+    }
+    assert seeds["validation"].isdisjoint(seeds["test"])
+    assert all(seed % 10_000 >= VALIDATION for seed in seeds["validation"])
+    text = markdown(make_blocks(results))
+    assert "| perception | cof | 1000.0 [1000.0, 1000.0] | +750.0 [+750.0, +750.0] |" in text
+
+
+def test_commands_on_a_random_model(tmp_path: Path) -> None:
+    """And once more: nothing is asked, and every file stays as it is."""
+    for study in (
+        "tiny --quick",
+        "grid --quick --grounders whole,oracle --focuses attention",
+        "synthetic --quick",
+        "effect --scenes 1",
+    ):
+        out = tmp_path / study.split()[0]
+        model = checkpoint("llava")
+        which = str(model) if "effect" in study else f"--model {model} --limit 2"
+        name, *options = f"{study} --dtype float32 --out {out}".split()
+        command = [name, *which.split(), *options]
+        main(command)
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        main(command)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+        folder = out / model.name if "effect" in study else out
+        results = json.loads((folder / "results.json").read_text("utf-8"))
+        assert str(tmp_path) not in json.dumps(results) + (out / "table.md").read_text("utf-8")
+    assert (out / "effect.svg").is_file()

@@ -13,9 +13,9 @@ from cof.eval.data.base import Benchmark
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import KINDS, POPE
-from cof.tiny.data import TRAIN_SEEDS
 from cof.tiny.scenes import Scene, make_scene
-from cof.tiny.synthetic import NAMES, SEEDS, write_synthetic
+from lab.studies.synthetic import NAMES, SEEDS, write_synthetic
+from lab.training.data import TRAIN_SEEDS
 
 
 @pytest.fixture(scope="module")

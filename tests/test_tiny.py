@@ -11,19 +11,19 @@ from PIL import Image
 
 from cof.errors import CofError
 from cof.geometry.boxes import Frame
-from cof.grounders import PromptGrounder
+from cof.grounders import Prompt
 from cof.prompting.box_parsing import parse_boxes, parse_released
 from cof.prompting.dialects import LLAVA, PAPER, TINY
 from cof.tiny import checkpoint_path, resolve_model
-from cof.tiny.data import offset, pad_to_square
-from cof.tiny.export import export, make_untrained
-from cof.tiny.model import PATCH, image_features, normalize
 from cof.tiny.questions import KINDS, YES_NO, absent, position
 from cof.tiny.scenes import SIDE, make_scene, render
-from cof.tiny.see import patch_labels
-from cof.tiny.speak import Trainer, soft_targets
-from cof.tiny.tokenizer import ASSISTANT, LEVELS, make_processor, make_tokenizer
-from cof.tiny.turns import PREFIX, ROW, ROWS, Batch, Words, pack
+from lab.training.data import offset, pad_to_square
+from lab.training.export import export, make_untrained
+from lab.training.model import PATCH, image_features, normalize
+from lab.training.see import patch_labels
+from lab.training.speak import Trainer, soft_targets
+from lab.training.tokenizer import ASSISTANT, LEVELS, make_processor, make_tokenizer
+from lab.training.turns import PREFIX, ROW, ROWS, Batch, Words, pack
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +196,7 @@ def test_an_exported_checkpoint_loads_whole_and_runs(tmp_path):
     asked = Request(image, TINY.grounding_prompt("the red star"))
     (reply,) = engine.generate([asked], Decoding(max_new_tokens=3))
     assert 1 <= len(reply.token_ids) <= 3
-    (found,) = PromptGrounder(grounding_max_new_tokens=3).locate(
-        engine, [Request(image, "the red star")]
-    )
+    (found,) = Prompt(grounding_max_new_tokens=3).locate(engine, [Request(image, "the red star")])
     assert found.text == reply.text
 
 

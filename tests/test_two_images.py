@@ -16,7 +16,7 @@ from zoo import BUILDERS, zoo
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofWarning
 from cof.families import family_of
-from cof.focuses import BesideFocus, CropFocus
+from cof.focuses import Beside, Crop
 from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import CoF
 from cof.settings import Settings
@@ -158,8 +158,8 @@ def test_the_focus_shows_image_and_crop() -> None:
     image = picture((112, 80))
     cof = CoF(engine("llava"), Settings(grounder="given", focus="beside", expand=1.0))
     answer = cof(image, "which digit?", boxes=[(0.25, 0.25, 0.75, 0.75)])
-    crop = CropFocus().apply(Request(image, "x"), Region(boxes=answer.boxes)).image
+    crop = Crop().apply(Request(image, "x"), Region(boxes=answer.boxes)).image
     (direct,) = engine("llava").generate([Request(image, "which digit?", beside=crop)], Decoding())
     assert answer.text == direct.text
     request = Request(image, "x")
-    assert BesideFocus().apply(request, EVERYTHING) is request
+    assert Beside().apply(request, EVERYTHING) is request

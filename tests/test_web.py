@@ -260,7 +260,7 @@ class TestSession:
             ({"grounder": "attention"}, {}),
             ({"grounder": "attention", "focus": "soft"}, {}),
             ({"grounder": "attention", "focus": "crop"}, {}),
-            ({"grounder": "prompt", "on_missing": "whole"}, {}),
+            ({"grounder": "prompt", "released": True}, {}),
             ({"grounder": "prompt+attention"}, {}),
             ({"grounder": "whole"}, {}),
             ({"grounder": "attention", "strength": 1.0}, {}),

@@ -81,11 +81,11 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         batch_size: BatchSizeOption = 8,
         max_new_tokens: LongestAnswerOption = 32,
     ) -> None:
-        from cof.eval.chosen import Chosen
         from cof.eval.data import BENCHMARKS as READERS
         from cof.eval.data.hub import local
         from cof.eval.evaluate import Evaluation
         from cof.eval.json_files import write_atomically
+        from cof.eval.sweep import Chosen
 
         if chosen is not None and (model.settings or model.preset):
             raise CofError("--settings are chosen already: leave --preset and other options out.")

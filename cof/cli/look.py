@@ -73,21 +73,11 @@ def scenes(
     ] = "4,8,12,16",
     scenes: Annotated[int, typer.Option("--scenes", help="Scenes for each number.")] = 32,
     side: SideOption = 160,
-    synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="In the formats of MME, POPE and MMBench instead.")
-    ] = False,
 ) -> None:
     """Draw the embedded benchmark: images/*.png and questions.jsonl, the same every time."""
     from cof.tiny.benchmark import write_benchmark
-    from cof.tiny.synthetic import write_synthetic
 
     levels = indices("--num-objects", num_objects) or ()
-    if synthetic:
-        if split != "test":
-            raise CofError("--synthetic has its own scenes and no splits: leave --split out.")
-        write_synthetic(out, num_objects=levels, scenes=scenes, side=side)
-        typer.echo(f"For `cof eval`: {', '.join(str(out / n) for n in ('mme', 'pope', 'mmbench'))}")
-        return
     path = write_benchmark(out, split, num_objects=levels, scenes=scenes, side=side)
     typer.echo(f"{len(path.read_text('utf-8').splitlines())} questions in {path}")
 

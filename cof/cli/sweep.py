@@ -79,7 +79,8 @@ def sweep(
     """
     from cof.eval.data import BENCHMARKS
     from cof.eval.data.hub import local
-    from cof.eval.embedded import make_candidates, make_sweep
+    from cof.eval.evaluate import Evaluation, usual_methods
+    from cof.eval.sweep import choose, make_candidates
 
     if benchmark not in BENCHMARKS:
         raise CofError(f"There is no benchmark {benchmark!r}; there are {', '.join(BENCHMARKS)}.")
@@ -96,27 +97,27 @@ def sweep(
     )
     _ = validation.examples  # so that data with problems is refused before a model is loaded
 
-    def plan(base: Settings) -> Any:
-        candidates = make_candidates(
-            base,
-            _listed("--strengths", strengths, float),
-            _listed("--expands", expands, float),
-            _listed("--scopes", scopes, str),  # type: ignore[arg-type]
-            _layers(layers or ["all"]),
-        )
-        return make_sweep(
-            candidates,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            kinds=split_names(kinds),
-        )
-
-    plan(Settings())  # refused before minutes are spent on loading a model
-    cof = model.pipeline()
+    values: dict[str, Any] = {
+        "strengths": _listed("--strengths", strengths, float),
+        "expands": _listed("--expands", expands, float),
+        "scopes": _listed("--scopes", scopes, str),
+        "layers": _layers(layers or ["all"]),
+    }
+    make_candidates(Settings(), **values)  # refused before minutes are spent on loading a model
+    cof, console = model.pipeline(), Console(stderr=True)
     style = prompt_style or ("tiny" if cof.engine.dialect.name == "tiny" else "llava")
     validation = replace(validation, prompt_style=style)  # type: ignore[arg-type]
-    study, console = plan(cof.settings), Console(stderr=True)
-    choice = study.choose(cof.engine, {benchmark: validation}, folder, console=console)
+    candidates = make_candidates(cof.settings, **values)
+    how: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    choice = choose(
+        cof.engine,
+        {benchmark: validation},
+        [lambda chosen: {"cof": candidates}],
+        folder,
+        console=console,
+        kinds=split_names(kinds),
+        **how,
+    )
     tried = {each["key"]: each["accuracy"] for each in choice.tried["cof"]}
     accuracy = tried[choice.chosen["cof"].key]
     typer.echo(
@@ -128,8 +129,12 @@ def sweep(
     typer.echo(f"Frozen in {folder / 'chosen.json'}; all settings: {folder / 'choice.json'}")
     if then_test:
         task = replace(validation, part="test")
-        results = study.measure(cof.engine, {benchmark: task}, choice, folder, console=console)
-        finish(results, folder)
+        methods = usual_methods(choice.chosen["cof"].settings)
+        evaluation = Evaluation(methods, **how)
+        more = {"study": "Sweep", "choice": choice.as_dict()}
+        finish(
+            evaluation.run(cof.engine, {benchmark: task}, folder, console=console, **more), folder
+        )
 
 
 def _listed(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:

@@ -18,7 +18,6 @@ from cof.engines.base import Engine
 from cof.eval.data.base import Benchmark
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method
-from cof.eval.remote import RemoteRunner
 from cof.eval.replies import Replies, make_portable, write_lines, write_questions
 from cof.eval.results import collect_results
 from cof.eval.run_info import check_same_run, describe_engine, progress_bar, questions_digest
@@ -98,7 +97,8 @@ class Evaluation:
                 write_atomically(
                     folder / "data.json", json.dumps(_locate_data(task, folder)) + "\n"
                 )
-                runner = self._runner(engine, task, answers_path(folder, task.shard))
+                how = (self.batch_size, self.max_new_tokens, self.seed)
+                runner = Runner(engine, task, answers_path(folder, task.shard), *how)
                 shards = [] if task.shard[1] > 1 else find_shards(folder)
                 if shards:
                     store = Store(runner.path)
@@ -111,14 +111,6 @@ class Evaluation:
         results = write_results(about, self.methods, tasks, replies, out, **more)
         tell_errors(results, console)
         return results
-
-    def _runner(
-        self, engine: Engine | RemoteCoF, task: Benchmark, path: Path
-    ) -> Runner | RemoteRunner:
-        options = (self.batch_size, self.max_new_tokens, self.seed)
-        if isinstance(engine, RemoteCoF):
-            return RemoteRunner(engine, task, path, *options)
-        return Runner(engine, task, path, *options)
 
     def describe(
         self, engine: Engine | RemoteCoF, tasks: Mapping[str, Benchmark]

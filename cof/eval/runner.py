@@ -6,14 +6,16 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL.Image import Image
 
+from cof.answer import Answer
+from cof.client import RemoteCoF
 from cof.engines.base import Engine, ReplyScorer
-from cof.errors import CofError
+from cof.errors import CofError, ServerError
 from cof.eval.batching import image_token_counter, like_batches
 from cof.eval.examples import Embedded, Example, Task
 from cof.eval.images import open_image
@@ -29,15 +31,18 @@ from cof.eval.steps import (
     refusal,
 )
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
-from cof.geometry.regions import EVERYTHING
+from cof.geometry.regions import EVERYTHING, Region
 from cof.grounders import Grounder
-from cof.query import Sample
+from cof.query import Query, Sample
 from cof.settings import Settings
-from cof.stages import Look, Outcome, answer, stage_one_request
+from cof.stages import Look, answer, stage_one_request
 from cof.types import Decoding, EncodedImage, Generation, Grounding, Request, confidence
 
 WINDOW = 16
 """How many batches exchange questions, so that each has like ones."""
+
+AT_SERVERS = 8
+"""How many questions a batch has for each that is under way at servers: they wait for the last."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,16 +61,19 @@ class Runner:
     with its error, counts as wrong, and is not asked again. Where every question of a batch is
     refused, the run ends.
 
+    Servers are asked the same questions, and their answers leave the same records; what a question
+    costs is not recorded then, because its time depends on what else a server does.
+
     Attributes:
-        engine: answers.
+        engine: answers; or servers that have it.
         task: asks.
         path: of the store; `costs_path` of it holds what each batch took.
-        batch_size: questions in one forward pass.
+        batch_size: questions in one forward pass; under way at each server.
         max_new_tokens: the longest answer.
         seed: of the control's boxes.
     """
 
-    engine: Engine
+    engine: Engine | RemoteCoF
     task: Task
     path: Path
     batch_size: int = 48
@@ -90,31 +98,49 @@ class Runner:
             The store, its file sorted by method and question.
 
         Raises:
-            CofError: the store belongs to other questions, or is damaged; a method cannot be run.
+            CofError: the store belongs to other questions, or is damaged; a method cannot be run;
+                no server answers.
         """
         store = open_store(self.path, self.task)
         drop_torn_line(costs_path(self.path))
-        examples = self.task.examples
+        remote = isinstance(self.engine, RemoteCoF)
+        if remote:  # their stage 1 is recorded as it comes with the answers
+            grounded = [*grounded, *(m.settings for m in methods if not (m.is_plain or m.given))]
         steps = Steps.of(methods, grounded)
-        count_tokens = image_token_counter(self.engine)
-        size = self.batch_size * WINDOW
-        for window in (examples[start : start + size] for start in range(0, len(examples), size)):
-            if not store.lacks(steps.keys, window):  # nor are its images looked at
-                advance(len(window))
-                continue
-            for part in like_batches(window, self.batch_size, count_tokens):
-                lacking = store.lacks(steps.keys, part)
-                if lacking:
-                    batch = Batch(self, store, part)
-                    batch.encode()
-                    for grounder in steps.groundings.values():
-                        batch.locate(grounder)
-                    for key, method in steps.methods.items():
-                        if key in lacking:
-                            batch.answer(method)
-                advance(len(part))
-        store.sort([example.id for example in examples])
+        if remote:
+            check_servers_can(steps, self.task)
+        for part in self._batches(store, steps, advance):
+            lacking = store.lacks(steps.keys, part)
+            if lacking:
+                batch = (RemoteBatch if remote else Batch)(self, store, part)
+                batch.encode()
+                if not remote:
+                    batch.locate_all(steps.groundings.values())
+                for key, method in steps.methods.items():
+                    if key in lacking:
+                        batch.answer(method)
+                if remote:
+                    batch.locate_all(steps.groundings.values())
+            advance(len(part))
+        store.sort([example.id for example in self.task.examples])
         return store
+
+    def _batches(
+        self, store: Store, steps: Steps, advance: Callable[[int], object]
+    ) -> Iterator[list[Example]]:
+        """The task's questions in batches, without windows that are done."""
+        examples, size = self.task.examples, self.batch_size
+        count_tokens: Callable[[Example], int] = lambda example: 0  # noqa: E731
+        if isinstance(self.engine, RemoteCoF):
+            size *= len(self.engine.urls) * AT_SERVERS
+        else:
+            count_tokens = image_token_counter(self.engine)
+        for start in range(0, len(examples), size * WINDOW):
+            window = examples[start : start + size * WINDOW]
+            if store.lacks(steps.keys, window):  # else its images are not looked at
+                yield from like_batches(window, size, count_tokens)
+            else:
+                advance(len(window))
 
 
 @dataclass(eq=False)
@@ -155,6 +181,11 @@ class Batch:
             (self.refused if refused else self.images)[number] = outcome
         self._check(self.refused)
 
+    def locate_all(self, grounders: Iterable[Grounder]) -> None:
+        """Run stage 1 of grounders whose outcomes are not in the store."""
+        for grounder in grounders:
+            self.locate(grounder)
+
     def locate(
         self, grounder: Grounder, *, needs_heat_map: bool = False
     ) -> Mapping[int, Grounding | CofError]:
@@ -169,17 +200,13 @@ class Batch:
         records = [self.store[key, e.id] for e in self.examples if (key, e.id) in self.store]
         if len(records) == len(self.examples) and not needs_heat_map:
             return dict(enumerate(map(read_grounding, records)))
-        samples = self._samples(PLAIN)
-
-        def locate(part: Sequence[int]) -> list[Grounding]:
-            requests = [stage_one_request(samples[n], self._request(samples[n])) for n in part]
-            return grounder.locate(self.runner.engine, requests)
-
         with self._measured(key, range(len(self.examples))):
-            outcomes = self.refused | isolate(samples, locate)
+            outcomes = self.refused | self._locate(grounder)
         self._check(outcomes)
         self.store.append(
-            self._grounding_record(self.examples[number], key, outcome)
+            refusal(self.examples[number], key, outcome)
+            if isinstance(outcome, CofError)
+            else grounding_record(self.examples[number], key, outcome)
             for number, outcome in outcomes.items()
         )
         self.groundings[key] = outcomes
@@ -191,130 +218,132 @@ class Batch:
         Raises:
             CofError: every question is refused.
         """
-        key = method.key
-        samples = self._samples(method)
-        drafts = {n: self._draft(n) for n, sample in samples.items() if sample.drafts}
-        known = self._known(method, samples)
-        looks = self._looks(method, samples, drafts)
-        errors = {n: look for n, look in looks.items() if isinstance(look, CofError)}
-        refused = self.refused | errors
-        asked = [number for number in samples if number not in (known | refused)]
-
-        def answer_part(part: Sequence[int]) -> list[Outcome]:
-            return answer(
-                lambda requests, places: self._generate(
-                    requests, [self.examples[part[place]] for place in places]
-                ),
-                [samples[number] for number in part],
-                [self._request(samples[number]) for number in part],
-                [looks[number] for number in part],  # type: ignore[misc]
-                [drafts.get(number) for number in part],
-            )
-
+        key, known = method.key, self._known(method)
+        asked = [number for number in self.images if number not in known]
         with self._measured(key, asked):
-            outcomes = refused | isolate(asked, answer_part)
+            outcomes = self.refused | self._answer(method.without_threshold, asked)
         self._check(outcomes)
-        records = {n: self._record(self.examples[n], key, of) for n, of in outcomes.items()}
+        records = {
+            number: refusal(self.examples[number], key, outcome)
+            if isinstance(outcome, CofError)
+            else replace(outcome, method=key)
+            for number, outcome in outcomes.items()
+        }
         self.store.append((records | known).values())
 
     def _encode(self, images: Sequence[Image]) -> list[EncodedImage]:
         """An engine may leave the decoder's state after an image to the first question about it.
         It is asked one here, so that the time is the encoding's and not that of a method."""
-        engine = self.runner.engine
-        encoded = engine.encode(images, prefill=True)
+        engine: Any = self.runner.engine
+        encoded: list[EncodedImage] = engine.encode(images, prefill=True)
         lazy = [Request(image, "?") for image in encoded if image.prefix is not None]
         if lazy:
             engine.generate(lazy, Decoding(max_new_tokens=1))
         return encoded
 
-    def _looks(
-        self, method: Method, samples: Mapping[int, Sample], drafts: Mapping[int, Generation]
-    ) -> dict[int, list[Look] | CofError]:
-        """The looks of each question, one for each of the method's grounders."""
-        settings = method.settings
-        if method.is_plain or method.given:
-            return {
-                number: [Look.of(sample, method.given or "none", Grounding(sample.region))]
-                for number, sample in samples.items()
-            }
-        needs_heat_map = settings.focus.uses_heat_map
-        groundings: dict[str, Mapping[int, Grounding | CofError]] = {
-            each.name: dict.fromkeys(samples, Grounding(EVERYTHING)) for each in settings.grounders
-        } | {
-            each.name: self.locate(each, needs_heat_map=needs_heat_map)
-            for each in box_grounders(settings)
-        }
-        looks: dict[int, list[Look] | CofError] = {}
-        for number, sample in samples.items():
-            if reason := sample.skips(drafts.get(number)):
-                looks[number] = [Look("", Grounding(None, reason=reason), None)]
-                continue
-            outcomes = {name: groundings[name][number] for name in groundings}
-            errors = [outcome for outcome in outcomes.values() if isinstance(outcome, CofError)]
-            looks[number] = (
-                errors[0]
-                if errors
-                else [
-                    Look.of(sample, name, outcome)
-                    for name, outcome in outcomes.items()
-                    if isinstance(outcome, Grounding)
-                ]
-            )
-        return looks
+    def _locate(self, grounder: Grounder) -> dict[int, Grounding | CofError]:
+        """The outcome of a grounder for each question whose image is there."""
 
-    def _known(self, method: Method, numbers: Iterable[int]) -> dict[int, Record]:
+        def locate(part: Sequence[int]) -> list[Grounding]:
+            samples = [self._sample(PLAIN, number) for number in part]
+            requests = [stage_one_request(each, _request(each)) for each in samples]
+            return grounder.locate(self.runner.engine, requests)  # type: ignore[arg-type]
+
+        return isolate(self.images, locate)
+
+    def _answer(self, method: Method, asked: Sequence[int]) -> dict[int, Record | CofError]:
+        """The record of each answer, or why the question is refused."""
+        found = self._found(method, asked)
+
+        def answer_part(part: Sequence[int]) -> list[Record]:
+            samples = [self._sample(method, number) for number in part]
+            looks = [
+                [Look.of(sample, name, outcome) for name, outcome in found[number].items()]
+                for sample, number in zip(samples, part, strict=True)
+            ]
+            examples = [self.examples[number] for number in part]
+            outcomes = answer(
+                lambda requests, places: self._generate(requests, [examples[p] for p in places]),
+                samples,
+                list(map(_request, samples)),
+                looks,
+                [None] * len(part),
+            )
+            return [
+                self._record(example, method, of.reply.text, of.look.region, confidence(of.reply))
+                for example, of in zip(examples, outcomes, strict=True)
+            ]
+
+        refused = {
+            number: error
+            for number in asked
+            for error in found[number].values()
+            if isinstance(error, CofError)
+        }
+        return {**refused, **isolate([n for n in asked if n not in refused], answer_part)}
+
+    def _found(self, method: Method, asked: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """What each of the method's grounders found, by its name, for each question."""
+        if method.is_plain or method.given:
+            seed = self.runner.seed
+            return {
+                n: {method.given or "none": Grounding(method.region(self.examples[n], seed))}
+                for n in asked
+            }
+        located = {
+            each.name: self.locate(each, needs_heat_map=method.settings.focus.uses_heat_map)
+            for each in box_grounders(method.settings)
+        }
+        whole = Grounding(EVERYTHING)
+        return {
+            n: {
+                each.name: located[each.name][n] if each.name in located else whole
+                for each in method.settings.grounders
+            }
+            for n in asked
+        }
+
+    def _known(self, method: Method) -> dict[int, Record]:
         """The answers that other methods have given already."""
         sources = (PLAIN.key, method.without_threshold.key)
         known = {}
-        for number in numbers:
+        for number in self.images:
             id = self.examples[number].id
             records = {key: self.store[key, id] for key in sources if (key, id) in self.store}
             if record := known_answer(method, records):
                 known[number] = record
         return known
 
-    def _draft(self, number: int) -> Generation:
-        """The plain answer, from the store."""
-        record = self.store[PLAIN.key, self.examples[number].id]
-        logprobs = (math.log(record.confidence),) if record.confidence else ()
-        return Generation(record.text, (0,) * len(logprobs), logprobs)
+    def _query(self, method: Method, number: int) -> Query:
+        example = self.examples[number]
+        return Query(
+            self.images[number],
+            example.prompt,
+            region=method.region(example, self.runner.seed),
+            grounding_question=example.question.strip() or None,
+            settings=PLAIN.settings if method.is_plain else method.settings,
+        )
 
-    def _samples(self, method: Method) -> dict[int, Sample]:
-        """The questions that are not refused, as the pipeline has them."""
-        samples = {}
-        for number, image in self.images.items():
-            example = self.examples[number]
-            region = method.region(example, self.runner.seed)
-            settings = method.settings.changed(grounder="given") if region else method.settings
-            prompt = example.prompt.strip()
-            about = example.question.strip() or prompt
-            samples[number] = Sample(image.image, prompt, region, settings, about, image)
-        return samples
+    def _sample(self, method: Method, number: int) -> Sample:
+        return Sample.from_query(self._query(method, number), method.settings, False, {})
 
-    def _request(self, sample: Sample) -> Request:
-        assert sample.encoded is not None
-        return Request(sample.encoded, sample.question)
-
-    def _record(self, example: Example, key: str, outcome: Outcome | CofError) -> Record:
-        if isinstance(outcome, CofError):
-            return refusal(example, key, outcome)
-        region, reply = outcome.look.region, outcome.reply
-        boxes = region.boxes if region else ()
-        return answer_record(self.runner.task, example, key, reply.text, boxes, confidence(reply))
-
-    def _grounding_record(
-        self, example: Example, key: str, outcome: Grounding | CofError
+    def _record(
+        self,
+        example: Example,
+        method: Method,
+        text: str,
+        region: Region | None,
+        sure: float | None,
     ) -> Record:
-        if isinstance(outcome, CofError):
-            return refusal(example, key, outcome)
-        boxes = outcome.region.boxes if outcome.region else ()
-        return grounding_record(example, key, outcome.text, boxes, outcome.confidence)
+        boxes = region.boxes if region else ()
+        return answer_record(self.runner.task, example, method.key, text, boxes, sure)
 
     def _generate(
         self, requests: Sequence[Request], examples: Sequence[Example]
     ) -> list[Generation]:
         """The model's replies; to a question answered by likelihood, its most probable option."""
-        engine, replies = self.runner.engine, {}
+        engine: Any = self.runner.engine
+        replies: dict[int, Generation] = {}
         free = [number for number, example in enumerate(examples) if not example.likelihood]
         if free:
             decoding = Decoding(max_new_tokens=self.runner.max_new_tokens)
@@ -354,6 +383,106 @@ class Batch:
             log_cost(self.runner.path, step, ids, seconds, passes())
 
 
+@dataclass(eq=False)
+class RemoteBatch(Batch):
+    """Questions that servers are asked, some at a time."""
+
+    def _encode(self, images: Sequence[Image]) -> list[EncodedImage]:
+        return list(map(self._servers.encode, images))
+
+    def _locate(self, grounder: Grounder) -> dict[int, Grounding | CofError]:
+        """Stage 1 alone: an answer of one token goes with it."""
+        key = grounding_key(grounder)
+        asked = [n for n in self.images if (key, self.examples[n].id) not in self.store]
+        queries = [
+            Query(
+                self.images[n],
+                self.examples[n].question.strip() or self.examples[n].prompt,
+                settings=Settings(grounder),
+            )
+            for n in asked
+        ]
+        return {
+            n: found if isinstance(found, CofError) else _grounding(found)
+            for n, found in zip(asked, self._send(queries, 1), strict=True)
+        }
+
+    def _answer(self, method: Method, asked: Sequence[int]) -> dict[int, Record | CofError]:
+        queries = [self._query(method, number) for number in asked]
+        answers = self._send(queries, self.runner.max_new_tokens)
+        grounders = box_grounders(method.settings)
+        outcomes: dict[int, Record | CofError] = {}
+        for number, got in zip(asked, answers, strict=True):
+            example = self.examples[number]
+            if isinstance(got, CofError):
+                outcomes[number] = got
+                continue
+            outcomes[number] = self._record(
+                example, method, got.text, got.region, got.answer_confidence
+            )
+            if (
+                not method.given
+                and [*grounders] == [*method.settings.grounders]
+                and len(grounders) == 1
+            ):
+                record = grounding_record(example, grounding_key(grounders[0]), _grounding(got))
+                self.store.append([record])
+        return outcomes
+
+    @property
+    def _servers(self) -> RemoteCoF:
+        assert isinstance(self.runner.engine, RemoteCoF)
+        return self.runner.engine
+
+    def _send(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer | CofError]:
+        servers = self._servers
+        try:
+            answers = servers.batch(
+                queries,
+                decoding=Decoding(max_new_tokens=max_new_tokens),
+                batch_size=self.runner.batch_size * len(servers.urls),
+                on_error="return",
+            )
+        except ServerError as error:
+            raise CofError(
+                f"{error} What was answered is kept: the same command goes on from there."
+            ) from error
+        return [CofError(answer.error) if answer.error else answer for answer in answers]
+
+    @contextmanager
+    def _measured(self, step: str, numbers: Sequence[int]) -> Iterator[None]:
+        yield
+
+
+def check_servers_can(steps: Steps, task: Task) -> None:
+    """Refuse what servers cannot do.
+
+    Raises:
+        CofError: a reply's likelihood, or a detector, is asked for.
+    """
+    if any(example.likelihood for example in task.examples):
+        raise CofError(
+            "Servers cannot say how likely a reply is: choose another --prompt-style, or leave "
+            "--server out."
+        )
+    asked = [*(method.settings for method in steps.methods.values())]
+    if any(each.option("detector") for each in [*asked, *map(Settings, steps.groundings.values())]):
+        raise CofError(
+            "A server chooses its detector itself: take another grounder, or leave --server out."
+        )
+
+
+def _request(sample: Sample) -> Request:
+    assert sample.encoded is not None
+    return Request(sample.encoded, sample.question)
+
+
+def _grounding(answer: Answer) -> Grounding:
+    """What stage 1 found, as it comes with an answer."""
+    region = Region(boxes=answer.raw_boxes) if answer.raw_boxes else None
+    return Grounding(region, answer.grounding_text, answer.confidence)
+
+
 def isolate(
     items: Iterable[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
 ) -> dict[Item, Result | CofError]:
@@ -374,7 +503,7 @@ def isolate(
 
 
 @contextmanager
-def count_passes(engine: Engine) -> Iterator[Callable[[], int | None]]:
+def count_passes(engine: object) -> Iterator[Callable[[], int | None]]:
     """Counts forward passes through the engine's decoder; None where it shows no model."""
     model: Any = getattr(engine, "model", None)
     if model is None:

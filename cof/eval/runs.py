@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,11 @@ class Run:
         if not examples:
             raise CofError(f"{folder / 'questions.jsonl'} is empty: run the evaluation again.")
         stores = find_shards(folder) if parts == 1 else []
-        return task, Replies.read(examples, [*stores, answers_path(folder, (part, parts))])
+        replies = Replies.read(examples, [*stores, answers_path(folder, (part, parts))])
+        # an earlier version may have named a method otherwise
+        names = {self.results["methods"][name]: each.key for name, each in self.methods.items()}
+        records = {names.get(step, step): each for step, each in replies.records.items()}
+        return task, replace(replies, records=records)
 
     def read_kept(self, name: str) -> Kept | None:
         """Replies and images of a task; None where the replies are not there, or are those of

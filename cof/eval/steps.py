@@ -92,11 +92,10 @@ def answer_record(
     )
 
 
-def grounding_record(
-    example: Example, key: str, text: str, boxes: Sequence[XYXY], confidence: float | None
-) -> Record:
+def grounding_record(example: Example, key: str, found: Grounding) -> Record:
     """The record of what stage 1 found."""
-    return Record(example.id, key, text, boxes=tuple(boxes), confidence=_round(confidence))
+    boxes = found.region.boxes if found.region else ()
+    return Record(example.id, key, found.text, boxes=boxes, confidence=_round(found.confidence))
 
 
 def refusal(example: Example, key: str, error: CofError) -> Record:

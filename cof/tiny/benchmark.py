@@ -16,7 +16,7 @@ One line of `questions.jsonl` is one question:
     seed      of the scene
 
 The same arguments give the same bytes. The seeds of the splits never overlap, and lie below those
-of training (`cof.tiny.data.TRAIN_SEEDS`).
+of training (`lab.training.data.TRAIN_SEEDS`).
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ pytest.importorskip("vllm.version")
 
 from checkpoints import checkpoint
 from helpers import FEW, LEFT, vllm_engine
+from interleaved import answers, cached_tokens, differing, interleaved_requests
 from models import GRID, picture
 from vllm import SamplingParams
 from vllm.v1.core import kv_cache_utils
 
-from bench.vllm_cache import answers, cached_tokens, differing, interleaved_requests
 from cof.engines.vllm import plugin
 from cof.types import Highlight, Request
 

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from bench.machine import machine
-from bench.meter import peak, reset_peak, resident
 from cof import CoF, Decoding
 from cof.eval.store import write_atomically
 from cof.pipeline import Query
 from cof.tiny import checkpoint_path
 from cof.tiny.benchmark import NUM_OBJECTS, questions, scene_seed
 from cof.tiny.scenes import make_scene, render
+from lab.bench.machine import machine
+from lab.bench.meter import peak, reset_peak, resident
 
 BATCH = 16
 QUARTERS = 4

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cof.geometry.boxes import union
-from cof.tiny.data import offset
-from cof.tiny.model import GRID, PATCH
 from cof.tiny.questions import KINDS, phrase
 from cof.tiny.scenes import SIDE, Scene
-from cof.tiny.tokenizer import (
+from lab.training.data import offset
+from lab.training.model import GRID, PATCH
+from lab.training.tokenizer import (
     ASSISTANT,
     BOS,
     EOS,

@@ -17,8 +17,8 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from cof.errors import CofError
 from cof.tiny import checkpoint_path
-from cof.tiny.model import PATCH, make_config, make_model
-from cof.tiny.tokenizer import BOS, EOS, IMAGE, PAD, make_processor, make_tokenizer
+from lab.training.model import PATCH, make_config, make_model
+from lab.training.tokenizer import BOS, EOS, IMAGE, PAD, make_processor, make_tokenizer
 
 HUB_NAMES = {
     "model.language_model.": "language_model.model.",

@@ -12,6 +12,7 @@ import json
 import random
 from pathlib import Path
 
+import cof
 from cof.pipeline import CoF
 from cof.tiny.questions import glyph
 from cof.tiny.scenes import make_scene, render
@@ -49,7 +50,7 @@ def showcase(folder: Path, scenes: int, objects: int = 12) -> list[dict[str, str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo")
+    parser.add_argument("--out", type=Path, default=Path(cof.__file__).parent / "demo")
     parser.add_argument("--scenes", type=int, default=300, help="how many scenes to try")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,24 +1,14 @@
-"""Whether vLLM's prefix cache ever serves the state of one region to another.
-
-    python -m bench.vllm_cache --requests 10000
-
-Requests about few images, with many regions and strengths, are answered by the embedded model with
-the prefix cache on and off. Every answer must be the same.
-"""
+"""Requests about few images, with many regions and strengths, to be asked in turn."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
 from cof.geometry.regions import Region
-from cof.tiny import checkpoint_path, resolve_model
 from cof.types import Decoding, Generation, Highlight, Request
 
 QUESTIONS = ("What digit is on the star?", "What colour is the star?", "Is there a red circle?")
@@ -74,45 +64,3 @@ def cached_tokens(engine: Any) -> int:
     (vLLM counts for the newest of a process)."""
     metrics = engine.client.llm.get_metrics()
     return int(sum(m.value for m in metrics if m.name == "vllm:prefix_cache_hits"))
-
-
-def main() -> None:
-    from cof.engines.vllm.engine import VllmEngine
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--requests", type=int, default=10000)
-    parser.add_argument("--model", default="tiny-early")
-    count = parser.parse_args().requests
-    model = resolve_model(parser.parse_args().model)
-    demo = sorted((checkpoint_path().parents[1] / "demo").glob("*.png"))
-    images = [Image.open(path).convert("RGB").resize((160, 160)) for path in demo]
-    requests = interleaved_requests(images, count)
-    replies, seconds = {}, {}
-    for cached in (True, False):
-        engine = VllmEngine.from_pretrained(
-            model,
-            dtype="float32",
-            enforce_eager=True,
-            block_size=32,
-            max_model_len=256,
-            kv_cache_memory_bytes=1 << 26,
-            enable_prefix_caching=cached,
-            disable_log_stats=False,
-        )
-        start = time.perf_counter()
-        replies[cached] = answers(engine, requests)
-        seconds[cached] = round(time.perf_counter() - start, 1)
-        if cached:
-            hits = cached_tokens(engine)
-    result = {
-        "requests": count,
-        "images": len(images),
-        "differ": differing(replies[True], replies[False]),
-        "cached_tokens": hits,
-        "seconds": {"cache on": seconds[True], "cache off": seconds[False]},
-    }
-    print(json.dumps(result, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Studies on the embedded benchmark: the questions, the candidates, and the methods compared."""
+"""Studies on the scenes: the questions, the candidates, and the methods compared."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.evaluate import usual_methods
 from cof.eval.methods import PLAIN, Method
-from cof.eval.study import Methods, Study
-from cof.focuses import FOCUSES, Attention
+from cof.eval.sweep import Methods, make_candidates
+from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.settings import Settings
 from cof.tiny.benchmark import NUM_OBJECTS, write_benchmark
 from cof.tiny.scenes import SIDE
-from cof.tiny.synthetic import VALIDATION, write_synthetic
 from cof.types import Scope
+from lab.studies.study import Study
+from lab.studies.synthetic import VALIDATION, write_synthetic
 
 Split = Literal["validation", "test"]
 
@@ -215,55 +216,6 @@ def run_synthetic(
     )
     style: PromptStyle = "tiny" if engine.dialect.name == "tiny" else "llava"
     return _run(study, engine, plan.draw_synthetic(out, style), plan, out, console)
-
-
-def make_sweep(candidates: Sequence[Method], **options: Any) -> Study:
-    """A study that chooses one of the candidates; options are those of `Study`."""
-    return Study(
-        "Sweep",
-        [lambda chosen: {"cof": candidates}],
-        lambda chosen: usual_methods(chosen["cof"].settings),
-        **options,
-    )
-
-
-def make_candidates(
-    settings: Settings,
-    strengths: Sequence[float] = (),
-    expands: Sequence[float] = (),
-    scopes: Sequence[Scope] = (),
-    layers: Sequence[tuple[int, ...] | None] = (),
-    heads: Sequence[tuple[int, ...] | None] = (),
-) -> list[Method]:
-    """Every combination of values, without those that differ in nothing that matters.
-
-    Args:
-        settings: everything else; also the value of what has no values.
-        strengths, expands, scopes, layers, heads: the values to try.
-
-    >>> methods = make_candidates(Settings(focus="crop"), strengths=(2, 4), expands=(1, 2))
-    >>> [method.key for method in methods]
-    ['prompt x crop expand=1', 'prompt x crop expand=2']
-    """
-    methods: dict[str, Method] = {}
-    for strength, expand, scope, of_layers, of_heads in itertools.product(
-        strengths or (settings.option("strength"),),
-        expands or (settings.expand,),
-        scopes or (settings.option("scope"),),
-        layers or (settings.option("layers"),),
-        heads or (settings.option("heads"),),
-    ):
-        changes: dict[str, Any] = {"expand": expand}
-        if isinstance(settings.focus, Attention):
-            changes |= {
-                "strength": strength,
-                "scope": scope,
-                "layers": of_layers,
-                "heads": of_heads,
-            }
-        method = Method(settings.changed(**changes))
-        methods.setdefault(method.key, method)
-    return list(methods.values())
 
 
 def _run(

@@ -24,12 +24,12 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from cof.tiny import checkpoint_path
-from cof.tiny.data import WORKERS, Pool, batches, pool_scene
-from cof.tiny.export import HUB_NAMES, hub_name
-from cof.tiny.model import image_features, make_config, make_model, normalize
-from cof.tiny.optim import MixedOptimizer
-from cof.tiny.tokenizer import IMAGE, LEVELS, PAD, make_tokenizer
-from cof.tiny.turns import (
+from lab.training.data import WORKERS, Pool, batches, pool_scene
+from lab.training.export import HUB_NAMES, hub_name
+from lab.training.model import image_features, make_config, make_model, normalize
+from lab.training.optim import MixedOptimizer
+from lab.training.tokenizer import IMAGE, LEVELS, PAD, make_tokenizer
+from lab.training.turns import (
     DETAILS,
     IMAGE_AT,
     KIND_NAMES,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.records import Records, ratios
-from bench.setups import IMAGE_TOKENS, Setup
-from bench.ways import GROWING
 from cof.eval.store import write_atomically
+from lab.bench.records import Records, ratios
+from lab.bench.setups import IMAGE_TOKENS, Setup
+from lab.bench.ways import GROWING
 
 COLUMNS = (
     "model",

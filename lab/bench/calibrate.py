@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from bench.limits import Limits
+from lab.bench.limits import Limits
 
 ROWS = (640, 4096)  # tokens at a time: one question with its image, and many
 SQUARE = {"cuda": 8192, "cpu": 2048}  # rows and columns of a product at a device's best

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.limits import Pass
+from lab.bench.limits import Pass
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.shapes import TINY_TOKENS, question
-from bench.ways import GROWING, SEVERAL, SINGLE, Ways
 from cof.engines.transformers.engine import TransformersEngine
 from cof.prompting.dialects import SHORT_ANSWER
 from cof.tiny.benchmark import questions as asked_of
 from cof.tiny.benchmark import scene_seed
 from cof.tiny.scenes import make_scene, render
+from lab.bench.shapes import TINY_TOKENS, question
+from lab.bench.ways import GROWING, SEVERAL, SINGLE, Ways
 
 IMAGE_TOKENS = 576
 GROWTH: dict[str, tuple[int, ...]] = {  # in whole grids: 16, 24, 32, 48 and 56 cells a side

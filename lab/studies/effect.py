@@ -1,13 +1,12 @@
 """When looking closer pays: the effect over the training of the embedded model.
 
-`python -m cof.eval.effect CHECKPOINT... --out results/effect` measures each checkpoint (a folder
-that `cof.tiny.export` wrote, `tiny` or `tiny-early`) on the same test scenes, with the same
+`python -m lab.studies effect CHECKPOINT... --out results/effect` measures each checkpoint (a folder
+that `lab.training.export` wrote, `tiny` or `tiny-early`) on the same test scenes, with the same
 settings, and draws the gain over the plain model against how often the model finds the object.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,19 +124,3 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 def _interval(row: Mapping[str, Any]) -> Number:
     return Number(row["value"], ".3f", row["low"], row["high"])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoints", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, default=Path("results/effect"))
-    parser.add_argument("--scenes", type=int, default=32)
-    args = parser.parse_args()
-    console = Console(stderr=True)
-    points = measure(args.checkpoints, args.out, scenes=args.scenes, console=console)
-    write_effect(points, args.out)
-    print((args.out / "table.md").read_text("utf-8"))
-
-
-if __name__ == "__main__":
-    main()

@@ -29,12 +29,12 @@ from typing import Any
 
 import httpx2
 
-from bench.endurance import scene_queries
-from bench.machine import machine
-from bench.meter import resident, resident_with_children
 from cof.client import data_url
 from cof.eval.store import write_atomically
 from cof.query import Query
+from lab.bench.endurance import scene_queries
+from lab.bench.machine import machine
+from lab.bench.meter import resident, resident_with_children
 
 OWN_BOX = [[0.2, 0.2, 0.6, 0.6]]
 KINDS: dict[str, dict[str, Any] | None] = {

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.limits import Limits, Sizes, floor, operations, traffic
-from bench.meter import Cost
-from bench.setups import Setup
 from cof.eval.store import write_atomically
+from lab.bench.limits import Limits, Sizes, floor, operations, traffic
+from lab.bench.meter import Cost
+from lab.bench.setups import Setup
 
 
 @dataclass

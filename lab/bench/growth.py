@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.records import Records, ratios
-from bench.report import heading, of_setup
-from bench.setups import GROWTH, Setup
-from bench.ways import GROWING
 from cof.eval.store import write_atomically
+from lab.bench.records import Records, ratios
+from lab.bench.report import heading, of_setup
+from lab.bench.setups import GROWTH, Setup
+from lab.bench.ways import GROWING
 
 LABELS = {
     "image_tokens": "image tokens",

@@ -21,17 +21,17 @@ from pathlib import Path
 
 import torch
 
-from bench.calibrate import calibrate
-from bench.growth import growth, measured_setups
-from bench.limits import Sizes
-from bench.machine import folder_name, machine, sources
-from bench.meter import Meter
-from bench.records import Records, rounds
-from bench.report import report
-from bench.setups import IMAGE_TOKENS, Setup, make_plan, ways_of
-from bench.shapes import SHAPES, engine_of
-from bench.ways import WAYS, Ways
 from cof.engines.transformers.engine import TransformersEngine
+from lab.bench.calibrate import calibrate
+from lab.bench.growth import growth, measured_setups
+from lab.bench.limits import Sizes
+from lab.bench.machine import folder_name, machine, sources
+from lab.bench.meter import Meter
+from lab.bench.records import Records, rounds
+from lab.bench.report import report
+from lab.bench.setups import IMAGE_TOKENS, Setup, make_plan, ways_of
+from lab.bench.shapes import SHAPES, engine_of
+from lab.bench.ways import WAYS, Ways
 
 Built = tuple[TransformersEngine, Meter, Sizes]
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from cof.tiny.data import WORKERS, Pool, batches, offset, pool_scene
-from cof.tiny.model import (
+from cof.tiny.scenes import COLORS, DIGITS, LETTERS, SHAPES, SIDE, Scene
+from lab.training.data import WORKERS, Pool, batches, offset, pool_scene
+from lab.training.model import (
     GRID,
     PATCH,
     VISION_DIM,
@@ -29,8 +30,7 @@ from cof.tiny.model import (
     make_model,
     normalize,
 )
-from cof.tiny.optim import MixedOptimizer
-from cof.tiny.scenes import COLORS, DIGITS, LETTERS, SHAPES, SIDE, Scene
+from lab.training.optim import MixedOptimizer
 
 LEVELS = 51  # coordinates in steps of 0.02
 COLOR_NAMES = tuple(COLORS)

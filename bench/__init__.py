@@ -1,1 +1,0 @@
-"""What an answer costs: `python -m bench` measures CoF against the plain answer."""

@@ -1,0 +1,1 @@
+"""What we measured on the scenes: `make eval`, `make effect`."""
