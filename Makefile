@@ -14,7 +14,7 @@ WEB_READY := $(WEB)/.ready
 demo: $(READY)
 	$(BIN)/cof demo
 
-# The page at http://127.0.0.1:7860 (docs/web.md).
+# The page at http://127.0.0.1:7860 (docs/use.md).
 web: $(WEB_READY)
 	$(WEB)/bin/cof web
 

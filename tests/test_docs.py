@@ -2,20 +2,18 @@
 
 Python blocks share a namespace; lines `# -> ...` are what the block prints. In bash blocks `cof`
 runs for real, `pip`, `make` and `python -m` are checked to exist. A page has a folder of its own,
-where `llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions. A page
-that asks a server at port 8000 gets one at another port. A block below `<!-- not run: reason -->`
-is only parsed.
+where `llava-hf/llava-1.5-7b-hf` is a tiny random model and benchmarks hold a few questions. A block
+below `<!-- not run: reason -->` is only parsed; those of docs/serving.md that ask a server run in
+tests/test_serve.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,8 +41,7 @@ BLOCK = re.compile(
 
 SERVER = "127.0.0.1:8000"
 
-WAITING = {"serve", "web"}
-"""Commands that wait for requests: parsed, not run."""
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
 @dataclass(frozen=True)
@@ -65,10 +62,8 @@ class Snippet:
 def snippets(page: Path) -> list[Snippet]:
     text = page.read_text("utf-8")
     return [
-        Snippet(
-            block["kind"], block["code"], text.count("\n", 0, block.start("code")), not block["tag"]
-        )
-        for block in BLOCK.finditer(text)
+        Snippet(of["kind"], of["code"], text.count("\n", 0, of.start("code")), not of["tag"])
+        for of in BLOCK.finditer(text)
     ]
 
 
@@ -100,7 +95,7 @@ def check(command: list[str], *, runs: bool) -> None:
     """Run a command of `cof`; of others see that what they name exists."""
     program, *arguments = command
     if program == "cof":
-        if runs and arguments[0] not in WAITING:
+        if runs and arguments[0] not in ("serve", "web"):  # which wait for requests
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, result.output
         else:
@@ -123,67 +118,44 @@ def check(command: list[str], *, runs: bool) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the snippets find around them."""
     (tmp_path / "cof").symlink_to(ROOT / "cof")
     shutil.copy(ROOT / "cof" / "demo" / "scene-4.png", tmp_path / "photo.jpg")
     (tmp_path / "llava-hf").mkdir()
-    for size in ("7b", "13b"):
-        (tmp_path / "llava-hf" / f"llava-1.5-{size}-hf").symlink_to(checkpoint("llava"))
+    (tmp_path / "llava-hf" / "llava-1.5-7b-hf").symlink_to(checkpoint("llava"))
     formats.mme(tmp_path / "MME_Benchmark_release_version")
     formats.pope(tmp_path / "POPE")
-    formats.textvqa(tmp_path / "TextVQA")
     formats.tsv(tmp_path / "mmbench_test.tsv", formats.mmbench_rows())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
-    return tmp_path
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT))
-)
+@EVERY_PAGE
 @pytest.mark.usefixtures("folder")
 def test_snippets_run(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
-    asks = any(SERVER in of.code for of in snippets(page) if of.kind == "python")
-    with serving() if asks else contextlib.nullcontext(SERVER) as server:
-        for snippet in snippets(page):
-            try:
-                if snippet.kind == "bash":
-                    for command in commands(snippet.code):
-                        check(command, runs=snippet.runs)
-                else:
-                    run_python(snippet, page, names, server)
-            except Exception as error:
-                raise AssertionError(f"{page.relative_to(ROOT)}:{snippet.line + 1}") from error
+    for snippet in snippets(page):
+        try:
+            if snippet.kind == "bash":
+                for command in commands(snippet.code):
+                    check(command, runs=snippet.runs)
+            else:
+                run_python(snippet, page, names)
+        except Exception as error:
+            raise AssertionError(f"{page.relative_to(ROOT)}:{snippet.line + 1}") from error
 
 
 def test_snippets_say_what_they_print() -> None:
     """Else a formatter that rewrites comments would switch the comparison off."""
-    saying = [page.name for page in PAGES if any(of.expected for of in snippets(page))]
-    assert {"README.md", "tutorial.md", "your-model.md", "add-a-method.md"} <= set(saying)
+    saying = {page.name for page in PAGES if any(of.expected for of in snippets(page))}
+    assert saying >= {"README.md", "use.md", "extend.md"}
 
 
-@contextlib.contextmanager
-def serving() -> Iterator[str]:
-    """`cof serve tiny-early` at any port; its address."""
-    command = [sys.executable, "-m", "cof.cli", "serve", "tiny-early", "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stderr is not None
-        try:
-            told = (re.search(r"127\.0\.0\.1:\d+", line) for line in server.stderr)
-            yield next(address[0] for address in told if address)
-        finally:
-            server.terminate()
-            server.stderr.read()
-
-
-def run_python(snippet: Snippet, page: Path, names: dict[str, Any], server: str) -> None:
+def run_python(snippet: Snippet, page: Path, names: dict[str, Any]) -> None:
     """Run a block, and compare what it prints with what it says it prints."""
-    text = "\n" * snippet.line + snippet.code.replace(SERVER, server)
-    code = compile(text, str(page), "exec", dont_inherit=True)
-    if not snippet.runs:
+    code = compile("\n" * snippet.line + snippet.code, str(page), "exec", dont_inherit=True)
+    if not snippet.runs or (page.name == "serving.md" and SERVER in snippet.code):
         return
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -191,36 +163,27 @@ def run_python(snippet: Snippet, page: Path, names: dict[str, Any], server: str)
     assert not snippet.expected or printed.getvalue().splitlines() == snippet.expected
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def all_commands(command: Any, name: str = "cof") -> dict[str, Any]:
+    """The command, and those below it, by what one types."""
+    found = {name: command}
+    for child, below in getattr(command, "commands", {}).items():
+        found |= all_commands(below, f"{name} {child}")
+    return found
+
+
+@EVERY_PAGE
 def test_commands_and_options_in_the_text_exist(page: Path) -> None:
-    root: Any = typer.main.get_command(app)
-    leaves: list[Any] = []
-    groups = {"cof": root}
-    paths = {"cof"}
-    while groups:
-        name, group = groups.popitem()
-        for child, command in group.commands.items():
-            paths.add(f"{name} {child}")
-            if hasattr(command, "commands"):
-                groups[f"{name} {child}"] = command
-            else:
-                leaves.append(command)
-    options = {
-        option
-        for command in (root, *leaves)
-        for parameter in command.params
-        for option in (*parameter.opts, *parameter.secondary_opts)
-    }
+    known = all_commands(typer.main.get_command(app))
+    parameters = [each for command in known.values() for each in command.params]
+    options = {name for each in parameters for name in (*each.opts, *each.secondary_opts)}
     for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text("utf-8")):
         if (words := code.split())[0] != "cof" and not re.fullmatch(r"--[a-z-]+", words[0]):
             continue
         for option in re.findall(r"(?<!\S)--[a-z][a-z_-]*", code):
             assert option in {*options, "--help", "--model_args"}, f"no option {option}"
-        if words[0] == "cof":
-            path = "cof"
-            for word in words[1:]:
-                if f"{path} {word}" not in paths:
-                    break
-                path = f"{path} {word}"
-            plain = len(words) == 1 or not re.fullmatch(r"[a-z]+", words[1])
-            assert plain or path != "cof", f"no command {code}"
+        name = "cof"
+        for word in words[1:] if words[0] == name else ():
+            if not hasattr(known[name], "commands") or not re.fullmatch(r"[a-z]+", word):
+                break
+            name = f"{name} {word}"
+            assert name in known, f"no command {code}"
