@@ -71,14 +71,14 @@ def test_figures_under_every_rule_set(tmp_path: Path) -> None:
     assert groups["whole"]["fixed"] == groups["whole"]["broken"] == 6
     assert numbers["changed"]["whole"]["fixed"][:2] == ["random-1", "random-3"]
     assert numbers["changed"]["cof"] == {"fixed": [], "broken": []}  # no box: the plain model
-    assert numbers["grounding"][grounding_key("prompt", SETTINGS)]["all"]["found"]["value"] == 0
+    assert numbers["grounding"][grounding_key(SETTINGS.grounders[0])]["all"]["found"]["value"] == 0
 
 
 def test_true_regions_add_oracle_and_control(tmp_path: Path) -> None:
     results = run(VStar(formats.vstar(tmp_path / "data")), tmp_path / "out", AnyEngine())
     assert list(results["methods"]) == ["plain", "whole", "cof", "oracle", "random"]
     numbers = results["tasks"]["vstar"]
-    assert numbers["grounding"][grounding_key("prompt", SETTINGS)]["all"]["centre"]["n"] == 4
+    assert numbers["grounding"][grounding_key(SETTINGS.grounders[0])]["all"]["centre"]["n"] == 4
     assert set(numbers["groups"]) == {"all", "direct_attributes", "relative_position"}
 
 
@@ -88,7 +88,7 @@ def test_only_boxes_are_measured_on_referring_expressions(tmp_path: Path) -> Non
     assert results["methods"] == {}
     numbers = results["tasks"]["refcoco"]
     assert numbers["groups"] == numbers["figures"] == {}
-    boxes = numbers["grounding"][grounding_key("prompt", SETTINGS)]["all"]
+    boxes = numbers["grounding"][grounding_key(SETTINGS.grounders[0])]["all"]
     assert (boxes["found"]["n"], boxes["found"]["value"]) == (2, 1)
     assert boxes["mean_iou"]["value"] > 0
     assert "mean IoU" in markdown(make_blocks(results))
@@ -112,7 +112,7 @@ def test_interrupted_and_sharded_runs_end_with_the_same_file(
     assert len({path.read_bytes() for path in answers}) == 1
     assert {**merged["tasks"]["mmbench"], "costs": 0} == {**whole["tasks"]["mmbench"], "costs": 0}
     assert merged["tasks"]["mmbench"]["costs"].keys() == whole["methods"].keys()
-    keys = {ENCODING, grounding_key("prompt", SETTINGS), *whole["methods"].values()}
+    keys = {ENCODING, grounding_key(SETTINGS.grounders[0]), *whole["methods"].values()}
     assert set(read_costs(tmp_path / "whole" / "answers.jsonl")) == keys
 
 

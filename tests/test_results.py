@@ -24,7 +24,7 @@ from cof.settings import Settings
 BOX: XYXY = (0.25, 0.25, 0.5, 0.5)
 COF = Method(Settings(strength=4.0))
 UNSURE = Method(COF.settings.changed(max_plain_confidence=0.5))
-FOUND = grounding_key("prompt", COF.settings)
+FOUND = grounding_key(COF.settings.grounders[0])
 EXAMPLES = [
     Example(f"{n}", Path(f"{n % 2}.png"), "?", "7", BOX, "digit", 4, single=n < 4) for n in range(5)
 ]

@@ -150,7 +150,7 @@ def test_every_image_is_encoded_once_and_every_box_asked_once(folder: Path, tmp_
     assert all(len(images) <= 2 for images in engine.encoded)
     assert sum("Where?" in line or "bounding box" in line for line in engine.trace) == n
     assert len(engine.calls) == batches * 7
-    keys = {grounding_key("prompt", BASE), ENCODING, *(m.key for m in METHODS), stronger.key}
+    keys = {grounding_key(BASE.grounders[0]), ENCODING, *(m.key for m in METHODS), stronger.key}
     assert set(read_costs(run.path)) == keys
 
 
@@ -298,7 +298,7 @@ def test_a_refused_question_is_recorded_and_the_others_are_answered(
         for id in errors:
             assert (records[id].right, records[id].parsed, records[id].text) == (False, None, "")
             assert "is refused" in str(errors[id])
-    found = store.method(grounding_key("prompt", BASE))
+    found = store.method(grounding_key(BASE.grounders[0]))
     # stage 1 is asked about the question alone
     assert {id for id, record in found.items() if record.error} == {"popular-2"}
     answers = CoF(AnyEngine(), BASE).batch(
