@@ -238,7 +238,6 @@ def test_max_new_tokens(loaded: Loaded, image: str) -> None:
         (["ask", "IMAGE", QUESTION, "--save", "/absent/a.png"], "no folder"),
         (["ask", "IMAGE", QUESTION, "--save", "/"], "is a folder"),
         (["ask", "IMAGE", QUESTION, "--save", "/a.doc"], ".png, .jpg or .webp"),
-        (["ask", "IMAGE", QUESTION, "--show-layers", "1"], "add --save"),
         (["ask", "https://example.org/a.png", QUESTION], "--allow-url"),
         (["ground", "absent.png", QUESTION], "no image file"),
         (["ground", "IMAGE", ""], "question is empty"),
@@ -400,13 +399,6 @@ def test_demo_without_truth(
     assert result.exit_code == 0, result.output
     assert "none" in result.stdout  # no box
     assert "Right" not in result.stdout
-
-
-def test_demo_without_its_pictures(
-    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cof.cli.look.DEMO", tmp_path)
-    assert "not part of this installation" in refused(run("demo"))
 
 
 def test_demo_cannot_write(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

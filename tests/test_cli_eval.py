@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from cof import cli
 from cof.cli import evaluate
 from cof.eval.data import BENCHMARKS
+from lab.studies.synthetic import write_synthetic
 
 
 def invoke(*arguments: object) -> Result:
@@ -30,16 +31,7 @@ def test_every_benchmark_has_a_command() -> None:
 
 @pytest.mark.parametrize("name", ["mme", "pope", "mmbench"])
 def test_synthetic_benchmarks(tmp_path: Path, name: str) -> None:
-    drawn = [
-        "scenes",
-        str(tmp_path / "synthetic"),
-        "--synthetic",
-        "--num-objects",
-        "4",
-        "--scenes",
-        "1",
-    ]
-    assert CliRunner().invoke(cli.app, drawn).exit_code == 0
+    write_synthetic(tmp_path / "synthetic", num_objects=(4,), scenes=1)
     out = tmp_path / "out"
     arguments = (name, tmp_path / "synthetic" / name, *llava(), "--out", out, "--limit", "4")
     result = invoke(*arguments)

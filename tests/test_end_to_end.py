@@ -70,7 +70,7 @@ def test_the_command_line_draws_attention_before_and_after(tmp_path: Path) -> No
     picture((48, 32)).save(source)
     arguments = shlex.split(
         f"ask {source} 'what is it' --model {checkpoint('llava')} --box 0.1 0.2 0.6 0.9"
-        f" --max-new-tokens 2 --save {target} --show-layers 0-1 --show-heads 3"
+        f" --max-new-tokens 2 --save {target}"
     )
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

@@ -68,11 +68,11 @@ DATA = {
 }
 PAPER = "reproduce paper --data {data}"
 COMMANDS = {
-    "sweep": "sweep scenes {data} --limit 8 --strengths 2 --expands 1 --scopes text",
+    "sweep": "sweep scenes {data} --share 1 --limit 8 --try expand=1.3",
     "paper": f"{PAPER} --limit 3",
     **{name: f"eval {name} {{data}}" for name in DATA},
 }
-CHOSEN = {"strength", "expand", "scope", "layers"}  # by `cof sweep`
+CHOSEN = {"expand"}  # by this `cof sweep`
 SETTINGS = ("sweep", "paper", "vstar")
 """The commands that are tried with every setting: those of benchmarks share their code."""
 
@@ -94,7 +94,7 @@ class Tool:
         """The requests of a run, and the keys in its records."""
         command = f"{COMMANDS[name]} {options}"
         if command not in self.ran:
-            number = len(self.ran)
+            number = len(list(self.folder.iterdir()))
             data, out = self.folder / f"{number}-data", self.folder / f"{number}-out"
             data.mkdir()
             if name in DATA or name == "sweep":

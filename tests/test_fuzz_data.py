@@ -30,12 +30,13 @@ from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
 from cof.eval.evaluate import Evaluation
 from cof.eval.examples import Example
+from cof.eval.methods import Method
 from cof.eval.replies import write_questions
 from cof.eval.report.publish import publish, write_table
 from cof.eval.rescore import rescore
 from cof.eval.rules import RULES
 from cof.eval.run_info import questions_digest
-from cof.eval.sweep import Chosen, fingerprint
+from cof.eval.sweep import Choice, fingerprint
 from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
 
@@ -229,6 +230,7 @@ def test_damaged_choices_are_refused(
     path = tmp_path_factory.getbasetemp() / "chosen.json"
     asked = [Example("1", Path("a.png"), "?", "7")]
     seen = frozenset(map(fingerprint, asked))
-    Chosen(Settings(layers=(0, 1)), 0.5, seen, {"model": "m"}).write(path)
+    chosen = {"cof": Method(Settings(layers=(0, 1)))}
+    Choice(chosen, seen, 0.5, about={"model": "m"}).write(path)
     path.write_bytes(damage(path.read_bytes(), kind, seed))
-    assert "\n\n" not in sentence(lambda: Chosen.read(path).check(asked, "n"))
+    assert "\n\n" not in sentence(lambda: Choice.read(path).check(asked, "n"))

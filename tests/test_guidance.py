@@ -130,4 +130,4 @@ def test_in_the_pipeline() -> None:
     (direct,) = engine("llava").generate([focus.apply(request, answer.region)], SHORT)
     assert answer.text == direct.text
     with pytest.raises(CofError, match="guidance must be a finite number above 0"):
-        Settings(guidance=0.0)
+        Settings(focus="contrast", guidance=0.0)

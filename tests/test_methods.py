@@ -136,6 +136,10 @@ def test_settings_that_ask_differently_have_different_keys(name: str, data: st.D
     others = data.draw(st.sets(st.sampled_from(sorted(VALUES)), max_size=3))
     # most settings matter with some grounders and focuses alone
     drawn = {other: data.draw(VALUES[other], other) for other in {"grounder", "focus", *others}}
+    for kind, methods in (("grounder", GROUNDERS), ("focus", FOCUSES)):
+        owners = [each for each, owner in methods.items() if hasattr(owner, name)]
+        if owners and name not in ("name", "help"):
+            drawn[kind] = data.draw(st.sampled_from(sorted({*owners} - {"detector"})), kind)
     one, two = (
         Settings.read({**drawn, name: data.draw(VALUES[name], name)}) for _ in range(2)
     )  # options of methods that are not in use are left out

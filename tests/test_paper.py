@@ -51,12 +51,14 @@ def test_rows() -> None:
     llava = paper_methods(default_settings(name), name)
     assert list(llava) == ["plain", "whole", "cof", PARITY]
     assert llava["cof"].settings == default_settings(name)
-    assert llava[PARITY].settings.square
-    assert llava[PARITY].settings.strength == 4.5
+    assert llava[PARITY].settings.released
+    assert llava[PARITY].settings.option("strength") == 4.5
     assert PARITY not in paper_methods(Settings(), "Salesforce/instructblip-vicuna-13b")
     other = paper_methods(Settings(expand=1.5, strength=8.0), "mine")
     parity = other[PARITY].settings
-    assert (parity.expand, parity.strength, parity.parser) == (1.5, 8.0, "released")
+    assert (parity.expand, parity.option("strength"), parity.released) == (1.5, 8.0, True)
+    no_lambda = paper_methods(Settings(focus="crop"), "mine")
+    assert no_lambda[PARITY].settings.option("strength") == 2.0
 
 
 def data(folder: Path) -> Path:

@@ -154,7 +154,7 @@ def test_a_report_of_several_runs(tmp_path: Path) -> None:
     run(POPE, tmp_path / "a")
     plan = Plan(scenes=1, validation_scenes=1, num_objects=(4, 8), strengths=(2.0, 4.0, 8.0))
     run_effect(AnyEngine(), Settings(), plan, tmp_path / "study", console=QUIET)
-    result = CliRunner().invoke(app, ["report", str(tmp_path), "--most", "2"])
+    result = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "report.html").read_text("utf-8")
     text = (tmp_path / "report.md").read_text("utf-8")

@@ -22,7 +22,7 @@ from cof.eval.data.mmbench import MMBench
 from cof.eval.data.pope import POPE
 from cof.eval.methods import Method
 from cof.eval.store import Store
-from cof.eval.sweep import CHOSEN, Chosen, choose, fingerprint, make_candidates, rank
+from cof.eval.sweep import CHOSEN, Choice, choose, fingerprint, make_candidates, rank
 from cof.presets import preset
 from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
@@ -33,7 +33,11 @@ QUIET = Console(quiet=True)
 
 def test_equals_are_ranked_by_mildness() -> None:
     methods = make_candidates(
-        Settings(), (8.0, 0.5, 1.9), (2.0, 1.0), ("text", "all"), ((0,), None)
+        Settings(),
+        strength=(8.0, 0.5, 1.9),
+        expand=(2.0, 1.0),
+        scope=("text", "all"),
+        layers=((0,), None),
     )
     order = [method.settings for method in rank(methods, {m.key: 0.3 for m in methods})]
     assert [s.option("strength") for s in order[::8]] == [1.9, 0.5, 8.0]
@@ -48,12 +52,14 @@ def test_equals_are_ranked_by_mildness() -> None:
 
 def test_candidates_are_all_combinations_of_what_matters() -> None:
     base = preset("paper-parity:llava-1.5-7b")
-    methods = make_candidates(base, (2.0, 4.0), (1.0, 1.3), ("all", "text"), (None, (0,)))
+    both: dict[str, Any] = {"strength": (2.0, 4.0), "expand": (1.0, 1.3)}
+    methods = make_candidates(base, **both, scope=("all", "text"), layers=(None, (0,)))
     assert len({method.key for method in methods}) == len(methods) == 16
     assert all(method.settings.released for method in methods)
     assert make_candidates(base) == [Method(base)]
-    overlay = make_candidates(base.changed(focus="overlay"), (2.0, 4.0), (1.0, 1.3))
-    assert [method.settings.expand for method in overlay] == [1.0, 1.3]
+    assert len(make_candidates(base, expand=(1.0, 1.0))) == 1
+    with pytest.raises(CofError, match="strength"):
+        make_candidates(base.changed(focus="overlay"), **both)
 
 
 def pope(folder: Path, images: int = 16) -> Path:
@@ -96,7 +102,13 @@ class Dying(FakeEngine):
         return super().generate(requests, decoding)
 
 
-CANDIDATES = make_candidates(Settings(), (2.0, 4.0, 8.0), (1.0, 1.3), ("all", "text"), (None, (0,)))
+CANDIDATES = make_candidates(
+    Settings(),
+    strength=(2.0, 4.0, 8.0),
+    expand=(1.0, 1.3),
+    scope=("all", "text"),
+    layers=(None, (0,)),
+)
 
 
 def chosen_of(
@@ -125,7 +137,7 @@ def test_the_best_is_chosen_frozen_and_written(tmp_path: Path, validation: POPE)
     assert settings == Settings().changed(strength=4.0, scope="text", expand=1.0)
     n = len(validation.examples)
     tried = {row["key"]: row for row in choice.tried["cof"]}
-    assert {row["questions"] for row in tried.values()} == {choice.questions} == {n}
+    assert {row["questions"] for row in tried.values()} == {len(choice.questions)} == {n}
     assert tried[choice.chosen["cof"].key]["accuracy"] == 1.0
     right = sum(int(re.findall(r"\d+", e.prompt)[0]) % 4 == 0 for e in validation.examples)
     assert choice.plain == pytest.approx(right / n, abs=1e-6)
@@ -135,12 +147,13 @@ def test_the_best_is_chosen_frozen_and_written(tmp_path: Path, validation: POPE)
     assert len(asked) == n * (2 + len(CANDIDATES))
     (store,) = (Store(path) for path in (out / "validation").glob("pope-0.jsonl"))
     assert len(store.ids) == n
-    chosen = Chosen.read(out / CHOSEN)
+    chosen = Choice.read(out / CHOSEN)
     assert (chosen.settings, chosen.share, len(chosen.questions)) == (settings, 0.7, n)
     assert chosen.about["date"].count("-") == 2
     assert chosen.about["prompt_style"] == "llava"
-    numbers = json.loads((out / "choice.json").read_text("utf-8"))
-    assert numbers == json.loads(json.dumps(choice.as_dict()))
+    numbers = json.loads((out / CHOSEN).read_text("utf-8"))
+    wanted = json.loads(json.dumps(choice.as_dict()))
+    assert numbers | {"questions": n} == numbers | wanted
 
 
 @pytest.mark.parametrize("calls", [0, 3, 40, 150])
@@ -150,9 +163,9 @@ def test_killed_and_resumed(tmp_path: Path, validation: POPE, calls: int) -> Non
     dying.left = calls
     with pytest.raises(KeyboardInterrupt):
         chosen_of(tmp_path / "killed", validation, engine=dying)
-    assert not (tmp_path / "killed" / "choice.json").exists()
+    assert not (tmp_path / "killed" / CHOSEN).exists()
     assert chosen_of(tmp_path / "killed", validation) == whole
-    for path in ("choice.json", "validation/pope-0.jsonl"):
+    for path in (CHOSEN, "validation/pope-0.jsonl"):
         first, second = (tmp_path / name / path for name in ("whole", "killed"))
         assert first.read_bytes() == second.read_bytes()
 
@@ -160,20 +173,19 @@ def test_killed_and_resumed(tmp_path: Path, validation: POPE, calls: int) -> Non
 def test_a_choice_stays(tmp_path: Path, validation: POPE) -> None:
     out = tmp_path / "out"
     chosen_of(out, validation)
-    frozen = (out / "choice.json").read_bytes()
-    (out / CHOSEN).write_text("of another day", "utf-8")
+    frozen = (out / CHOSEN).read_text("utf-8").replace('"date": "2', '"date": "1')
+    (out / CHOSEN).write_text(frozen, "utf-8")
     silent = FakeEngine({})
     chosen_of(out, validation, engine=silent)
     assert silent.calls == []
-    assert (out / CHOSEN).read_text("utf-8") == "of another day"
-    assert (out / "choice.json").read_bytes() == frozen
+    assert (out / CHOSEN).read_text("utf-8") == frozen  # of another day
     with pytest.raises(CofError, match="holds another choice"):
-        chosen_of(out, validation, methods=make_candidates(Settings(), (3.0,)))
+        chosen_of(out, validation, methods=make_candidates(Settings(), strength=(3.0,)))
     with pytest.raises(CofError, match=r"another run \(batch_size differ"):
         chosen_of(out, validation, batch_size=8)
     (out / "answers.jsonl").touch()
-    (out / "choice.json").unlink()
-    with pytest.raises(CofError, match=r"choice\.json is gone"):
+    (out / CHOSEN).unlink()
+    with pytest.raises(CofError, match=r"chosen\.json is gone"):
         chosen_of(out, validation)
 
 
@@ -183,7 +195,7 @@ def test_several_tasks_weigh_equally(tmp_path: Path) -> None:
     few = POPE(pope(tmp_path / "few", 1))
     for path in (tmp_path / "few").glob("*.json"):
         path.write_text(path.read_text("utf-8").replace("Is it", "Is on it"), "utf-8")
-    methods = make_candidates(Settings(), (4.0, 8.0), (), ("text",))
+    methods = make_candidates(Settings(scope="text"), strength=(4.0, 8.0))
     choice = chosen_of(tmp_path / "out", many, few, methods=methods)
     assert choice.chosen["cof"].settings.option("strength") == 8
     # (1 + 0) / 2, (1/2 + 1) / 2
@@ -195,7 +207,7 @@ def test_several_tasks_weigh_equally(tmp_path: Path) -> None:
 def test_later_rounds_know_the_choice_and_ask_nothing_twice(tmp_path: Path) -> None:
     limits = (0.2, 0.5, 0.8)
     rounds = [
-        lambda chosen: {"cof": make_candidates(Settings(expand=1.0), (2.0, 4.0))},
+        lambda chosen: {"cof": make_candidates(Settings(expand=1.0), strength=(2.0, 4.0))},
         lambda chosen: {
             "unsure": [
                 Method(chosen["cof"].settings.changed(max_plain_confidence=limit))
@@ -222,17 +234,17 @@ def test_what_cannot_be_chosen_by(tmp_path: Path, validation: POPE) -> None:
 # The file of a choice
 
 
-def make_choice(task: Benchmark, **settings: Any) -> Chosen:
+def make_choice(task: Benchmark, **settings: Any) -> Choice:
     share = task.share if task.part == "validation" else 1.0
     seen = frozenset(map(fingerprint, task.examples))
-    return Chosen(Settings(**settings), share, seen, {"model": "m"})
+    return Choice({"cof": Method(Settings(**settings))}, seen, share, about={"model": "m"})
 
 
 def test_questions_that_chose_are_not_measured(tmp_path: Path, validation: POPE) -> None:
     n, folder = len(validation.examples), validation.path
     choice = make_choice(validation, strength=7.0, layers=(0, 1))
     choice.write(tmp_path / CHOSEN)
-    read = Chosen.read(tmp_path / CHOSEN)
+    read = Choice.read(tmp_path / CHOSEN)
     assert (read.settings, read.questions) == (choice.settings, choice.questions)
     # whatever their prompt style
     for task in (POPE(folder), POPE(folder, prompt_style="tiny")):
@@ -263,9 +275,9 @@ def test_a_damaged_choice_is_refused(
     make_choice(validation).write(path)
     path.write_text(change(path.read_text("utf-8")), "utf-8")
     with pytest.raises(CofError, match=message):
-        Chosen.read(path)
+        Choice.read(path)
     with pytest.raises(CofError, match="`cof sweep` writes it"):
-        Chosen.read(tmp_path / "none.json")
+        Choice.read(tmp_path / "none.json")
 
 
 def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
@@ -276,12 +288,12 @@ def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
     def run(*arguments: object) -> Any:
         return CliRunner().invoke(app, [*map(str, arguments)])
 
-    grid = "--strengths 4 --expands 1 --scopes text --layers all"
+    grid = "--try strength=4 --try expand=1 --try scope=text --try layers=null"
     options = f"--model tiny-early --prompt-style llava --share 0.5 --limit 6 {grid}"
     swept = run("sweep", "scenes", data, "--out", out, *options.split())
     assert swept.exit_code == 0, swept.output
     assert "Chosen of 1: prompt x attention" in swept.output
-    chosen = Chosen.read(out / CHOSEN)
+    chosen = Choice.read(out / CHOSEN)
     common = ("eval", "scenes", data, "--model", "tiny-early", "--settings", out / CHOSEN)
     tested = run(*common, "--limit", 4, "--out", tmp_path / "b")
     assert tested.exit_code == 0, tested.output

@@ -16,13 +16,13 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
+from cof.cli.web import other_options
 from models import checkpoint, picture
 from PIL import Image
 from typer.testing import CliRunner
 
 from cof.cli import app
 from cof.cli.common import ModelOptions
-from cof.cli.web import other_options
 from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError

@@ -14,12 +14,10 @@ from cof.cli.ask import BoxCommand, ask, ground
 from cof.cli.evaluate import BENCHMARKS, add_benchmark
 from cof.cli.look import demo, scenes
 from cof.cli.models import models, settings
-from cof.cli.report import report, rescore
+from cof.cli.report import report, rescore, submit_mmbench
 from cof.cli.reproduce import reproduce_paper
-from cof.cli.serve import serve
-from cof.cli.submit import submit_mmbench
+from cof.cli.serve import serve, web
 from cof.cli.sweep import sweep
-from cof.cli.web import web
 
 
 def _group(help: str) -> typer.Typer:

@@ -24,7 +24,6 @@ from cof.cli.common import (
     with_model,
 )
 from cof.errors import CofError
-from cof.options import indices
 
 if TYPE_CHECKING:
     from cof.geometry.boxes import XYXY
@@ -36,21 +35,9 @@ class BoxCommand(TyperCommand):
     cannot do at once; `--box x1,y1,x2,y2` works too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        joined: list[str] = []
-        position = 0
-        while position < len(args):
-            joined.append(args[position])
-            position += 1
-            if joined[-1] == "--box":
-                length = 0
-                while length < 4 and position + length < len(args):
-                    if not re.fullmatch(NUMBER, args[position + length]):
-                        break
-                    length += 1
-                if length:
-                    joined.append(",".join(args[position : position + length]))
-                position += length
-        return super().parse_args(ctx, joined)
+        boxes = re.compile(rf"(?<=--box)\0{NUMBER}(?:\0{NUMBER}){{0,3}}(?=\0|$)")
+        joined = boxes.sub(lambda box: "\0" + box[0][1:].replace("\0", ","), "\0".join(args))
+        return super().parse_args(ctx, joined.split("\0") if args else args)
 
 
 @sentences
@@ -62,38 +49,25 @@ def ask(
     box: Annotated[
         list[str] | None,
         typer.Option(
-            "--box",
             metavar="X1 Y1 X2 Y2",
             help="Look here: fractions of width and height; may be repeated.",
         ),
     ] = None,
     mask: Annotated[
         str | None,
-        typer.Option("--mask", metavar="FILE", help="Or look at the white part of this image."),
+        typer.Option(metavar="FILE", help="Or look at the white part of this image."),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also give the plain model's answer.")
     ] = False,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")
-    ] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     save: Annotated[
         Path | None,
-        typer.Option("--save", help="Write an image of where it looked (.png, .jpg or .webp)."),
+        typer.Option(help="Write an image of where it looked (.png, .jpg or .webp)."),
     ] = None,
     animate: Annotated[
         Path | None,
-        typer.Option("--animate", help="Write attention and answer over lambda (.webp or .gif)."),
-    ] = None,
-    show_layers: Annotated[
-        str | None,
-        typer.Option(
-            "--show-layers", help="--save: average attention over these. \\[default: all]"
-        ),
-    ] = None,
-    show_heads: Annotated[
-        str | None,
-        typer.Option("--show-heads", help="--save: average attention over these. \\[default: all]"),
+        typer.Option(help="Write attention and answer over lambda (.webp or .gif)."),
     ] = None,
     allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,
@@ -112,12 +86,8 @@ def ask(
     from cof.viz.animation import ANIMATIONS
 
     # refuse what can be refused before minutes are spent on loading a model
-    shown_layers = indices("--show-layers", show_layers)
-    shown_heads = indices("--show-heads", show_heads)
     if save is not None:
         check_path(save)
-    elif shown_layers or shown_heads:
-        raise CofError("--show-layers and --show-heads choose what --save draws: add --save.")
     if animate is not None:
         check_path(animate, ANIMATIONS)
     own = boxes_of(box)
@@ -137,14 +107,7 @@ def ask(
         _print_answer(answer, plain)
     # last: an answer that took minutes is not lost to a full disk
     if save is not None:
-        save_overlay(
-            save,
-            cof.engine,
-            answer,
-            plain=plain,
-            layers=shown_layers,
-            heads=shown_heads,
-        )
+        save_overlay(save, cof.engine, answer, plain=plain)
     if animate is not None:
         save_animation(animate, cof, query.image, query.question, region=region, decoding=decoding)
 
@@ -167,18 +130,15 @@ def ground(
     grounding = cof.locate(loaded, question)
     boxes = grounding.region.boxes if grounding.region else ()
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "boxes": boxes,
-                    "found": grounding.region is not None,
-                    "grounding_text": grounding.text,
-                    "confidence": grounding.confidence,
-                    "reason": grounding.reason,
-                    "settings": cof.settings.as_dict(),
-                }
-            )
-        )
+        shown = {
+            "boxes": boxes,
+            "found": grounding.region is not None,
+            "grounding_text": grounding.text,
+            "confidence": grounding.confidence,
+            "reason": grounding.reason,
+            "settings": cof.settings.as_dict(),
+        }
+        typer.echo(json.dumps(shown))
         return
     lines = _lines()
     _box_lines(lines, boxes, grounding.confidence, grounding.reason)
@@ -187,17 +147,13 @@ def ground(
     Console().print(lines)
 
 
-def boxes_of(texts: list[str] | None) -> list[list[float]] | None:
+def boxes_of(texts: list[str] | None) -> list[list[float]]:
     """`["0.1,0.2,0.5,0.6"]` -> `[[0.1, 0.2, 0.5, 0.6]]`."""
-    if not texts:
-        return None
-    boxes = []
-    for text in texts:
-        numbers = text.split(",")
-        if len(numbers) != 4 or not all(re.fullmatch(NUMBER, number) for number in numbers):
-            raise CofError(f"--box takes four numbers, x1 y1 x2 y2, not {text!r}.")
-        boxes.append([float(number) for number in numbers])
-    return boxes
+    boxes = [text.split(",") for text in texts or ()]
+    for box in boxes:
+        if len(box) != 4 or not all(re.fullmatch(NUMBER, number) for number in box):
+            raise CofError(f"--box takes four numbers, x1 y1 x2 y2, not {','.join(box)!r}.")
+    return [[float(number) for number in box] for box in boxes]
 
 
 def _answer_object(answer: Answer, plain: str | None) -> dict[str, Any]:

@@ -21,13 +21,15 @@ from cof.grounders import GROUNDERS
 from cof.options import read_value
 
 if TYPE_CHECKING:
+    from cof.eval.data.base import Benchmark
     from cof.pipeline import CoF
     from cof.settings import Settings
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf)"
+NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
 
 
 P = ParamSpec("P")
+Command = Callable[..., None]
 
 
 def sentences(command: Callable[P, None]) -> Callable[P, None]:
@@ -80,30 +82,12 @@ ImageArgument = Annotated[
     str, typer.Argument(metavar="IMAGE", help="An image file, or an address with --allow-url.")
 ]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
-SideOption = Annotated[
-    int,
-    typer.Option("--side", help="Side of the scenes in pixels; above 160 details are smaller."),
-]
 AllowUrlOption = Annotated[
     bool, typer.Option("--allow-url", help="Let IMAGE be an http(s) address.")
 ]
 DataArgument = Annotated[
     str,
     typer.Argument(metavar="PATH", help="The data as downloaded, or hf://owner/name/folder."),
-]
-ImagesOption = Annotated[
-    Path | None, typer.Option("--images", help="Folder of the pictures, if elsewhere.")
-]
-RulesOption = Annotated[
-    str, typer.Option("--rules", help="official, llava, lmms-eval or vlmevalkit.")
-]
-PromptStyleOption = Annotated[
-    str | None,
-    typer.Option(
-        "--prompt-style",
-        help="Prompts as of llava, llava-ocr, official, lmms-eval, vlmevalkit or tiny. "
-        "\\[default: llava; tiny for the embedded model]",
-    ),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="About so many questions.")]
 BatchSizeOption = Annotated[
@@ -116,6 +100,46 @@ OutOption = Annotated[
     Path, typer.Option("--out", help="Folder for results; an interrupted run goes on in it.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A benchmark's questions, and how they are asked; `with_questions` makes them of options."""
+
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, if elsewhere.")] = (
+        None
+    )
+    rules: Annotated[str, typer.Option(help="official, llava, lmms-eval or vlmevalkit.")] = (
+        "official"
+    )
+    prompt_style: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts as of llava, llava-ocr, official, lmms-eval, vlmevalkit or tiny. "
+            "\\[default: llava; tiny for the embedded model]",
+        ),
+    ] = None
+    limit: LimitOption = None
+    batch_size: BatchSizeOption = 8
+    max_new_tokens: LongestAnswerOption = 32
+
+    def read(self, benchmark: str, path: str, style: str | None = None, **which: Any) -> Benchmark:
+        """The benchmark of that name at a path, asked in a prompt style unless one was given."""
+        from cof.eval.data import BENCHMARKS
+        from cof.eval.data.hub import local
+
+        if benchmark not in BENCHMARKS:
+            raise CofError(
+                f"There is no benchmark {benchmark!r}; there are {', '.join(BENCHMARKS)}."
+            )
+        return BENCHMARKS[benchmark](
+            local(path),
+            self.rules,  # type: ignore[arg-type]
+            self.prompt_style or style or "llava",  # type: ignore[arg-type]
+            images=self.images,
+            limit=self.limit,
+            **which,
+        )
 
 
 LOADING = ("engine", "pad_to_square", "max_batch_tokens", "quantization")
@@ -225,42 +249,55 @@ class Model:
             gc.enable()
 
 
-Command = Callable[..., None]
-
-
 def with_model(default: str | None = "tiny") -> Callable[[Command], Command]:
-    """A command whose parameter `model: Model` becomes one option for each of its fields.
-
-    Typer reads a command's signature and its annotations, so both are replaced.
+    """A command whose parameter `model: Model` becomes options.
 
     Args:
         default: the model that is loaded without `--model`; None: there is no such option, and the
             command fills in the model's name.
-
-    Example: `cof example --model tiny-early --dtype bfloat16`
-
-        @with_model()
-        def example(model: Model) -> None:
-            print(model.pipeline()("photo.jpg", "What is it?").text)
     """
-    hints = get_type_hints(Model, include_extras=True)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    names = [each.name for each in fields(Model) if default is not None or each.name != "model"]
-    options = [
-        inspect.Parameter(
-            name, keyword, default=default if name == "model" else None, annotation=hints[name]
+    if default is None:
+        return group(
+            "model", [each for each in parameters_of(Model) if each.name != "model"], Model
         )
-        for name in names
+    return group("model", parameters_of(Model, model=default), Model)
+
+
+def with_questions(command: Command) -> Command:
+    """A command whose parameter `asked: Questions` becomes options."""
+    return group("asked", parameters_of(Questions), Questions)(command)
+
+
+def parameters_of(kind: type, **defaults: Any) -> list[inspect.Parameter]:
+    """One option for each field of a dataclass; the fields' annotations are typer's."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(each.name, each.default),
+            annotation=hints[each.name],
+        )
+        for each in fields(kind)
     ]
+
+
+def group(
+    name: str, options: Sequence[inspect.Parameter], make: Callable[..., Any]
+) -> Callable[[Command], Command]:
+    """A command with several options in place of the parameter `name`, whose value `make` makes of
+    theirs. Typer reads a command's signature and its annotations, so both are replaced."""
 
     def expand(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
 
         @functools.wraps(command)
         def run(*args: Any, **kwargs: Any) -> None:
-            command(*args, model=Model(**{name: kwargs.pop(name) for name in names}), **kwargs)
+            kwargs[name] = make(**{each.name: kwargs.pop(each.name) for each in options})
+            command(*args, **kwargs)
 
-        kept = [each for each in signature.parameters.values() if each.name != "model"]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        kept = [each for each in signature.parameters.values() if each.name != name]
         parameters = [*(each.replace(kind=keyword) for each in kept), *options]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}

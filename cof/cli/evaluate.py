@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,17 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cof.cli.common import (
-    BatchSizeOption,
     DataArgument,
-    ImagesOption,
-    LimitOption,
-    LongestAnswerOption,
     Model,
     OutOption,
-    PromptStyleOption,
-    RulesOption,
+    Questions,
     sentences,
     with_model,
+    with_questions,
 )
 from cof.errors import CofError
 
@@ -49,6 +44,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
     @app.command(name, help=about)
     @sentences
     @with_model()
+    @with_questions
     def evaluate(
         context: typer.Context,
         path: DataArgument,
@@ -62,46 +58,30 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             ),
         ] = None,
         out: OutOption = Path("results") / name,
-        images: ImagesOption = None,
-        rules: RulesOption = "official",
-        prompt_style: PromptStyleOption = None,
         check: Annotated[
             bool, typer.Option("--check", help="List everything wrong with the data, and stop.")
         ] = False,
-        limit: LimitOption = None,
         shard: Annotated[
-            str, typer.Option("--shard", help="i/n: a part; a run without it joins all parts.")
+            str, typer.Option(help="i/n: a part; a run without it joins all parts.")
         ] = "1/1",
         server: Annotated[
             str | None,
-            typer.Option(
-                "--server", help="Ask `cof serve` at URL,URL,...; COF_API_KEY holds the key."
-            ),
+            typer.Option(help="Ask `cof serve` at URL,URL,...; COF_API_KEY holds the key."),
         ] = None,
-        batch_size: BatchSizeOption = 8,
-        max_new_tokens: LongestAnswerOption = 32,
+        *,
+        asked: Questions,
     ) -> None:
-        from cof.eval.data import BENCHMARKS as READERS
-        from cof.eval.data.hub import local
         from cof.eval.evaluate import Evaluation
         from cof.eval.json_files import write_atomically
-        from cof.eval.sweep import Chosen
+        from cof.eval.sweep import Choice
 
         if chosen is not None and (model.settings or model.preset):
             raise CofError("--settings are chosen already: leave --preset and other options out.")
-        choice = None if chosen is None else Chosen.read(chosen)
-        data = local(path)
-        style = prompt_style or (choice and choice.about.get("prompt_style")) or "llava"
-        task = READERS[name](
-            data,
-            rules,  # type: ignore[arg-type]
-            style,  # type: ignore[arg-type]
-            images=images,
-            limit=limit,
-            shard=shard_of(shard),
-        )
+        choice = None if chosen is None else Choice.read(chosen)
+        style = choice.about.get("prompt_style") if choice else None
+        task = asked.read(name, path, style, shard=shard_of(shard))
         if check:
-            _print_check(task.check(), data)
+            _print_check(task.check(), task.path)
             return
         if choice is not None and choice.share < 1 and choice.seen(task.examples):
             task = replace(task, part="test", share=choice.share)
@@ -110,13 +90,13 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         engine, settings, name_there, tiny = _asked(context, model, server)
         if choice is not None:
             choice.check(task.examples, name_there)
-        if prompt_style is None and choice is None and tiny:
+        if asked.prompt_style is None and choice is None and tiny:
             task = replace(task, prompt_style="tiny")
         evaluation = Evaluation.compare_usual(
             choice.settings if choice else settings,
             task,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
+            batch_size=asked.batch_size,
+            max_new_tokens=asked.max_new_tokens,
         )
         results = evaluation.run(engine, {name: task}, out, console=Console(stderr=True))
         if chosen is not None:  # beside what it led to
@@ -148,30 +128,27 @@ def _asked(
 def print_headline(results: dict[str, Any]) -> None:
     """The figures that papers quote, by method; of a task without answers those of stage 1."""
     for name, task in results["tasks"].items():
-        title = f"{task['benchmark']}, {task['rules']}"
         metrics = [metric for metric in task["headline"] if metric in task["figures"]]
-        if not metrics:
-            _print_boxes(task["grounding"])
-            continue
-        lines = []
+        one = f"{task['benchmark']}, {task['rules']}"
+        table = Table("method", *metrics, title=one if len(results["tasks"]) == 1 else name)
         for method in results["methods"]:
-            cells = [method]
-            for metric in metrics:
-                numbers = task["figures"][metric][method]
-                gain = f" ({numbers['difference']:+.1f})" if "difference" in numbers else ""
-                cells.append(f"{numbers['value']:.1f}{gain}")
-            lines.append(cells)
-        _print(["method", *metrics], lines, title if len(results["tasks"]) == 1 else name)
+            numbers = [task["figures"][metric][method] for metric in metrics]
+            table.add_row(method, *(_figure(**each) for each in numbers))
+        if metrics:
+            Console().print(table)
+            continue
+        for step, groups in task["grounding"].items():
+            boxes = groups.get("all", {})
+            if "iou_50" in boxes:
+                typer.echo(
+                    f"{step.removeprefix('grounding ')}: "
+                    f"IoU >= 0.5: {boxes['iou_50']['value']:.3f}   "
+                    f"mean IoU: {boxes['mean_iou']['value']:.3f}"
+                )
 
 
-def _print_boxes(groundings: dict[str, Any]) -> None:
-    for step, groups in groundings.items():
-        boxes = groups.get("all", {})
-        if "iou_50" in boxes:
-            typer.echo(
-                f"{step.removeprefix('grounding ')}: IoU >= 0.5: {boxes['iou_50']['value']:.3f}   "
-                f"mean IoU: {boxes['mean_iou']['value']:.3f}"
-            )
+def _figure(value: float, difference: float | None = None, **_: object) -> str:
+    return f"{value:.1f}" + ("" if difference is None else f" ({difference:+.1f})")
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -194,13 +171,6 @@ def finish(results: dict[str, Any], out: Path) -> None:
 def split_names(text: str | None) -> tuple[str, ...]:
     """`prompt, whole` -> `("prompt", "whole")`."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
-def _print(head: Sequence[str], lines: Sequence[Sequence[object]], title: str) -> None:
-    table = Table(*head, title=title)
-    for line in lines:
-        table.add_row(*map(str, line))
-    Console().print(table)
 
 
 def _print_check(problems: list[str], path: Path) -> None:

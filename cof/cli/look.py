@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cof.cli.common import Model, SideOption, sentences, with_model
-from cof.errors import CofError
+from cof.cli.common import Model, sentences, with_model
 from cof.options import indices
 
 DEMO = Path(__file__).parents[1] / "demo"
@@ -22,14 +21,14 @@ DEMO = Path(__file__).parents[1] / "demo"
 @with_model("tiny-early")
 def demo(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the images.")] = Path("cof-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("cof-demo"),
 ) -> None:
     """Ask an embedded model about small details, plainly and with CoF, and draw the boxes."""
     from rich.progress import track
 
     from cof.viz import same_answer, save_overlay
 
-    items = _demo_items()
+    items = json.loads((DEMO / "questions.json").read_text("utf-8"))
     out.mkdir(parents=True, exist_ok=True)
     cof = model.pipeline()
     table = Table("question", "truth", "plain", "CoF", "box", "image", show_lines=True)
@@ -67,12 +66,10 @@ def demo(
 @sentences
 def scenes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the files.")],
-    split: Annotated[str, typer.Option("--split", help="validation or test.")] = "test",
-    num_objects: Annotated[
-        str, typer.Option("--num-objects", help="Numbers of objects in a scene.")
-    ] = "4,8,12,16",
-    scenes: Annotated[int, typer.Option("--scenes", help="Scenes for each number.")] = 32,
-    side: SideOption = 160,
+    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    num_objects: Annotated[str, typer.Option(help="Numbers of objects in a scene.")] = "4,8,12,16",
+    scenes: Annotated[int, typer.Option(help="Scenes for each number.")] = 32,
+    side: Annotated[int, typer.Option(help="In pixels; above 160 details are smaller.")] = 160,
 ) -> None:
     """Draw the embedded benchmark: images/*.png and questions.jsonl, the same every time."""
     from cof.tiny.benchmark import write_benchmark
@@ -80,14 +77,3 @@ def scenes(
     levels = indices("--num-objects", num_objects) or ()
     path = write_benchmark(out, split, num_objects=levels, scenes=scenes, side=side)
     typer.echo(f"{len(path.read_text('utf-8').splitlines())} questions in {path}")
-
-
-def _demo_items() -> list[dict[str, Any]]:
-    try:
-        items: list[dict[str, Any]] = json.loads((DEMO / "questions.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CofError(
-            "The images of the demo are not part of this installation: install the package again "
-            f"({error})."
-        ) from error
-    return items

@@ -18,21 +18,6 @@ from cof.grounders import GROUNDERS
 from cof.options import Option, Options, options_of
 from cof.settings import Settings
 
-_ADAPTERS = {
-    "decoder": "decoder",
-    "qformer": "Q-Former",
-    "mllama": "cross-attention",
-    "kosmos2": "latent queries",
-}
-_SCALES = {
-    "unit": "0..1",
-    "percent": "0..100",
-    "thousand": "0..1000",
-    "loc1024": "0..1024",
-    "cells32": "32 x 32 cells",
-    "pixels": "pixels",
-}
-
 
 @sentences
 def models() -> None:
@@ -49,8 +34,8 @@ def models() -> None:
         families.add_row(
             family.name,
             "\n".join(family.model_types),
-            _ADAPTERS[family.adapter],
-            _SCALES[dialect.units] + (", yx" if dialect.order == "yxyx" else ""),
+            family.adapter,
+            dialect.units + (", yx" if dialect.order == "yxyx" else ""),
             dialect.name,
         )
     console.print(families)

@@ -1,4 +1,4 @@
-"""`cof report` and `cof rescore`: what runs left, shown to people, and scored again."""
+"""`cof report`, `cof rescore`, `cof submit`: what runs left, shown, scored again, sent in."""
 
 from __future__ import annotations
 
@@ -19,19 +19,13 @@ DirectoryArgument = Annotated[
 
 
 @sentences
-def report(
-    directory: DirectoryArgument,
-    most: Annotated[
-        int,
-        typer.Option("--most", min=0, help="Questions fixed, and broken, to show of each run."),
-    ] = 12,
-) -> None:
+def report(directory: DirectoryArgument) -> None:
     """Write DIR/report.html (one page, opens offline), report.md, and all tables and charts."""
     from cof.eval.report.publish import PARTS, publish
 
-    written = publish(_there(directory), most=most)
+    written = publish(_there(directory))
     page, text = written.files[:2]
-    typer.echo(f"{page}: {written.runs} run{'s' * (written.runs != 1)}, {_size(page)}")
+    typer.echo(f"{page}: {written.runs} run{'s' * (written.runs != 1)}")
     if written.without_image:
         typer.echo(
             f"{written.without_image} of {written.shown} images are no longer where the run "
@@ -47,7 +41,6 @@ def rescore(
     rules: Annotated[
         str | None,
         typer.Option(
-            "--rules",
             help="Read answers by official, llava, lmms-eval or vlmevalkit. \\[default: the run's]",
         ),
     ] = None,
@@ -72,5 +65,30 @@ def _there(directory: Path) -> Path:
     return directory
 
 
-def _size(file: Path) -> str:
-    return f"{file.stat().st_size / 2**20:.1f} MiB"
+@sentences
+def submit_mmbench(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where `cof eval mmbench` wrote (--out).")
+    ],
+    data: Annotated[Path, typer.Option(help="The split's TSV file.")],
+    method: Annotated[
+        str | None, typer.Option(help="plain, whole, cof, ... \\[default: all of them]")
+    ] = None,
+) -> None:
+    """Write DIR/submission-METHOD.xlsx: the split's columns with the replies as predictions."""
+    from cof.eval.data.mmbench import MMBench
+    from cof.eval.json_files import read_json_object
+    from cof.eval.submit import submit_mmbench
+
+    methods = read_json_object(directory / "results.json").get("methods")
+    if not methods:
+        raise CofError(
+            f"There is no finished run in {directory}: run `cof eval mmbench` with --out "
+            f"{directory}."
+        )
+    if method is not None and method not in methods:
+        raise CofError(f"There is no method {method!r} in {directory}, but {', '.join(methods)}.")
+    for name in [method] if method else methods:
+        path = directory / f"submission-{name}.xlsx"
+        n = submit_mmbench(MMBench(data), directory / "answers.jsonl", methods[name], path)
+        typer.echo(f"{path}: {n} rows")

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 @sentences
 @with_model()
 def reproduce_paper(
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder with mme/, mmbench/ and pope/ as downloaded.")
-    ],
+    data: Annotated[Path, typer.Option(help="Folder with mme/, mmbench/ and pope/ as downloaded.")],
     model: Model,
     out: OutOption = Path("results/paper"),
     dry_run: Annotated[

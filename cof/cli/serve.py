@@ -1,21 +1,52 @@
-"""`cof serve`."""
+"""`cof serve` and `cof web`: a model for others to ask."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cof.cli.common import Model, pairs, sentences, with_model
+from cof.cli.common import Model, group, pairs, parameters_of, sentences, with_model
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError
 from cof.server.limits import Limits
 
+LIMITS = {
+    "max_image_bytes": "Of one image as it is sent.",
+    "max_pixels": "Of one image.",
+    "max_images": "In one request, 1 or 2.",
+    "max_tokens": "The longest answer, in tokens.",
+    "max_queue": "Requests that may wait; others get 429.",
+    "max_batch": "Requests answered at a time.",
+    "timeout_s": "Seconds for one request.",
+}
+"""The limits that are options."""
+
+
+def _limits() -> list[inspect.Parameter]:
+    """One option for each of `LIMITS`."""
+    return [
+        each.replace(
+            annotation=Annotated[
+                each.annotation,
+                typer.Option(
+                    f"--{each.name.removesuffix('_s').replace('_', '-')}",
+                    min=1,
+                    help=LIMITS[each.name],
+                ),
+            ]
+        )
+        for each in parameters_of(Limits)
+        if each.name in LIMITS
+    ]
+
 
 @sentences
 @with_model(None)
+@group("limits", _limits(), Limits)
 def serve(
     name: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
@@ -26,40 +57,17 @@ def serve(
     ] = None,
     *,
     model: Model,
-    engine: Annotated[
-        str, typer.Option("--engine", help="transformers, or vllm.")
-    ] = "transformers",
-    host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any.")] = 8000,
+    engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any.")] = 8000,
     api_key: Annotated[
         str | None,
-        typer.Option("--api-key", envvar="COF_API_KEY", help="The key that clients must send."),
+        typer.Option(envvar="COF_API_KEY", help="The key that clients must send."),
     ] = None,
     allow_url: Annotated[
         bool, typer.Option("--allow-url", help="Fetch images from public http(s) addresses.")
     ] = False,
-    max_image_bytes: Annotated[
-        int, typer.Option("--max-image-bytes", min=1, help="Of one image as it is sent.")
-    ] = Limits.max_image_bytes,
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Of one image.")
-    ] = Limits.max_pixels,
-    max_images: Annotated[
-        int, typer.Option("--max-images", min=1, max=2, help="In one request.")
-    ] = Limits.max_images,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")
-    ] = Limits.max_tokens,
-    max_queue: Annotated[
-        int, typer.Option("--max-queue", min=1, help="Requests that may wait; others get 429.")
-    ] = Limits.max_queue,
-    max_batch: Annotated[
-        int | None,
-        typer.Option("--max-batch", min=1, help="Requests answered at a time. \\[default: 16]"),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds for one request.")
-    ] = Limits.timeout_s,
+    limits: Limits,
 ) -> None:
     """Serve a model in OpenAI's format (docs/serving.md).
 
@@ -68,15 +76,6 @@ def serve(
 
     Example: `cof serve MODEL --engine vllm -- --tensor-parallel-size 2`
     """
-    limits = Limits(
-        max_image_bytes=max_image_bytes,
-        max_pixels=max_pixels,
-        max_images=max_images,
-        max_tokens=max_tokens,
-        max_queue=max_queue,
-        max_batch=max_batch or Limits.max_batch,
-        timeout_s=timeout,
-    )
     if vllm and engine != "vllm":
         raise CofError(f"{vllm[0]} is for vllm serve: add --engine vllm, or leave it out.")
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
@@ -98,7 +97,7 @@ def serve(
                 "port": port,
                 "dtype": model.dtype,
                 "max_num_batched_tokens": load.pop("max_batch_tokens", None),
-                "max_num_seqs": max_batch,
+                "max_num_seqs": None if limits.max_batch == Limits.max_batch else limits.max_batch,
                 **load,
             }
             run_vllm(name, served, options, api_key=api_key, flags=flags, more=vllm or [])
@@ -110,6 +109,46 @@ def serve(
         raise CofError(f"Serving needs {error.name}: pip install 'cof[serve]'.") from None
 
     cof = replace(model, model=name).pipeline()
-    fetcher = Fetcher(max_image_bytes) if allow_url else None
+    fetcher = Fetcher(limits.max_image_bytes) if allow_url else None
     app = create_app(cof, served, limits=limits, api_key=api_key or None, fetcher=fetcher)
     run(app, host, port)
+
+
+@sentences
+@with_model("tiny-early")
+def web(
+    model: Model,
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0: others in the network may use it too.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where the page is served.")] = 7860,
+) -> None:
+    """Ask in a browser: answers and attention side by side, while you drag lambda and alpha."""
+    try:
+        from cof.web.page import Page
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "gradio":
+            raise
+        raise CofError("cof web needs Gradio: pip install 'cof[web]'.") from error
+    page = Page(model.pipeline(), model.model or "tiny", other_options(model))
+    try:
+        address = page.launch(host, port)
+    except OSError as error:
+        raise CofError(f"Port {port} of {host} cannot be used: choose another --port.") from error
+    typer.echo(f"{address} (Ctrl-C ends it)")
+    page.wait()
+
+
+def other_options(model: Model) -> list[str]:
+    """The options besides `--model` that load a model as this one was.
+
+    >>> other_options(Model("tiny", dtype="bfloat16", load=["engine=vllm"]))
+    ['--dtype', 'bfloat16', '--load', 'engine=vllm']
+    """
+    words = []
+    for field in fields(model):
+        given = getattr(model, field.name)
+        if field.name != "model" and given is not None:
+            for value in given if isinstance(given, list) else [given]:
+                words += [f"--{field.name}", str(value)]
+    return words

@@ -133,11 +133,9 @@ def paper_methods(settings: Settings, model_name: str) -> dict[str, Method]:
     except CofError:
         if published(model_name):
             return methods
-        parity = preset("paper-parity:llava-1.5-7b").changed(
-            expand=settings.expand,
-            strength=settings.option("strength"),
-            grounding_prompt=settings.option("grounding_prompt"),
-        )
+        own = {name: settings.option(name) for name in ("strength", "grounding_prompt")}
+        own = {name: value for name, value in own.items() if value is not None}
+        parity = preset("paper-parity:llava-1.5-7b").changed(expand=settings.expand, **own)
     return {**methods, PARITY: Method(parity)}
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -24,9 +24,7 @@ from cof.eval.json_files import parse_json, read_json_object, write_atomically
 from cof.eval.methods import PLAIN, Method
 from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
 from cof.eval.runner import Runner
-from cof.focuses import Attention
 from cof.settings import Settings
-from cof.types import Scope
 
 CHOSEN = "chosen.json"
 RULE = "most validation questions answered rightly (the mean over the tasks); of equals the mildest"
@@ -41,46 +39,28 @@ class Choice:
     """The decision of the validation questions.
 
     Attributes:
-        chosen: one method for each name.
-        tried: by name, key, accuracy and number of questions of every candidate.
-        plain: the plain model's accuracy on them.
-        questions: how many there are.
-    """
-
-    chosen: Methods
-    tried: Mapping[str, Sequence[Mapping[str, Any]]]
-    plain: float
-    questions: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {
-            "rule": RULE,
-            "questions": self.questions,
-            "plain": self.plain,
-            "chosen": {name: method.key for name, method in self.chosen.items()},
-            "tried": {name: list(methods) for name, methods in self.tried.items()},
-        }
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The settings of a choice in a file for later runs, and the questions it was made on.
-
-    Attributes:
-        settings: the choice.
-        share: of the data's images, on which it was made; 1: all of them.
+        chosen: one method for each name; of a file that of `cof`.
         questions: fingerprints of the questions that it was made on.
+        share: of the data's images, on which it was made; 1: all of them.
+        plain: the plain model's accuracy on them.
+        tried: by name, key, accuracy and number of questions of every candidate.
         about: the model, the data, the versions and the date, for people.
     """
 
-    settings: Settings
-    share: float
+    chosen: Methods
     questions: frozenset[str]
-    about: Mapping[str, Any]
+    share: float = 1.0
+    plain: float = 0.0
+    tried: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        """Those of `cof`."""
+        return self.chosen["cof"].settings
 
     @classmethod
-    def read(cls, path: Path) -> Chosen:
+    def read(cls, path: Path) -> Choice:
         """The choice in a file.
 
         Raises:
@@ -91,10 +71,10 @@ class Chosen:
         try:
             record = parse_json(path.read_bytes())
             return cls(
-                Settings.read(record["settings"]),
-                float(record["share"]),
+                {"cof": Method(Settings.read(record["settings"]))},
                 frozenset(map(str, record["questions"])),
-                dict(record["about"]),
+                float(record["share"]),
+                about=dict(record["about"]),
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise CofError(f"{path} is no choice of `cof sweep` ({error!r}).") from error
@@ -103,12 +83,23 @@ class Chosen:
         """Write the choice, all or nothing."""
         today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
         record = {
-            "settings": self.settings.as_dict(),
+            **self.as_dict(),
+            "settings": self.settings.as_dict() if "cof" in self.chosen else None,
             "share": self.share,
             "about": {**self.about, "date": today},
             "questions": sorted(self.questions),
         }
         write_atomically(path, json.dumps(record, indent=1) + "\n")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What reports show of it, ready for JSON."""
+        return {
+            "rule": RULE,
+            "questions": len(self.questions),
+            "plain": self.plain,
+            "chosen": {name: method.key for name, method in self.chosen.items()},
+            "tried": {name: list(methods) for name, methods in self.tried.items()},
+        }
 
     def seen(self, examples: Sequence[Example]) -> int:
         """How many of the questions the choice was made on."""
@@ -146,8 +137,8 @@ def choose(
     batch_size: int = 48,
     max_new_tokens: int = 16,
 ) -> Choice:
-    """Choose on validation tasks, and freeze the choice in `choice.json`; the settings of `cof`, if
-    that is among the names, in `chosen.json` too. A run that was interrupted goes on.
+    """Choose on validation tasks, and freeze the choice in `chosen.json`. A run that was
+    interrupted goes on.
 
     Args:
         engine: the model.
@@ -163,10 +154,10 @@ def choose(
     Raises:
         CofError: the tasks have no answers, or `out` belongs to another choice.
     """
-    frozen = out / "choice.json"
+    frozen = out / CHOSEN
     if [*out.glob("answers*.jsonl"), *out.glob("*/answers*.jsonl")] and not frozen.exists():
         raise CofError(
-            f"{out} holds answers to test questions, but its choice.json is gone: nothing can be "
+            f"{out} holds answers to test questions, but its {CHOSEN} is gone: nothing can be "
             "chosen any more after that. Write to another folder."
         )
     asked = {name: Subset(task, _answered(task, kinds)) for name, task in tasks.items()}
@@ -217,38 +208,26 @@ def choose(
                 for method in methods
                 if method.key not in known
             ]
-    choice = Choice(chosen, tried, round(plain, 6), len(examples))
-    if frozen.exists() and read_json_object(frozen).get("chosen") != choice.as_dict()["chosen"]:
+    share = first.share if first.part == "validation" else 1.0
+    seen = frozenset(map(fingerprint, examples))
+    choice = Choice(chosen, seen, share, round(plain, 6), tried, about)
+    if not frozen.exists():
+        choice.write(frozen)
+    elif read_json_object(frozen).get("chosen") != choice.as_dict()["chosen"]:
         raise CofError(f"{frozen} holds another choice: write to another folder.")
-    write_atomically(frozen, json.dumps(choice.as_dict(), indent=1) + "\n")
-    if "cof" in chosen and not (out / CHOSEN).exists():
-        share = first.share if first.part == "validation" else 1.0
-        seen = frozenset(map(fingerprint, examples))
-        Chosen(chosen["cof"].settings, share, seen, about).write(out / CHOSEN)
     return choice
 
 
-def make_candidates(
-    settings: Settings,
-    strengths: Sequence[float] = (),
-    expands: Sequence[float] = (),
-    scopes: Sequence[Scope] = (),
-    layers: Sequence[tuple[int, ...] | None] = (),
-) -> list[Method]:
+def make_candidates(settings: Settings, **values: Sequence[Any]) -> list[Method]:
     """Every combination of values, without those that differ in nothing that matters.
 
     Args:
-        settings: everything else; also the value of what has no values.
-        strengths, expands, scopes, layers: the values to try.
+        settings: everything else.
+        values: by option, the values to try.
 
-    >>> methods = make_candidates(Settings(focus="crop"), strengths=(2, 4), expands=(1, 2))
-    >>> [method.key for method in methods]
+    >>> [each.key for each in make_candidates(Settings(focus="crop"), expand=(1, 2))]
     ['prompt x crop expand=1', 'prompt x crop expand=2']
     """
-    values: dict[str, Sequence[Any]] = {"expand": expands or (settings.expand,)}
-    if isinstance(settings.focus, Attention):
-        tried = {"strength": strengths, "scope": scopes, "layers": layers}
-        values |= {name: each or (settings.option(name),) for name, each in tried.items()}
     methods = [
         Method(settings.changed(**dict(zip(values, combination, strict=True))))
         for combination in itertools.product(*values.values())

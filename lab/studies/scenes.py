@@ -118,7 +118,9 @@ def run_effect(
     other methods have them too. Then a threshold on the plain answer's confidence is chosen for
     `cof, if unsure`.
     """
-    candidates = make_candidates(settings, plan.strengths, plan.expands, plan.scopes)
+    candidates = make_candidates(
+        settings, expand=plan.expands, strength=plan.strengths, scope=plan.scopes
+    )
 
     def thresholds(chosen: Methods) -> dict[str, list[Method]]:
         cof = chosen["cof"].settings
@@ -172,8 +174,8 @@ def run_grid(
     def strengths(focus: str) -> list[Method]:
         base = settings.changed(grounder="prompt", focus=focus)
         if hasattr(FOCUSES[focus], "strength"):
-            return make_candidates(base, strengths=plan.strengths)
-        return make_candidates(base, expands=plan.expands)
+            return make_candidates(base, strength=plan.strengths)
+        return make_candidates(base, expand=plan.expands)
 
     def compare(chosen: Methods) -> dict[str, Method]:
         methods = {"plain": PLAIN}
@@ -206,8 +208,10 @@ def run_synthetic(
     study = Study(
         "Synthetic MME, POPE and MMBench",
         [
-            lambda chosen: {"cof": make_candidates(settings, plan.strengths, plan.expands[:1])},
-            lambda chosen: {"cof": make_candidates(chosen["cof"].settings, expands=plan.expands)},
+            lambda chosen: {
+                "cof": make_candidates(settings, expand=plan.expands[:1], strength=plan.strengths)
+            },
+            lambda chosen: {"cof": make_candidates(chosen["cof"].settings, expand=plan.expands)},
         ],
         lambda chosen: usual_methods(chosen["cof"].settings),
         batch_size=plan.batch_size,
