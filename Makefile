@@ -111,5 +111,5 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 $(WEB_READY): pyproject.toml constraints-web.txt
 	$(PYTHON) -m venv $(WEB)
 	$(WEB)/bin/python -m pip install --quiet --upgrade pip
-	$(WEB)/bin/python -m pip install --quiet --constraint constraints-web.txt pytest selenium --editable '.[web,viz]'
+	$(WEB)/bin/python -m pip install --quiet --constraint constraints-web.txt pytest selenium --editable '.[web]'
 	touch $@

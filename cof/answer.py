@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from cof.geometry.boxes import XYXY
 from cof.geometry.regions import Region
 from cof.settings import Settings
 from cof.types import Timings
+from cof.viz.drawable import Drawable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +26,7 @@ NO_IMAGE = PIL.Image.new("RGB", (1, 1))
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class Answer(Drawable):
     """The answer to one query, and how it came about.
 
     Attributes:
@@ -75,26 +76,37 @@ class Answer:
     def _plain_text(self) -> str:
         return self._plain()
 
+    def as_dict(self) -> dict[str, Any]:
+        """How it came about, ready for JSON; boxes are `[x1, y1, x2, y2]` in 0..1 of the image."""
+        return {
+            "boxes": self.boxes,
+            "raw_boxes": self.raw_boxes,
+            "whole": self.region is not None and self.region.whole,
+            "found": self.found,
+            "grounder": self.grounder,
+            "grounding_text": self.grounding_text,
+            "confidence": self.confidence,
+            "reason": self.reason,
+            "num_tokens": self.num_tokens,
+            "answer_confidence": self.answer_confidence,
+            "timings": dict(self.timings.as_dict()),
+            "settings": self.settings.as_dict(),
+        }
+
     def _repr_html_(self) -> str:
         """What a notebook shows; with the plain answer if it was asked for before."""
         from cof.viz.notebook import write_html
 
         return write_html(self, vars(self).get("_plain_text"))
 
-    def plot(
-        self,
-        engine: Engine | None = None,
-        *,
-        layers: Sequence[int] | None = None,
-        heads: Sequence[int] | None = None,
-    ) -> list[Any]:
+    def plot(self, engine: Engine | None = None) -> list[Any]:
         """Plot the image with the boxes, and the attention if the engine is given: `cof.engine`.
 
         See `cof.viz.notebook.plot_answer`.
         """
         from cof.viz.notebook import plot_answer
 
-        return plot_answer(self, engine, layers=layers, heads=heads)
+        return plot_answer(self, engine)
 
     def to_detections(self) -> Any:
         """The boxes as `supervision.Detections`; see `cof.viz.notebook.make_detections`."""

@@ -237,7 +237,11 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "Give one of boxes, polygon",
     ),
-    "cof: a detector": ({"cof": {"detector": "/models/x"}}, 400, "chosen by the server"),
+    "cof: a detector": (
+        {"cof": {"grounder": "detector", "detector": "/x"}},
+        400,
+        "chosen by the server",
+    ),
     "cof: no detector": ({"cof": {"grounder": "detector"}}, 400, "detector"),
     "cof: given nothing": ({"cof": {"grounder": "given"}}, 400, "box"),
     "cof: a long box": ({"cof": {"grounding_max_new_tokens": 10**9}}, 400, "above 512"),

@@ -9,20 +9,19 @@ import json
 import re
 import shlex
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
-from cof.cli.web import other_options
 from models import checkpoint, picture
 from PIL import Image
 from typer.testing import CliRunner
 
 from cof.cli import app
-from cof.cli.common import ModelOptions
+from cof.cli.common import Model
+from cof.cli.serve import other_options
 from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
@@ -31,56 +30,42 @@ from cof.settings import Settings
 from cof.types import Decoding, Request
 from cof.viz.panels import panel_size
 from cof.web import session as session_module
-from cof.web.controls import (
-    controls_of,
-    draw_strokes,
-    focus_choices,
-    grounder_choices,
-    read_strokes,
-)
-from cof.web.render import describe, present, render, render_message
-from cof.web.session import DEMO, Session, load_examples, open_example, write_record
+from cof.web.render import describe, render, render_message
+from cof.web.session import Session, load_examples, open_example, write_record
 from cof.web.view import (
-    MASK_SIDE,
+    Controls,
     View,
-    pack_mask,
+    grounder_choices,
     read_query,
-    unpack_mask,
+    read_strokes,
+    write_boxes,
     write_commands,
     write_query,
 )
 
 QUESTION = "Which digit? 1 & 2 = 3, <b>50 %</b>"
 BOX = (0.25, 0.25, 0.75, 0.5)
-MASK = np.zeros((40, 60), bool)
-MASK[10:20, 15:45] = True
 
 SETTINGS = Settings(strength=16.0, expand=1.6, scope="text")
 OTHER = SETTINGS.changed(grounder="prompt+attention", focus="soft", strength=2.5, expand=1.0)
 
 
 def view(**changes: Any) -> View:
-    values = {
-        "image": "my photo.jpg",
-        "example": False,
-        "question": QUESTION,
-        "settings": (SETTINGS,),
-    }
-    return View(**{**values, **changes})
+    return View(**{"question": QUESTION, "settings": (SETTINGS,), **changes})
 
 
 VIEWS = {
     "found": view(),
-    "example": view(image="scene-1.png", example=True),
     "two": view(settings=(SETTINGS, OTHER)),
     "boxes": view(boxes=(BOX, (0.0, 0.0, 0.125, 1.0))),
-    "mask": view(mask=MASK),
 }
 
 
-def parts(shown: View) -> tuple[Any, ...]:
-    mask = None if shown.mask is None else shown.mask.tolist()
-    return (shown.image, shown.example, shown.question, shown.settings, shown.boxes, mask)
+def controls_of(shown: View) -> Controls:
+    first = Controls.of(shown.settings[0], shown.question)._replace(boxes=write_boxes(shown.boxes))
+    other = Controls.of(shown.settings[-1])
+    values = {name: getattr(other, name) for name in Controls._fields if name.startswith("other_")}
+    return first._replace(compare=len(shown.settings) > 1, **values)
 
 
 def reply(request: Request) -> str:
@@ -104,94 +89,52 @@ def photo(tmp_path: Path) -> Path:
 
 class TestLinks:
     @pytest.mark.parametrize("name", VIEWS)
-    def test_a_link_says_all_of_a_view(self, name: str) -> None:
-        query = dict(parse_qsl(write_query(VIEWS[name]), strict_parsing=True))
-        assert parts(read_query(query, SETTINGS)) == parts(VIEWS[name])
+    @pytest.mark.parametrize("example", [True, False])
+    def test_a_link_says_all_of_a_view(self, name: str, example: bool) -> None:
+        controls = controls_of(VIEWS[name])
+        query = dict(parse_qsl(write_query(controls, "my photo.jpg", example), strict_parsing=True))
+        assert query["example" if example else "image"] == "my photo.jpg"
+        assert read_query(query, SETTINGS) == controls
+        again = controls.view(SETTINGS)
+        assert (again.question, again.settings, again.boxes) == (
+            VIEWS[name].question,
+            VIEWS[name].settings,
+            VIEWS[name].boxes,
+        )
 
     def test_what_a_link_leaves_out_is_the_default(self) -> None:
-        shown = read_query({"question": "Why?", "strength": "3", "__theme": "dark"}, SETTINGS)
+        controls = read_query({"question": "Why?", "strength": "3", "__theme": "dark"}, SETTINGS)
+        shown = controls.view(SETTINGS)
         assert shown.settings == (SETTINGS.changed(strength=3.0),)
-        assert (shown.image, shown.question, shown.boxes, shown.mask) == ("", "Why?", (), None)
+        assert (shown.question, shown.boxes) == ("Why?", ())
 
     @pytest.mark.parametrize(
         ("query", "says"),
         [
             ({"strength": "much"}, "strength must be a number, not 'much'"),
             ({"strength": "nan"}, "strength .lambda. must be a finite number"),
-            ({"expand2": "-1"}, "expand .alpha. must be a finite number above 0"),
-            ({"grounder": "dowsing"}, "grounder must be one of"),
+            ({"strength": "65"}, "strength from 0.5 to 64, not 65"),
+            ({"expand": "0.25"}, "expand from 0.5 to 4, not 0.25"),
+            ({"compare": "True", "other_expand": "-1"}, "expand from 0.5 to 4"),
+            ({"grounder": "given"}, "not 'given'"),
+            ({"grounder": "attention+logits"}, "not 'attention.logits'"),
             ({"focus": "zoom"}, "focus must be one of"),
             ({"boxes": "1 2 3"}, "four numbers"),
             ({"boxes": "a b c d"}, "four numbers"),
             ({"boxes": "0 0 2 2"}, "outside 0..1"),
-            ({"mask": "4x4:????"}, "mask is damaged"),
-            ({"mask": "99999x4:eJw7AAAAsQCx"}, "mask is damaged"),
-            ({"mask": f"{MASK_SIDE + 1}x4:eJw7AAAAsQCx"}, "mask is damaged"),
-            ({"mask": pack_mask(np.zeros((4, 4), bool))}, "mask is damaged"),
-            ({"mask": pack_mask(MASK)[:-8]}, "mask is damaged"),
         ],
     )
     def test_refused(self, query: dict[str, str], says: str) -> None:
         with pytest.raises(CofError, match=says):
             read_query(query, SETTINGS)
 
-    def test_masks_of_any_shape(self) -> None:
-        rng = np.random.default_rng(0)
-        for height, width in ((1, 1), (1, 9), (13, 7), (MASK_SIDE, MASK_SIDE)):
-            mask = rng.random((height, width)) < 0.5
-            mask[0, 0] = True
-            np.testing.assert_array_equal(unpack_mask(pack_mask(mask)), mask)
-
-    def test_a_mask_that_unpacks_to_more_than_it_says_is_cut_off(self) -> None:
-        packed = zlib.compress(b"\xff" * 10_000_000)
-        text = "8x1:" + base64.urlsafe_b64encode(packed).decode()
-        np.testing.assert_array_equal(unpack_mask(text), np.ones((1, 8), bool))
-
-
-class TestControls:
-    @pytest.mark.parametrize("name", VIEWS)
-    def test_there_and_back(self, name: str) -> None:
-        shown = VIEWS[name]
-        controls = controls_of(shown)
-        again = controls.view(SETTINGS, shown.image, shown.example, shown.mask)
-        assert parts(again) == parts(shown)
-
-    def test_what_is_not_looked_at_is_left_out(self) -> None:
-        controls = controls_of(VIEWS["boxes"])._replace(look_at="found")
-        shown = controls.view(SETTINGS, "a.png", False, MASK)
-        assert (shown.boxes, shown.mask) == ((), None)
-
-    def test_nothing_drawn_yet(self) -> None:
-        controls = controls_of(VIEWS["found"])
-        with pytest.raises(CofError, match="no box yet"):
-            controls._replace(look_at="box").view(SETTINGS, "a.png", False, MASK)
-        with pytest.raises(CofError, match="Nothing is drawn yet"):
-            controls._replace(look_at="mask").view(SETTINGS, "a.png", False, None)
-
-    @pytest.mark.parametrize(
-        ("changes", "says"),
-        [
-            ({"strength": 65.0}, "lambda. from 0.5 to 64, not 65"),
-            ({"expand": 0.25}, "alpha. from 0.5 to 4, not 0.25"),
-            ({"grounder": "given"}, "not 'given'"),
-            ({"grounder": "attention+logits"}, "not 'attention.logits'"),
-        ],
-    )
-    def test_links_to_what_there_is_no_control_for(
-        self, changes: dict[str, Any], says: str
-    ) -> None:
-        with pytest.raises(CofError, match=says):
-            controls_of(view(settings=(SETTINGS, SETTINGS.changed(**changes))))
-
     def test_choices_are_those_of_the_registries(self) -> None:
-        plain, with_detector = grounder_choices(Settings()), Settings(detector="owl")
+        plain, detector = grounder_choices(Settings()), Settings("detector", detector="owl")
         assert list(plain)[:2] == ["prompt", "prompt+attention"]
-        assert "detector" in grounder_choices(with_detector)
+        assert "detector" in grounder_choices(detector)
         assert not {"given", "detector"} & plain.keys()
         for name in plain:
-            assert Settings().changed(grounder=name).grounder == name
-        for name in focus_choices():
-            assert Settings().changed(focus=name).focus == name
+            assert Settings().changed(grounder=name).grounder_name == name
 
 
 class TestStrokes:
@@ -200,40 +143,16 @@ class TestStrokes:
         layer.paste((255, 176, 0, 255), box)
         return layer
 
-    def test_mask_and_box(self) -> None:
-        strokes = read_strokes([self.layer((64, 32), (16, 8, 48, 24))])
-        assert strokes is not None
-        mask, box = strokes
-        assert box == (0.25, 0.25, 0.75, 0.75)
-        expected = np.zeros((32, 64), bool)
-        expected[8:24, 16:48] = True
-        np.testing.assert_array_equal(mask, expected)
-
-    def test_layers_add_up(self) -> None:
+    def test_box(self) -> None:
+        assert read_strokes([self.layer((64, 32), (16, 8, 48, 24))]) == (0.25, 0.25, 0.75, 0.75)
         layers = [self.layer((8, 8), (0, 0, 2, 2)), self.layer((8, 8), (4, 4, 6, 8))]
-        strokes = read_strokes(layers)
-        assert strokes is not None
-        assert (int(strokes[0].sum()), strokes[1]) == (4 + 8, (0.0, 0.0, 0.75, 1.0))
-
-    def test_a_thin_stroke_on_a_large_image_is_not_lost(self) -> None:
-        strokes = read_strokes([self.layer((3000, 2000), (1500, 100, 1503, 1900))])
-        assert strokes is not None
-        mask, box = strokes
-        assert max(mask.shape) == MASK_SIDE
-        assert mask.any(axis=1).sum() == pytest.approx(mask.shape[0] * 0.9, abs=2)
-        assert box == (0.5, 0.05, 0.501, 0.95)
+        assert read_strokes(layers) == (0.0, 0.0, 0.75, 1.0)
+        thin = self.layer((3000, 2000), (1500, 100, 1503, 1900))
+        assert read_strokes([thin]) == (0.5, 0.05, 0.501, 0.95)
 
     def test_nothing(self) -> None:
         assert read_strokes([]) is None
         assert read_strokes([Image.new("RGBA", (8, 8))]) is None
-
-    def test_a_mask_drawn_again_is_the_same(self) -> None:
-        strokes = read_strokes([draw_strokes(MASK, (600, 400))])
-        assert strokes is not None
-        again = read_strokes([draw_strokes(strokes[0], (600, 400))])
-        assert again is not None
-        np.testing.assert_array_equal(again[0], strokes[0])
-        assert strokes[1] == BOX
 
 
 @functools.cache
@@ -266,7 +185,6 @@ class TestSession:
             ({"grounder": "attention", "strength": 1.0}, {}),
             ({"grounder": "attention", "max_plain_confidence": 0.0}, {}),
             ({}, {"boxes": (BOX,)}),
-            ({}, {"mask": MASK}),
         ],
     )
     def test_answers_are_the_pipelines(
@@ -276,8 +194,9 @@ class TestSession:
         changed = SETTINGS.changed(**settings)
         session = Session(CoF(model(), SETTINGS), photo)
         expected = CoF(model(), changed)(photo, "which digit?", **region)
-        for strength in (64.0, changed.strength):
-            asked = changed.changed(strength=strength)
+        strength = changed.option("strength")
+        for other in (64.0, strength):
+            asked = changed if strength is None else changed.changed(strength=other)
             shown = session.show(view(question="which digit?", settings=(asked,), **region))
         [answer] = shown.answers
         assert shown.plain == expected.plain()
@@ -374,45 +293,43 @@ class TestSession:
 
 
 class TestReproduction:
-    @pytest.mark.parametrize("name", ["found", "two", "boxes", "mask"])
+    @pytest.mark.parametrize("name", VIEWS)
     def test_the_record_gives_the_same_answers(self, photo: Path, name: str) -> None:
-        shown = VIEWS[name]
         engine = fake()
         session = Session(CoF(engine, SETTINGS), photo)
-        settings = [each.changed(grounder="prompt") for each in shown.settings]
-        shown = view(settings=tuple(settings), boxes=shown.boxes, mask=shown.mask)
+        settings = [each.changed(grounder="prompt") for each in VIEWS[name].settings]
+        shown = view(settings=tuple(settings), boxes=VIEWS[name].boxes)
         record = json.loads(json.dumps(write_record(session, session.show(shown), "a/model")))
         assert record["model"] == "a/model"
-        assert record["image"]["name"] == photo.name
+        assert record["image"] | {"sha256": ""} == {
+            "name": photo.name,
+            "sha256": "",
+            "width": 60,
+            "height": 40,
+        }
         for part in record["answers"]:
-            mask = record["mask"] and unpack_mask(record["mask"])
             again = CoF(engine, Settings(**part["settings"]))(
-                photo, record["question"], boxes=record["boxes"], mask=mask
+                photo, record["question"], boxes=record["boxes"]
             )
             assert again.text == part["answer"]
             assert again.plain() == record["plain_answer"]
             assert [list(box) for box in again.boxes] == part["boxes"]
 
-    @pytest.mark.parametrize("name", ["found", "two", "boxes", "mask"])
+    @pytest.mark.parametrize("name", VIEWS)
     def test_the_command_lines_give_the_same_answers(
         self, photo: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        engine = fake()
-        loads: list[ModelOptions] = []
+        engine, loads = fake(), []
 
-        def load(self: ModelOptions, settings: dict[str, Any]) -> CoF:
+        def load(self: Model) -> CoF:
             loads.append(self)
-            return CoF(engine, SETTINGS.changed(**settings))
+            return CoF(engine, SETTINGS.changed(**self.settings))
 
-        monkeypatch.setattr(ModelOptions, "load", load)
+        monkeypatch.setattr(Model, "pipeline", load)
         monkeypatch.chdir(tmp_path)
-        shown = VIEWS[name]
-        settings = [each.changed(grounder="prompt") for each in shown.settings]
-        shown = view(settings=tuple(settings), boxes=shown.boxes, mask=shown.mask)
-        session = Session(CoF(engine, SETTINGS), photo)
-        answers = session.show(shown).answers
-        if data := re.search(r'base64,([^"]*)"', present(session, shown, "a/model").mask):
-            (tmp_path / "mask.png").write_bytes(base64.b64decode(data[1]))
+        settings = [each.changed(grounder="prompt") for each in VIEWS[name].settings]
+        shown = view(settings=tuple(settings), boxes=VIEWS[name].boxes)
+        answers = Session(CoF(engine, SETTINGS), photo).show(shown).answers
         options = ("--model", "a/model", "--dtype", "bfloat16")
         commands = write_commands(shown, str(photo), options)
         for command, answer in zip(commands, answers, strict=True):
@@ -421,7 +338,7 @@ class TestReproduction:
             assert result.exit_code == 0, result.output
             printed = json.loads(result.stdout)
             assert (printed["answer"], printed["plain_answer"]) == (answer.text, "plain")
-            assert loads[-1] == ModelOptions("a/model", dtype="bfloat16")
+            assert (loads[-1].model, loads[-1].dtype) == ("a/model", "bfloat16")
             assert (tmp_path / words[-1]).is_file()
 
 
@@ -459,20 +376,12 @@ class TestRendering:
         [answer] = session.show(view(settings=(SETTINGS.changed(**settings),), **region)).answers
         assert describe(answer) == says
 
-    def test_everything_that_is_presented(self) -> None:
-        session = open_example(CoF(fake(), SETTINGS), "scene-4.png")
-        shown = view(image="scene-4.png", example=True)
-        presented = present(session, shown, "tiny", ["--dtype", "float32"])
-        assert presented.query == write_query(shown)
-        assert json.loads(presented.record)["image"]["width"] == session.image.width
-        words = shlex.split(presented.commands)
-        assert words[2] == str(DEMO / "scene-4.png")
-        assert words[4:8] == ["--model", "tiny", "--dtype", "float32"]
-
 
 class TestCommand:
     def test_options_of_the_model(self) -> None:
-        assert other_options(ModelOptions("a", crop=True)) == ["--crop"]
+        assert other_options(Model("a", dtype="bfloat16", set=["scope=all"])) == [
+            *("--dtype", "bfloat16", "--set", "scope=all")
+        ]
 
     def test_without_gradio(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, "cof.web.page", raising=False)

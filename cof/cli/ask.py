@@ -102,7 +102,8 @@ def ask(
     answer = cof.batch([query], decoding=decoding)[0]
     plain = answer.plain() if compare else None
     if as_json:
-        typer.echo(json.dumps(_answer_object(answer, plain)))
+        compared = {} if plain is None else {"plain_answer": plain}
+        typer.echo(json.dumps({"answer": answer.text, **compared, **answer.as_dict()}))
     else:
         _print_answer(answer, plain)
     # last: an answer that took minutes is not lost to a full disk
@@ -154,22 +155,6 @@ def boxes_of(texts: list[str] | None) -> list[list[float]]:
         if len(box) != 4 or not all(re.fullmatch(NUMBER, number) for number in box):
             raise CofError(f"--box takes four numbers, x1 y1 x2 y2, not {','.join(box)!r}.")
     return [[float(number) for number in box] for box in boxes]
-
-
-def _answer_object(answer: Answer, plain: str | None) -> dict[str, Any]:
-    shown: dict[str, Any] = {"answer": answer.text}
-    if plain is not None:
-        shown["plain_answer"] = plain
-    return shown | {
-        "boxes": answer.boxes,
-        "found": answer.found,
-        "grounder": answer.grounder,
-        "grounding_text": answer.grounding_text,
-        "confidence": answer.confidence,
-        "reason": answer.reason,
-        "settings": answer.settings.as_dict(),
-        "timings": dict(answer.timings.as_dict()),
-    }
 
 
 def _lines() -> Table:

@@ -136,7 +136,7 @@ def web(
     except OSError as error:
         raise CofError(f"Port {port} of {host} cannot be used: choose another --port.") from error
     typer.echo(f"{address} (Ctrl-C ends it)")
-    page.wait()
+    page.blocks.block_thread()  # until it is interrupted
 
 
 def other_options(model: Model) -> list[str]:

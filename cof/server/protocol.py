@@ -201,25 +201,8 @@ def _finish_reason(answer: Answer, ask: Ask) -> str:
 
 
 def _look(answer: Answer, ask: Ask) -> dict[str, Any]:
-    """`cof` beside an answer whose request had it; boxes are `[x1, y1, x2, y2]` in 0..1 of the
-    first image."""
-    if not ask.with_cof:
-        return {}
-    look = {
-        "boxes": answer.boxes,
-        "raw_boxes": answer.raw_boxes,
-        "whole": answer.region is not None and answer.region.whole,
-        "found": answer.found,
-        "grounder": answer.grounder,
-        "grounding_text": answer.grounding_text,
-        "confidence": answer.confidence,
-        "reason": answer.reason,
-        "num_tokens": answer.num_tokens,
-        "answer_confidence": answer.answer_confidence,
-        "timings": dict(answer.timings.as_dict()),
-        "settings": answer.settings.as_dict(),
-    }
-    return {"cof": look}
+    """`cof` beside an answer whose request had it."""
+    return {"cof": answer.as_dict()} if ask.with_cof else {}
 
 
 def _read_messages(messages: list[_Message], limits: Limits) -> tuple[str, tuple[str, ...]]:

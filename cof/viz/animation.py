@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from cof.errors import CofError
-from cof.query import Query
 from cof.types import EncodedImage
-from cof.viz.layout import (
-    GAP,
+from cof.viz.page import (
     INK,
-    MARGIN,
-    PAPER,
-    QUESTION,
-    draw_labelled,
-    draw_text,
-    line_up,
-    stack,
+    brightest_share,
+    check_path,
+    heat_panel,
+    lay_out,
+    name_region,
+    render,
+    save,
 )
-from cof.viz.page import brightest_share, check_path, draw_scale, name_region, write_file
-from cof.viz.panels import heat
 from cof.viz.readout import Readout, read
 
 if TYPE_CHECKING:
     from cof.geometry.regions import Region
     from cof.images import ImageSource
-    from cof.pipeline import Answer, CoF
     from cof.types import Decoding
 
 STRENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -43,7 +37,7 @@ _FRAME, _LAST_FRAME = 900, 2000  # milliseconds
 
 def save_animation(
     path: str | os.PathLike[str],
-    cof: CoF,
+    cof: Any,
     image: ImageSource | EncodedImage,
     question: str,
     *,
@@ -58,7 +52,7 @@ def save_animation(
 
     Args:
         path: a name that ends in .webp or .gif.
-        cof: answers; its focus must use lambda, and its engine must tell its attention.
+        cof: a `cof.CoF`; its focus must use lambda, and its engine must tell its attention.
         image: what `cof` takes.
         question: to ask.
         strengths: lambdas in the order of the frames; 1 is the plain model.
@@ -73,20 +67,12 @@ def save_animation(
     frames = draw_frames(
         cof, image, question, strengths=strengths, region=region, decoding=decoding
     )
-    data = io.BytesIO()
-    frames[0].save(
-        data,
-        format=kind,
-        save_all=True,
-        append_images=frames[1:],
-        duration=[_FRAME] * (len(frames) - 1) + [_LAST_FRAME],
-        loop=0,
-    )
-    write_file(path, data.getvalue())
+    duration = [_FRAME] * (len(frames) - 1) + [_LAST_FRAME]
+    save(path, frames, kind, duration=duration, loop=0)
 
 
 def draw_frames(
-    cof: CoF,
+    cof: Any,
     image: ImageSource | EncodedImage,
     question: str,
     *,
@@ -108,7 +94,8 @@ def draw_frames(
         region = grounding.region
         if region is None:
             raise CofError(f"There is no region to animate. {grounding.reason}")
-    queries = [Query(encoded, question, region=region, strength=value) for value in strengths]
+    query = {"image": encoded, "question": question, "region": region}
+    queries = [{**query, "strength": value} for value in strengths]
     answers = cof.batch(queries, decoding=decoding)
     readouts: list[Readout] = []
     for answer in answers:
@@ -127,33 +114,21 @@ def draw_frames(
         )
         for answer, strength, readout in zip(answers, strengths, readouts, strict=True)
     ]
-    return _of_one_size(frames)
-
-
-def _draw_frame(answer: Answer, strength: float, readout: Readout, top: float) -> Image.Image:
-    state = readout.after or readout.before
-    panel = heat(answer.image, state, top, answer.region)
-    width, share = panel.width, f"{readout.inside(state):.1%}"
-    values = [
-        draw_labelled("lambda", f"{strength:g}", INK, width),
-        draw_labelled(f"attention {name_region(answer)}", share, INK, width),
-        draw_labelled("answer", answer.text or "(nothing)", INK, width),
-    ]
-    fits = sum(value.width for value in values) + GAP * (len(values) - 1) <= width
-    body = [
-        draw_text(answer.question, QUESTION, INK, width),
-        *([line_up(values, GAP)] if fits else values),
-        panel,
-        draw_scale(width, top, state),
-    ]
-    return stack(body, GAP // 2)
-
-
-def _of_one_size(frames: Sequence[Image.Image]) -> list[Image.Image]:
-    """The frames on paper of one size, with a margin."""
-    width = max(frame.width for frame in frames) + 2 * MARGIN
-    height = max(frame.height for frame in frames) + 2 * MARGIN
-    pages = [Image.new("RGB", (width, height), PAPER) for _ in frames]
+    # texts of different lengths make figures of different sizes: panels lie over one another
+    width, height = (max(frame.size[side] for frame in frames) for side in (0, 1))
+    pages = [Image.new("RGB", (width, height), "white") for _ in frames]
     for page, frame in zip(pages, frames, strict=True):
-        page.paste(frame, (MARGIN, MARGIN))
+        page.paste(frame, (0, height - frame.height))
     return pages
+
+
+def _draw_frame(answer: Any, strength: float, readout: Readout, top: float) -> Image.Image:
+    from matplotlib.figure import Figure
+
+    state = readout.after or readout.before
+    title = f"Attention {name_region(answer)}: {readout.inside(state):.1%}"
+    panel = heat_panel(answer, title, state, top)
+    lines = (answer.question, f"lambda {strength:g}: {answer.text or '(nothing)'}")
+    figure = Figure()
+    lay_out(figure, answer.image.size, [panel], [(line, INK) for line in lines])
+    return render(figure)

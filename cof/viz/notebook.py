@@ -13,18 +13,17 @@ import numpy as np
 from cof.errors import CofError
 from cof.geometry.boxes import clip
 from cof.geometry.regions import coverage_image
-from cof.viz.page import draw_panels
+from cof.viz.drawable import Drawable
+from cof.viz.page import INK, draw_panels, facts, lay_out
 from cof.viz.readout import read
 
 if TYPE_CHECKING:
-    from cof.answer import Answer
     from cof.engines.base import Engine
 
 _QUALITY = 80  # of the image's WebP data
-_INCHES = 5.0  # width of a panel of a plot
 
 
-def write_html(answer: Answer, plain: str | None = None) -> str:
+def write_html(answer: Drawable, plain: str | None = None) -> str:
     """The image with the boxes, and the answer with how it came about; all text is escaped.
 
     Args:
@@ -33,15 +32,7 @@ def write_html(answer: Answer, plain: str | None = None) -> str:
     """
     if answer.error:
         return _table([("question", answer.question), ("error", answer.error)])
-    looked = answer.region is not None
-    lines = [("question", answer.question), ("CoF" if looked else "plain", answer.text)]
-    if looked and plain is not None:
-        lines.append(("plain", plain))
-    lines.append(("grounder", answer.grounder))
-    if answer.confidence is not None:
-        lines.append(("confidence of the box", f"{answer.confidence:.0%}"))
-    if answer.reason:
-        lines.append(("note", answer.reason))
+    lines = [("question", answer.question), *facts(answer, plain), ("grounder", answer.grounder)]
     panel = draw_panels(answer, None)[0]
     lines.append(("image", panel.caption or panel.title))
     file = io.BytesIO()
@@ -54,55 +45,31 @@ def write_html(answer: Answer, plain: str | None = None) -> str:
     return f"<div>{image}{_table(lines)}</div>"
 
 
-def plot_answer(
-    answer: Answer,
-    engine: Engine | None = None,
-    *,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-) -> list[Any]:
+def plot_answer(answer: Drawable, engine: Engine | None = None) -> list[Any]:
     """Plot the image with the boxes and, if an engine is given, its attention.
 
     Args:
         answer: what to plot.
         engine: the one that answered, asked for its attention before and after (two forward
             passes); None, or one that cannot tell: only the boxes are plotted.
-        layers, heads: which to average the attention over; None: all.
 
     Returns:
         The axes, one for each panel, side by side in one figure. Their coordinates are pixels of
         `answer.image`, so that what is plotted into them lies over the image.
 
     Raises:
-        CofError: matplotlib is not installed, the query was refused, or there is no such layer or
-            head.
+        CofError: the query was refused.
     """
-    try:
-        from matplotlib import pyplot
-    except ModuleNotFoundError as error:
-        raise CofError("A plot needs matplotlib: pip install 'cof[viz]'.") from error
+    from matplotlib import pyplot
+
     _check_answered(answer)
-    readout = None if engine is None else read(engine, answer, layers=layers, heads=heads)
-    panels = draw_panels(answer, readout)
-    width, height = answer.image.size
-    panel_height = min(max(_INCHES * height / width, 1.0), 2 * _INCHES)
-    figure, grid = pyplot.subplots(
-        1,
-        len(panels),
-        figsize=(_INCHES * len(panels), panel_height + 1.5),
-        layout="constrained",
-        squeeze=False,
-    )
-    figure.suptitle(f"{answer.question}  {answer.text}", parse_math=False)  # "$" is no formula
-    axes = list(grid[0])
-    for ax, panel in zip(axes, panels, strict=True):
-        ax.imshow(panel.image, extent=(0, width, height, 0))
-        ax.set_title(panel.title)
-        ax.set_xlabel(panel.caption)
-    return axes
+    readout = None if engine is None else read(engine, answer)
+    figure = pyplot.figure()
+    said = [(f"{answer.question}  {answer.text}", INK)]
+    return lay_out(figure, answer.image.size, draw_panels(answer, readout), said)
 
 
-def make_detections(answer: Answer) -> Any:
+def make_detections(answer: Drawable) -> Any:
     """The boxes looked at as `supervision.Detections`, for that library's annotators and metrics.
 
     Returns:
@@ -135,7 +102,7 @@ def make_detections(answer: Answer) -> Any:
     )
 
 
-def _check_answered(answer: Answer) -> None:
+def _check_answered(answer: Drawable) -> None:
     if answer.error:
         raise CofError(f"There is nothing to show, for the query was refused: {answer.error}")
 

@@ -1,46 +1,39 @@
-"""The whole picture: a caption, the boxes, and the attention before and after, side by side."""
+"""The picture of an answer: what was said, the boxes, and the attention before and after."""
 
 from __future__ import annotations
 
 import io
 import os
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from cof.errors import CofError
-from cof.viz.layout import (
-    FAINT,
-    GAP,
-    INK,
-    MARGIN,
-    NARROWEST,
-    PAPER,
-    QUESTION,
-    SMALL,
-    TITLE,
-    draw_labelled,
-    draw_text,
-    line_up,
-    stack,
-)
-from cof.viz.panels import DARK, FOUND, USED, Tokens, colours, heat, overlay, panel_size
+from cof.viz.drawable import Drawable
+from cof.viz.panels import HEAT, Tokens, heat, overlay
 from cof.viz.readout import Readout, read
 
 if TYPE_CHECKING:
     from cof.engines.base import Engine
-    from cof.pipeline import Answer
 
-RIGHT = (0, 122, 84)
-WRONG = (194, 40, 40)
-TOKEN = (236, 236, 236)
+RIGHT, WRONG, INK, FAINT = "#007a54", "#c22828", "#1c1e26", "#686c78"
 
 IMAGES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-WIDE = 1.8  # panels of a larger width : height go below one another, not side by side
+
+_WIDE = 1.8  # panels of a larger width : height go below one another, not side by side
+_INCHES = 5.0  # width of a panel
+_DPI = 110
+_LINE = 0.27  # inches from line to line
+_LETTER = 0.1  # inches, of a usual letter
+_MOST_LINES = 6  # of one text
+_FONTS = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK JP", "Arial Unicode MS", "Microsoft YaHei")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,26 +43,26 @@ class Panel:
     Attributes:
         title: what it shows.
         image: RGB.
-        legend: its signs or its scale of colours, drawn.
-        caption: the same in words.
-        heat: whether it shows attention.
+        caption: what its signs mean.
+        top: of attention, the share in its brightest colour; 0: it shows none.
     """
 
     title: str
     image: Image.Image
-    legend: Image.Image
     caption: str
-    heat: bool
+    top: float = 0.0
+
+
+Line = tuple[str, str]
+"""A text above the panels, and its colour."""
 
 
 def draw(
-    answer: Answer,
+    answer: Drawable,
     engine: Engine | None = None,
     *,
     plain: str | None = None,
     truth: str | None = None,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
 ) -> Image.Image:
     """The picture of an answer.
 
@@ -79,30 +72,24 @@ def draw(
             (`cof.engines.base.AttentionReader`): only the boxes are drawn.
         plain: the plain model's answer, if known.
         truth: the right answer, if known; the others are then green or red.
-        layers, heads: which to average the attention over; None: all.
 
     Returns:
         RGB: question and answers, then `[boxes and tokens | attention before | after]`; a single
         panel of attention where nothing was highlighted.
-
-    Raises:
-        CofError: a layer or head the model does not have, or out of memory.
     """
-    readout = None if engine is None else read(engine, answer, layers=layers, heads=heads)
-    panels = draw_panels(answer, readout)
-    below = panel_size(answer.image.size)[0] > WIDE * panel_size(answer.image.size)[1]
-    rows = [[panel] for panel in panels] if below else [panels]
-    body = stack([_side_by_side(row) for row in rows], GAP)
-    parts = [_caption(answer, plain, truth, max(body.width, 2 * NARROWEST)), body]
+    from matplotlib.figure import Figure
+
+    readout = None if engine is None else read(engine, answer)
+    figure = Figure()
+    lay_out(figure, answer.image.size, draw_panels(answer, readout), _said(answer, plain, truth))
     if readout is not None:
-        parts.append(draw_text(footnote(answer, readout), SMALL, FAINT, parts[0].width))
-    content = stack(parts, GAP)
-    page = Image.new("RGB", (content.width + 2 * MARGIN, content.height + 2 * MARGIN), PAPER)
-    page.paste(content, (MARGIN, MARGIN))
-    return page
+        width, height = figure.get_size_inches()
+        note = "\n".join(textwrap.wrap(footnote(answer, readout), int(width / _LETTER * 1.3)))
+        figure.text(0, -0.1 / height, note, color=FAINT, size=9, va="top")
+    return render(figure)
 
 
-def draw_panels(answer: Answer, readout: Readout | None) -> list[Panel]:
+def draw_panels(answer: Drawable, readout: Readout | None) -> list[Panel]:
     """What was looked at and, as far as an engine has told, the attention before and after.
 
     Args:
@@ -115,36 +102,87 @@ def draw_panels(answer: Answer, readout: Readout | None) -> list[Panel]:
     return panels
 
 
+def lay_out(
+    figure: Any, image_wh: tuple[int, int], panels: Sequence[Panel], said: Sequence[Line]
+) -> list[Any]:
+    """Panels side by side, or wide ones below one another, and lines of text above them.
+
+    Args:
+        figure: matplotlib's, empty; its size is set.
+        image_wh: the image's; coordinates in the axes are its pixels.
+        panels: each gets axes.
+        said: texts; long ones are broken, and cut short.
+
+    Returns:
+        The axes.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.ticker import PercentFormatter
+
+    width, height = panels[0].image.size
+    rows, columns = (len(panels), 1) if width > _WIDE * height else (1, len(panels))
+    inches = (_INCHES * columns, rows * (min(_INCHES * height / width, 2 * _INCHES) + 0.9))
+    figure.set_size_inches(inches)
+    figure.set_layout_engine("constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax, panel in zip(axes, panels, strict=True):
+        ax.imshow(panel.image, extent=(0, image_wh[0], image_wh[1], 0))
+        ax.set(xticks=(), yticks=(), xlabel="" if panel.top else panel.caption)
+        ax.set_title(panel.title, size=11)
+        ax.set_anchor("N")
+        if panel.top:
+            share = ScalarMappable(Normalize(0, panel.top), HEAT)
+            bar = figure.colorbar(share, ax=ax, orientation="horizontal", shrink=0.6, aspect=30)
+            bar.ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+            bar.set_label(panel.caption)
+    lines = [(part, colour) for text, colour in said for part in _broken(text, inches[0])]
+    for number, (text, colour) in enumerate(reversed(lines)):
+        y = 1 + (number + 0.9) * _LINE / inches[1]
+        figure.text(0, y, text, color=colour, size=13, parse_math=False, family=_fonts())
+    return axes
+
+
+def render(figure: Any) -> Image.Image:
+    """A figure with all that stands around it, RGB."""
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as an empty box
+        figure.savefig(data, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.3)
+    return Image.open(data).convert("RGB")
+
+
 def save_overlay(
     path: str | os.PathLike[str],
     engine: Engine | None,
-    answer: Answer,
+    answer: Drawable,
     *,
     plain: str | None = None,
     truth: str | None = None,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
 ) -> None:
     """Write the picture of an answer, as `draw` makes it, to a file.
 
     Raises:
-        CofError: what `draw` and `check_path` refuse, or the file cannot be written.
+        CofError: what `check_path` refuses, or the file cannot be written.
     """
     kind = check_path(path)
-    picture = draw(answer, engine, plain=plain, truth=truth, layers=layers, heads=heads)
-    data = io.BytesIO()
-    picture.save(data, format=kind)
-    write_file(path, data.getvalue())
+    save(path, [draw(answer, engine, plain=plain, truth=truth)], kind)
 
 
-def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file at once.
+def save(
+    path: str | os.PathLike[str], frames: Sequence[Image.Image], kind: str, **options: Any
+) -> None:
+    """Write an image, or an animation, at once.
 
     Raises:
         CofError: it cannot be written.
     """
+    data = io.BytesIO()
+    if len(frames) > 1:
+        options |= {"save_all": True, "append_images": frames[1:]}
+    frames[0].save(data, format=kind, **options)
     try:
-        Path(path).write_bytes(data)
+        Path(path).write_bytes(data.getvalue())
     except OSError as error:
         raise CofError(
             f"{os.fspath(path)} cannot be written ({error.strerror}): choose another place."
@@ -178,48 +216,7 @@ def check_path(path: str | os.PathLike[str], kinds: Mapping[str, str] = IMAGES) 
     return kind
 
 
-def _boxes_panel(answer: Answer, readout: Readout | None) -> Panel:
-    tokens = None if readout is None else readout.highlighted
-    image = overlay(answer.image, answer.region, found=answer.raw_boxes, highlighted=tokens)
-    keys: list[tuple[Image.Image, str]] = []
-    words: list[str] = []
-    region = answer.region
-    if region is not None and not region.whole:
-        looked_at = "looked at"
-        if region.mask is None and any(box not in region.boxes for box in answer.raw_boxes):
-            keys.append((_dashed_key(), "found"))
-            words.append("dashed: found")
-            looked_at += f", x {answer.settings.expand:g}"
-        keys.append((_line_key(), looked_at))
-        words.append(f"solid: {looked_at}")
-    if tokens is not None:
-        count, total = int(tokens.values.sum()), tokens.values.size
-        keys.append((_token_key(TOKEN), f"{count} of {total} tokens"))
-        words.append(f"bright: {count} of {total} image tokens")
-        if min(tokens.frame.left, tokens.frame.top) < 0:
-            keys.append((_token_key(DARK), "not seen"))
-            words.append("black: not seen")
-    title = "Nothing highlighted" if region is None else "What it was made to look at"
-    legend = _keys(keys, max(image.width, NARROWEST))
-    return Panel(title, image, legend, "; ".join(words), heat=False)
-
-
-def _attention_panels(answer: Answer, readout: Readout) -> list[Panel]:
-    states = {"before": readout.before} | ({"after": readout.after} if readout.after else {})
-    top = brightest_share(readout)
-    panels = []
-    for name, state in states.items():
-        title = "Attention of the plain model"
-        if readout.after is not None:
-            title = f"Attention {name}: {readout.inside(state):.1%} {name_region(answer)}"
-        image = heat(answer.image, state, top, answer.region)
-        legend = draw_scale(max(image.width, NARROWEST), top, state)
-        caption = f"0 to {_top_share(top, state)}"
-        panels.append(Panel(title, image, legend, caption, heat=True))
-    return panels
-
-
-def name_region(answer: Answer) -> str:
+def name_region(answer: Drawable) -> str:
     """Such as "in the box"."""
     region = answer.region
     if region is None or region.whole:
@@ -246,28 +243,24 @@ def brightest_share(readout: Readout) -> float:
     return top
 
 
-def _caption(answer: Answer, plain: str | None, truth: str | None, width: int) -> Image.Image:
-    said = [("answer" if answer.region is None else "CoF", answer.text)]
-    if plain is not None and answer.region is not None:
-        said.insert(0, ("plain", plain))
-    if truth is not None:
-        said.append(("truth", truth))
-    if answer.confidence is not None and answer.region is not None:
+def heat_panel(answer: Drawable, title: str, attention: Tokens, top: float) -> Panel:
+    """Attention over the answer's image."""
+    more = " or more" if float(attention.values.max()) > top else ""
+    image = heat(answer.image, attention, top, answer.region)
+    return Panel(title, image, f"0 to {top:.2%}{more} per token", top)
+
+
+def facts(answer: Drawable, plain: str | None = None) -> list[tuple[str, str]]:
+    """The answers, and how they came about, each with its name."""
+    looked = answer.region is not None
+    said = [("CoF" if looked else "plain", answer.text or "(nothing)")]
+    if looked and plain is not None:
+        said.insert(0, ("plain", plain or "(nothing)"))
+    if looked and answer.confidence is not None:
         said.append(("confidence of the box", f"{answer.confidence:.0%}"))
     if answer.reason:
         said.append(("note", answer.reason))
-    lines = [draw_text(answer.question, QUESTION, INK, width)]
-    row: list[Image.Image] = []
-    for label, text in said:
-        ink = INK
-        if truth is not None and label in ("plain", "CoF", "answer"):
-            ink = RIGHT if same_answer(text, truth) else WRONG
-        item = draw_labelled(label, text or "(nothing)", ink, width)
-        if row and sum(part.width + GAP for part in row) + GAP + item.width > width:
-            lines.append(line_up(row, 2 * GAP))
-            row = []
-        row.append(item)
-    return stack([*lines, line_up(row, 2 * GAP)], 12, width)
+    return said
 
 
 def same_answer(text: str, truth: str) -> bool:
@@ -280,7 +273,7 @@ def same_answer(text: str, truth: str) -> bool:
     return first == second
 
 
-def footnote(answer: Answer, readout: Readout) -> str:
+def footnote(answer: Drawable, readout: Readout) -> str:
     """Whose attention is shown, and what was added to it."""
     layers, heads = readout.averaged
     text = (
@@ -295,56 +288,65 @@ def footnote(answer: Answer, readout: Readout) -> str:
     return text
 
 
-def draw_scale(width: int, top: float, attention: Tokens) -> Image.Image:
-    """The colours of the heat with the shares at their ends."""
-    low = draw_text("0", SMALL, INK, width)
-    high = draw_text(_top_share(top, attention), SMALL, INK, width)
-    length = min(width - low.width - high.width - 24, 260)
-    levels = np.tile(np.linspace(0, 1, max(2, length)), (16, 1))
-    bar = Image.fromarray(colours(levels).round().astype(np.uint8))
-    return line_up([low, bar, high], 12)
+def _said(answer: Drawable, plain: str | None, truth: str | None) -> list[Line]:
+    lines = [(answer.question, INK)]
+    for label, text in facts(answer, plain):
+        colour = INK
+        if truth is not None and label in ("plain", "CoF"):
+            colour = RIGHT if same_answer(text, truth) else WRONG
+        lines.append((f"{label}: {text}", colour))
+    return [*lines, (f"truth: {truth}", INK)] if truth is not None else lines
 
 
-def _top_share(top: float, attention: Tokens) -> str:
-    more = " or more" if float(attention.values.max()) > top else ""
-    return f"{top:.2%}{more} per token"
+def _boxes_panel(answer: Drawable, readout: Readout | None) -> Panel:
+    tokens = None if readout is None else readout.highlighted
+    image = overlay(answer.image, answer.region, found=answer.raw_boxes, highlighted=tokens)
+    words: list[str] = []
+    region = answer.region
+    if region is not None and not region.whole:
+        looked_at = "solid: looked at"
+        if region.mask is None and any(box not in region.boxes for box in answer.raw_boxes):
+            words.append("dashed: found")
+            looked_at += f", x {answer.settings.expand:g}"
+        words.append(looked_at)
+    if tokens is not None:
+        words.append(f"bright: {int(tokens.values.sum())} of {tokens.values.size} image tokens")
+        if min(tokens.frame.left, tokens.frame.top) < 0:
+            words.append("black: not seen")
+    title = "Nothing highlighted" if region is None else "What it was made to look at"
+    return Panel(title, image, "; ".join(words))
 
 
-def _keys(keys: Sequence[tuple[Image.Image, str]], width: int) -> Image.Image:
-    parts = [line_up([sign, draw_text(text, SMALL, INK, width)], 8) for sign, text in keys]
-    rows: list[list[Image.Image]] = [[]]
-    for part in parts:
-        if rows[-1] and sum(p.width + GAP for p in rows[-1]) + part.width > width:
-            rows.append([])
-        rows[-1].append(part)
-    # an empty line keeps the panels beside this one level
-    return stack([line_up(row, GAP) for row in rows if row] or [draw_text(" ", SMALL, INK, 1)], 4)
+def _attention_panels(answer: Drawable, readout: Readout) -> list[Panel]:
+    top = brightest_share(readout)
+    if readout.after is None:
+        return [heat_panel(answer, "Attention of the plain model", readout.before, top)]
+    return [
+        heat_panel(
+            answer,
+            f"Attention {name}: {readout.inside(state):.1%} {name_region(answer)}",
+            state,
+            top,
+        )
+        for name, state in (("before", readout.before), ("after", readout.after))
+    ]
 
 
-def _line_key() -> Image.Image:
-    key = Image.new("RGB", (30, 8), DARK)
-    key.paste(USED, (1, 2, 29, 6))
-    return key
+def _broken(text: str, inches: float) -> list[str]:
+    """A text in lines; its own line breaks are kept."""
+    lines = [
+        part
+        for line in text.strip().splitlines() or [""]
+        for part in textwrap.wrap(line, max(20, int(inches / _LETTER))) or [""]
+    ]
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES - 1 :] = [f"{lines[_MOST_LINES - 1]} …"]
+    return lines
 
 
-def _dashed_key() -> Image.Image:
-    key = Image.new("RGB", (42, 6), PAPER)
-    for x in (0, 16, 32):
-        key.paste(DARK, (x, 0, x + 10, 6))
-        key.paste(FOUND, (x + 1, 2, x + 9, 4))
-    return key
+@cache
+def _fonts() -> list[str]:
+    """The fonts of this machine, in which characters are looked for one after another."""
+    from matplotlib.font_manager import get_font_names
 
-
-def _token_key(colour: tuple[int, int, int]) -> Image.Image:
-    key = Image.new("RGB", (22, 22), DARK)
-    key.paste(colour, (2, 2, 20, 20))
-    return key
-
-
-def _side_by_side(panels: Sequence[Panel]) -> Image.Image:
-    columns = []
-    for panel in panels:
-        width = max(panel.image.width, NARROWEST)
-        title = draw_text(panel.title, TITLE, INK, width)
-        columns.append(stack([title, panel.image, panel.legend], 10, width))
-    return line_up(columns, GAP, top=True)
+    return [name for name in _FONTS if name in get_font_names()]

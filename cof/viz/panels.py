@@ -15,7 +15,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import Region, coverage_image
-from cof.viz.grid import lines, spread
 
 SHORTEST, LONGEST = 640, 960  # limits of a panel's longer side, pixels
 THINNEST = 24  # its shorter side; thinner images are stretched, for something to be seen
@@ -30,21 +29,8 @@ _UNSEEN = 0.12  # brightness where the model sees nothing
 _GREY = 0.8  # brightness of the image under the heat map
 _GRID = 0.16  # opacity of the lines between tokens
 
-# Dark violet, red, orange, pale yellow: even in lightness, and told apart by the colour-blind.
-_HEAT = np.array(
-    [
-        (8, 5, 29),
-        (51, 16, 88),
-        (106, 23, 110),
-        (159, 42, 99),
-        (207, 68, 70),
-        (241, 112, 32),
-        (252, 165, 10),
-        (246, 215, 70),
-        (252, 255, 164),
-    ],
-    dtype=np.float64,
-)
+HEAT = "inferno"
+"""Matplotlib's colours of attention: even in lightness, and told apart by the colour-blind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +82,13 @@ def overlay(
     panel = image.resize(panel_size(image.size), Image.Resampling.LANCZOS)
     if highlighted is not None:
         panel = _spotlit(panel, highlighted)
-    pen = ImageDraw.Draw(panel)
     if region is not None and not region.whole:
         _outline(panel, region)
         for box in found:
             if box not in region.boxes:
-                _rectangle(pen, box, panel.size, FOUND, width=2, dash=10)
+                _rectangle(panel, box, FOUND, width=2, dash=10)
     if true is not None:
-        _rectangle(pen, true, panel.size, TRUE, width=3, dash=4)
+        _rectangle(panel, true, TRUE, width=3, dash=4)
     return panel
 
 
@@ -121,6 +106,8 @@ def heat(
     Returns:
         RGB of size `panel_size(image.size)`.
     """
+    from matplotlib import colormaps
+
     size = panel_size(image.size)
     grey = image.convert("L").resize(size, Image.Resampling.LANCZOS)
     light = np.asarray(grey, dtype=np.float64)[..., None]
@@ -128,18 +115,12 @@ def heat(
     level = np.nan_to_num(share / top if top > 0 else share * 0).clip(0, 1)
     # opaque where attention is high; where it is low the image must stay recognisable
     opacity = 0.55 + 0.25 * level[..., None]
-    mixed = (1 - opacity) * light * _GREY + opacity * colours(level)
+    mixed = (1 - opacity) * light * _GREY + opacity * 255 * colormaps[HEAT](level)[..., :3]
     pixels = np.where(np.isnan(share)[..., None], light * _UNSEEN, mixed)
     panel = Image.fromarray(pixels.round().astype(np.uint8))
     if region is not None and not region.whole:
         _outline(panel, region, FOUND)
     return panel
-
-
-def colours(levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Levels in 0..1, `(...)`, as the colours of the heat, `(..., 3)` in 0..255."""
-    stops = np.linspace(0, 1, len(_HEAT))
-    return np.stack([np.interp(levels, stops, _HEAT[:, channel]) for channel in range(3)], -1)
 
 
 def _spotlit(panel: Image.Image, highlighted: Tokens) -> Image.Image:
@@ -163,42 +144,88 @@ def _outline(panel: Image.Image, region: Region, colour: tuple[int, int, int] = 
             thick = shape.filter(ImageFilter.MaxFilter(reach))
             panel.paste(ink, mask=ImageChops.subtract(thick, shape))
         return
-    pen = ImageDraw.Draw(panel)
     for box in region.boxes:
-        _rectangle(pen, box, panel.size, colour, width=4)
+        _rectangle(panel, box, colour, width=4)
 
 
 def _rectangle(
-    pen: ImageDraw.ImageDraw,
-    box: XYXY,
-    wh: tuple[int, int],
-    colour: tuple[int, int, int],
-    *,
-    width: int,
-    dash: int = 0,
+    panel: Image.Image, box: XYXY, colour: tuple[int, int, int], *, width: int, dash: int = 0
 ) -> None:
     """The border of a box, on a dark one that is a pixel wider so that it shows on any ground.
 
     Its outer edge is the box's; a box that leaves the image is drawn along the image's edge.
     """
-    right, bottom = wh[0] - 1, wh[1] - 1
+    wh = panel.size
     x1, y1 = (min(max(0, round(v * n)), n - 1) for v, n in zip(box[:2], wh, strict=True))
     x2, y2 = (min(max(0, round(v * n) - 1), n - 1) for v, n in zip(box[2:], wh, strict=True))
     x2, y2 = max(x1, x2), max(y1, y2)
-    around = (max(0, x1 - 1), max(0, y1 - 1), min(right, x2 + 1), min(bottom, y2 + 1))
-    if not dash:
-        pen.rectangle(around, outline=DARK, width=width + 2)
-        pen.rectangle((x1, y1, x2, y2), outline=colour, width=width)
-        return
-    for ink, (left, upper, far, lower), thick in (
-        (DARK, around, width + 2),
-        (colour, (x1, y1, x2, y2), width),
-    ):
-        for x in range(x1, x2 + 1, 2 * dash):
-            end = min(x + dash, far)
-            pen.rectangle((x, upper, end, min(upper + thick - 1, lower)), fill=ink)
-            pen.rectangle((x, max(lower - thick + 1, upper), end, lower), fill=ink)
-        for y in range(y1, y2 + 1, 2 * dash):
-            end = min(y + dash, lower)
-            pen.rectangle((left, y, min(left + thick - 1, far), end), fill=ink)
-            pen.rectangle((max(far - thick + 1, left), y, far, end), fill=ink)
+    along = np.add.outer(np.arange(wh[1]) - y1, np.arange(wh[0]) - x1)
+    shown = (along // dash) % 2 == 0 if dash else np.full((wh[1], wh[0]), True)
+    for ink, more in ((DARK, 1), (colour, 0)):
+        line = Image.new("L", wh)
+        outer = (x1 - more, y1 - more, x2 + more, y2 + more)
+        ImageDraw.Draw(line).rectangle(outer, outline=255, width=width + 2 * more)
+        panel.paste(ink, mask=Image.fromarray(np.asarray(line) * shown))
+
+
+def cells_of_pixels(
+    frame: Frame, grid_hw: tuple[int, int], image_wh: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The grid row of each pixel row `(H,)` and the grid column of each pixel column `(W,)`.
+
+    Args:
+        frame: the original's rectangle in 0..1 of what the grid shows.
+        grid_hw: rows and columns of image tokens.
+        image_wh: the original's size, or that of a copy of it at any scale.
+
+    Returns:
+        Numbers from 0; -1 for pixels that the grid does not reach (cut off by a centre crop).
+
+    Examples: a 4x2 image padded to a square, and the same one cropped to its centre, under 4x4
+    and 2x2 tokens.
+
+        >>> rows, columns = cells_of_pixels(Frame.padded_square((4, 2)), (4, 4), (4, 2))
+        >>> rows.tolist(), columns.tolist()
+        ([1, 2], [0, 1, 2, 3])
+        >>> rows, columns = cells_of_pixels(Frame.centre_crop((4, 2)), (2, 2), (4, 2))
+        >>> rows.tolist(), columns.tolist()
+        ([0, 1], [-1, 0, 1, -1])
+    """
+    width, height = image_wh
+    return (
+        _cells(frame.top, frame.bottom, grid_hw[0], height),
+        _cells(frame.left, frame.right, grid_hw[1], width),
+    )
+
+
+def spread(
+    values: NDArray[np.generic], frame: Frame, image_wh: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Values of the tokens laid over the original: `(grid_h, grid_w)` -> `(H, W)`.
+
+    NaN where no token shows the pixel. Tokens that show padding only do not appear.
+
+        >>> spread(np.array([[1, 2], [3, 4]]), Frame.centre_crop((4, 2)), (4, 2))
+        array([[nan,  1.,  2., nan],
+               [nan,  3.,  4., nan]])
+    """
+    rows, columns = cells_of_pixels(frame, (values.shape[0], values.shape[1]), image_wh)
+    pixels = values.astype(np.float64)[rows[:, None], columns[None, :]]
+    pixels[rows < 0] = np.nan
+    pixels[:, columns < 0] = np.nan
+    return pixels
+
+
+def lines(frame: Frame, grid_hw: tuple[int, int], image_wh: tuple[int, int]) -> NDArray[np.bool_]:
+    """`(H, W)`: the pixels just after a border between two tokens."""
+    rows, columns = cells_of_pixels(frame, grid_hw, image_wh)
+    horizontal = np.diff(rows, prepend=rows[:1]) != 0
+    vertical = np.diff(columns, prepend=columns[:1]) != 0
+    return np.asarray(horizontal[:, None] | vertical[None, :])
+
+
+def _cells(low: float, high: float, cells: int, pixels: int) -> NDArray[np.int64]:
+    position = low + (np.arange(pixels) + 0.5) / pixels * (high - low)
+    index = np.floor(position * cells).astype(np.int64)
+    index[(index < 0) | (index >= cells)] = -1
+    return index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,25 +16,22 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 
 from cof.errors import CofError
+from cof.focuses import FOCUSES
 from cof.limits import MAX_UPLOAD_BYTES
-from cof.web.controls import (
-    EXPAND_RANGE,
-    STRENGTH_RANGE,
+from cof.web.render import render, render_message
+from cof.web.session import DEMO, Session, load_examples, open_example, write_record
+from cof.web.view import (
+    RANGES,
     Controls,
-    controls_of,
-    draw_strokes,
-    focus_choices,
     grounder_choices,
+    read_query,
     read_strokes,
+    write_boxes,
+    write_commands,
+    write_query,
 )
-from cof.web.render import present, render_message
-from cof.web.session import DEMO, Session, load_examples, open_example
-from cof.web.view import read_query, value_of, write_boxes
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from cof.pipeline import CoF
 
 PREVIEW_SIDE = 1024  # longer side of the image to draw on, pixels
@@ -52,14 +50,7 @@ LANDING = {"example": "scene-4.png", "question": "What letter is on the green sq
 """What the embedded model shows a visitor who has not asked yet."""
 
 Update: TypeAlias = "dict[gr.components.Component, Any]"
-Mask: TypeAlias = "NDArray[np.bool_]"
 Drawing: TypeAlias = "dict[str, Any]"
-
-LOOK_AT = {
-    "where the model finds it": "found",
-    "in a box around my strokes": "box",
-    "in my strokes": "mask",
-}
 
 
 class Page:
@@ -110,10 +101,6 @@ class Page:
         )
         return str(address)
 
-    def wait(self) -> None:
-        """Until the program is interrupted."""
-        self.blocks.block_thread()
-
     def _lay_out(self) -> None:
         gr.HTML(
             "<h1>Look closer</h1><p>Ask about a detail. The model answers plainly, and again while "
@@ -121,7 +108,6 @@ class Page:
             elem_classes="cof-header",
         )
         self.session = gr.State(None, time_to_live=IDLE)
-        self.mask = gr.State(None, time_to_live=IDLE)
         with gr.Row(elem_classes="cof-page"):
             with gr.Column(elem_classes="cof-ask"):
                 self._lay_out_question()
@@ -166,51 +152,42 @@ class Page:
         self.commands = gr.Textbox(
             label="Command line", buttons=["copy"], interactive=False, lines=2
         )
-        self.mask_link = gr.HTML(elem_classes="cof-message-box")
         self.record = gr.Code(label="JSON", language="json", max_lines=16)
 
     def _lay_out_settings(self) -> None:
         sliders = self._sliders()
-        self.look_at = gr.Radio(list(LOOK_AT.items()), value="found", label="Look")
-        self.boxes = gr.Textbox(label="Box", info="x1 y1 x2 y2 in 0..1 of the image", visible=False)
+        info = "x1 y1 x2 y2 in 0..1 of the image; empty: where the model finds it"
+        self.boxes = gr.Textbox(label="Look in this box", info=info)
         first = [*self._methods(), *sliders]
         with gr.Accordion("Compare with a second setting", open=False):
             compare = gr.Checkbox(label="Give a second answer, with these settings")
             sliders = self._sliders()
             second = [*self._methods(), *sliders]
-        self.controls = [self.question, self.look_at, self.boxes, *first, compare, *second]
+        self.controls = [self.question, self.boxes, *first, compare, *second]
 
     def _sliders(self) -> list[gr.Slider]:
         """Lambda and alpha."""
-        defaults = self.cof.settings
+        begin = Controls.of(self.cof.settings)
+        strength, expand = "lambda: how strongly (1: not at all)", "alpha: how far around the place"
         return [
-            gr.Slider(
-                *STRENGTH_RANGE,
-                value=value_of(defaults, "strength"),
-                step=0.5,
-                label="lambda: how strongly (1: not at all)",
-            ),
-            gr.Slider(
-                *EXPAND_RANGE,
-                value=defaults.expand,
-                step=0.1,
-                label="alpha: how far around the place",
-            ),
+            gr.Slider(*RANGES["strength"], value=begin.strength, step=0.5, label=strength),
+            gr.Slider(*RANGES["expand"], value=begin.expand, step=0.1, label=expand),
         ]
 
     def _methods(self) -> list[gr.Dropdown]:
         """Grounder and focus."""
-        defaults = self.cof.settings
-        grounders, focuses = grounder_choices(defaults), focus_choices()
+        begin, focuses = Controls.of(self.cof.settings), FOCUSES.items()
+        methods = (
+            (grounder_choices(self.cof.settings), begin.grounder, "Where to look (grounder)"),
+            ({name: focus.help for name, focus in focuses}, begin.focus, "How to look (focus)"),
+        )
         return [
-            gr.Dropdown(
-                _choices(grounders), value=defaults.grounder_name, label="Where to look (grounder)"
-            ),
-            gr.Dropdown(_choices(focuses), value=defaults.focus.name, label="How to look (focus)"),
+            gr.Dropdown([(f"{k}: {v}", k) for k, v in each.items()], value=value, label=label)
+            for each, value, label in methods
         ]
 
     def _wire(self) -> None:
-        asking = [self.session, self.mask, *self.controls]
+        asking = [self.session, *self.controls]
         changes = [
             control.input for control in self.controls if control not in (self.question, self.boxes)
         ]
@@ -221,14 +198,6 @@ class Page:
         self._on(self.editor.input, self._draw, [self.editor, *asking], show_progress="hidden")
         for button, example in self.examples:
             self._on(button.click, partial(self._open_example, example), asking)
-        self.look_at.change(
-            lambda look_at: gr.update(visible=look_at == "box"),
-            self.look_at,
-            self.boxes,
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
-        )
 
     def _on(
         self,
@@ -238,12 +207,12 @@ class Page:
         show_progress: Literal["minimal", "hidden"] = "minimal",
     ) -> None:
         """Whoever asks, one computation runs at a time, and of a slider's moves the last counts."""
-        shown = [self.message, self.results, self.commands, self.query, self.record, self.mask_link]
+        shown = [self.message, self.results, self.commands, self.query, self.record]
         gr.on(
             triggers,
             function,
             inputs,
-            [self.session, self.mask, self.file, self.editor, *self.controls, *shown],
+            [self.session, self.file, self.editor, *self.controls, *shown],
             show_progress=show_progress,
             show_progress_on=self.results,
             trigger_mode="always_last",
@@ -260,114 +229,97 @@ class Page:
                 return {self.message: ""}
             query = LANDING
         try:
-            view = read_query(query, self.cof.settings)
-            controls = controls_of(view)
-            session = open_example(self.cof, view.image) if view.example else None
+            controls = read_query(query, self.cof.settings)
+            example = query.get("example")
+            session = open_example(self.cof, example) if example else None
         except CofError as error:
-            return self._refuse(error)
-        return self._set(session, view.mask, controls) | (
-            self._present(session, view.mask, controls)
-            if session is not None
-            else self._say(f"This link is about {view.image}: choose that file to see the same.")
+            return self._say(error)
+        update = self._set(session, controls)
+        if session is not None:
+            return update | self._present(session, controls)
+        return update | self._say(
+            f"This link is about {query['image']}: choose that file to see the same."
         )
 
-    def _open(self, path: str, session: Session | None, mask: Mask | None, *values: Any) -> Update:
+    def _open(self, path: str, session: Session | None, *values: Any) -> Update:
         """A file of the visitor's own; what was drawn on another image is dropped."""
         controls = Controls(*values)
         try:
             opened = Session(self.cof, Path(path))
         except CofError as error:
-            return {self.file: None, **self._refuse(error)}
+            return {self.file: None, **self._say(error)}
         if session is not None:
-            mask, controls = None, controls._replace(look_at="found", boxes="")
+            controls = controls._replace(boxes="")
         return (
             {self.file: None}
-            | self._set(opened, mask, controls)
+            | self._set(opened, controls)
             | self._say(f"{opened.name}, {opened.image.width} x {opened.image.height} pixels")
-            | self._change(opened, mask, *controls)
+            | self._change(opened, *controls)
         )
 
     def _open_example(
-        self, example: Mapping[str, str], session: Session | None, mask: Mask | None, *values: Any
+        self, example: Mapping[str, str], session: Session | None, *values: Any
     ) -> Update:
-        controls = Controls(*values)._replace(
-            question=example["question"], look_at="found", boxes=""
-        )
+        controls = Controls(*values)._replace(question=example["question"], boxes="")
         opened = open_example(self.cof, example["image"])
-        return self._set(opened, None, controls) | self._present(opened, None, controls)
+        return self._set(opened, controls) | self._present(opened, controls)
 
-    def _draw(
-        self, drawing: Drawing, session: Session | None, mask: Mask | None, *values: Any
-    ) -> Update:
-        """Strokes move the look to them; without any it goes back to the place found."""
+    def _draw(self, drawing: Drawing, session: Session | None, *values: Any) -> Update:
+        """Strokes put a box around them."""
         if session is None:
-            return {self.mask: mask}
-        controls, strokes = Controls(*values), read_strokes(drawing["layers"])
-        update: Update = {self.mask: mask}
+            return {}
         if drawing["background"] is None:  # the editor's bin has thrown away the image too
-            update[self.editor] = _drawing(session, None)
-        if strokes is not None:
-            mask, box = strokes
-            look_at = "box" if controls.look_at == "found" else controls.look_at
-            controls = controls._replace(look_at=look_at, boxes=write_boxes([box]))
-        elif mask is not None:
-            mask, controls = None, controls._replace(look_at="found", boxes="")
-        else:  # the page itself has put an image there
-            return update
-        update |= {self.mask: mask, self.look_at: controls.look_at, self.boxes: controls.boxes}
-        return update | self._change(session, mask, *controls)
+            return {self.editor: _drawing(session), self.boxes: ""}
+        box = read_strokes(drawing["layers"])
+        if box is None:  # the page itself has put an image there
+            return {self.message: ""}
+        boxes = write_boxes([box])
+        update = self._change(session, *Controls(*values)._replace(boxes=boxes))
+        return {self.boxes: boxes} | update
 
-    def _ask(self, session: Session | None, mask: Mask | None, *values: Any) -> Update:
+    def _ask(self, session: Session | None, *values: Any) -> Update:
         if session is None:
-            return self._refuse(CofError("There is no image yet: drop one, or choose an example."))
-        return self._present(session, mask, Controls(*values))
+            return self._say(CofError("There is no image yet: drop one, or choose an example."))
+        return self._present(session, Controls(*values))
 
-    def _change(self, session: Session | None, mask: Mask | None, *values: Any) -> Update:
+    def _change(self, session: Session | None, *values: Any) -> Update:
         """As `_ask`, as soon as there is something to ask."""
         controls = Controls(*values)
         if session is None or not controls.question.strip():
-            return {self.mask: mask}
-        return self._present(session, mask, controls)
+            return {self.message: ""}
+        return self._present(session, controls)
 
-    def _present(self, session: Session, mask: Mask | None, controls: Controls) -> Update:
+    def _present(self, session: Session, controls: Controls) -> Update:
         try:
-            view = controls.view(self.cof.settings, session.name, session.example, mask)
-            presented = present(session, view, self.model, self.options)
+            view = controls.view(self.cof.settings)
+            shown = session.show(view)
         except CofError as error:
-            return self._refuse(error)
+            return self._say(error)
+        path = str(DEMO / session.name) if session.example else session.name
+        commands = write_commands(view, path, ["--model", self.model, *self.options])
         return {
             self.message: "",
-            self.results: presented.results,
-            self.commands: presented.commands,
-            self.query: presented.query,
-            self.record: presented.record,
-            self.mask_link: presented.mask,
+            self.results: render(shown),
+            self.commands: "\n".join(commands),
+            self.query: write_query(controls, session.name, session.example),
+            self.record: json.dumps(write_record(session, shown, self.model), indent=2),
         }
 
-    def _set(self, session: Session | None, mask: Mask | None, controls: Controls) -> Update:
+    def _set(self, session: Session | None, controls: Controls) -> Update:
         return {
             self.session: session,
-            self.mask: mask,
-            self.editor: _drawing(session, mask),
+            self.editor: _drawing(session),
             **dict(zip(self.controls, controls, strict=True)),
         }
 
-    def _say(self, text: str) -> Update:
-        return {self.message: render_message(text)}
-
-    def _refuse(self, error: CofError) -> Update:
-        return {self.message: render_message(str(error), error=True)}
+    def _say(self, said: str | CofError) -> Update:
+        return {self.message: render_message(str(said), error=isinstance(said, CofError))}
 
 
-def _drawing(session: Session | None, mask: Mask | None) -> Drawing | None:
-    """The image to draw on, with a mask already drawn if there is one."""
+def _drawing(session: Session | None) -> Drawing | None:
+    """The image to draw on."""
     if session is None:
         return None
     image = session.image.copy()
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    layers = [] if mask is None else [draw_strokes(mask, image.size)]
-    return {"background": image, "layers": layers, "composite": None}
-
-
-def _choices(help: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(f"{name}: {text}", name) for name, text in help.items()]
+    return {"background": image, "layers": [], "composite": None}

@@ -1,72 +1,20 @@
-"""Answers as HTML, and all else that the page shows of a view."""
+"""Answers as HTML."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-from PIL import Image
-
-from cof.web.session import DEMO, write_record
-from cof.web.view import MASK_FILE, write_commands, write_query
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from cof.pipeline import Answer
     from cof.viz.page import Panel
-    from cof.web.session import Session, Shown
-    from cof.web.view import View
+    from cof.web.session import Shown
 
 
 SCALE = '<div class="cof-scale" aria-hidden="true"></div>'
 LONG = 40  # characters of an answer that is set in small letters
-
-
-class Presented(NamedTuple):
-    """What the page shows of a view.
-
-    Attributes:
-        results: the answers, HTML.
-        commands: the command lines that give them.
-        query: of the link to the view.
-        record: the view and its answers, JSON.
-        mask: a link that saves the drawn mask for the command lines, HTML; empty if there is none.
-    """
-
-    results: str
-    commands: str
-    query: str
-    record: str
-    mask: str
-
-
-def present(session: Session, view: View, model: str, options: Sequence[str] = ()) -> Presented:
-    """Answer a view.
-
-    Args:
-        session: with the view's image.
-        view: what to show.
-        model: its name, for the command lines and the record.
-        options: how it is loaded otherwise, for the command lines.
-
-    Raises:
-        CofError: what `Session.show` refuses.
-    """
-    shown = session.show(view)
-    path = str(DEMO / session.name) if session.example else session.name
-    return Presented(
-        render(shown),
-        "\n".join(write_commands(view, path, ["--model", model, *options])),
-        write_query(view),
-        json.dumps(write_record(session, shown, model), indent=2),
-        "" if view.mask is None else _mask_link(view.mask),
-    )
 
 
 def render(shown: Shown) -> str:
@@ -113,11 +61,6 @@ def describe(answer: Answer) -> str:
     return " · ".join(parts)
 
 
-def _mask_link(mask: NDArray[np.bool_]) -> str:
-    address = _data_uri(Image.fromarray(mask.astype(np.uint8) * 255), "PNG")
-    return f'<a class="cof-note" href="{address}" download="{MASK_FILE}">Save {MASK_FILE}</a>'
-
-
 def _card(who: str, text: str, how: str, reason: str = "") -> str:
     notes = "".join(f'<p class="cof-note">{escape(note)}</p>' for note in (how, reason) if note)
     style = "cof-text cof-long" if len(text) > LONG else "cof-text"
@@ -128,18 +71,18 @@ def _card(who: str, text: str, how: str, reason: str = "") -> str:
 
 
 def _figure(panel: Panel) -> str:
-    source = _data_uri(panel.image, "WEBP", quality=85, method=2)
+    data = io.BytesIO()
+    panel.image.save(data, "WEBP", quality=85, method=2)
+    source = _data_uri("webp", data.getvalue())
     width, height = panel.image.size
     alt = escape(f"{panel.title}. {panel.caption}", quote=True)
     return (
         f"<figure><figcaption>{escape(panel.title)}</figcaption>"
         f'<img src="{source}" width="{width}" height="{height}" alt="{alt}">'
-        f'<div class="cof-legend">{SCALE if panel.heat else ""}'
+        f'<div class="cof-legend">{SCALE if panel.top else ""}'
         f'<p class="cof-note">{escape(panel.caption)}</p></div></figure>'
     )
 
 
-def _data_uri(image: Image.Image, kind: str, **options: int) -> str:
-    data = io.BytesIO()
-    image.save(data, format=kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

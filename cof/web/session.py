@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cof
 from cof.errors import CofError, CofWarning
 from cof.images import load_image
 from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
@@ -16,7 +17,6 @@ from cof.pipeline import CoF, Query
 from cof.query import check_question
 from cof.viz.page import Panel, draw_panels
 from cof.viz.readout import Readout, read
-from cof.web.view import View, pack_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cof.pipeline import Answer
     from cof.settings import Settings
     from cof.types import EncodedImage, Grounding
+    from cof.web.view import View
 
 DEMO = Path(__file__).parents[1] / "demo"
 
@@ -71,7 +72,13 @@ class Session:
         Raises:
             CofError: the file is too large, or no image.
         """
-        data = _read(path)
+        size = path.stat().st_size
+        if size > MAX_UPLOAD_BYTES:
+            raise CofError(
+                f"{path.name} has {size / 2**20:.1f} MiB, more than the "
+                f"{MAX_UPLOAD_BYTES >> 20} MiB that are taken: save a smaller copy."
+            )
+        data = path.read_bytes()
         self.cof = cof
         self.name, self.example = path.name, example
         self.digest = hashlib.sha256(data).hexdigest()
@@ -104,26 +111,25 @@ class Session:
             answers = tuple(self._answer(view, settings) for settings in view.settings)
             if self._known.plain is None:
                 self._known.plain = answers[0].plain()
-            panels = tuple(tuple(self._panels(answer)) for answer in answers)
+            panels = tuple(map(self._panels, answers))
         notes = dict.fromkeys(str(note.message) for note in caught)
         return Shown(view, self._known.plain, answers, panels, tuple(notes))
 
     def _answer(self, view: View, settings: Settings) -> Answer:
-        cof, question = CoF(self.cof.engine, settings), self._known.question
-        if view.boxes or view.mask is not None:
-            query = Query(self.encoded, question, boxes=view.boxes or None, mask=view.mask)
-            return cof.batch([query])[0]
+        asked, question = CoF(self.cof.engine, settings), self._known.question
+        if view.boxes:
+            return asked(self.encoded, question, boxes=view.boxes)
         # which of several places is kept depends on the answers, so they are looked for again
         several = len(settings.grounders) > 1 or settings.max_plain_confidence < 1
         if several or settings.changes_nothing:
-            return cof(self.encoded, question)
-        grounding = self._known.groundings.get(settings.grounder_name)
-        if grounding is None:
-            grounding = cof.locate(self.encoded, question)
-            self._known.groundings[settings.grounder_name] = grounding
+            return asked(self.encoded, question)
+        groundings = self._known.groundings
+        if settings.grounder_name not in groundings:
+            groundings[settings.grounder_name] = asked.locate(self.encoded, question)
+        grounding = groundings[settings.grounder_name]
         if grounding.region is None:
-            return cof(self.encoded, question)
-        answer = cof.batch([Query(self.encoded, question, region=grounding.region)])[0]
+            return asked(self.encoded, question)
+        answer = asked.batch([Query(self.encoded, question, region=grounding.region)])[0]
         return replace(
             answer,
             settings=settings,
@@ -132,10 +138,10 @@ class Session:
             confidence=grounding.confidence,
         )
 
-    def _panels(self, answer: Answer) -> list[Panel]:
+    def _panels(self, answer: Answer) -> tuple[Panel, ...]:
         known = self._known
         known.readout = read(self.cof.engine, answer, image=self.encoded, known=known.readout)
-        return draw_panels(answer, known.readout)
+        return tuple(draw_panels(answer, known.readout))
 
 
 def open_example(cof: CoF, name: str) -> Session:
@@ -151,61 +157,31 @@ def open_example(cof: CoF, name: str) -> Session:
 
 
 def load_examples() -> list[dict[str, str]]:
-    """The examples of the embedded model: `image`, a name in `DEMO`, `question` and `answer`.
-
-    Raises:
-        CofError: the package is damaged.
-    """
-    try:
-        examples: list[dict[str, str]] = json.loads((DEMO / "questions.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CofError(f"The examples are damaged ({error}): install the package again.") from error
+    """The examples of the embedded model: `image`, a name in `DEMO`, `question` and `answer`."""
+    examples: list[dict[str, str]] = json.loads((DEMO / "questions.json").read_text("utf-8"))
     return examples
 
 
 def write_record(session: Session, shown: Shown, model: str) -> dict[str, Any]:
     """What is shown, ready for JSON: with the image it is enough to get the same from Python.
 
-    `settings` are those of `cof.settings.Settings`, `boxes` and `mask` the visitor's own region
-    (`cof.web.view.unpack_mask` reads the mask).
+    `boxes` are the visitor's own.
     """
-    from cof import __version__
-
-    view = shown.view
+    view, image = shown.view, session.image
     return {
-        "cof": __version__,
+        "cof": cof.__version__,
         "model": model,
         "image": {
             "name": session.name,
             "sha256": session.digest,
-            "width": session.image.width,
-            "height": session.image.height,
+            "width": image.width,
+            "height": image.height,
         },
         "question": view.question,
         "boxes": view.boxes or None,
-        "mask": None if view.mask is None else pack_mask(view.mask),
         "plain_answer": shown.plain,
         "answers": [
-            {
-                "answer": answer.text,
-                "settings": settings.as_dict(),
-                "grounder": answer.grounder,
-                "raw_boxes": answer.raw_boxes,
-                "boxes": answer.boxes,
-                "confidence": answer.confidence,
-                "grounding_text": answer.grounding_text,
-                "reason": answer.reason,
-            }
+            {"answer": answer.text, **answer.as_dict(), "settings": settings.as_dict()}
             for settings, answer in zip(view.settings, shown.answers, strict=True)
         ],
     }
-
-
-def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_UPLOAD_BYTES:
-        raise CofError(
-            f"{path.name} has {size / 2**20:.1f} MiB, more than the {MAX_UPLOAD_BYTES >> 20} MiB "
-            "that are taken: save a smaller copy."
-        )
-    return path.read_bytes()

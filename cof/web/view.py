@@ -1,37 +1,31 @@
-"""What the page shows as a value, and as a link, a command line and JSON that reproduce it."""
+"""What the page is set to: the values of its controls, a link that has them, and the view."""
 
 from __future__ import annotations
 
-import base64
-import binascii
+import math
 import re
 import shlex
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
-
-import numpy as np
 
 from cof.errors import CofError
 from cof.focuses import FOCUSES, Attention
 from cof.geometry.regions import region_from_boxes
+from cof.grounders import GROUNDERS
 from cof.settings import Settings
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from cof.geometry.boxes import XYXY
 
-MASK_SIDE = 128
-"""The longer side of a drawn mask: finer than any model's image tokens, short enough for a link."""
-
-MASK_FILE = "mask.png"
-"""Where the command lines expect a drawn mask."""
-
 VARIED = ("grounder", "focus", "strength", "expand")
 """The settings that the page has controls for."""
+
+RANGES = {"strength": (0.5, 64.0), "expand": (0.5, 4.0)}
+"""Of the sliders."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,70 +33,101 @@ class View:
     """All that decides what the page shows, but for the image's pixels.
 
     Attributes:
-        image: the image's file name.
-        example: whether it is one of the package's own images.
         question: what is asked.
         settings: those to answer with, one or two.
         boxes: the visitor's own boxes, `(x1, y1, x2, y2)` in 0..1 of the image; or none.
-        mask: or the visitor's own `(H, W)` mask over the whole image, True inside.
     """
 
-    image: str
-    example: bool
     question: str
     settings: tuple[Settings, ...]
     boxes: tuple[XYXY, ...] = ()
-    mask: NDArray[np.bool_] | None = None
 
 
-def write_query(view: View) -> str:
-    """The view as the query of a link, `question=...&grounder=...`."""
-    query = {"example" if view.example else "image": view.image, "question": view.question}
-    for number, settings in enumerate(view.settings, 1):
-        for name in VARIED:
-            value = value_of(settings, name)
-            query[_key(name, number)] = value if isinstance(value, str) else f"{value:.12g}"
-    if view.boxes:
-        query["boxes"] = write_boxes(view.boxes)
-    if view.mask is not None:
-        query["mask"] = pack_mask(view.mask)
-    return urlencode(query)
+class Controls(NamedTuple):
+    """The values of the controls, in their order on the page.
+
+    Attributes:
+        question: what is asked.
+        boxes: where to look, as text (`read_boxes`); empty: at the place that the model finds.
+        grounder, focus, strength, expand: as in `cof.settings.Settings`.
+        compare: whether a second answer is given, with the settings that follow.
+    """
+
+    question: str
+    boxes: str
+    grounder: str
+    focus: str
+    strength: float
+    expand: float
+    compare: bool
+    other_grounder: str
+    other_focus: str
+    other_strength: float
+    other_expand: float
+
+    @classmethod
+    def of(cls, settings: Settings, question: str = "") -> Controls:
+        """Where the controls begin; of a lambda that the focus does not have, the default."""
+        values = {"strength": Attention.strength, **settings.as_dict()}
+        varied = [values[name] for name in VARIED]
+        return cls._make([question, "", *varied, False, *varied])
+
+    def view(self, defaults: Settings) -> View:
+        """What the page is to show.
+
+        Args:
+            defaults: all settings that the page has no control for.
+
+        Raises:
+            CofError: a value is refused.
+        """
+        chosen = [self[2:6], self[7:11]] if self.compare else [self[2:6]]
+        settings = tuple(_vary(defaults, dict(zip(VARIED, each, strict=True))) for each in chosen)
+        return View(self.question, settings, read_boxes(self.boxes))
 
 
-def read_query(query: Mapping[str, str], defaults: Settings) -> View:
-    """The view that a link describes.
+def write_query(controls: Controls, image: str, example: bool) -> str:
+    """The query of a link to what the page shows, `question=...&grounder=...`."""
+    values = {name: value for name, value in controls._asdict().items() if value != ""}
+    if not controls.compare:
+        values = {n: v for n, v in values.items() if n != "compare" and not n.startswith("other_")}
+    return urlencode({"example" if example else "image": image, **values})
+
+
+def read_query(query: Mapping[str, str], defaults: Settings) -> Controls:
+    """The controls of a link.
 
     Args:
-        query: its parameters; those that no view has are passed over.
-        defaults: the settings that the link does not name.
+        query: its parameters; those that no control has are passed over.
+        defaults: what the link leaves out.
 
     Raises:
         CofError: a value is refused.
     """
-    settings = [vary(defaults, _read_settings(query, 1))]
-    if other := _read_settings(query, 2):
-        settings.append(vary(settings[0], other))
-    mask = query.get("mask")
-    return View(
-        image=query.get("example") or query.get("image", ""),
-        example=bool(query.get("example")),
-        question=query.get("question", ""),
-        settings=tuple(settings),
-        boxes=read_boxes(query.get("boxes", "")),
-        mask=unpack_mask(mask) if mask else None,
-    )
+    begin = Controls.of(defaults)
+    values: dict[str, Any] = {
+        name: _number(name, query[name]) if isinstance(value, float) else query[name]
+        for name, value in begin._asdict().items()
+        if name in query
+    }
+    values["compare"] = values.get("compare") == "True"
+    for name in VARIED:
+        values.setdefault(f"other_{name}", values.get(name, getattr(begin, name)))
+    controls = begin._replace(**values)
+    controls.view(defaults)
+    return controls
 
 
-def value_of(settings: Settings, name: str) -> Any:
-    """The value of a control; of a strength that the focus does not have, the default."""
-    return {"strength": Attention.strength, **settings.as_dict()}[name]
+def grounder_choices(settings: Settings) -> dict[str, str]:
+    """The grounders to choose from, with what each does.
 
-
-def vary(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """The settings with values of controls; a strength that the focus does not have is left out."""
-    focus = FOCUSES.get(str(values.get("focus", settings.focus.name)), Attention)
-    kept = {n: v for n, v in values.items() if n != "strength" or hasattr(focus, "strength")}
-    return settings.changed(**kept)
+    Those that need what the page cannot ask for are left out: `given`, which its box stands
+    for, and `detector` where none is set.
+    """
+    out = {"given"} if settings.option("detector") else {"given", "detector"}
+    both = {"prompt+attention": "both, and the surer answer of the two"}
+    choices = {name: grounder.help for name, grounder in GROUNDERS.items() if name not in out}
+    return {"prompt": choices["prompt"], **both, **choices}
 
 
 def write_commands(view: View, path: str, options: Sequence[str] = ()) -> list[str]:
@@ -116,15 +141,12 @@ def write_commands(view: View, path: str, options: Sequence[str] = ()) -> list[s
     commands = []
     for number, settings in enumerate(view.settings, 1):
         words = ["cof", "ask", path, view.question, *options]
-        for name in VARIED:
-            value = value_of(settings, name)
-            if name == "grounder" and (view.boxes or view.mask is not None):
-                continue
-            words += [f"--{name}", value if isinstance(value, str) else f"{value:.12g}"]
+        values = settings.as_dict()
+        for name in VARIED[1:] if view.boxes else VARIED:
+            if name in values:
+                words += [f"--{name}", _write(values[name])]
         for box in view.boxes:
-            words += ["--box", *(f"{value:.12g}" for value in box)]
-        if view.mask is not None:
-            words += ["--mask", MASK_FILE]
+            words += ["--box", *map(_write, box)]
         words += ["--compare", "--save", "look.png" if number == 1 else f"look{number}.png"]
         commands.append(shlex.join(words))
     return commands
@@ -136,7 +158,7 @@ def write_boxes(boxes: Sequence[XYXY]) -> str:
     >>> write_boxes([(0.25, 0.5, 0.75, 1.0), (0.0, 0.0, 0.5, 0.5)])
     '0.25 0.5 0.75 1; 0 0 0.5 0.5'
     """
-    return "; ".join(" ".join(f"{value:.12g}" for value in box) for box in boxes)
+    return "; ".join(" ".join(map(_write, box)) for box in boxes)
 
 
 def read_boxes(text: str) -> tuple[XYXY, ...]:
@@ -150,60 +172,44 @@ def read_boxes(text: str) -> tuple[XYXY, ...]:
     """
     boxes = []
     for part in filter(str.strip, text.split(";")):
-        words = [word for word in re.split(r"[\s,]+", part.strip()) if word]
+        words = re.split(r"[\s,]+", part.strip(" \t\n,"))
         try:
-            boxes.append([float(word) for word in words])
+            x1, y1, x2, y2 = map(float, words)
         except ValueError:
-            boxes.append([])
-        if len(boxes[-1]) != 4:
             raise CofError(
                 f"A box is four numbers, x1 y1 x2 y2 in 0..1 of the image, not {part.strip()!r}."
-            )
+            ) from None
+        boxes.append((x1, y1, x2, y2))
     return region_from_boxes(boxes).boxes if boxes else ()
 
 
-def pack_mask(mask: NDArray[np.bool_]) -> str:
-    """A mask as text for a link: its width and height, and its packed pixels.
+def read_strokes(layers: Sequence[Image]) -> XYXY | None:
+    """The box around what was brushed over, in 0..1 with three decimals; None if nothing was.
 
-    >>> text = pack_mask(np.array([[True, False, False], [True, True, False]]))
-    >>> text[:4], unpack_mask(text).tolist()
-    ('3x2:', [[True, False, False], [True, True, False]])
+    Args:
+        layers: RGBA images of one size over the whole image, transparent where nothing is drawn.
     """
-    height, width = mask.shape
-    bits = zlib.compress(np.packbits(mask).tobytes(), level=9)
-    return f"{width}x{height}:{base64.urlsafe_b64encode(bits).decode().rstrip('=')}"
+    drawn = [box for layer in layers if (box := layer.getchannel("A").getbbox())]
+    if not drawn:
+        return None
+    (width, height), edges = layers[0].size, list(zip(*drawn, strict=True))
+    x1, y1 = (math.floor(min(edges[i]) / n * 1000) / 1000 for i, n in ((0, width), (1, height)))
+    x2, y2 = (math.ceil(max(edges[i]) / n * 1000) / 1000 for i, n in ((2, width), (3, height)))
+    return x1, y1, x2, y2
 
 
-def unpack_mask(text: str) -> NDArray[np.bool_]:
-    """The `(H, W)` mask that `pack_mask` wrote.
-
-    Raises:
-        CofError: it is damaged, larger than `MASK_SIDE`, or empty.
-    """
-    size = re.match(r"(\d{1,3})x(\d{1,3}):", text)
-    width, height = (int(size[1]), int(size[2])) if size else (0, 0)
-    if not (size and 0 < width <= MASK_SIDE and 0 < height <= MASK_SIDE):
-        raise CofError("The link's mask is damaged: draw it anew.")
-    length = (width * height + 7) // 8
-    data = text[size.end() :]
-    try:
-        packed = base64.urlsafe_b64decode(data + "=" * (-len(data) % 4))
-        bits = zlib.decompressobj().decompress(packed, length)  # no more, whatever it claims
-    except (binascii.Error, ValueError, zlib.error):
-        bits = b""
-    pixels = np.unpackbits(np.frombuffer(bits, np.uint8))[: width * height]
-    if pixels.size != width * height or not pixels.any():
-        raise CofError("The link's mask is damaged: draw it anew.")
-    return pixels.reshape(height, width).astype(bool)
-
-
-def _read_settings(query: Mapping[str, str], number: int) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for name in VARIED:
-        value = query.get(_key(name, number))
-        if value is not None:
-            settings[name] = _number(name, value) if name in ("strength", "expand") else value
-    return settings
+def _vary(defaults: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings with values of controls; a strength that the focus does not have is left out."""
+    for name, (low, high) in RANGES.items():
+        if values[name] < low or values[name] > high:
+            raise CofError(f"The page takes {name} from {low:g} to {high:g}, not {values[name]:g}.")
+    if values["grounder"] not in grounder_choices(defaults):
+        offered = ", ".join(grounder_choices(defaults))
+        raise CofError(f"The page offers the grounders {offered}, not {values['grounder']!r}.")
+    focus = FOCUSES.get(values["focus"], Attention)
+    return defaults.changed(
+        **{n: v for n, v in values.items() if n != "strength" or hasattr(focus, "strength")}
+    )
 
 
 def _number(name: str, text: str) -> float:
@@ -213,5 +219,5 @@ def _number(name: str, text: str) -> float:
         raise CofError(f"The link's {name} must be a number, not {text!r}.") from None
 
 
-def _key(name: str, number: int) -> str:
-    return name if number == 1 else f"{name}{number}"
+def _write(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.12g}"

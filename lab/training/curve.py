@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cof.errors import CofError
-
 SPEAK = ("glyph", "color", "shape", "size", "existence", "position", "verify", "choice")
 BOX = ("x1", "y1", "x2", "y2")
 EARLY = 500  # the step of `tiny-early`
@@ -30,10 +28,8 @@ def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 def draw(speak: Path, out: Path) -> None:
     """Plot accuracy over steps in two panels: answers, and box coordinates (within 0.04)."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise CofError("Plots need matplotlib: pip install 'cof[viz]'.") from error
+    import matplotlib.pyplot as plt
+
     series = read_log(speak)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     panels = (

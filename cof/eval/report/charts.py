@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cof.errors import CofError
 from cof.eval.report.document import Chart
 
 Numbers = Mapping[str, Any]
@@ -58,16 +57,10 @@ def result_charts(results: Numbers) -> list[Chart]:
 def draw(
     name: str, title: str, plot: Callable[[Any], None], size: tuple[float, float] = (6.4, 4.0)
 ) -> Chart:
-    """A chart; `plot` draws into matplotlib's axes.
+    """A chart; `plot` draws into matplotlib's axes."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    Raises:
-        CofError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise CofError("Charts need matplotlib: pip install 'cof[viz]'.") from error
     # the same numbers give the same file, and text stays text
     with matplotlib.rc_context({"svg.hashsalt": "cof", "svg.fonttype": "none"}):
         figure = Figure(figsize=size, layout="constrained")
