@@ -228,25 +228,19 @@ def cost_table(
     plain = means.get("plain")
     return {
         name: {
-            "seconds": round(mean.seconds * len(examples), 2),
-            "ratio": round(mean.seconds / plain.seconds, 3) if plain and plain.seconds else None,
-            "passes": None if mean.passes is None else round(mean.passes, 1),
+            "seconds": round(mean[0] * len(examples), 2),
+            "ratio": round(mean[0] / plain[0], 3) if plain and plain[0] else None,
+            "passes": None if mean[1] is None else round(mean[1], 1),
         }
         for name, mean in means.items()
         if mean is not None
     }
 
 
-@dataclass(frozen=True)
-class _MeanCost:
-    seconds: float
-    passes: float | None
-
-
 def _mean_cost(
     method: Method, answers: Answers, costs: Costs, ids: Sequence[str]
-) -> _MeanCost | None:
-    """The mean over questions; None where the cost of a step is not known."""
+) -> tuple[float, float | None] | None:
+    """Seconds and passes, the mean over questions; None where the cost of a step is not known."""
     looking, steps = ids, [(ENCODING, ids)]
     if method.settings.max_plain_confidence < 1 and not method.is_plain and not method.given:
         sure = {id: record.confidence for id, record in answers.get("plain", {}).items()}
@@ -263,7 +257,7 @@ def _mean_cost(
         return None
     seconds = sum(cost.seconds for each in spent for cost in each)
     passes = [cost.passes for each in spent[1:] for cost in each if cost.passes is not None]
-    return _MeanCost(seconds / len(ids), sum(passes) / len(ids) if passes else None)
+    return seconds / len(ids), sum(passes) / len(ids) if passes else None
 
 
 def _texts(records: Mapping[str, Record]) -> dict[str, str | None]:

@@ -63,8 +63,6 @@ def result_blocks(results: Numbers) -> list[Block]:
         blocks += [Heading("Accuracy, and how much above the plain model"), grid_table(results)]
     for name, numbers in tasks.items():
         blocks += _task_blocks(name, numbers, results)
-    if "choice" in results:
-        blocks += [Heading("Settings tried on the validation questions"), *_tried(results)]
     return [*blocks, Text(STATISTICS)]
 
 
@@ -163,17 +161,6 @@ def _choice_text(choice: Numbers) -> Text:
         f"Chosen on {choice['questions']} validation questions and then frozen ({choice['rule']}): "
         f"{chosen}."
     )
-
-
-def _tried(results: Numbers) -> list[Block]:
-    choice = results["choice"]
-    rows: list[list[Cell]] = [["", "plain", choice["questions"], Number(choice["plain"])]]
-    for name, candidates in choice["tried"].items():
-        for tried in candidates:
-            key, accuracy = tried["key"], Number(tried["accuracy"])
-            mark = " (chosen)" if key == choice["chosen"][name] else ""
-            rows.append([name, f"{key}{mark}", tried["questions"], accuracy])
-    return [Table("tried", ["for", "settings", "n", "accuracy"], rows)]
 
 
 def _values(name: str, numbers: Numbers, metrics: Sequence[str]) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,29 +27,16 @@ MARKERS = "os^Dv*P"
 
 
 def result_charts(results: Numbers) -> list[Chart]:
-    """The charts that a run's numbers allow."""
+    """Accuracy by kind of question, and against cost, of each task."""
     charts = []
     for name, numbers in results["tasks"].items():
         groups = numbers["groups"]
-        if not groups:
-            continue
-        main = next(iter(groups))
-        levels = _levels(groups, main)
-        kinds = {name: row for name, row in groups.items() if not re.search(r"\d+ objects", name)}
-        few = len(results["methods"]) <= len(COLORS)
-        if few:
-            charts.append(draw(f"{name}-kinds", "Accuracy by group", _draw_kinds(kinds)))
-        if few and len(levels) > 1:
-            title = f"Accuracy against the number of objects ({main})"
-            charts.append(draw(f"{name}-objects", title, _draw_levels(levels)))
-        if numbers["costs"]:
+        if groups and len(results["methods"]) <= len(COLORS):
+            charts.append(draw(f"{name}-kinds", "Accuracy by group", _draw_kinds(groups)))
+        if groups and numbers["costs"]:
+            main = next(iter(groups))
             title = f"Accuracy ({main}) against cost"
             charts.append(draw(f"{name}-cost", title, _draw_cost(groups[main], numbers["costs"])))
-    strengths = _strengths(results.get("choice", {}))
-    if strengths:
-        plain = results["choice"]["plain"]
-        title = "Accuracy gained over plain against lambda (validation questions)"
-        charts.append(draw("lambda", title, _draw_strengths(strengths, plain)))
     return charts
 
 
@@ -103,19 +89,6 @@ def _draw_kinds(groups: Numbers) -> Callable[[Any], None]:
     return plot
 
 
-def _draw_levels(levels: Mapping[int, Numbers]) -> Callable[[Any], None]:
-    def plot(axes: Any) -> None:
-        methods = list(next(iter(levels.values())))
-        for number, method in enumerate(methods):
-            at = [n + 0.1 * (number - len(methods) / 2) for n in levels]
-            errorbars(axes, at, [row[method] for row in levels.values()], method)
-        axes.set_xticks(list(levels))
-        axes.set(xlabel="objects in the scene", ylabel="accuracy")
-        axes.legend(fontsize=7)
-
-    return plot
-
-
 def _draw_cost(group: Numbers, costs: Numbers) -> Callable[[Any], None]:
     def plot(axes: Any) -> None:
         sources: dict[str, str] = {}  # of a grid: a colour for each grounder, a mark for each focus
@@ -135,45 +108,3 @@ def _draw_cost(group: Numbers, costs: Numbers) -> Callable[[Any], None]:
         axes.legend(fontsize=5 if many else 7, **beside)
 
     return plot
-
-
-def _draw_strengths(
-    strengths: Mapping[str, Mapping[float, float]], plain: float
-) -> Callable[[Any], None]:
-    def plot(axes: Any) -> None:
-        for name, points in strengths.items():
-            gains = [accuracy - plain for accuracy in points.values()]
-            axes.plot(list(points), gains, marker="o", markersize=4, label=name)
-        axes.axhline(0, color=COLORS["plain"], linewidth=1)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set(xlabel="lambda", ylabel="accuracy gained over plain")
-        axes.legend(fontsize=7)
-
-    return plot
-
-
-def _levels(groups: Numbers, main: str) -> dict[int, Numbers]:
-    prefix = "" if main == "all" else f"{main}, "
-    pattern = re.compile(rf"{re.escape(prefix)}(\d+) objects")
-    return {
-        int(match[1]): row
-        for group, row in groups.items()
-        for match in (pattern.fullmatch(group),)
-        if match
-    }
-
-
-def _strengths(choice: Numbers) -> dict[str, dict[float, float]]:
-    """By name (and what else differs from the choice) the accuracy at each lambda, of those series
-    that differ from the choice in lambda alone."""
-    series: dict[str, dict[float, float]] = {}
-    for name, candidates in choice.get("tried", {}).items():
-        chosen = re.sub(r" strength=\S+", "", choice["chosen"][name])
-        for tried in candidates:
-            match = re.search(r" strength=(\S+)", tried["key"])
-            if match and re.sub(r" strength=\S+", "", tried["key"]) == chosen:
-                series.setdefault(name, {})[float(match[1])] = tried["accuracy"]
-    return {
-        name: dict(sorted(points.items())) for name, points in series.items() if len(points) > 2
-    }

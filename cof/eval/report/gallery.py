@@ -27,6 +27,7 @@ from cof.viz.panels import overlay
 Images = Mapping[str, Path | Embedded]
 """The image of each question, by its id; empty where the data is no longer there."""
 
+_MOST = 12  # fixed questions, and broken ones, of a run
 _SIDE = 420  # of an image's longer side in the page, pixels
 _QUALITY = 80  # of its WebP file
 
@@ -57,13 +58,12 @@ Changed = Mapping[str, Mapping[str, Sequence[str]]]
 """`{method: {"fixed": [id, ...], "broken": [id, ...]}}`."""
 
 
-def make_gallery(kept: Kept, changed: Changed, most: int, title: str) -> list[Block]:
+def make_gallery(kept: Kept, changed: Changed, title: str) -> list[Block]:
     """Fixed and broken questions of `cof`, the first ones of each kind in turn.
 
     Args:
         kept: the run's replies and images.
         changed: the ids of the questions.
-        most: how many of either are shown.
         title: over it.
 
     Returns:
@@ -76,7 +76,7 @@ def make_gallery(kept: Kept, changed: Changed, most: int, title: str) -> list[Bl
     cards: list[Card] = []
     parts: list[str] = []
     for outcome, ids in changed_by_cof.items():
-        examples = take_turns([by_id[id] for id in ids])[:most]
+        examples = take_turns([by_id[id] for id in ids])[:_MOST]
         cards += [_make_card(kept, example, outcome) for example in examples]
         parts.append(f"{len(ids)} {outcome}, {len(examples)} shown")
     gone = sum(card.image is None for card in cards)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-from cof.eval.report.document import Block, Cell, Chart, Number, Table
+from cof.eval.report.document import Block, Cell, Chart, Number
 
 _MOST_ROWS = 30  # of a table that is shown at once
 
@@ -47,7 +47,7 @@ def html(title: str, lead: str, sections: Sequence[Section]) -> str:
     except ModuleNotFoundError as error:
         raise CofError("The page of a report takes jinja2: pip install 'cof[eval]'.") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"inline": _inline, "cell": _cell, "base64": _base64, "words": _words}
+    environment.filters |= {"inline": _inline, "cell": _cell, "base64": _base64, "words": _is_words}
     source = Path(__file__).with_name("page.html").read_text("utf-8")
     shown = [
         {"id": section.id, "title": section.title, "blocks": _group(section.blocks)}
@@ -89,13 +89,8 @@ def _inline(text: str) -> Any:
     return Markup("".join(parts))
 
 
-def _words(table: Table) -> list[str]:
-    """The class of each column's cells: `words` where they are no figures."""
-    columns = [[row[place] for row in table.rows] for place in range(len(table.head))]
-    return ["words" if any(map(_is_words, cells)) else "" for cells in columns]
-
-
 def _is_words(cell: Cell) -> bool:
+    """Whether a cell is no figure."""
     return isinstance(cell, str) and not re.fullmatch(r"([-+]?\d.*)?-?", cell)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from cof.eval.report.charts import result_charts
 from cof.eval.report.document import (
     Block,
     Chart,
-    Gallery,
     Heading,
     Table,
     Text,
@@ -31,23 +30,6 @@ PAGE, TEXT, PARTS = "report.html", "report.md", "report"
 """The page, the same as Markdown, and the folder of its charts and tables."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """The outcome of `publish`.
-
-    Attributes:
-        files: all that were written, the page first.
-        runs: how many runs are in the report.
-        shown: how many questions are in its galleries.
-        without_image: how many of these have lost their images.
-    """
-
-    files: Sequence[Path]
-    runs: int
-    shown: int
-    without_image: int
-
-
 def make_blocks(results: Mapping[str, Any]) -> list[Block]:
     """A run's tables: the paper's, for a run of the paper, else those of its tasks."""
     return paper_blocks(results) if "paper" in results else result_blocks(results)
@@ -58,7 +40,7 @@ def write_table(results: Mapping[str, Any], out: Path) -> None:
     write_atomically(out / "table.md", markdown(make_blocks(results)))
 
 
-def publish(out: Path, *, most: int = 12) -> Written:
+def publish(out: Path) -> list[Path]:
     """Write `report.html`, `report.md`, and `report/` with all charts (SVG) and tables (CSV, TeX).
 
     Neither the model nor the data is needed; images of questions are shown where they still are.
@@ -66,16 +48,18 @@ def publish(out: Path, *, most: int = 12) -> Written:
 
     Args:
         out: the folder of a run, or one with several of them in it.
-        most: how many fixed questions, and how many broken ones, are shown of each run.
+
+    Returns:
+        The files, the page first.
 
     Raises:
-        CofError: there is no finished run, or jinja2 or matplotlib is not installed.
+        CofError: there is no finished run, or jinja2 is not installed.
     """
     runs = find_runs(out)
     bodies = []
     for run in runs:
         with explain_damage(run):
-            bodies.append(list(_named(run, _body(run, most))))
+            bodies.append(list(_named(run, _body(run))))
             markdown(bodies[-1])  # shows every cell
     title = f"Report: {out.resolve().name}"
     lead = f"{len(runs)} run{'s' * (len(runs) > 1)}, written by cof {cof.__version__}."
@@ -99,11 +83,10 @@ def publish(out: Path, *, most: int = 12) -> Written:
     (out / PARTS).mkdir(exist_ok=True)
     for path, text in files.items():
         write_atomically(path, text)
-    cards = [card for block in lowered if isinstance(block, Gallery) for card in block.cards]
-    return Written(list(files), len(runs), len(cards), sum(card.image is None for card in cards))
+    return list(files)
 
 
-def _body(run: Run, most: int) -> list[Block]:
+def _body(run: Run) -> list[Block]:
     """The tables with the charts before them, and a gallery of each task."""
     results = run.results
     body = make_blocks(results)
@@ -117,7 +100,7 @@ def _body(run: Run, most: int) -> list[Block]:
         if kept is None:
             body.append(Text("The replies are not there, so no questions are shown."))
         else:
-            body += make_gallery(kept, numbers["changed"], most, title)
+            body += make_gallery(kept, numbers["changed"], title)
     return [*body, *_about(results["about"])]
 
 
