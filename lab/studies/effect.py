@@ -74,14 +74,13 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
     for point in points:
         row = [
             point["checkpoint"],
-            _interval(point["methods"]["plain"]),
-            _interval(point["centre"]),
+            Number.of(point["methods"]["plain"], ".3f"),
+            Number.of(point["centre"], ".3f"),
         ]
         for name in COMPARED:
             method = point["methods"][name]
-            bounds = (method["difference_low"], method["difference_high"])
             row += [
-                Number(method["difference"], "+.3f", *bounds),
+                Number.of(method, "+.3f", "difference"),
                 f"{method['fixed']}/{method['broken']}",
                 Number(method["p"], "p"),
             ]
@@ -120,7 +119,3 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
         axes.legend(fontsize=8)
 
     save(out / "effect.svg", "Gain on small details over the model's training", plot)
-
-
-def _interval(row: Mapping[str, Any]) -> Number:
-    return Number(row["value"], ".3f", row["low"], row["high"])

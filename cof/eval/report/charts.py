@@ -23,7 +23,6 @@ COLORS = {
     "random": "#b08a2e",
 }
 
-
 MARKERS = "os^Dv*P"
 
 
@@ -31,41 +30,42 @@ def result_charts(results: Numbers) -> list[Chart]:
     """The charts that a run's numbers allow."""
     charts = []
     for name, numbers in results["tasks"].items():
-        groups = numbers["groups"]
+        groups, costs = numbers["groups"], numbers["costs"]
         if not groups:
             continue
         main = next(iter(groups))
-        levels = _levels(groups, main)
-        kinds = {name: row for name, row in groups.items() if not re.search(r"\d+ objects", name)}
-        few = len(results["methods"]) <= len(COLORS)
-        if few:
-            charts.append(draw(f"{name}-kinds", "Accuracy by group", _draw_kinds(kinds)))
-        if few and len(levels) > 1:
-            title = f"Accuracy against the number of objects ({main})"
-            charts.append(draw(f"{name}-objects", title, _draw_levels(levels)))
-        if numbers["costs"]:
+        counts = {group: re.fullmatch(r"(?:(.+), )?(\d+) objects", group) for group in groups}
+        kinds = {group: groups[group] for group, count in counts.items() if not count}
+        levels = {
+            count[2]: groups[group]
+            for group, count in counts.items()
+            if count and count[1] == (None if main == "all" else main)
+        }
+        if len(results["methods"]) <= len(COLORS):
+            charts.append(draw(f"{name}-kinds", "Accuracy by group", _plot_groups, kinds))
+            if len(levels) > 1:
+                title = f"Accuracy against the number of objects ({main})"
+                charts.append(draw(f"{name}-objects", title, _plot_groups, levels, joined=True))
+        if costs:
             title = f"Accuracy ({main}) against cost"
-            charts.append(draw(f"{name}-cost", title, _draw_cost(groups[main], numbers["costs"])))
-    strengths = _strengths(results.get("choice", {}))
-    if strengths:
-        plain = results["choice"]["plain"]
+            charts.append(draw(f"{name}-cost", title, _plot_costs, groups[main], costs))
+    choice = results.get("choice", {})
+    if strengths := _strengths(choice):
         title = "Accuracy gained over plain against lambda (validation questions)"
-        charts.append(draw("lambda", title, _draw_strengths(strengths, plain)))
+        charts.append(draw("lambda", title, _plot_strengths, strengths, choice["plain"]))
     return charts
 
 
-def draw(
-    name: str, title: str, plot: Callable[[Any], None], size: tuple[float, float] = (6.4, 4.0)
-) -> Chart:
-    """A chart; `plot` draws into matplotlib's axes."""
+def draw(name: str, title: str, plot: Callable[..., None], *data: Any, **how: Any) -> Chart:
+    """A chart; `plot` draws the data into matplotlib's axes, its first argument."""
     import matplotlib
     from matplotlib.figure import Figure
 
     # the same numbers give the same file, and text stays text
     with matplotlib.rc_context({"svg.hashsalt": "cof", "svg.fonttype": "none"}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
-        plot(axes)
+        plot(axes, *data, **how)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
         file = io.StringIO()
@@ -90,90 +90,60 @@ def errorbars(
     axes.errorbar(at, middle, [below, above], label=label, **options)
 
 
-def _draw_kinds(groups: Numbers) -> Callable[[Any], None]:
-    def plot(axes: Any) -> None:
-        methods = list(next(iter(groups.values())))
-        for number, method in enumerate(methods):
-            at = [place + 0.8 * (number / len(methods) - 0.5) for place in range(len(groups))]
-            errorbars(axes, at, [row[method] for row in groups.values()], method, linestyle="")
-        axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
-        axes.set_ylabel("accuracy")
-        axes.legend(fontsize=7, ncols=2)
-
-    return plot
-
-
-def _draw_levels(levels: Mapping[int, Numbers]) -> Callable[[Any], None]:
-    def plot(axes: Any) -> None:
-        methods = list(next(iter(levels.values())))
-        for number, method in enumerate(methods):
-            at = [n + 0.1 * (number - len(methods) / 2) for n in levels]
-            errorbars(axes, at, [row[method] for row in levels.values()], method)
-        axes.set_xticks(list(levels))
-        axes.set(xlabel="objects in the scene", ylabel="accuracy")
-        axes.legend(fontsize=7)
-
-    return plot
+def _plot_groups(axes: Any, groups: Numbers, joined: bool = False) -> None:
+    """Every method beside one another, or joined by lines over numbers of objects."""
+    methods = list(next(iter(groups.values())))
+    for number, method in enumerate(methods):
+        shift = (0.2 if joined else 0.8) * (number / len(methods) - 0.5)
+        at = [place + shift for place in range(len(groups))]
+        points = [row[method] for row in groups.values()]
+        errorbars(axes, at, points, method, linestyle="-" if joined else "")
+    slanted = {} if joined else {"rotation": 30, "ha": "right", "fontsize": 8}
+    axes.set_xticks(range(len(groups)), list(groups), **slanted)
+    axes.set(xlabel="objects in the scene" if joined else "", ylabel="accuracy")
+    axes.legend(fontsize=7, ncols=2)
 
 
-def _draw_cost(group: Numbers, costs: Numbers) -> Callable[[Any], None]:
-    def plot(axes: Any) -> None:
-        sources: dict[str, str] = {}  # of a grid: a colour for each grounder, a mark for each focus
-        focuses: dict[str, str] = {}
-        for method, row in group.items():
-            if method not in costs or costs[method]["ratio"] is None:
-                continue
-            style: dict[str, Any] = {"linestyle": ""}
-            source, _, focus = method.partition(" x ")
-            if focus:
-                style["color"] = sources.setdefault(source, f"C{len(sources)}")
-                style["marker"] = focuses.setdefault(focus, MARKERS[len(focuses) % len(MARKERS)])
-            errorbars(axes, [costs[method]["ratio"]], [row], method, **style)
-        axes.set(xlabel="time, x plain", ylabel="accuracy")
-        many = len(group) > len(COLORS)
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}
-        axes.legend(fontsize=5 if many else 7, **beside)
-
-    return plot
+def _plot_costs(axes: Any, group: Numbers, costs: Numbers) -> None:
+    sources: dict[str, str] = {}  # of a grid: a colour for each grounder, a mark for each focus
+    focuses: dict[str, str] = {}
+    for method, row in group.items():
+        if method not in costs or costs[method]["ratio"] is None:
+            continue
+        style = {"linestyle": ""}
+        source, _, focus = method.partition(" x ")
+        if focus:
+            style["color"] = sources.setdefault(source, f"C{len(sources)}")
+            style["marker"] = focuses.setdefault(focus, MARKERS[len(focuses) % len(MARKERS)])
+        errorbars(axes, [costs[method]["ratio"]], [row], method, **style)
+    axes.set(xlabel="time, x plain", ylabel="accuracy")
+    many = len(group) > len(COLORS)
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}
+    axes.legend(fontsize=5 if many else 7, **beside)
 
 
-def _draw_strengths(
-    strengths: Mapping[str, Mapping[float, float]], plain: float
-) -> Callable[[Any], None]:
-    def plot(axes: Any) -> None:
-        for name, points in strengths.items():
-            gains = [accuracy - plain for accuracy in points.values()]
-            axes.plot(list(points), gains, marker="o", markersize=4, label=name)
-        axes.axhline(0, color=COLORS["plain"], linewidth=1)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set(xlabel="lambda", ylabel="accuracy gained over plain")
-        axes.legend(fontsize=7)
-
-    return plot
-
-
-def _levels(groups: Numbers, main: str) -> dict[int, Numbers]:
-    prefix = "" if main == "all" else f"{main}, "
-    pattern = re.compile(rf"{re.escape(prefix)}(\d+) objects")
-    return {
-        int(match[1]): row
-        for group, row in groups.items()
-        for match in (pattern.fullmatch(group),)
-        if match
-    }
+def _plot_strengths(axes: Any, strengths: Numbers, plain: float) -> None:
+    for name, points in strengths.items():
+        gains = [accuracy - plain for accuracy in points.values()]
+        axes.plot(list(points), gains, marker="o", markersize=4, label=name)
+    axes.axhline(0, color=COLORS["plain"], linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel="lambda", ylabel="accuracy gained over plain")
+    axes.legend(fontsize=7)
 
 
 def _strengths(choice: Numbers) -> dict[str, dict[float, float]]:
-    """By name (and what else differs from the choice) the accuracy at each lambda, of those series
-    that differ from the choice in lambda alone."""
-    series: dict[str, dict[float, float]] = {}
+    """By method the accuracy at each lambda, of settings that differ from the choice in it alone;
+    of methods with more than two such."""
+    strength, series = re.compile(r" strength=(\S+)"), {}
     for name, candidates in choice.get("tried", {}).items():
-        chosen = re.sub(r" strength=\S+", "", choice["chosen"][name])
-        for tried in candidates:
-            match = re.search(r" strength=(\S+)", tried["key"])
-            if match and re.sub(r" strength=\S+", "", tried["key"]) == chosen:
-                series.setdefault(name, {})[float(match[1])] = tried["accuracy"]
-    return {
-        name: dict(sorted(points.items())) for name, points in series.items() if len(points) > 2
-    }
+        chosen = strength.sub("", choice["chosen"][name])
+        points = {
+            float(match[1]): tried["accuracy"]
+            for tried in candidates
+            if (match := strength.search(tried["key"])) and strength.sub("", tried["key"]) == chosen
+        }
+        if len(points) > 2:
+            series[name] = dict(sorted(points.items()))
+    return series
