@@ -47,7 +47,7 @@ def rescore(
 ) -> None:
     """Score the replies of finished runs again, without model and data, and rewrite the results."""
     from cof.eval.report.publish import PAGE, publish
-    from cof.eval.rescore import rescore as score_again
+    from cof.eval.report.publish import rescore as score_again
     from cof.eval.rules import RULES
 
     known = next((name for name in RULES if name == rules), None)

@@ -19,7 +19,7 @@ from cof.eval.evaluate import Evaluation, usual_methods
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import Method, grounding_key
 from cof.eval.report.blocks import STATISTICS
-from cof.eval.report.charts import errorbars, save
+from cof.eval.report.charts import draw, errorbars
 from cof.eval.report.document import Block, Cell, Heading, Number, Table, Text, markdown
 from cof.pipeline import CoF
 from cof.tiny.benchmark import FINE, write_benchmark
@@ -118,4 +118,5 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
         )
         axes.legend(fontsize=8)
 
-    save(out / "effect.svg", "Gain on small details over the model's training", plot)
+    chart = draw("effect", "Gain on small details over the model's training", plot)
+    write_atomically(out / "effect.svg", f"{chart.svg}\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cof.eval.report.document import Chart
@@ -23,15 +22,13 @@ COLORS = {
     "random": "#b08a2e",
 }
 
-MARKERS = "os^Dv*P"
-
 
 def result_charts(results: Numbers) -> list[Chart]:
-    """The charts that a run's numbers allow."""
+    """The charts that a run's numbers allow; of more methods than there are colours, none."""
     charts = []
     for name, numbers in results["tasks"].items():
         groups, costs = numbers["groups"], numbers["costs"]
-        if not groups:
+        if not groups or len(results["methods"]) > len(COLORS):
             continue
         main = next(iter(groups))
         counts = {group: re.fullmatch(r"(?:(.+), )?(\d+) objects", group) for group in groups}
@@ -41,18 +38,13 @@ def result_charts(results: Numbers) -> list[Chart]:
             for group, count in counts.items()
             if count and count[1] == (None if main == "all" else main)
         }
-        if len(results["methods"]) <= len(COLORS):
-            charts.append(draw(f"{name}-kinds", "Accuracy by group", _plot_groups, kinds))
-            if len(levels) > 1:
-                title = f"Accuracy against the number of objects ({main})"
-                charts.append(draw(f"{name}-objects", title, _plot_groups, levels, joined=True))
+        charts.append(draw(f"{name}-kinds", "Accuracy by group", _plot_groups, kinds))
+        if len(levels) > 1:
+            title = f"Accuracy against the number of objects ({main})"
+            charts.append(draw(f"{name}-objects", title, _plot_groups, levels, joined=True))
         if costs:
             title = f"Accuracy ({main}) against cost"
             charts.append(draw(f"{name}-cost", title, _plot_costs, groups[main], costs))
-    choice = results.get("choice", {})
-    if strengths := _strengths(choice):
-        title = "Accuracy gained over plain against lambda (validation questions)"
-        charts.append(draw("lambda", title, _plot_strengths, strengths, choice["plain"]))
     return charts
 
 
@@ -72,11 +64,6 @@ def draw(name: str, title: str, plot: Callable[..., None], *data: Any, **how: An
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     return Chart(name, title, svg[svg.index("<svg") :].rstrip())
-
-
-def save(path: Path, title: str, plot: Callable[[Any], None]) -> None:
-    """Write a chart as an SVG file."""
-    path.write_text(draw(path.stem, title, plot).svg + "\n", "utf-8")
 
 
 def errorbars(
@@ -105,45 +92,8 @@ def _plot_groups(axes: Any, groups: Numbers, joined: bool = False) -> None:
 
 
 def _plot_costs(axes: Any, group: Numbers, costs: Numbers) -> None:
-    sources: dict[str, str] = {}  # of a grid: a colour for each grounder, a mark for each focus
-    focuses: dict[str, str] = {}
     for method, row in group.items():
-        if method not in costs or costs[method]["ratio"] is None:
-            continue
-        style = {"linestyle": ""}
-        source, _, focus = method.partition(" x ")
-        if focus:
-            style["color"] = sources.setdefault(source, f"C{len(sources)}")
-            style["marker"] = focuses.setdefault(focus, MARKERS[len(focuses) % len(MARKERS)])
-        errorbars(axes, [costs[method]["ratio"]], [row], method, **style)
+        if method in costs and costs[method]["ratio"] is not None:
+            errorbars(axes, [costs[method]["ratio"]], [row], method, linestyle="")
     axes.set(xlabel="time, x plain", ylabel="accuracy")
-    many = len(group) > len(COLORS)
-    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}
-    axes.legend(fontsize=5 if many else 7, **beside)
-
-
-def _plot_strengths(axes: Any, strengths: Numbers, plain: float) -> None:
-    for name, points in strengths.items():
-        gains = [accuracy - plain for accuracy in points.values()]
-        axes.plot(list(points), gains, marker="o", markersize=4, label=name)
-    axes.axhline(0, color=COLORS["plain"], linewidth=1)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set(xlabel="lambda", ylabel="accuracy gained over plain")
     axes.legend(fontsize=7)
-
-
-def _strengths(choice: Numbers) -> dict[str, dict[float, float]]:
-    """By method the accuracy at each lambda, of settings that differ from the choice in it alone;
-    of methods with more than two such."""
-    strength, series = re.compile(r" strength=(\S+)"), {}
-    for name, candidates in choice.get("tried", {}).items():
-        chosen = strength.sub("", choice["chosen"][name])
-        points = {
-            float(match[1]): tried["accuracy"]
-            for tried in candidates
-            if (match := strength.search(tried["key"])) and strength.sub("", tried["key"]) == chosen
-        }
-        if len(points) > 2:
-            series[name] = dict(sorted(points.items()))
-    return series

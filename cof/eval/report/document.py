@@ -121,7 +121,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Card:
-    """One question in a gallery.
+    """A question that was fixed or broken, with its image.
 
     Attributes:
         outcome: `fixed` or `broken`.
@@ -142,14 +142,7 @@ class Card:
     image: str = field(default="", repr=False)
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Questions that were fixed or broken, with their images."""
-
-    cards: Sequence[Card]
-
-
-Block = Heading | Text | Items | Table | Chart | Gallery
+Block = Heading | Text | Items | Table | Chart | Card
 
 
 def markdown(blocks: Iterable[Block], charts: str = "", deeper: int = 0) -> str:
@@ -177,19 +170,15 @@ def _markdown(block: Block, charts: str, deeper: int) -> str:
             return "\n".join([f"| {lines[0]} |", rule, *(f"| {line} |" for line in lines[1:])])
         case Chart(name, title):
             return f"![{title}]({charts}{name}.svg)"
-        case Gallery(cards):
-            return "\n\n".join(map(_card, cards))
+        case Card(outcome, _, question, truth, answers, note):
+            asked = " ".join(question.split())
+            given = "; ".join(f"{name}: {text!r}" for name, text, _ in answers)
+            line = f"- {outcome}: *{asked}* Truth: {truth!r}; {given}. {note}".rstrip()
+            return escape(line, quote=False)  # answers may hold what looks like HTML
 
 
 def _cell(cell: Cell) -> str:
     return str(cell).replace("|", "\\|").replace("\n", " ")
-
-
-def _card(card: Card) -> str:
-    answers = "; ".join(f"{name}: {text!r}" for name, text, _ in card.answers)
-    asked = " ".join(card.question.split())
-    line = f"- {card.outcome}: *{asked}* Truth: {card.truth!r}; {answers}. {card.note}".rstrip()
-    return escape(line, quote=False)  # answers may hold what looks like HTML
 
 
 def csv_text(table: Table) -> str:
@@ -200,21 +189,16 @@ def csv_text(table: Table) -> str:
     plain,0.5,0.4,0.6
     <BLANKLINE>
     """
-    ends = ("low", "high")
-    wide = [
-        name
-        for place, name in enumerate(table.head)
-        if any(getattr(row[place], "low", None) is not None for row in table.rows)
-    ]
-    lines: list[list[object]] = [[], *([] for _ in table.rows)]
+    columns: list[list[object]] = []
     for place, name in enumerate(table.head):
-        extras = ends if name in wide else ()
-        lines[0] += [name, *(f"{name} {end}" for end in extras)]
-        for line, row in zip(lines[1:], table.rows, strict=True):
-            cell = row[place]
-            line += [getattr(cell, "value", cell), *(getattr(cell, end, "") for end in extras)]
+        cells = [row[place] for row in table.rows]
+        columns.append([name, *(getattr(cell, "value", cell) for cell in cells)])
+        for end in ("low", "high"):
+            bounds = [getattr(cell, end, None) for cell in cells]
+            if any(bound is not None for bound in bounds):
+                columns.append([f"{name} {end}", *bounds])
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(lines)
+    csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
     return file.getvalue()
 
 

@@ -17,7 +17,7 @@ from cof.eval.examples import Embedded, Example
 from cof.eval.images import open_image
 from cof.eval.methods import Method, grounding_key
 from cof.eval.replies import Replies
-from cof.eval.report.document import Block, Card, Gallery, Heading, Text
+from cof.eval.report.document import Block, Card, Heading, Text
 from cof.eval.results import judge_box
 from cof.eval.store import Record
 from cof.geometry.boxes import FULL
@@ -77,7 +77,7 @@ def make_gallery(
             "Dashed: the box found. Solid: where the model was made to look. Dotted: the true "
             f"region, where the data has it.{missing}"
         ),
-        Gallery(cards),
+        *cards,
     ]
 
 

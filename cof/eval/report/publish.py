@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cof
+from cof.eval.evaluate import write_results
 from cof.eval.json_files import write_atomically
 from cof.eval.report.blocks import result_blocks
 from cof.eval.report.charts import result_charts
@@ -15,7 +15,6 @@ from cof.eval.report.document import (
     Block,
     Card,
     Chart,
-    Gallery,
     Heading,
     Table,
     Text,
@@ -26,24 +25,18 @@ from cof.eval.report.document import (
 from cof.eval.report.gallery import make_gallery
 from cof.eval.report.page import html
 from cof.eval.report.paper import paper_blocks
+from cof.eval.rules import Rules
 from cof.eval.runs import Run, explain_damage, find_runs
 
 PAGE, TEXT, PARTS = "report.html", "report.md", "report"
 """The page, the same as Markdown, and the folder of its charts and tables."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """The outcome of `publish`.
+class Written(NamedTuple):
+    """The files that were written, the page first; how many runs and questions they show, and how
+    many of these questions have lost their images."""
 
-    Attributes:
-        files: all that were written, the page first.
-        runs: how many runs are in the report.
-        shown: how many questions are in its galleries.
-        without_image: how many of these have lost their images.
-    """
-
-    files: Sequence[Path]
+    files: list[Path]
     runs: int
     shown: int
     without_image: int
@@ -57,6 +50,34 @@ def make_blocks(results: Mapping[str, Any]) -> list[Block]:
 def write_table(results: Mapping[str, Any], out: Path) -> None:
     """`table.md` in the folder of a run."""
     write_atomically(out / "table.md", markdown(make_blocks(results)))
+
+
+def rescore(out: Path, rules: Rules | None = None) -> list[Path]:
+    """Score all runs in a folder again and write their results anew, without model and data.
+
+    Args:
+        out: the folder of a run, or one with several of them in it.
+        rules: by which answers are read; None: those of the run.
+
+    Returns:
+        The folders of the runs; with the same rules and the same version of this package their
+        files are what the run itself wrote.
+
+    Raises:
+        CofError: there is no finished run, or files of one are missing or damaged.
+    """
+    collected = ("about", "methods", "settings", "tasks")
+    runs = find_runs(out)
+    for run in runs:
+        with explain_damage(run):
+            read = {name: run.read_task(name, rules) for name in run.results["tasks"]}
+            tasks = {name: task for name, (task, _) in read.items()}
+            replies = {name: replies for name, (_, replies) in read.items()}
+            more = {name: value for name, value in run.results.items() if name not in collected}
+            about = run.results["about"]
+            results = write_results(about, run.methods, tasks, replies, run.folder, **more)
+            write_table(results, run.folder)
+    return [run.folder for run in runs]
 
 
 def publish(out: Path, *, most: int = 12) -> Written:
@@ -77,7 +98,6 @@ def publish(out: Path, *, most: int = 12) -> Written:
     lead = f"{len(runs)} run{'s' * (len(runs) > 1)}, written by cof {cof.__version__}."
     texts, sections = [markdown([Heading(title, 1), Text(lead)])], []
     parts: dict[Path, str] = {}
-    cards: list[Card] = []
     for run in runs:
         with explain_damage(run):
             (heading, *body) = blocks = _body(run, most)
@@ -95,8 +115,7 @@ def publish(out: Path, *, most: int = 12) -> Written:
                 label = f"{run.name}-{block.name}"
                 parts[out / PARTS / f"{label}.csv"] = csv_text(block)
                 parts[out / PARTS / f"{label}.tex"] = latex(block, label, f"{name}: {below}.")
-            elif isinstance(block, Gallery):
-                cards += block.cards
+    cards = [block for _, _, body in sections for block in body if isinstance(block, Card)]
     files = {out / PAGE: html(title, lead, sections), out / TEXT: "\n".join(texts), **parts}
     (out / PARTS).mkdir(exist_ok=True)
     for path, text in files.items():
