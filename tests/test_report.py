@@ -35,10 +35,10 @@ from cof.eval.report.document import (
     Table,
     Text,
     csv_text,
+    html,
     latex,
     markdown,
 )
-from cof.eval.report.page import html
 from cof.eval.report.publish import publish, rescore, write_table
 from cof.eval.runs import find_runs
 from cof.settings import Settings
@@ -134,7 +134,7 @@ def test_replies_of_another_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CofError, match="of another run than the results"):
         rescore(out)
     written = publish(out)  # the numbers are still the numbers
-    assert "no questions are shown" in written.files[1].read_text("utf-8")
+    assert "no questions are shown" in written[1].read_text("utf-8")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"about": {}}'])

@@ -23,14 +23,8 @@ def report(directory: DirectoryArgument) -> None:
     """Write DIR/report.html (one page, opens offline), report.md, and all tables and charts."""
     from cof.eval.report.publish import PARTS, publish
 
-    written = publish(_there(directory))
-    page, text = written.files[:2]
-    typer.echo(f"{page}: {written.runs} run{'s' * (written.runs != 1)}")
-    if written.without_image:
-        typer.echo(
-            f"{written.without_image} of {written.shown} images are no longer where the run "
-            "found them."
-        )
+    page, text = publish(_there(directory))[:2]
+    typer.echo(page)
     parts = directory / PARTS
     typer.echo(f"The same as Markdown: {text}; tables as CSV and LaTeX, charts as SVG: {parts}")
 
@@ -56,7 +50,7 @@ def rescore(
     for run in score_again(_there(directory), known):
         typer.echo(f"{run / 'results.json'}, {run / 'table.md'}")
     if (directory / PAGE).is_file():
-        typer.echo(publish(directory).files[0])
+        typer.echo(publish(directory)[0])
 
 
 def _there(directory: Path) -> Path:

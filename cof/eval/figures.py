@@ -16,7 +16,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -105,14 +105,18 @@ def share(units: Mapping[str, bool], clusters: Clusters, scale: float = 100.0) -
     ({'a': (1, 2), 'b': (1, 1)},)
     """
     counts = ((name, int(right), 1) for name, right in units.items())
-    return Figure((_by_cluster(counts, clusters),), scale, dict(units), clusters)
+    return replace(ratio(counts, clusters, scale), units=dict(units), clusters=clusters)
 
 
 def ratio(
     counts: Iterable[tuple[str, float, float]], clusters: Clusters, scale: float = 100.0
 ) -> Figure:
     """A ratio of sums, given as `(question, its part, its whole)`."""
-    return Figure((_by_cluster(counts, clusters),), scale)
+    sums: dict[str, tuple[float, float]] = {}
+    for name, part, whole in counts:
+        parts, wholes = sums.get(clusters[name], (0, 0))
+        sums[clusters[name]] = (parts + part, wholes + whole)
+    return Figure((sums,), scale)
 
 
 def total(figures: Sequence[Figure], scale: float = 1.0) -> Figure:
@@ -219,15 +223,6 @@ def sign_flip_test(changes: Iterable[int]) -> float:
         mass = (np.roll(mass, size) + np.roll(mass, -size)) / 2
     sums = np.abs(np.arange(-reach, reach + 1))
     return min(1.0, float(mass[sums >= observed].sum()))
-
-
-def _by_cluster(counts: Iterable[tuple[str, float, float]], clusters: Clusters) -> Counts:
-    sums: dict[str, tuple[float, float]] = {}
-    for name, part, whole in counts:
-        cluster = clusters[name]
-        parts, wholes = sums.get(cluster, (0, 0))
-        sums[cluster] = (parts + part, wholes + whole)
-    return sums
 
 
 def _ratio(counts: Counts) -> float:

@@ -44,6 +44,7 @@ def collect_results(
         rules: {name: task.figures(examples, texts[name], rules) for name in answers}
         for rules in RULES
     }
+    asked = {name: [records[e.id] for e in examples] for name, records in answers.items()}
     quoted = figures[task.rules]
     names = dict.fromkeys(metric for by_metric in quoted.values() for metric in by_metric)
     return {
@@ -67,14 +68,8 @@ def collect_results(
         },
         "groups": _groups(task, answers, known, seed),
         "changed": _changed(answers, known),
-        "unparsed": {
-            name: sum(records[e.id].parsed is None for e in examples)
-            for name, records in answers.items()
-        },
-        "errors": {
-            name: sum(records[e.id].error is not None for e in examples)
-            for name, records in answers.items()
-        },
+        "unparsed": {name: sum(r.parsed is None for r in each) for name, each in asked.items()},
+        "errors": {name: sum(r.error is not None for r in each) for name, each in asked.items()},
         "grounding": {
             step: _grounding(task, records, examples, seed)
             for step, records in replies.groundings.items()
@@ -109,11 +104,12 @@ def _changed(answers: Answers, examples: Sequence[Example]) -> dict[str, dict[st
         name: {e.id: bool(records[e.id].right) for e in examples}
         for name, records in answers.items()
     }
-    plain = right.pop("plain", None)
-    if plain is None:
-        return {}
-    changed = {name: changed_units(each, plain) for name, each in right.items()}
-    return {name: {"fixed": fixed, "broken": broken} for name, (fixed, broken) in changed.items()}
+    plain = right.pop("plain", {})
+    return {
+        name: dict(zip(("fixed", "broken"), changed_units(each, plain), strict=True))
+        for name, each in right.items()
+        if "plain" in answers
+    }
 
 
 class BoxQuality(NamedTuple):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from string import ascii_uppercase
@@ -15,49 +13,37 @@ from PIL import Image
 from cof.errors import CofError
 from cof.eval.examples import Embedded, Example
 from cof.eval.images import open_image
-from cof.eval.methods import Method, grounding_key
-from cof.eval.replies import Replies
+from cof.eval.methods import grounding_key
 from cof.eval.report.document import Block, Card, Heading, Text
 from cof.eval.results import judge_box
+from cof.eval.runs import Run
 from cof.eval.store import Record
 from cof.geometry.boxes import FULL
 from cof.geometry.regions import Region
 from cof.prompting.dialects import OPTION_LETTER, SHORT_ANSWER
 from cof.viz.panels import overlay
 
-Images = Mapping[str, Path | Embedded]
-"""The image of each question, by its id; empty where the data is no longer there."""
-
+_MOST = 12  # fixed questions of a run that are shown, and broken ones
 _SIDE = 420  # of an image's longer side in the page, pixels
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The replies and images of a task.
-
-    Attributes:
-        replies: scored.
-        methods: by name.
-        images: those that are still there.
-    """
-
-    replies: Replies
-    methods: Mapping[str, Method]
-    images: Images
-
-
-def make_gallery(
-    kept: Kept, changed: Mapping[str, Sequence[str]], most: int, title: str
-) -> list[Block]:
-    """Fixed and broken questions of `cof`, the first ones of each kind in turn.
-
-    Args:
-        kept: the run's replies and images.
-        changed: ids of the questions that are `fixed`, and of those that are `broken`.
-        most: how many of either are shown.
-        title: over it.
-    """
-    by_id = {example.id: example for example in kept.replies.examples}
+def make_gallery(run: Run, task: str) -> list[Block]:
+    """Fixed and broken questions of `cof`, the first ones of each kind in turn; none where it
+    changed no answer, a sentence where the replies are not there."""
+    changed = run.results["tasks"][task]["changed"].get("cof")
+    if not changed:
+        return []
+    kept = run.read_scored(task)
+    if kept is None:
+        return [Text("The replies are not there, so no questions are shown.")]
+    if not any(changed.values()):
+        return []
+    replies, images = kept
+    methods = run.methods
+    answers = replies.answers({name: methods[name].key for name in ("plain", "cof")})
+    # of several grounders the first one's
+    boxes = replies.records.get(grounding_key(methods["cof"].settings.grounders[0]), {})
+    by_id = {example.id: example for example in replies.examples}
     cards: list[Card] = []
     parts: list[str] = []
     for outcome, ids in changed.items():
@@ -65,11 +51,15 @@ def make_gallery(
         for id in ids:
             kinds.setdefault(by_id[id].kind, []).append(by_id[id])
         in_turn = chain.from_iterable(zip_longest(*kinds.values()))
-        shown = [example for example in in_turn if example][:most]
-        cards += [_make_card(kept, example, outcome) for example in shown]
+        shown = [example for example in in_turn if example][:_MOST]
+        for example in shown:
+            found = boxes.get(example.id)
+            plain, cof = answers["plain"][example.id], answers["cof"][example.id]
+            cards.append(_make_card(example, outcome, found, plain, cof, images.get(example.id)))
         parts.append(f"{len(ids)} {outcome}, {len(shown)} shown")
     gone = sum(not card.image for card in cards)
     missing = f" {gone} of the {len(cards)} images are no longer there." if gone else ""
+    title = "What CoF changed" if len(run.results["tasks"]) == 1 else f"{task}: what CoF changed"
     return [
         Heading(title),
         Text(
@@ -81,13 +71,14 @@ def make_gallery(
     ]
 
 
-def _make_card(kept: Kept, example: Example, outcome: str) -> Card:
-    # of several grounders the first one's box
-    key = grounding_key(kept.methods["cof"].settings.grounders[0])
-    found = kept.replies.records.get(key, {}).get(example.id)
-    plain, cof = (
-        kept.replies.records[kept.methods[name].key][example.id] for name in ("plain", "cof")
-    )
+def _make_card(
+    example: Example,
+    outcome: str,
+    found: Record | None,
+    plain: Record,
+    cof: Record,
+    image: Path | Embedded | None,
+) -> Card:
     options = dict(zip(ascii_uppercase, example.options, strict=False))
     listed = [f"{letter}. {text}" for letter, text in options.items()]
     asked = example.prompt.removesuffix(SHORT_ANSWER).removesuffix(OPTION_LETTER)
@@ -99,7 +90,7 @@ def _make_card(kept: Kept, example: Example, outcome: str) -> Card:
         truth=f"{example.answer}. {true}" if true else example.answer,
         answers=[("plain", plain.text, bool(plain.right)), ("cof", cof.text, bool(cof.right))],
         note=_note(example, found),
-        image=_draw_image(kept.images.get(example.id), example, found, cof),
+        image=_draw_image(image, example, found, cof),
     )
 
 

@@ -22,14 +22,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
 }
 """Columns of table I but the sum: in which part of the data, and what it is called there."""
 
-_HEAD = (
-    "MME perception",
-    "MME cognition",
-    "MMBench dev",
-    "MMBench test",
-    *(f"POPE {kind}" for kind in ("random", "popular", "adversarial")),
-    "sum",
-)
+_HEAD = ("MME perception", "MME cognition", *list(FIGURES)[2:], "sum")
 """Titles of all columns of table I; table II has the first four, no POPE."""
 
 _STEPS = {"plain": ("", ""), "whole": ("yes", ""), "cof": ("yes", "yes")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cof
 from cof.eval.evaluate import write_results
@@ -13,33 +13,22 @@ from cof.eval.report.blocks import result_blocks
 from cof.eval.report.charts import result_charts
 from cof.eval.report.document import (
     Block,
-    Card,
     Chart,
     Heading,
     Table,
     Text,
     csv_text,
+    html,
     latex,
     markdown,
 )
 from cof.eval.report.gallery import make_gallery
-from cof.eval.report.page import html
 from cof.eval.report.paper import paper_blocks
 from cof.eval.rules import Rules
 from cof.eval.runs import Run, explain_damage, find_runs
 
 PAGE, TEXT, PARTS = "report.html", "report.md", "report"
 """The page, the same as Markdown, and the folder of its charts and tables."""
-
-
-class Written(NamedTuple):
-    """The files that were written, the page first; how many runs and questions they show, and how
-    many of these questions have lost their images."""
-
-    files: list[Path]
-    runs: int
-    shown: int
-    without_image: int
 
 
 def make_blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -80,7 +69,7 @@ def rescore(out: Path, rules: Rules | None = None) -> list[Path]:
     return [run.folder for run in runs]
 
 
-def publish(out: Path, *, most: int = 12) -> Written:
+def publish(out: Path) -> list[Path]:
     """Write `report.html`, `report.md`, and `report/` with all charts (SVG) and tables (CSV, TeX).
 
     Neither the model nor the data is needed; images of questions are shown where they still are.
@@ -88,7 +77,9 @@ def publish(out: Path, *, most: int = 12) -> Written:
 
     Args:
         out: the folder of a run, or one with several of them in it.
-        most: how many fixed questions, and how many broken ones, are shown of each run.
+
+    Returns:
+        All that was written, the page first.
 
     Raises:
         CofError: there is no finished run, or jinja2 is not installed.
@@ -100,7 +91,7 @@ def publish(out: Path, *, most: int = 12) -> Written:
     parts: dict[Path, str] = {}
     for run in runs:
         with explain_damage(run):
-            (heading, *body) = blocks = _body(run, most)
+            (heading, *body) = blocks = _body(run)
             texts.append(markdown(blocks, f"{PARTS}/{run.name}-", deeper=1))  # shows every cell
         name = below = heading.text if isinstance(heading, Heading) else run.name
         inside = run.folder.relative_to(out).as_posix()  # tells runs with equal titles apart
@@ -115,28 +106,21 @@ def publish(out: Path, *, most: int = 12) -> Written:
                 label = f"{run.name}-{block.name}"
                 parts[out / PARTS / f"{label}.csv"] = csv_text(block)
                 parts[out / PARTS / f"{label}.tex"] = latex(block, label, f"{name}: {below}.")
-    cards = [block for _, _, body in sections for block in body if isinstance(block, Card)]
     files = {out / PAGE: html(title, lead, sections), out / TEXT: "\n".join(texts), **parts}
     (out / PARTS).mkdir(exist_ok=True)
     for path, text in files.items():
         write_atomically(path, text)
-    return Written(list(files), len(runs), len(cards), sum(not card.image for card in cards))
+    return list(files)
 
 
-def _body(run: Run, most: int) -> list[Block]:
+def _body(run: Run) -> list[Block]:
     """The tables with the charts before them, a gallery of each task, and what was run."""
     results = run.results
     body = make_blocks(results)
     first = next((n for n, block in enumerate(body[1:], 1) if isinstance(block, Heading)), 1)
     body[first:first] = result_charts(results)
-    for name, numbers in results["tasks"].items():
-        changed = numbers["changed"].get("cof")
-        kept = run.read_kept(name) if changed else None
-        title = "What CoF changed" if len(results["tasks"]) == 1 else f"{name}: what CoF changed"
-        if changed and kept is None:
-            body.append(Text("The replies are not there, so no questions are shown."))
-        elif kept and any(changed.values()):
-            body += make_gallery(kept, changed, most, title)
+    for task in results["tasks"]:
+        body += make_gallery(run, task)
     facts = [
         f"{name.replace('_', ' ')} `{value}`"
         for name, value in results["about"].items()
