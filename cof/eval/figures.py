@@ -77,10 +77,8 @@ def find_clusters(examples: Iterable[Example]) -> dict[str, str]:
     parent: dict[str, str] = {}
 
     def root(node: str) -> str:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
+        while (above := parent.setdefault(node, node)) != node:
+            parent[node] = node = parent[above]
         return node
 
     images: dict[str, str] = {}

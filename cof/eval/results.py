@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
@@ -112,21 +112,13 @@ def _changed(answers: Answers, examples: Sequence[Example]) -> dict[str, dict[st
     }
 
 
-class BoxQuality(NamedTuple):
-    """How good the box of one question is: whether there is one, whether its centre is in the true
+def judge_box(example: Example, grounding: Record) -> tuple[bool, float]:
+    """Whether the centre of the box of stage 1 (of several: the box around them) is in the true
     region, and its IoU with that; without a box False and 0."""
-
-    found: bool
-    hit: bool
-    iou: float
-
-
-def judge_box(example: Example, grounding: Record) -> BoxQuality:
-    """Compare the box of stage 1 (of several: the box around them) with the true region."""
     if not grounding.boxes:
-        return BoxQuality(False, False, 0.0)
+        return False, 0.0
     box, true = union(grounding.boxes), example.region or FULL
-    return BoxQuality(True, contains_point(true, centre(box)), iou(box, true))
+    return contains_point(true, centre(box)), iou(box, true)
 
 
 def _grounding(
@@ -137,14 +129,14 @@ def _grounding(
     clusters = find_clusters(examples)
     table: dict[str, dict[str, Any]] = {}
     for group, chosen in task.groups(examples).items():
-        boxes = {e.id: judge_box(e, groundings[e.id]) for e in chosen}
-        single = {e.id: boxes[e.id] for e in chosen if e.single and e.region}
-        figures = {"found": share({id: box.found for id, box in boxes.items()}, clusters, 1.0)}
+        found = {e.id: bool(groundings[e.id].boxes) for e in chosen}
+        single = {e.id: judge_box(e, groundings[e.id]) for e in chosen if e.single and e.region}
+        figures = {"found": share(found, clusters, 1.0)}
         if single:
             figures |= {
-                "centre": share({id: box.hit for id, box in single.items()}, clusters, 1.0),
-                "mean_iou": ratio(((id, box.iou, 1) for id, box in single.items()), clusters, 1.0),
-                "iou_50": share({id: box.iou >= 0.5 for id, box in single.items()}, clusters, 1.0),
+                "centre": share({id: hit for id, (hit, _) in single.items()}, clusters, 1.0),
+                "mean_iou": ratio(((id, iou, 1) for id, (_, iou) in single.items()), clusters, 1.0),
+                "iou_50": share({id: iou >= 0.5 for id, (_, iou) in single.items()}, clusters, 1.0),
             }
         table[group] = {
             name: compare({"": figure}, seed=seed)[""] for name, figure in figures.items()
@@ -171,7 +163,7 @@ def _two_by_two(
     }
     for e in next(iter(task.groups([e for e in replies.examples if e.answer]).values()), []):
         if e.single and e.id in boxes:
-            right = (answers["plain"][e.id].right, judge_box(e, boxes[e.id]).hit)
+            right = (answers["plain"][e.id].right, judge_box(e, boxes[e.id])[0])
             answer, box = ("right" if each else "wrong" for each in right)
             cell = cells[f"plain {answer}, box {box}"]
             cell["n"] += 1

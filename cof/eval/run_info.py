@@ -52,9 +52,8 @@ def weights_digest(model: Any) -> str:
     """A fingerprint of a model from the beginning of each of its parameters."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        digest.update(name.encode())
         head = parameter.detach().flatten()[:4096].float().cpu().numpy()
-        digest.update(head.tobytes())
+        digest.update(name.encode() + head.tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -29,16 +29,6 @@ STATISTICS = (
     "model, gets right."
 )
 
-TWO_BY_TWO = (
-    "A box is right when its centre is in the one object asked about. Numbers: how many of the "
-    "cell's questions each method answers rightly."
-)
-
-STAGE_1 = (
-    "Centre and IoU: of questions about one known object; "
-    "a missing box counts as a miss with IoU 0."
-)
-
 
 def result_blocks(results: Numbers) -> list[Block]:
     """The whole report of a run."""
@@ -93,21 +83,23 @@ def _task_blocks(name: str, numbers: Numbers, results: Numbers) -> list[Block]:
     if numbers["figures"]:
         rest = {m: row for m, row in numbers["figures"].items() if m not in headline}
         if rest:
-            rows = [
-                [m, *(Number.of(cell, ".1f") for cell in row.values())] for m, row in rest.items()
-            ]
+            rows = [[m, *(Number.of(c, ".1f") for c in row.values())] for m, row in rest.items()]
             methods = next(iter(rest.values()))
             add("other figures", Table(f"{name}-figures", ["figure", *methods], rows))
         add("how much the rule set matters", Items(SOURCES.items()), *_spread(name, numbers))
     if numbers["grounding"]:
-        add("where it looks (stage 1)", _grounding(name, numbers), Text(STAGE_1))
+        add("where it looks (stage 1)", *_grounding(name, numbers))
     if cells := numbers["two_by_two"]:
         head = ["cell", "n", *next(iter(cells.values()))["right"]]
         rows = [[cell, row["n"], *row["right"].values()] for cell, row in cells.items()]
+        text = (
+            "A box is right when its centre is in the one object asked about. Numbers: how many of "
+            "the cell's questions each method answers rightly."
+        )
         table = Table(f"{name}-two-by-two", head, rows)
-        add("right or wrong answers, right or wrong boxes", Text(TWO_BY_TWO), table)
+        add("right or wrong answers, right or wrong boxes", Text(text), table)
     if numbers["costs"]:
-        add("cost", _costs(name, numbers), _cost_text(results["about"]))
+        add("cost", *_costs(name, numbers, results["about"]))
     if refused := [f"{method} {n}" for method, n in numbers["errors"].items() if n]:
         asked = f"Questions that could not be asked, and count as wrong: {', '.join(refused)}."
         blocks.append(Text(asked))
@@ -184,7 +176,7 @@ def _spread(name: str, numbers: Numbers) -> list[Table]:
     return [Table(f"{name}-rules", head, rows)] if rows else []
 
 
-def _grounding(name: str, numbers: Numbers) -> Table:
+def _grounding(name: str, numbers: Numbers) -> list[Block]:
     figures = ("found", "centre", "mean_iou", "iou_50")
     rows: list[list[Cell]] = []
     for step, groups in numbers["grounding"].items():
@@ -194,10 +186,14 @@ def _grounding(name: str, numbers: Numbers) -> Table:
             step_name = step.removeprefix("grounding ")
             rows.append([step_name, group, row["found"]["n"], found, single, *rest])
     head = ["looking at", "questions", "n", "a box found", "n, one object", "centre inside"]
-    return Table(f"{name}-stage-1", [*head, "mean IoU", "IoU >= 0.5"], rows)
+    text = (
+        "Centre and IoU: of questions about one known object; a missing box counts as a miss with "
+        "IoU 0."
+    )
+    return [Table(f"{name}-stage-1", [*head, "mean IoU", "IoU >= 0.5"], rows), Text(text)]
 
 
-def _costs(name: str, numbers: Numbers) -> Table:
+def _costs(name: str, numbers: Numbers, about: Numbers) -> list[Block]:
     rows: list[list[Cell]] = [
         [
             method,
@@ -207,24 +203,20 @@ def _costs(name: str, numbers: Numbers) -> Table:
         ]
         for method, row in numbers["costs"].items()
     ]
-    return Table(f"{name}-cost", ["method", "ms a question", "x plain", "passes"], rows)
-
-
-def _cost_text(about: Numbers) -> Text:
     versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
-    return Text(
+    text = (
         "With the encoding of the image and stage 1; images are encoded once for all methods, and "
         "the decoder's state after an image is reused as far as the bias allows. Passes: through "
         f"the decoder, for a whole batch of up to {about['batch_size']}, on {about['device']}; "
         f"{versions}."
     )
+    head = ["method", "ms a question", "x plain", "passes"]
+    return [Table(f"{name}-cost", head, rows), Text(text)]
 
 
 def _difference(row: Numbers, spec: str) -> list[Cell]:
     """Difference from the plain model, fixed, broken and p; blank for the plain model itself."""
     if "difference" not in row:
         return ["", "", "", ""]
-    difference = Number.of(row, spec, "difference")
-    if "p" not in row:
-        return [difference, "", "", ""]
-    return [difference, row["fixed"], row["broken"], Number(row["p"], "p")]
+    tested = [row["fixed"], row["broken"], Number(row["p"], "p")] if "p" in row else ["", "", ""]
+    return [Number.of(row, spec, "difference"), *tested]

@@ -28,8 +28,8 @@ _SIDE = 420  # of an image's longer side in the page, pixels
 
 
 def make_gallery(run: Run, task: str) -> list[Block]:
-    """Fixed and broken questions of `cof`, the first ones of each kind in turn; none where it
-    changed no answer, a sentence where the replies are not there."""
+    """Fixed and broken questions of `cof`, the first ones of each kind in turn; a sentence
+    where the replies are not there."""
     changed = run.results["tasks"][task]["changed"].get("cof")
     if not changed:
         return []
@@ -103,7 +103,7 @@ def _note(example: Example, found: Record | None) -> str:
     if found.confidence is not None:
         parts.append(f"confidence {found.confidence:.2f}")
     if example.region is not None:
-        parts.append(f"IoU with the true region {judge_box(example, found).iou:.2f}")
+        parts.append(f"IoU with the true region {judge_box(example, found)[1]:.2f}")
     return f"Box found: {', '.join(parts)}." if parts else "Box found."
 
 
