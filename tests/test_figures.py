@@ -71,26 +71,16 @@ def test_the_sign_flip_test_counts_all_signs() -> None:
 @pytest.mark.parametrize("total", [1, 10, 400])
 def test_wilson_is_scipys_at_95_percent(total: int) -> None:
     for right in {0, 1, total // 3, total - 1, total}:
-        interval = wilson(right, total)
         expected = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
-        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
-        assert interval.value == right / total
-
-
-@pytest.mark.parametrize(("right", "total"), [(1, 0), (-1, 3), (4, 3)])
-def test_wilson_refuses(right: int, total: int) -> None:
-    with pytest.raises(ValueError, match="no proportion"):
-        wilson(right, total)
+        assert wilson(right, total) == pytest.approx((expected.low, expected.high))
 
 
 def test_independent_questions_have_wilsons_interval() -> None:
     figure = share(*draw(400, 0.7, 3), scale=1.0)
     numbers = compare({"plain": figure})["plain"]
-    expected = wilson(sum(figure.units.values()), 400)
-    assert numbers["value"] == pytest.approx(expected.value, abs=1e-6)
-    assert (numbers["low"], numbers["high"]) == pytest.approx(
-        (expected.low, expected.high), abs=3e-3
-    )
+    right = sum(figure.units.values())
+    assert numbers["value"] == pytest.approx(right / 400, abs=1e-6)
+    assert (numbers["low"], numbers["high"]) == pytest.approx(wilson(right, 400), abs=3e-3)
 
 
 def test_differences_and_ratios_have_95_percent_intervals() -> None:
@@ -135,13 +125,11 @@ def test_a_question_asked_four_times_is_no_more_evidence() -> None:
 def test_all_right_is_not_certain() -> None:
     numbers = compare({"plain": share(*draw(12, 1.1, 4, copies=10), scale=1.0)})["plain"]
     assert numbers["high"] == 1
-    assert numbers["low"] == pytest.approx(wilson(12, 12).low, abs=1e-6)
+    assert numbers["low"] == pytest.approx(wilson(12, 12)[0], abs=1e-6)
     one_image = compare({"plain": share({"1": True, "2": False}, {"1": "a", "2": "a"}, 1.0)})[
         "plain"
     ]
-    assert (one_image["low"], one_image["high"]) == pytest.approx(
-        (wilson(0.5, 1).low, wilson(0.5, 1).high), abs=1e-6
-    )
+    assert (one_image["low"], one_image["high"]) == pytest.approx(wilson(0.5, 1), abs=1e-6)
 
 
 def test_against_the_baseline() -> None:
@@ -149,7 +137,7 @@ def test_against_the_baseline() -> None:
     old = share({"1": True, "2": False, "3": False}, images, 1.0)
     new = share({"1": False, "2": True, "3": True}, images, 1.0)
     table = compare({"plain": old, "cof": new})
-    assert changed_units(new, old) == (["2", "3"], ["1"])
+    assert changed_units(new.units, old.units) == (["2", "3"], ["1"])
     assert (table["cof"]["fixed"], table["cof"]["broken"]) == (2, 1)
     assert table["cof"]["p"] == 1.0  # the first image's questions cancel out
     assert table["cof"]["difference"] == pytest.approx(1 / 3, abs=1e-6)

@@ -32,8 +32,7 @@ from cof.eval.evaluate import Evaluation
 from cof.eval.examples import Example
 from cof.eval.methods import Method
 from cof.eval.replies import write_questions
-from cof.eval.report.publish import publish, write_table
-from cof.eval.rescore import rescore
+from cof.eval.report.publish import publish, rescore, write_table
 from cof.eval.rules import RULES
 from cof.eval.run_info import questions_digest
 from cof.eval.sweep import Choice, fingerprint

@@ -93,8 +93,7 @@ def test_ours_beside_the_papers(tmp_path: Path) -> None:
     settings = default_settings(engine.name)
     out = tmp_path / "out"
     results = run_paper(engine, settings, found, out, console=Console(quiet=True))
-    published = results["paper"]["published"]
-    numbers = collect_paper(results["tasks"], list(results["methods"]), published, [])
+    numbers = collect_paper(results)
     assert numbers["ours"]["plain"]["MME-P"] == 400
     assert numbers["ours"]["plain"]["MME-C"] == 200
     assert "MMBench test" not in numbers["ours"]["plain"]  # only its server knows

@@ -29,19 +29,17 @@ from cof.eval.evaluate import Evaluation
 from cof.eval.report.charts import draw
 from cof.eval.report.document import (
     Card,
-    Gallery,
     Heading,
     Items,
     Number,
     Table,
     Text,
     csv_text,
+    html,
+    latex,
     markdown,
 )
-from cof.eval.report.latex import latex
-from cof.eval.report.page import Section, html
-from cof.eval.report.publish import publish, write_table
-from cof.eval.rescore import rescore
+from cof.eval.report.publish import publish, rescore, write_table
 from cof.eval.runs import find_runs
 from cof.settings import Settings
 from lab.studies.scenes import Plan, run_effect
@@ -57,8 +55,7 @@ DATA: dict[type[Benchmark], Any] = {
 TABLE = Table(
     "t",
     ["method", "n", "accuracy"],
-    [["plain", 3, Number(0.5, ".2f", 0.25, 0.75)], ["a|b_c", 4, Number(-1.5, "+.1f", gain=2.0)]],
-    over=[("both", 2)],
+    [["plain", 3, Number(0.5, ".2f", 0.25, 0.75)], ["a|b_c", 4, Number(-1.5, "+.1f")]],
 )
 
 
@@ -76,24 +73,25 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_tables_in_every_format() -> None:
     assert markdown([TABLE]) == (
-        "| method | both n | both accuracy |\n|---|--:|--:|\n| plain | 3 | 0.50 [0.25, 0.75] |\n"
-        "| a\\|b_c | 4 | -1.5 (+2.0) |\n"
+        "| method | n | accuracy |\n|---|--:|--:|\n| plain | 3 | 0.50 [0.25, 0.75] |\n"
+        "| a\\|b_c | 4 | -1.5 |\n"
     )
     rows = list(csv.DictReader(io.StringIO(csv_text(TABLE))))
-    assert rows[0]["both accuracy low"] == "0.25"
-    assert rows[1]["both accuracy gain"] == "2.0"
-    text = latex(TABLE)
-    assert r"a\textbar{}b\_c & 4 & $-1.5$ {\scriptsize (+2.0)} \\" in text
-    assert r"\multicolumn{2}{c}{both}" in text
+    assert rows[0]["accuracy low"] == "0.25"
+    assert rows[1]["accuracy low"] == ""
+    text = latex(TABLE, "t", "50 %")
+    assert r"plain & 3 & 0.50 {\scriptsize [0.25, 0.75]} \\" in text
+    assert r"a\textbar{}b\_c & 4 & $-1.5$ \\" in text
+    assert r"\caption{50 \%}" in text
 
 
 def test_the_page_escapes_what_it_shows() -> None:
-    card = Card("fixed", "digit", "<b>?</b>", "7", [("plain", "<script>", False)], "a note", b"\0")
-    blocks = [Heading("A <b>"), Text("`x` **y**"), Items([("n", "t")]), TABLE, Gallery([card])]
-    page = html("T", "lead", [Section("s", "S", blocks)])
+    card = Card("fixed", "digit", "<b>?</b>", "7", [("plain", "<script>", False)], "a note", "AAAA")
+    blocks = [Heading("A <b>"), Text("`x` y"), Items([("n", "t")]), TABLE, card]
+    page = html("T", "lead", [("s", "S", blocks)])
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    assert "<code>x</code> <strong>y</strong>" in page
+    assert "<code>x</code> y" in page
     assert not re.search(r"(src|href)=.?https?:", page)  # it opens offline
 
 
@@ -159,11 +157,11 @@ def test_a_report_of_several_runs(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text("utf-8")
     text = (tmp_path / "report.md").read_text("utf-8")
     assert "2 runs" in page
-    for title in ("pope", "Does it help?", "What was run"):
+    for title in ("pope", "Does it help?", "What was run", "Settings tried"):
         assert title in page
         assert title in text
     charts = sorted(path.name for path in (tmp_path / "report").glob("*.svg"))
-    assert "study-scenes-kinds.svg" in charts
+    assert "study-scenes-objects.svg" in charts
     assert page.count("<svg") == len(charts)
     for path in (tmp_path / "report").glob("*.csv"):
         assert len(path.read_text("utf-8").splitlines()) > 1

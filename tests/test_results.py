@@ -37,15 +37,14 @@ def records(key: str, right: str, **changes: Any) -> dict[str, Record]:
 
 
 def test_boxes_are_judged_by_their_centre_and_overlap() -> None:
-    def judge(*boxes: XYXY) -> tuple[bool, bool, float]:
-        quality = judge_box(EXAMPLES[0], Record("0", FOUND, "", boxes=boxes))
-        return quality.found, quality.hit, quality.iou
+    def judge(*boxes: XYXY) -> tuple[bool, float]:
+        return judge_box(EXAMPLES[0], Record("0", FOUND, "", boxes=boxes))
 
-    assert judge() == (False, False, 0.0)
-    assert judge(BOX) == (True, True, 1.0)
-    assert judge((0.25, 0.25, 0.5, 0.75)) == (True, True, 0.5)
-    assert judge((0.75, 0.75, 1.0, 1.0)) == (True, False, 0.0)
-    assert judge((0.25, 0.25, 0.375, 0.5), (0.375, 0.25, 0.5, 0.5)) == (True, True, 1.0)
+    assert judge() == (False, 0.0)
+    assert judge(BOX) == (True, 1.0)
+    assert judge((0.25, 0.25, 0.5, 0.75)) == (True, 0.5)
+    assert judge((0.75, 0.75, 1.0, 1.0)) == (False, 0.0)
+    assert judge((0.25, 0.25, 0.375, 0.5), (0.375, 0.25, 0.5, 0.5)) == (True, 1.0)
 
 
 @pytest.fixture

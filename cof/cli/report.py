@@ -23,9 +23,10 @@ def report(directory: DirectoryArgument) -> None:
     """Write DIR/report.html (one page, opens offline), report.md, and all tables and charts."""
     from cof.eval.report.publish import PARTS, publish
 
-    page, text, *_ = publish(_there(directory))
+    page, text = publish(_there(directory))[:2]
+    typer.echo(page)
     parts = directory / PARTS
-    typer.echo(f"{page}; as Markdown: {text}; tables (CSV, LaTeX) and charts (SVG): {parts}")
+    typer.echo(f"The same as Markdown: {text}; tables as CSV and LaTeX, charts as SVG: {parts}")
 
 
 @sentences
@@ -40,7 +41,7 @@ def rescore(
 ) -> None:
     """Score the replies of finished runs again, without model and data, and rewrite the results."""
     from cof.eval.report.publish import PAGE, publish
-    from cof.eval.rescore import rescore as score_again
+    from cof.eval.report.publish import rescore as score_again
     from cof.eval.rules import RULES
 
     known = next((name for name in RULES if name == rules), None)

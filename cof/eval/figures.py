@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cof.eval.examples import Example
 
-Z95 = 1.959963984540054
+Z95 = NormalDist().inv_cdf(0.975)
 """Half-width of a normal distribution's middle 95 %, in standard deviations."""
 
 RESAMPLES = 4000
@@ -32,15 +34,6 @@ Counts = Mapping[str, tuple[float, float]]
 
 Clusters = Mapping[str, str]
 """Question, or group of questions -> its cluster."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -84,10 +77,8 @@ def find_clusters(examples: Iterable[Example]) -> dict[str, str]:
     parent: dict[str, str] = {}
 
     def root(node: str) -> str:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
+        while (above := parent.setdefault(node, node)) != node:
+            parent[node] = node = parent[above]
         return node
 
     images: dict[str, str] = {}
@@ -112,14 +103,18 @@ def share(units: Mapping[str, bool], clusters: Clusters, scale: float = 100.0) -
     ({'a': (1, 2), 'b': (1, 1)},)
     """
     counts = ((name, int(right), 1) for name, right in units.items())
-    return Figure((_by_cluster(counts, clusters),), scale, dict(units), clusters)
+    return replace(ratio(counts, clusters, scale), units=dict(units), clusters=clusters)
 
 
 def ratio(
     counts: Iterable[tuple[str, float, float]], clusters: Clusters, scale: float = 100.0
 ) -> Figure:
     """A ratio of sums, given as `(question, its part, its whole)`."""
-    return Figure((_by_cluster(counts, clusters),), scale)
+    sums: dict[str, tuple[float, float]] = {}
+    for name, part, whole in counts:
+        parts, wholes = sums.get(clusters[name], (0, 0))
+        sums[clusters[name]] = (parts + part, wholes + whole)
+    return Figure((sums,), scale)
 
 
 def total(figures: Sequence[Figure], scale: float = 1.0) -> Figure:
@@ -159,50 +154,44 @@ def compare(
     draws = {name: _draw(figure, clusters, weights) for name, figure in figures.items()}
     table: dict[str, dict[str, float]] = {}
     for name, figure in figures.items():
-        row: dict[str, float] = {"n": len(figure.units)} if figure.units else {}
-        row |= _bounds("", _own_interval(figure, draws[name]))
+        row = table[name] = {"n": len(figure.units)} if figure.units else {}
+        row |= _rounded(("value", "low", "high"), figure.value, _bounds(figure, draws[name]))
         if name != baseline and baseline in figures:
             old = figures[baseline]
-            change = _percentiles(figure.value - old.value, draws[name] - draws[baseline])
-            row |= _bounds("difference", change)
+            ends = np.quantile(draws[name] - draws[baseline], [0.025, 0.975])
+            names = ("difference", "difference_low", "difference_high")
+            row |= _rounded(names, figure.value - old.value, ends)
             if figure.units:
-                fixed, broken = changed_units(figure, old)
-                row |= {"fixed": len(fixed), "broken": len(broken)}
-                row["p"] = sign_flip_test(_cluster_changes(figure, fixed, broken))
-        table[name] = row
+                fixed, broken = changed_units(figure.units, old.units)
+                changes = Counter(figure.clusters[unit] for unit in fixed)
+                changes.subtract(figure.clusters[unit] for unit in broken)
+                p = sign_flip_test(changes.values())
+                row |= {"fixed": len(fixed), "broken": len(broken), "p": p}
     return table
 
 
-def changed_units(new: Figure, old: Figure) -> tuple[list[str], list[str]]:
+def changed_units(new: Mapping[str, bool], old: Mapping[str, bool]) -> tuple[list[str], list[str]]:
     """Which units only the new method gets right, and which only the old one."""
-    fixed = [name for name, right in new.units.items() if right and not old.units[name]]
-    broken = [name for name, right in new.units.items() if not right and old.units[name]]
+    fixed = [name for name, right in new.items() if right and not old[name]]
+    broken = [name for name, right in new.items() if not right and old[name]]
     return fixed, broken
 
 
-def wilson(right: float, total: float) -> Interval:
-    """A proportion with Wilson's score interval, which holds up for few questions and near 0 or 1.
+def wilson(right: float, total: float) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, which holds up for few questions and near 0 or 1.
 
     Args:
         right: how many are right.
         total: of how many; where questions depend on each other, of how many independent ones.
 
-    >>> interval = wilson(8, 10)
-    >>> round(interval.value, 3), round(interval.low, 3), round(interval.high, 3)
-    (0.8, 0.49, 0.943)
-
-    Raises:
-        ValueError: not 0 <= right <= total, or no questions.
+    >>> [round(bound, 3) for bound in wilson(8, 10)]
+    [0.49, 0.943]
     """
-    if not 0 <= right <= total or total == 0:
-        raise ValueError(f"{right} of {total} is no proportion")
     p, square = right / total, Z95**2
     middle = (p + square / (2 * total)) / (1 + square / total)
     half = Z95 / (1 + square / total) * math.sqrt(p * (1 - p) / total + square / (4 * total**2))
     # at the ends the bounds are exactly 0 and 1
-    low = 0.0 if right == 0 else middle - half
-    high = 1.0 if right == total else middle + half
-    return Interval(p, low, high)
+    return 0.0 if right == 0 else middle - half, 1.0 if right == total else middle + half
 
 
 def sign_flip_test(changes: Iterable[int]) -> float:
@@ -234,24 +223,6 @@ def sign_flip_test(changes: Iterable[int]) -> float:
     return min(1.0, float(mass[sums >= observed].sum()))
 
 
-def _cluster_changes(figure: Figure, fixed: Iterable[str], broken: Iterable[str]) -> list[int]:
-    changes: dict[str, int] = {}
-    for names, sign in ((fixed, 1), (broken, -1)):
-        for name in names:
-            cluster = figure.clusters[name]
-            changes[cluster] = changes.get(cluster, 0) + sign
-    return list(changes.values())
-
-
-def _by_cluster(counts: Iterable[tuple[str, float, float]], clusters: Clusters) -> Counts:
-    sums: dict[str, tuple[float, float]] = {}
-    for name, part, whole in counts:
-        cluster = clusters[name]
-        parts, wholes = sums.get(cluster, (0, 0))
-        sums[cluster] = (parts + part, wholes + whole)
-    return sums
-
-
 def _ratio(counts: Counts) -> float:
     whole = math.fsum(whole for _, whole in counts.values())
     return math.fsum(part for part, _ in counts.values()) / whole if whole else 0.0
@@ -278,32 +249,21 @@ def _draw(
     return figure.scale * sums
 
 
-def _own_interval(figure: Figure, draws: NDArray[np.float64]) -> Interval:
+def _bounds(figure: Figure, draws: NDArray[np.float64]) -> Iterable[float]:
     """Wilson's for a share, else the bootstrap's.
 
     The number of independent units is that of a binomial with the bootstrap's variance, and at
     most the number there are; where nothing varies, that of the clusters.
     """
     if not figure.units:
-        return _percentiles(figure.value, draws)
+        return np.quantile(draws, [0.025, 0.975])
     value = figure.value / figure.scale
     variance = float(draws.var()) / figure.scale**2
     n: float = len(figure.ratios[0])
     if 0 < value < 1 and variance > 1e-12:
         n = min(value * (1 - value) / variance, len(figure.units))
-    interval = wilson(value * n, n)
-    return Interval(figure.value, figure.scale * interval.low, figure.scale * interval.high)
+    return [figure.scale * bound for bound in wilson(value * n, n)]
 
 
-def _percentiles(value: float, draws: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
-
-
-def _bounds(name: str, interval: Interval) -> dict[str, float]:
-    prefix = f"{name}_" if name else ""
-    return {
-        name or "value": round(interval.value, 6),
-        f"{prefix}low": round(interval.low, 6),
-        f"{prefix}high": round(interval.high, 6),
-    }
+def _rounded(names: Sequence[str], value: float, bounds: Iterable[float]) -> dict[str, float]:
+    return {n: round(float(v), 6) for n, v in zip(names, (value, *bounds), strict=True)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-from cof.eval.examples import Example, Task
+from cof.eval.examples import Embedded, Example, Task
 from cof.eval.json_files import from_json, read_json_lines
 from cof.eval.store import ENCODING, Costs, Record, Store, read_costs
 
@@ -58,15 +58,13 @@ class Replies:
             score = task.score(by_id[record.id], record.text)
             return replace(record, parsed=score.parsed, right=score.right)
 
-        return replace(
-            self,
-            records={
-                step: records
-                if is_grounding(step)
-                else {id: score(record) for id, record in records.items() if id in by_id}
-                for step, records in self.records.items()
-            },
-        )
+        records = {
+            step: each
+            if is_grounding(step)
+            else {id: score(record) for id, record in each.items() if id in by_id}
+            for step, each in self.records.items()
+        }
+        return replace(self, records=records)
 
     def answers(self, methods: Mapping[str, str]) -> dict[str, Mapping[str, Record]]:
         """The answers of methods, given as names and keys, by name.
@@ -97,15 +95,13 @@ def is_grounding(step: str) -> bool:
 
 def make_portable(examples: Sequence[Example]) -> list[Example]:
     """With images named from the folder that holds all of them, wherever that lies."""
-    paths = [os.path.abspath(e.image) for e in examples if isinstance(e.image, Path)]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    folders = [os.path.abspath(e.image.parent) for e in examples if isinstance(e.image, Path)]
+    common = os.path.commonpath(folders) if folders else ""
 
-    def name(example: Example) -> Path:
-        if isinstance(example.image, Path):
-            return Path(os.path.relpath(os.path.abspath(example.image), common))
-        return Path(example.image.name)
+    def name(image: Path | Embedded) -> Path:
+        return Path(os.path.relpath(image, common) if isinstance(image, Path) else image.name)
 
-    return [replace(example, image=name(example)) for example in examples]
+    return [replace(example, image=name(example.image)) for example in examples]
 
 
 def write_questions(examples: Sequence[Example]) -> str:
@@ -125,57 +121,48 @@ def read_questions(path: Path) -> list[Example]:
 
 
 def write_lines(
-    replies: Replies,
-    methods: Mapping[str, str],
-    about: Mapping[str, Any],
-    rules: str,
+    replies: Replies, methods: Mapping[str, str], about: Mapping[str, Any], rules: str
 ) -> str:
     """One JSON line for each question, complete in itself: the question, the outcome of stage 1,
     every method's answer, boxes and seconds, the rules, the model and the versions.
 
     Args:
-        replies: scored.
+        replies: scored, to all questions.
         methods: name and key of each method.
         about: what produced the answers.
         rules: by which they were read.
     """
-    answers = replies.answers(methods)
+
+    def seconds(step: str, id: str) -> dict[str, Any]:
+        cost = replies.costs.get(step, {}).get(id)
+        return {"seconds": None if cost is None else round(cost.seconds, 4)}
+
+    def shown(step: str, id: str) -> dict[str, Any]:
+        values = vars(replies.records[step][id])
+        return {k: v for k, v in values.items() if k not in ("id", "method")} | seconds(step, id)
+
     lines = []
     for example in make_portable(replies.examples):
-        line: dict[str, Any] = {
+        id = example.id
+        found = {step: shown(step, id) for step, each in replies.groundings.items() if id in each}
+        answers = {name: {"settings": key, **shown(key, id)} for name, key in methods.items()}
+        line = {
             "question": _fields(example),
-            "seconds": _seconds(replies.costs, ENCODING, example.id),
-            "groundings": {
-                step: _shown(records[example.id], replies.costs, step)
-                for step, records in replies.groundings.items()
-                if example.id in records
-            },
-            "answers": {
-                name: {
-                    "settings": methods[name],
-                    **_shown(records[example.id], replies.costs, methods[name]),
-                }
-                for name, records in answers.items()
-            },
+            **seconds(ENCODING, id),
+            "groundings": found,
+            "answers": answers,
+            "rules": rules,
+            "about": about,
         }
-        lines.append(json.dumps({**line, "rules": rules, "about": about}) + "\n")
+        lines.append(json.dumps(line) + "\n")
     return "".join(lines)
 
 
 def _fields(example: Example) -> dict[str, Any]:
+    """Those that are not at their defaults."""
     values = {
         field.name: value
         for field in fields(example)
         if (value := getattr(example, field.name)) != field.default
     }
     return {**values, "image": Path(str(example.image)).as_posix()}
-
-
-def _shown(record: Record, costs: Costs, step: str) -> dict[str, Any]:
-    values = {k: v for k, v in vars(record).items() if k not in ("id", "method")}
-    return {**values, "seconds": _seconds(costs, step, record.id)}
-
-
-def _seconds(costs: Costs, step: str, id: str) -> float | None:
-    cost = costs.get(step, {}).get(id)
-    return None if cost is None else round(cost.seconds, 4)

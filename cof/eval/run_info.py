@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 import cof
 from cof.client import RemoteCoF
@@ -24,27 +24,18 @@ from cof.eval.json_files import read_json_object, write_atomically
 def describe_engine(engine: Engine | RemoteCoF) -> dict[str, Any]:
     """The model by name and fingerprint, its dtype and device, and the versions of all software;
     of servers the model's name, which is all that they tell, and the versions here."""
-    if isinstance(engine, RemoteCoF):
-        return {
-            "model": Path(engine.model).name,
-            "weights": None,
-            "dtype": None,
-            "device": "cof serve",
-            "versions": _versions("numpy", "pillow"),
-        }
-    model = getattr(engine, "model", None)
+    remote = isinstance(engine, RemoteCoF)
+    name = engine.model if isinstance(engine, RemoteCoF) else engine.name
+    model = None if remote else getattr(engine, "model", None)
+    packages = ("numpy", "pillow") if remote else ("torch", "transformers", "numpy", "pillow")
+    versions = {"cof": cof.__version__, "python": platform.python_version()}
     return {
-        "model": Path(engine.name).name,
+        "model": Path(name).name,
         "weights": None if model is None else weights_digest(model),
         "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
-        "device": None if model is None else str(model.device.type),
-        "versions": _versions("torch", "transformers", "numpy", "pillow"),
+        "device": "cof serve" if remote else None if model is None else str(model.device.type),
+        "versions": versions | {each: version(each) for each in packages},
     }
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    own = {"cof": cof.__version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in packages}
 
 
 def digest(text: str) -> str:
@@ -61,9 +52,8 @@ def weights_digest(model: Any) -> str:
     """A fingerprint of a model from the beginning of each of its parameters."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        digest.update(name.encode())
         head = parameter.detach().flatten()[:4096].float().cpu().numpy()
-        digest.update(head.tobytes())
+        digest.update(name.encode() + head.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -88,11 +78,5 @@ def check_same_run(path: Path, about: dict[str, Any]) -> None:
 
 def progress_bar(console: Console) -> Progress:
     """Counts questions and says how long the rest will take."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("questions"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("questions"))
+    return Progress(*columns, console=console)

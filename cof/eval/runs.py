@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +13,17 @@ from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
 from cof.eval.data.base import Benchmark, select
 from cof.eval.evaluate import answers_path, find_shards
+from cof.eval.examples import Embedded
 from cof.eval.json_files import read_json_object
 from cof.eval.methods import Method
 from cof.eval.replies import Replies, read_questions
-from cof.eval.report.gallery import Images, Kept
 from cof.eval.rules import Rules
 from cof.settings import Settings
 
 RESULTS = "results.json"
+
+Images = Mapping[str, Path | Embedded]
+"""The image of each question, by its id; empty where the data is no longer there."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,15 @@ class Run:
         records = {names.get(step, step): each for step, each in replies.records.items()}
         return task, replace(replies, records=records)
 
-    def read_kept(self, name: str) -> Kept | None:
-        """Replies and images of a task; None where the replies are not there, or are those of
-        another run."""
+    def read_scored(self, name: str) -> tuple[Replies, Images] | None:
+        """Replies to a task, scored, and its images; None where the replies are not there, or are
+        those of another run."""
         try:
             task, replies = self.read_task(name)
             replies.answers({name: method.key for name, method in self.methods.items()})
         except CofError:
             return None
-        return Kept(replies.score(task), self.methods, self._find_images(name))
+        return replies.score(task), self._find_images(name)
 
     def _check_replies(self) -> None:
         """Refuse replies that another model gave, or that were given to other questions."""

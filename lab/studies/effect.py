@@ -19,7 +19,7 @@ from cof.eval.evaluate import Evaluation, usual_methods
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import Method, grounding_key
 from cof.eval.report.blocks import STATISTICS
-from cof.eval.report.charts import errorbars, save
+from cof.eval.report.charts import draw, errorbars
 from cof.eval.report.document import Block, Cell, Heading, Number, Table, Text, markdown
 from cof.pipeline import CoF
 from cof.tiny.benchmark import FINE, write_benchmark
@@ -74,14 +74,13 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
     for point in points:
         row = [
             point["checkpoint"],
-            _interval(point["methods"]["plain"]),
-            _interval(point["centre"]),
+            Number.of(point["methods"]["plain"], ".3f"),
+            Number.of(point["centre"], ".3f"),
         ]
         for name in COMPARED:
             method = point["methods"][name]
-            bounds = (method["difference_low"], method["difference_high"])
             row += [
-                Number(method["difference"], "+.3f", *bounds),
+                Number.of(method, "+.3f", "difference"),
                 f"{method['fixed']}/{method['broken']}",
                 Number(method["p"], "p"),
             ]
@@ -119,8 +118,5 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
         )
         axes.legend(fontsize=8)
 
-    save(out / "effect.svg", "Gain on small details over the model's training", plot)
-
-
-def _interval(row: Mapping[str, Any]) -> Number:
-    return Number(row["value"], ".3f", row["low"], row["high"])
+    chart = draw("effect", "Gain on small details over the model's training", plot)
+    write_atomically(out / "effect.svg", f"{chart.svg}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cof.eval.report.document import Block, Cell, Heading, Items, Number, Table, Text
@@ -32,10 +32,11 @@ STATISTICS = (
 
 def result_blocks(results: Numbers) -> list[Block]:
     """The whole report of a run."""
-    about, tasks = results["about"], results["tasks"]
+    about, tasks, choice = results["about"], results["tasks"], results.get("choice")
     first = next(iter(tasks.values()))
     counts = "; ".join(
-        f"{_named(name, tasks)}{numbers['questions']} questions about {numbers['images']} images"
+        f"{f'{name}: ' * (len(tasks) > 1)}{numbers['questions']} questions about "
+        f"{numbers['images']} images"
         for name, numbers in tasks.items()
     )
     limit = f" (limited to about {about['limit']})" if about["limit"] is not None else ""
@@ -48,182 +49,151 @@ def result_blocks(results: Numbers) -> list[Block]:
             f"({SOURCES[first['rules']]}), greedy decoding."
         ),
     ]
-    if "choice" in results:
-        blocks.append(_choice_text(results["choice"]))
-    if results["methods"]:
-        blocks.append(
-            Items(
-                [
-                    (name, f"{MEANING[name]}; `{key}`" if name in MEANING else f"`{key}`")
-                    for name, key in results["methods"].items()
-                ]
-            )
-        )
+    if choice:
+        chosen = "; ".join(f"{name}: `{key}`" for name, key in choice["chosen"].items())
+        asked = f"Chosen on {choice['questions']} validation questions and then frozen"
+        blocks.append(Text(f"{asked} ({choice['rule']}): {chosen}."))
+    if methods := results["methods"]:
+        meanings = [
+            (name, f"{MEANING[name]}; `{key}`" if name in MEANING else f"`{key}`")
+            for name, key in methods.items()
+        ]
+        blocks.append(Items(meanings))
     if "grid" in results:
-        blocks += [Heading("Accuracy, and how much above the plain model"), grid_table(results)]
+        blocks += [Heading("Accuracy, and how much above the plain model"), _grid(results)]
     for name, numbers in tasks.items():
         blocks += _task_blocks(name, numbers, results)
+    if choice:
+        blocks += [Heading("Settings tried on the validation questions"), _tried(choice)]
     return [*blocks, Text(STATISTICS)]
 
 
 def _task_blocks(name: str, numbers: Numbers, results: Numbers) -> list[Block]:
-    title = _named(name, results["tasks"])
+    title = f"{name}: " if len(results["tasks"]) > 1 else ""
     blocks: list[Block] = []
-    headline = [metric for metric in numbers["headline"] if metric in numbers["figures"]]
-    if headline:
-        blocks += [
-            Heading(f"{title}headline figures"),
-            figure_table(f"{name}-headline", numbers, headline),
-        ]
+
+    def add(heading: str, *more: Block) -> None:
+        blocks.extend((Heading(title + heading), *more))
+
+    if headline := [metric for metric in numbers["headline"] if metric in numbers["figures"]]:
+        add("headline figures", headline_table(name, numbers))
     if numbers["groups"]:
-        blocks += [Heading(f"{title}accuracy by group"), group_accuracies(name, numbers)]
-        blocks += [Heading(f"{title}against the plain model"), group_differences(name, numbers)]
+        add("accuracy by group", _accuracies(name, numbers["groups"]))
+        add("against the plain model", _differences(name, numbers["groups"]))
     if numbers["figures"]:
-        rest = [metric for metric in numbers["figures"] if metric not in headline]
+        rest = {m: row for m, row in numbers["figures"].items() if m not in headline}
         if rest:
-            blocks += [Heading(f"{title}other figures"), _values(name, numbers, rest)]
-        rules = Items([(name, text) for name, text in SOURCES.items()])
-        blocks += [Heading(f"{title}how much the rule set matters"), rules, *_spread(name, numbers)]
+            rows = [[m, *(Number.of(c, ".1f") for c in row.values())] for m, row in rest.items()]
+            methods = next(iter(rest.values()))
+            add("other figures", Table(f"{name}-figures", ["figure", *methods], rows))
+        add("how much the rule set matters", Items(SOURCES.items()), *_spread(name, numbers))
     if numbers["grounding"]:
-        blocks += [Heading(f"{title}where it looks (stage 1)"), *_grounding(name, numbers)]
-    if numbers["two_by_two"]:
-        blocks += [
-            Heading(f"{title}right or wrong answers, right or wrong boxes"),
-            Text(
-                "A box is right when its centre is in the one object asked about. Numbers: how "
-                "many of the cell's questions each method answers rightly."
-            ),
-            _two_by_two(name, numbers),
-        ]
+        add("where it looks (stage 1)", *_grounding(name, numbers))
+    if cells := numbers["two_by_two"]:
+        head = ["cell", "n", *next(iter(cells.values()))["right"]]
+        rows = [[cell, row["n"], *row["right"].values()] for cell, row in cells.items()]
+        text = (
+            "A box is right when its centre is in the one object asked about. Numbers: how many of "
+            "the cell's questions each method answers rightly."
+        )
+        table = Table(f"{name}-two-by-two", head, rows)
+        add("right or wrong answers, right or wrong boxes", Text(text), table)
     if numbers["costs"]:
-        blocks += [Heading(f"{title}cost"), _costs(name, numbers), _cost_text(results)]
-    errors = {method: n for method, n in numbers["errors"].items() if n}
-    if errors:
-        refused = ", ".join(f"{method} {n}" for method, n in errors.items())
-        blocks.append(Text(f"Questions that could not be asked, and count as wrong: {refused}."))
+        add("cost", *_costs(name, numbers, results["about"]))
+    if refused := [f"{method} {n}" for method, n in numbers["errors"].items() if n]:
+        asked = f"Questions that could not be asked, and count as wrong: {', '.join(refused)}."
+        blocks.append(Text(asked))
     return blocks
 
 
-def figure_table(name: str, numbers: Numbers, metrics: Sequence[str]) -> Table:
-    """Figures of every method with intervals, and differences from the plain model."""
-    rows: list[list[Cell]] = []
-    for metric in metrics:
-        for method, row in numbers["figures"][metric].items():
-            rows.append([metric, method, _interval(row, ".1f"), *_difference(row, "+.1f")])
-    return Table(name, ["figure", "method", "value", "against plain", "fixed", "broken", "p"], rows)
+def headline_table(name: str, numbers: Numbers) -> Table:
+    """The headline figures of every method with intervals, and differences from the plain model."""
+    rows = [
+        [metric, method, Number.of(row, ".1f"), *_difference(row, "+.1f")]
+        for metric in numbers["headline"]
+        for method, row in numbers["figures"].get(metric, {}).items()
+    ]
+    head = ["figure", "method", "value", "against plain", "fixed", "broken", "p"]
+    return Table(f"{name}-headline", head, rows)
 
 
-def group_accuracies(name: str, numbers: Numbers, groups: Sequence[str] = ()) -> Table:
+def _accuracies(name: str, groups: Numbers) -> Table:
     """Accuracy of every method by group; the last column counts replies without an answer."""
-    chosen = groups or list(numbers["groups"])
-    methods = list(next(iter(numbers["groups"].values())))
-    rows: list[list[Cell]] = []
-    for group in chosen:
-        row = numbers["groups"][group]
+    methods = next(iter(groups.values()))
+    rows = []
+    for group, row in groups.items():
         unparsed = "/".join(str(cell["unparsed"]) for cell in row.values())
         n = next(iter(row.values()))["n"]
-        rows.append([group, n, *(_interval(row[method], ".3f") for method in methods), unparsed])
+        rows.append([group, n, *(Number.of(cell, ".3f") for cell in row.values()), unparsed])
     return Table(f"{name}-accuracy", ["accuracy", "n", *methods, "unparsed"], rows)
 
 
-def group_differences(name: str, numbers: Numbers, groups: Sequence[str] = ()) -> Table:
-    """Every method against the plain model, by group."""
-    rows: list[list[Cell]] = [
-        [group, method, *_difference(row, "+.3f")]
-        for group in groups or list(numbers["groups"])
-        for method, row in numbers["groups"][group].items()
-        if "difference" in row
+def _differences(name: str, groups: Numbers) -> Table:
+    rows = [
+        [group, method, *_difference(cell, "+.3f")]
+        for group, row in groups.items()
+        for method, cell in row.items()
+        if "difference" in cell
     ]
     head = ["against plain", "method", "difference", "fixed", "broken", "p"]
     return Table(f"{name}-difference", head, rows)
 
 
-def grid_table(results: Numbers) -> Table:
+def _grid(results: Numbers) -> Table:
     """One row for each grounder, one column for each focus."""
-    grid, numbers = results["grid"], next(iter(results["tasks"].values()))
-    group = next(iter(numbers["groups"]))
-    cells = numbers["groups"][group]
-    rows: list[list[Cell]] = [
-        ["(plain)", *[Number(cells["plain"]["value"])] * len(grid["focuses"])]
-    ]
-    for source in grid["sources"]:
-        row: list[Cell] = [source]
-        for focus in grid["focuses"]:
-            cell = cells.get(f"{source} x {focus}")
-            row.append(f"{cell['value']:.3f} ({cell['difference']:+.3f})" if cell else "")
-        rows.append(row)
-    return Table("grid", ["looking at", *grid["focuses"]], rows)
+    sources, focuses = results["grid"]["sources"], results["grid"]["focuses"]
+    groups = next(iter(results["tasks"].values()))["groups"]
+    cells = next(iter(groups.values()))
+    rows: list[list[Cell]] = [["(plain)", *[Number(cells["plain"]["value"])] * len(focuses)]]
+    for source in sources:
+        row = [cells.get(f"{source} x {focus}") for focus in focuses]
+        shown = [f"{c['value']:.3f} ({c['difference']:+.3f})" if c else "" for c in row]
+        rows.append([source, *shown])
+    return Table("grid", ["looking at", *focuses], rows)
 
 
-def _choice_text(choice: Numbers) -> Text:
-    chosen = "; ".join(f"{name}: `{key}`" for name, key in choice["chosen"].items())
-    return Text(
-        f"Chosen on {choice['questions']} validation questions and then frozen ({choice['rule']}): "
-        f"{chosen}."
-    )
+def _tried(choice: Numbers) -> Table:
+    rows = [["", "plain", choice["questions"], Number(choice["plain"])]]
+    for name, candidates in choice["tried"].items():
+        for tried in candidates:
+            mark = " (chosen)" if tried["key"] == choice["chosen"][name] else ""
+            accuracy = Number(tried["accuracy"])
+            rows.append([name, f"{tried['key']}{mark}", tried["questions"], accuracy])
+    return Table("tried", ["for", "settings", "n", "accuracy"], rows)
 
 
-def _values(name: str, numbers: Numbers, metrics: Sequence[str]) -> Table:
-    methods = list(numbers["figures"][metrics[0]])
-    rows: list[list[Cell]] = [
-        [metric, *(_interval(numbers["figures"][metric][method], ".1f") for method in methods)]
-        for metric in metrics
-    ]
-    return Table(f"{name}-figures", ["figure", *methods], rows)
-
-
-def _spread(name: str, numbers: Numbers) -> list[Block]:
+def _spread(name: str, numbers: Numbers) -> list[Table]:
     """The headline figures under every rule set; the last column is the widest gap."""
-    rows: list[list[Cell]] = []
+    rows = []
     for method in next(iter(numbers["metrics"].values())):
         for metric in numbers["headline"]:
             values = [by_rules[method].get(metric) for by_rules in numbers["metrics"].values()]
             known = [value for value in values if value is not None]
             if known:
-                cells = [Number(value, ".1f") for value in (*known, max(known) - min(known))]
-                rows.append([method, metric, *cells])
+                gap = max(known) - min(known)
+                rows.append([method, metric, *(Number(value, ".1f") for value in (*known, gap))])
     head = ["method", "figure", *numbers["metrics"], "spread"]
     return [Table(f"{name}-rules", head, rows)] if rows else []
 
 
 def _grounding(name: str, numbers: Numbers) -> list[Block]:
+    figures = ("found", "centre", "mean_iou", "iou_50")
     rows: list[list[Cell]] = []
     for step, groups in numbers["grounding"].items():
         for group, row in groups.items():
-            rows.append(
-                [
-                    step.removeprefix("grounding "),
-                    group,
-                    row["found"]["n"],
-                    _interval(row["found"], ".3f"),
-                    row["centre"]["n"] if "centre" in row else "",
-                    *(
-                        _interval(row[figure], ".3f") if figure in row else ""
-                        for figure in ("centre", "mean_iou", "iou_50")
-                    ),
-                ]
-            )
+            found, *rest = [Number.of(row[each], ".3f") if each in row else "" for each in figures]
+            single = row["centre"]["n"] if "centre" in row else ""
+            step_name = step.removeprefix("grounding ")
+            rows.append([step_name, group, row["found"]["n"], found, single, *rest])
     head = ["looking at", "questions", "n", "a box found", "n, one object", "centre inside"]
-    return [
-        Table(f"{name}-stage-1", [*head, "mean IoU", "IoU >= 0.5"], rows),
-        Text(
-            "Centre and IoU: of questions about one known object; a missing box counts as a miss "
-            "with IoU 0."
-        ),
-    ]
+    text = (
+        "Centre and IoU: of questions about one known object; a missing box counts as a miss with "
+        "IoU 0."
+    )
+    return [Table(f"{name}-stage-1", [*head, "mean IoU", "IoU >= 0.5"], rows), Text(text)]
 
 
-def _two_by_two(task: str, numbers: Numbers) -> Table:
-    cells = numbers["two_by_two"]
-    methods = list(next(iter(cells.values()))["right"])
-    rows: list[list[Cell]] = [
-        [name, cell["n"], *(cell["right"][method] for method in methods)]
-        for name, cell in cells.items()
-    ]
-    return Table(f"{task}-two-by-two", ["cell", "n", *methods], rows)
-
-
-def _costs(name: str, numbers: Numbers) -> Table:
+def _costs(name: str, numbers: Numbers, about: Numbers) -> list[Block]:
     rows: list[list[Cell]] = [
         [
             method,
@@ -233,33 +203,20 @@ def _costs(name: str, numbers: Numbers) -> Table:
         ]
         for method, row in numbers["costs"].items()
     ]
-    return Table(f"{name}-cost", ["method", "ms a question", "x plain", "passes"], rows)
-
-
-def _cost_text(results: Numbers) -> Text:
-    about = results["about"]
     versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
-    return Text(
+    text = (
         "With the encoding of the image and stage 1; images are encoded once for all methods, and "
         "the decoder's state after an image is reused as far as the bias allows. Passes: through "
         f"the decoder, for a whole batch of up to {about['batch_size']}, on {about['device']}; "
         f"{versions}."
     )
-
-
-def _interval(row: Numbers, spec: str) -> Number:
-    return Number(row["value"], spec, row["low"], row["high"])
+    head = ["method", "ms a question", "x plain", "passes"]
+    return [Table(f"{name}-cost", head, rows), Text(text)]
 
 
 def _difference(row: Numbers, spec: str) -> list[Cell]:
     """Difference from the plain model, fixed, broken and p; blank for the plain model itself."""
     if "difference" not in row:
         return ["", "", "", ""]
-    difference = Number(row["difference"], spec, row["difference_low"], row["difference_high"])
-    if "p" not in row:
-        return [difference, "", "", ""]
-    return [difference, row["fixed"], row["broken"], Number(row["p"], "p")]
-
-
-def _named(name: str, tasks: Numbers) -> str:
-    return f"{name}: " if len(tasks) > 1 else ""
+    tested = [row["fixed"], row["broken"], Number(row["p"], "p")] if "p" in row else ["", "", ""]
+    return [Number.of(row, spec, "difference"), *tested]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cof.eval.report.document import Chart
@@ -23,46 +23,47 @@ COLORS = {
 }
 
 
-MARKERS = "os^Dv*P"
-
-
 def result_charts(results: Numbers) -> list[Chart]:
-    """Accuracy by kind of question, and against cost, of each task."""
+    """The charts that a run's numbers allow; of more methods than there are colours, none."""
     charts = []
     for name, numbers in results["tasks"].items():
-        groups = numbers["groups"]
-        if groups and len(results["methods"]) <= len(COLORS):
-            charts.append(draw(f"{name}-kinds", "Accuracy by group", _draw_kinds(groups)))
-        if groups and numbers["costs"]:
-            main = next(iter(groups))
+        groups, costs = numbers["groups"], numbers["costs"]
+        if not groups or len(results["methods"]) > len(COLORS):
+            continue
+        main = next(iter(groups))
+        counts = {group: re.fullmatch(r"(?:(.+), )?(\d+) objects", group) for group in groups}
+        kinds = {group: groups[group] for group, count in counts.items() if not count}
+        levels = {
+            count[2]: groups[group]
+            for group, count in counts.items()
+            if count and count[1] == (None if main == "all" else main)
+        }
+        charts.append(draw(f"{name}-kinds", "Accuracy by group", _plot_groups, kinds))
+        if len(levels) > 1:
+            title = f"Accuracy against the number of objects ({main})"
+            charts.append(draw(f"{name}-objects", title, _plot_groups, levels, joined=True))
+        if costs:
             title = f"Accuracy ({main}) against cost"
-            charts.append(draw(f"{name}-cost", title, _draw_cost(groups[main], numbers["costs"])))
+            charts.append(draw(f"{name}-cost", title, _plot_costs, groups[main], costs))
     return charts
 
 
-def draw(
-    name: str, title: str, plot: Callable[[Any], None], size: tuple[float, float] = (6.4, 4.0)
-) -> Chart:
-    """A chart; `plot` draws into matplotlib's axes."""
+def draw(name: str, title: str, plot: Callable[..., None], *data: Any, **how: Any) -> Chart:
+    """A chart; `plot` draws the data into matplotlib's axes, its first argument."""
     import matplotlib
     from matplotlib.figure import Figure
 
     # the same numbers give the same file, and text stays text
     with matplotlib.rc_context({"svg.hashsalt": "cof", "svg.fonttype": "none"}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
-        plot(axes)
+        plot(axes, *data, **how)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     return Chart(name, title, svg[svg.index("<svg") :].rstrip())
-
-
-def save(path: Path, title: str, plot: Callable[[Any], None]) -> None:
-    """Write a chart as an SVG file."""
-    path.write_text(draw(path.stem, title, plot).svg + "\n", "utf-8")
 
 
 def errorbars(
@@ -76,35 +77,23 @@ def errorbars(
     axes.errorbar(at, middle, [below, above], label=label, **options)
 
 
-def _draw_kinds(groups: Numbers) -> Callable[[Any], None]:
-    def plot(axes: Any) -> None:
-        methods = list(next(iter(groups.values())))
-        for number, method in enumerate(methods):
-            at = [place + 0.8 * (number / len(methods) - 0.5) for place in range(len(groups))]
-            errorbars(axes, at, [row[method] for row in groups.values()], method, linestyle="")
-        axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
-        axes.set_ylabel("accuracy")
-        axes.legend(fontsize=7, ncols=2)
+def _plot_groups(axes: Any, groups: Numbers, joined: bool = False) -> None:
+    """Every method beside one another, or joined by lines over numbers of objects."""
+    methods = list(next(iter(groups.values())))
+    for number, method in enumerate(methods):
+        shift = (0.2 if joined else 0.8) * (number / len(methods) - 0.5)
+        at = [place + shift for place in range(len(groups))]
+        points = [row[method] for row in groups.values()]
+        errorbars(axes, at, points, method, linestyle="-" if joined else "")
+    slanted = {} if joined else {"rotation": 30, "ha": "right", "fontsize": 8}
+    axes.set_xticks(range(len(groups)), list(groups), **slanted)
+    axes.set(xlabel="objects in the scene" if joined else "", ylabel="accuracy")
+    axes.legend(fontsize=7, ncols=2)
 
-    return plot
 
-
-def _draw_cost(group: Numbers, costs: Numbers) -> Callable[[Any], None]:
-    def plot(axes: Any) -> None:
-        sources: dict[str, str] = {}  # of a grid: a colour for each grounder, a mark for each focus
-        focuses: dict[str, str] = {}
-        for method, row in group.items():
-            if method not in costs or costs[method]["ratio"] is None:
-                continue
-            style: dict[str, Any] = {"linestyle": ""}
-            source, _, focus = method.partition(" x ")
-            if focus:
-                style["color"] = sources.setdefault(source, f"C{len(sources)}")
-                style["marker"] = focuses.setdefault(focus, MARKERS[len(focuses) % len(MARKERS)])
-            errorbars(axes, [costs[method]["ratio"]], [row], method, **style)
-        axes.set(xlabel="time, x plain", ylabel="accuracy")
-        many = len(group) > len(COLORS)
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}
-        axes.legend(fontsize=5 if many else 7, **beside)
-
-    return plot
+def _plot_costs(axes: Any, group: Numbers, costs: Numbers) -> None:
+    for method, row in group.items():
+        if method in costs and costs[method]["ratio"] is not None:
+            errorbars(axes, [costs[method]["ratio"]], [row], method, linestyle="")
+    axes.set(xlabel="time, x plain", ylabel="accuracy")
+    axes.legend(fontsize=7)

@@ -1,24 +1,32 @@
 """A report as a list of blocks: built once, written as Markdown, HTML, CSV and LaTeX.
 
-Text is Markdown with `code` and **bold** in it and nothing else.
+Text is Markdown with `code` in it and nothing else.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
+from typing import Any
 
+from cof.errors import CofError
 
-def p_value(value: float) -> str:
-    """With three digits after the point, tiny ones as a power of ten.
-
-    >>> p_value(0.0421), p_value(0.00003)
-    ('0.042', '3.0e-05')
-    """
-    return f"{value:.1e}" if value < 0.001 else f"{value:.3f}"
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -29,31 +37,35 @@ class Number:
         value: itself.
         spec: how it is shown, as for `format`; `p`: as a p-value.
         low, high: its 95 % interval, if it has one.
-        gain: how much it is above the plain model's, if that is shown beside it.
     """
 
     value: float
     spec: str = ".3f"
     low: float | None = None
     high: float | None = None
-    gain: float | None = None
+
+    @classmethod
+    def of(cls, row: Any, spec: str, name: str = "") -> Number:
+        """With its interval, out of a row of `cof.eval.figures.compare`."""
+        low, high = (row[f"{name}_{end}" if name else end] for end in ("low", "high"))
+        return cls(row[name or "value"], spec, low, high)
 
     def __str__(self) -> str:
         """
-        >>> str(Number(0.5, ".3f", 0.41, 0.59)), str(Number(64.3, ".1f", gain=-1.2))
-        ('0.500 [0.410, 0.590]', '64.3 (-1.2)')
+        >>> str(Number(0.5, ".3f", 0.41, 0.59)), str(Number(0.0421, "p")), str(Number(3e-5, "p"))
+        ('0.500 [0.410, 0.590]', '0.042', '3.0e-05')
         """
         return "".join(self.parts)
 
     @property
     def parts(self) -> tuple[str, str]:
-        """The figure, and what is shown beside it with the blank between them; or nothing."""
-        if self.spec == "p":
-            return p_value(self.value), ""
-        shown = format(self.value, self.spec)
-        if self.low is not None and self.high is not None:
-            return shown, f" [{format(self.low, self.spec)}, {format(self.high, self.spec)}]"
-        return shown, "" if self.gain is None else f" ({self.gain:+.1f})"
+        """The figure, and its interval with the blank between them; or nothing."""
+        spec = self.spec
+        if spec == "p":
+            spec = ".1e" if self.value < 0.001 else ".3f"
+        if self.low is None:
+            return format(self.value, spec), ""
+        return format(self.value, spec), f" [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 Cell = str | int | Number
@@ -64,18 +76,14 @@ class Table:
     """A table.
 
     Attributes:
-        name: of its CSV and LaTeX files; unique in the report.
+        name: of its CSV and LaTeX files; unique in the run.
         head: names of the columns; the first one is aligned to the left.
         rows: their cells.
-        over: titles over several columns each, as `(title, how many)`, from the second column on.
-        caption: of the LaTeX table.
     """
 
     name: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    over: Sequence[tuple[str, int]] = ()
-    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class Text:
 class Items:
     """A list of what is explained, by name."""
 
-    items: Sequence[tuple[str, str]]
+    items: Iterable[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class Chart:
     """A drawing.
 
     Attributes:
-        name: of its file; unique in the report.
+        name: of its file; unique in the run.
         title: what it shows.
         svg: the `<svg>` element.
     """
@@ -117,7 +125,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Card:
-    """One question in a gallery.
+    """A question that was fixed or broken, with its image.
 
     Attributes:
         outcome: `fixed` or `broken`.
@@ -126,8 +134,7 @@ class Card:
         truth: the true answer.
         answers: each method's answer, by name, and whether it is right.
         note: about the boxes.
-        image: a WebP file, boxes drawn; None: the image is no longer there.
-        image_wh: its size in pixels.
+        image: a WebP file in base64, boxes drawn; empty: the image is no longer there.
     """
 
     outcome: str
@@ -136,94 +143,135 @@ class Card:
     truth: str
     answers: Sequence[tuple[str, str, bool]]
     note: str
-    image: bytes | None = field(default=None, repr=False)
-    image_wh: tuple[int, int] = (0, 0)
+    image: str = field(default="", repr=False)
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Questions that were fixed or broken, with their images."""
-
-    cards: Sequence[Card]
+Block = Heading | Text | Items | Table | Chart | Card
 
 
-Block = Heading | Text | Items | Table | Chart | Gallery
-
-
-def markdown(blocks: Iterable[Block], charts: str = "") -> str:
+def markdown(blocks: Iterable[Block], charts: str = "", deeper: int = 0) -> str:
     """The report as Markdown.
 
     Args:
         blocks: the report.
-        charts: folder of the charts, as seen from the file.
+        charts: what stands before the charts' names, as seen from the file.
+        deeper: added to the level of every heading.
     """
-    return "\n\n".join(part for part in (_markdown(block, charts) for block in blocks)) + "\n"
+    return "\n\n".join(_markdown(block, charts, deeper) for block in blocks) + "\n"
 
 
-def csv_text(content: Table) -> str:
-    """A table as CSV: a number to a cell, unrounded; intervals and gains in columns of their own.
-
-    >>> print(csv_text(Table("t", ["method", "n"], [["plain", Number(0.5, ".1f", 0.4, 0.6)]])))
-    method,n,n low,n high
-    plain,0.5,0.4,0.6
-    <BLANKLINE>
-    """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    columns = [[row[place] for row in content.rows] for place in range(len(content.head))]
-    wide = [_extras(column) for column in columns]
-    titles = _full_titles(content)
-    writer.writerow(
-        name
-        for title, extras in zip(titles, wide, strict=True)
-        for name in (title, *(f"{title} {extra}" for extra in extras))
-    )
-    for row in content.rows:
-        cells: list[object] = []
-        for cell, extras in zip(row, wide, strict=True):
-            cells.append(cell.value if isinstance(cell, Number) else cell)
-            cells += [getattr(cell, extra, None) for extra in extras]
-        writer.writerow("" if cell is None else cell for cell in cells)
-    return file.getvalue()
-
-
-def _extras(column: Sequence[Cell]) -> list[str]:
-    return [
-        name
-        for name in ("low", "high", "gain")
-        if any(getattr(cell, name, None) is not None for cell in column)
-    ]
-
-
-def _full_titles(content: Table) -> list[str]:
-    """Names of the columns with the titles over them."""
-    over = [title for title, columns in content.over for _ in range(columns)]
-    titles = ["", *over] if over else [""] * len(content.head)
-    return [f"{above} {name}".strip() for above, name in zip(titles, content.head, strict=True)]
-
-
-def _markdown(block: Block, charts: str) -> str:
-    if isinstance(block, Heading):
-        return f"{'#' * block.level} {block.text}"
-    if isinstance(block, Text):
-        return block.text
-    if isinstance(block, Items):
-        return "\n".join(f"- **{name}**: {text}" for name, text in block.items)
-    if isinstance(block, Table):
-        titles = _full_titles(block)
-        lines = ["| " + " | ".join(titles) + " |", "|---" + "|--:" * (len(titles) - 1) + "|"]
-        return "\n".join(lines + ["| " + " | ".join(map(_cell, row)) + " |" for row in block.rows])
-    if isinstance(block, Chart):
-        return f"![{block.title}]({charts}{block.name}.svg)"
-    return "\n\n".join(_card(card) for card in block.cards)
+def _markdown(block: Block, charts: str, deeper: int) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * (level + deeper)} {text}"
+        case Text(text):
+            return text
+        case Items(items):
+            return "\n".join(f"- **{name}**: {text}" for name, text in items)
+        case Table(_, head, rows):
+            lines = [" | ".join(_cell(cell) for cell in row) for row in (head, *rows)]
+            rule = f"|---{'|--:' * (len(head) - 1)}|"
+            return "\n".join([f"| {lines[0]} |", rule, *(f"| {line} |" for line in lines[1:])])
+        case Chart(name, title):
+            return f"![{title}]({charts}{name}.svg)"
+        case Card(outcome, _, question, truth, answers, note):
+            asked = " ".join(question.split())
+            given = "; ".join(f"{name}: {text!r}" for name, text, _ in answers)
+            line = f"- {outcome}: *{asked}* Truth: {truth!r}; {given}. {note}".rstrip()
+            return escape(line, quote=False)  # answers may hold what looks like HTML
 
 
 def _cell(cell: Cell) -> str:
     return str(cell).replace("|", "\\|").replace("\n", " ")
 
 
-def _card(card: Card) -> str:
-    answers = "; ".join(f"{name}: {text!r}" for name, text, _ in card.answers)
-    asked = " ".join(card.question.split())
-    line = f"- {card.outcome}: *{asked}* Truth: {card.truth!r}; {answers}. {card.note}".rstrip()
-    return escape(line, quote=False)  # answers may hold what looks like HTML
+def html(title: str, lead: str, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> str:
+    """The report as one page that needs nothing else: no network, no scripts, light and dark.
+
+    Args:
+        title: of the whole.
+        lead: a line below it.
+        sections: of each run the id of its anchor, the title over it, and all else.
+
+    Raises:
+        CofError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+    except ModuleNotFoundError as error:
+        raise CofError("The page of a report takes jinja2: pip install 'cof[eval]'.") from error
+
+    def inline(text: Any) -> Markup:
+        """Markdown's `code` as HTML; all else escaped."""
+        return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(str(text))))
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["inline"] = inline
+    source = Path(__file__).with_name("page.html").read_text("utf-8")
+    return environment.from_string(source).render(title=title, lead=lead, sections=sections)
+
+
+def csv_text(table: Table) -> str:
+    """A table as CSV: a number to a cell, unrounded; intervals in columns of their own.
+
+    >>> print(csv_text(Table("t", ["method", "n"], [["plain", Number(0.5, ".1f", 0.4, 0.6)]])))
+    method,n,n low,n high
+    plain,0.5,0.4,0.6
+    <BLANKLINE>
+    """
+    columns: list[list[object]] = []
+    for place, name in enumerate(table.head):
+        cells = [row[place] for row in table.rows]
+        columns.append([name, *(getattr(cell, "value", cell) for cell in cells)])
+        for end in ("low", "high"):
+            bounds = [getattr(cell, end, None) for cell in cells]
+            if any(bound is not None for bound in bounds):
+                columns.append([f"{name} {end}", *bounds])
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
+    return file.getvalue()
+
+
+def latex(table: Table, label: str, caption: str) -> str:
+    r"""A `table` environment; the preamble needs `\usepackage{booktabs}`.
+
+    >>> print(latex(Table("t", ["method", "n"], [["CoF & co", 3]]), "t", "All."))
+    \begin{table}
+    \centering
+    \caption{All.}
+    \label{tab:t}
+    \begin{tabular}{lr}
+    \toprule
+    method & n \\
+    \midrule
+    CoF \& co & 3 \\
+    \bottomrule
+    \end{tabular}
+    \end{table}
+    <BLANKLINE>
+    """
+    head, *rows = [" & ".join(map(_latex_cell, row)) + r" \\" for row in (table.head, *table.rows)]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{caption.translate(_LATEX)}}}",
+        rf"\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    if not isinstance(cell, Number):
+        return "--" if cell == "-" else str(cell).translate(_LATEX)
+    shown, beside = cell.parts
+    figure = f"${shown}$" if shown[:1] in "+-" else shown  # a true minus sign
+    return figure + (rf" {{\scriptsize {beside.strip()}}}" if beside else "")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cof
+from cof.eval.evaluate import write_results
 from cof.eval.json_files import write_atomically
 from cof.eval.report.blocks import result_blocks
 from cof.eval.report.charts import result_charts
@@ -18,12 +18,13 @@ from cof.eval.report.document import (
     Table,
     Text,
     csv_text,
+    html,
+    latex,
     markdown,
 )
 from cof.eval.report.gallery import make_gallery
-from cof.eval.report.latex import latex
-from cof.eval.report.page import Section, html
 from cof.eval.report.paper import paper_blocks
+from cof.eval.rules import Rules
 from cof.eval.runs import Run, explain_damage, find_runs
 
 PAGE, TEXT, PARTS = "report.html", "report.md", "report"
@@ -40,6 +41,34 @@ def write_table(results: Mapping[str, Any], out: Path) -> None:
     write_atomically(out / "table.md", markdown(make_blocks(results)))
 
 
+def rescore(out: Path, rules: Rules | None = None) -> list[Path]:
+    """Score all runs in a folder again and write their results anew, without model and data.
+
+    Args:
+        out: the folder of a run, or one with several of them in it.
+        rules: by which answers are read; None: those of the run.
+
+    Returns:
+        The folders of the runs; with the same rules and the same version of this package their
+        files are what the run itself wrote.
+
+    Raises:
+        CofError: there is no finished run, or files of one are missing or damaged.
+    """
+    collected = ("about", "methods", "settings", "tasks")
+    runs = find_runs(out)
+    for run in runs:
+        with explain_damage(run):
+            read = {name: run.read_task(name, rules) for name in run.results["tasks"]}
+            tasks = {name: task for name, (task, _) in read.items()}
+            replies = {name: replies for name, (_, replies) in read.items()}
+            more = {name: value for name, value in run.results.items() if name not in collected}
+            about = run.results["about"]
+            results = write_results(about, run.methods, tasks, replies, run.folder, **more)
+            write_table(results, run.folder)
+    return [run.folder for run in runs]
+
+
 def publish(out: Path) -> list[Path]:
     """Write `report.html`, `report.md`, and `report/` with all charts (SVG) and tables (CSV, TeX).
 
@@ -50,36 +79,34 @@ def publish(out: Path) -> list[Path]:
         out: the folder of a run, or one with several of them in it.
 
     Returns:
-        The files, the page first.
+        All that was written, the page first.
 
     Raises:
         CofError: there is no finished run, or jinja2 is not installed.
     """
     runs = find_runs(out)
-    bodies = []
-    for run in runs:
-        with explain_damage(run):
-            bodies.append(list(_named(run, _body(run))))
-            markdown(bodies[-1])  # shows every cell
     title = f"Report: {out.resolve().name}"
     lead = f"{len(runs)} run{'s' * (len(runs) > 1)}, written by cof {cof.__version__}."
-    sections = [
-        Section(run.name, _title(body) + _place(run, out, len(runs)), body[1:])
-        for run, body in zip(runs, bodies, strict=True)
-    ]
-    files = {out / PAGE: html(title, lead, sections)}
-    lowered = [
-        replace(block, level=block.level + 1) if isinstance(block, Heading) else block
-        for body in bodies
-        for block in body
-    ]
-    files[out / TEXT] = markdown([Heading(title, 1), Text(lead), *lowered], f"{PARTS}/")
-    for block in lowered:
-        if isinstance(block, Chart):
-            files[out / PARTS / f"{block.name}.svg"] = block.svg + "\n"
-        elif isinstance(block, Table):
-            files[out / PARTS / f"{block.name}.csv"] = csv_text(block)
-            files[out / PARTS / f"{block.name}.tex"] = latex(block)
+    texts, sections = [markdown([Heading(title, 1), Text(lead)])], []
+    parts: dict[Path, str] = {}
+    for run in runs:
+        with explain_damage(run):
+            (heading, *body) = blocks = _body(run)
+            texts.append(markdown(blocks, f"{PARTS}/{run.name}-", deeper=1))  # shows every cell
+        name = below = heading.text if isinstance(heading, Heading) else run.name
+        inside = run.folder.relative_to(out).as_posix()  # tells runs with equal titles apart
+        place = f" ({inside})" if len(runs) > 1 and inside != "." else ""
+        sections.append((run.name, f"{name}{place}", body))
+        for block in body:
+            if isinstance(block, Heading):
+                below = block.text
+            elif isinstance(block, Chart):
+                parts[out / PARTS / f"{run.name}-{block.name}.svg"] = f"{block.svg}\n"
+            elif isinstance(block, Table):
+                label = f"{run.name}-{block.name}"
+                parts[out / PARTS / f"{label}.csv"] = csv_text(block)
+                parts[out / PARTS / f"{label}.tex"] = latex(block, label, f"{name}: {below}.")
+    files = {out / PAGE: html(title, lead, sections), out / TEXT: "\n".join(texts), **parts}
     (out / PARTS).mkdir(exist_ok=True)
     for path, text in files.items():
         write_atomically(path, text)
@@ -87,54 +114,17 @@ def publish(out: Path) -> list[Path]:
 
 
 def _body(run: Run) -> list[Block]:
-    """The tables with the charts before them, and a gallery of each task."""
+    """The tables with the charts before them, a gallery of each task, and what was run."""
     results = run.results
     body = make_blocks(results)
     first = next((n for n, block in enumerate(body[1:], 1) if isinstance(block, Heading)), 1)
     body[first:first] = result_charts(results)
-    for name, numbers in results["tasks"].items():
-        if not numbers["changed"].get("cof"):
-            continue
-        kept = run.read_kept(name)
-        title = "What CoF changed" if len(results["tasks"]) == 1 else f"{name}: what CoF changed"
-        if kept is None:
-            body.append(Text("The replies are not there, so no questions are shown."))
-        else:
-            body += make_gallery(kept, numbers["changed"], title)
-    return [*body, *_about(results["about"])]
-
-
-def _title(body: Sequence[Block]) -> str:
-    first = body[0]
-    return first.text if isinstance(first, Heading) else "Results"
-
-
-def _place(run: Run, out: Path, runs: int) -> str:
-    """Tells runs with equal titles apart."""
-    inside = run.folder.relative_to(out).as_posix()
-    return f" ({inside})" if runs > 1 and inside != "." else ""
-
-
-def _named(run: Run, blocks: Sequence[Block]) -> Iterator[Block]:
-    """With names of tables and charts that are unique in the report, and captions for LaTeX."""
-    title = below = _title(blocks)
-    for block in blocks:
-        if isinstance(block, Heading):
-            below = block.text
-        if isinstance(block, Table):
-            caption = title if below == title else f"{title}: {below}"
-            block = replace(block, caption=block.caption or f"{caption}.")
-        if isinstance(block, (Table, Chart)):
-            block = replace(block, name=f"{run.name}-{block.name}")
-        yield block
-
-
-def _about(about: Mapping[str, Any]) -> list[Block]:
-    """The model, the data and the versions."""
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    for task in results["tasks"]:
+        body += make_gallery(run, task)
     facts = [
         f"{name.replace('_', ' ')} `{value}`"
-        for name, value in about.items()
+        for name, value in results["about"].items()
         if name != "versions" and value is not None
     ]
-    return [Heading("What was run"), Text(f"{'; '.join([*facts, versions])}.")]
+    facts += [f"{name} {version}" for name, version in results["about"]["versions"].items()]
+    return [*body, Heading("What was run"), Text(f"{'; '.join(facts)}.")]
