@@ -2,8 +2,7 @@
 
 The product of the added dimensions is the bias, so that the kernel may stay the causal one, which
 skips what is hidden. A mask as large as the scores takes twice its time at 3,000 tokens on a CPU;
-on a GPU (an H100, up to 3,000 tokens) making the dimensions took longer than the mask did
-(`python -m bench.bias_forms`).
+on a GPU (an H100, up to 3,000 tokens) making the dimensions took longer than the mask did.
 """
 
 from __future__ import annotations
