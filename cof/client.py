@@ -141,7 +141,7 @@ class RemoteCoF:
         on_text: OnText | None = None,
     ) -> list[Answer]:
         """As `cof.CoF.batch`; `batch_size` requests are under way at a time, each in a thread.
-        Where no server answers the call ends, whatever `on_error` says.
+        Where a server fails, and no question is at fault, the call ends whatever `on_error` says.
 
         `on_text` is called in these threads, in one of them at a time.
         """
@@ -258,16 +258,9 @@ class RemoteCoF:
                     "model."
                 )
 
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        sent: SentText | None = None,
-    ) -> dict[str, Any]:
-        """The reply to a request, of the first server that gives one; `sent` is told of its text
-        as it grows."""
-        return self._servers.ask(lambda url: self._send(url, method, path, body, sent))
+    def _ask(self, *request: Any) -> dict[str, Any]:
+        """The reply to a request (`_send`), of the first server that gives one."""
+        return self._servers.ask(lambda url: self._send(url, *request))
 
     def _send(
         self,
@@ -277,7 +270,7 @@ class RemoteCoF:
         body: Mapping[str, Any] | None = None,
         sent: SentText | None = None,
     ) -> dict[str, Any]:
-        """One server's reply.
+        """One server's reply; `sent` is told of its text as it grows.
 
         Raises:
             Away: it is away or busy.

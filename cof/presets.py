@@ -81,14 +81,18 @@ def preset(name: str, model_name: str = "") -> Settings:
     )
 
 
-def default_settings(model_name: str, dialect_name: str = "") -> Settings:
-    """The settings used when none are named: the embedded model's, the paper's, or the defaults.
+def default_settings(
+    model_name: str, dialect_name: str = "", preset_name: str | None = None
+) -> Settings:
+    """The settings of a preset; without one the embedded model's, the paper's, or the defaults.
 
     >>> default_settings("llava-hf/llava-1.5-13b-hf").option("strength")
     4.5
     >>> default_settings("somebody/another-model") == Settings()
     True
     """
+    if preset_name:
+        return preset(preset_name, model_name)
     if dialect_name == "tiny":
         return PRESETS["tiny"][0].settings
     for row in PRESETS["paper"]:

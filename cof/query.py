@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -119,10 +119,9 @@ class Sample:
             settings = settings.changed(grounder="given")
         if query.strength is not None:
             settings = settings.changed(strength=query.strength)
-        grounding_question = question
-        if query.grounding_question is not None:
-            grounding_question = check_question(query.grounding_question)
-        return cls(image, question, region, settings, grounding_question, encoded, beside)
+        about = query.grounding_question
+        about = question if about is None else check_question(about)
+        return cls(image, question, region, settings, about, encoded, beside)
 
     @property
     def engine_calls(self) -> int:
@@ -159,12 +158,10 @@ class Sample:
             region: the region that a grounder found; None: it found none.
         """
         settings = self.settings
-        if settings.changes_nothing:
+        whole = settings.released and settings.grounder_name != "none"
+        if settings.changes_nothing or (region is None and not whole):
             return None
-        if region is None:
-            whole = settings.released and settings.grounder_name != "none"
-            return EVERYTHING if whole else None
-        return settings.post_process(region, self.image.size)
+        return EVERYTHING if region is None else settings.post_process(region, self.image.size)
 
 
 def check_question(question: str) -> str:
@@ -205,27 +202,24 @@ def _load(
 ) -> Image:
     """The image of a source, from `images` if it was loaded before."""
     key = str(source) if isinstance(source, (str, os.PathLike)) else id(source)
-    if key not in images:
-        images[key] = (
-            source.image
-            if isinstance(source, EncodedImage)
-            else load_image(source, allow_url=allow_url)
-        )
+    if isinstance(source, EncodedImage):
+        images[key] = source.image
+    elif key not in images:
+        images[key] = load_image(source, allow_url=allow_url)
     return images[key]
 
 
 def _own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
-    names = ("boxes", "polygon", "mask", "region")
-    given = [name for name in names if getattr(query, name) is not None]
+    makers: dict[str, Callable[[Any], Region]] = {
+        "boxes": region_from_boxes,
+        "polygon": lambda corners: region_from_polygon(corners, image_wh),
+        "mask": region_from_mask,
+        "region": _check_region,
+    }
+    given = [name for name in makers if getattr(query, name) is not None]
     if len(given) > 1:
         raise CofError(f"Give one of {', '.join(given)}, not several.")
-    if query.boxes is not None:
-        return region_from_boxes(query.boxes)
-    if query.polygon is not None:
-        return region_from_polygon(query.polygon, image_wh)
-    if query.mask is not None:
-        return region_from_mask(query.mask)
-    return None if query.region is None else _check_region(query.region)
+    return makers[given[0]](getattr(query, given[0])) if given else None
 
 
 def _check_region(region: Region) -> Region:

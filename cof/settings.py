@@ -95,10 +95,8 @@ class Settings(Options):
 
     def option(self, name: str) -> Any:
         """The value of an option; None if no method in use has it."""
-        for owner in (self, *self.grounders, self.focus):
-            if name in (each.name for each in options_of(owner)):
-                return getattr(owner, name)
-        return None
+        owners = (self, *self.grounders, self.focus)
+        return next((values_of(each)[name] for each in owners if name in values_of(each)), None)
 
     @property
     def changes_nothing(self) -> str:

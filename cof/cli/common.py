@@ -215,11 +215,11 @@ class Model:
 
     def settings_for(self, name: str) -> Settings:
         """The settings for a model that is loaded elsewhere, under its name there."""
-        from cof.presets import default_settings, preset
+        from cof.presets import default_settings
         from cof.tiny import EMBEDDED
 
-        base = default_settings(name, "tiny" if name in EMBEDDED else "")
-        return (preset(self.preset, name) if self.preset else base).changed(**self.settings)
+        dialect = "tiny" if name in EMBEDDED else ""
+        return default_settings(name, dialect, self.preset).changed(**self.settings)
 
     def pipeline(self) -> CoF:
         """The pipeline.

@@ -31,7 +31,6 @@ from cof.images import check_image
 from cof.limits import UPLOAD_FORMATS
 from cof.pipeline import CoF
 from cof.presets import default_settings
-from cof.presets import preset as named_preset
 from cof.query import Query
 from cof.server.app import service_app
 from cof.server.errors import ApiError, as_api_error
@@ -79,8 +78,7 @@ class ServeOptions:
         Raises:
             CofError: an unknown preset or setting.
         """
-        base = named_preset(self.preset, model) if self.preset else default_settings(model, dialect)
-        return base.changed(**self.settings)
+        return default_settings(model, dialect, self.preset).changed(**self.settings)
 
     @classmethod
     def from_environment(cls) -> ServeOptions:
