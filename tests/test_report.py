@@ -157,7 +157,7 @@ def test_a_report_of_several_runs(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text("utf-8")
     text = (tmp_path / "report.md").read_text("utf-8")
     assert "2 runs" in page
-    for title in ("pope", "Does it help?", "What was run"):
+    for title in ("pope", "Does it help?", "What was run", "Settings tried"):
         assert title in page
         assert title in text
     charts = sorted(path.name for path in (tmp_path / "report").glob("*.svg"))

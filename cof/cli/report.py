@@ -23,9 +23,10 @@ def report(directory: DirectoryArgument) -> None:
     """Write DIR/report.html (one page, opens offline), report.md, and all tables and charts."""
     from cof.eval.report.publish import PARTS, publish
 
-    page, text, *_ = publish(_there(directory))
+    page, text = publish(_there(directory))[:2]
+    typer.echo(page)
     parts = directory / PARTS
-    typer.echo(f"{page}; as Markdown: {text}; tables (CSV, LaTeX) and charts (SVG): {parts}")
+    typer.echo(f"The same as Markdown: {text}; tables as CSV and LaTeX, charts as SVG: {parts}")
 
 
 @sentences

@@ -63,6 +63,8 @@ def result_blocks(results: Numbers) -> list[Block]:
         blocks += [Heading("Accuracy, and how much above the plain model"), _grid(results)]
     for name, numbers in tasks.items():
         blocks += _task_blocks(name, numbers, results)
+    if choice:
+        blocks += [Heading("Settings tried on the validation questions"), _tried(choice)]
     return [*blocks, Text(STATISTICS)]
 
 
@@ -148,6 +150,16 @@ def _grid(results: Numbers) -> Table:
         shown = [f"{c['value']:.3f} ({c['difference']:+.3f})" if c else "" for c in row]
         rows.append([source, *shown])
     return Table("grid", ["looking at", *focuses], rows)
+
+
+def _tried(choice: Numbers) -> Table:
+    rows = [["", "plain", choice["questions"], Number(choice["plain"])]]
+    for name, candidates in choice["tried"].items():
+        for tried in candidates:
+            mark = " (chosen)" if tried["key"] == choice["chosen"][name] else ""
+            accuracy = Number(tried["accuracy"])
+            rows.append([name, f"{tried['key']}{mark}", tried["questions"], accuracy])
+    return Table("tried", ["for", "settings", "n", "accuracy"], rows)
 
 
 def _spread(name: str, numbers: Numbers) -> list[Table]:
