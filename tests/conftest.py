@@ -10,6 +10,6 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 ROOT = tempfile.TemporaryDirectory(prefix="cof-tests-", ignore_cleanup_errors=True)
 os.environ["TMPDIR"] = tempfile.tempdir = ROOT.name
 
-import torch
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
