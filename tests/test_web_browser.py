@@ -29,7 +29,6 @@ from PIL import Image
 from cof.geometry.boxes import XYXY
 from cof.pipeline import CoF
 from cof.web.session import DEMO
-from cof.web.view import unpack_mask
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if CHROMIUM is None or DRIVER is None:
@@ -128,9 +127,6 @@ class Visitor:
 
     def slider(self, number: int = 0) -> Any:
         return self.find_all(".cof-settings input[type=range]")[number]
-
-    def radio(self, number: int) -> Any:
-        return self.find_all(".cof-settings input[type=radio]")[number]
 
     def run(self, script: str) -> Any:
         return self.driver.execute_script(script)
@@ -276,8 +272,6 @@ def test_by_keyboard(visitor: Visitor, cof: CoF) -> None:
     focus = visitor.find("input[aria-label^='How to look']")
     focus.send_keys(*SELECT_ALL, "overlay", Keys.ENTER)
     visitor.wait(lambda: visitor.query["focus"] == "overlay")
-    visitor.radio(1).send_keys(Keys.SPACE)
-    visitor.wait(lambda: "no box yet" in visitor.message)
     box = visitor.wait(lambda: visitor.find(".cof-settings textarea"))
     box.send_keys("0.2 0.1 0.4 0.4", Keys.ENTER)
     visitor.wait(lambda: visitor.query["boxes"] == "0.2 0.1 0.4 0.4")
@@ -288,7 +282,7 @@ def test_by_keyboard(visitor: Visitor, cof: CoF) -> None:
     assert visitor.answers == [expected.plain(), expected.text]
 
 
-def test_draw_a_box_then_a_mask(visitor: Visitor, cof: CoF) -> None:
+def test_draw_a_box(visitor: Visitor, cof: CoF) -> None:
     drawn = (0.3, 0.7, 0.5, 0.9)
     visitor.stroke(drawn)
     visitor.wait(lambda: visitor.how.startswith("your region"))
@@ -297,19 +291,13 @@ def test_draw_a_box_then_a_mask(visitor: Visitor, cof: CoF) -> None:
     expected = cof(DEMO / "scene-4.png", QUESTION, boxes=boxes)
     assert visitor.answers == ["X", expected.text]
 
-    visitor.radio(2).click()
-    visitor.wait(lambda: "mask" in visitor.query)
-    mask = unpack_mask(visitor.query["mask"])
-    assert 0.01 < mask.mean() < 0.1
-    answers = visitor.answers
-    assert answers == ["X", cof(DEMO / "scene-4.png", QUESTION, mask=mask).text]
-
-    link = visitor.driver.current_url
+    link, answers = visitor.driver.current_url, visitor.answers
     visitor.driver.get("about:blank")
     visitor.driver.get(link)
     visitor.wait(lambda: visitor.answers)
     assert (visitor.answers, visitor.driver.current_url) == (answers, link)
-    visitor.wait(lambda: visitor.radio(2).is_selected())
+    visitor.stroke(drawn)
+    visitor.wait(lambda: visitor.how.startswith("your region"))
     visitor.find("[aria-label='Clear canvas']").click()
     visitor.wait(lambda: visitor.how.startswith("prompt grounder"))
     visitor.stroke(drawn)
@@ -319,7 +307,7 @@ def test_draw_a_box_then_a_mask(visitor: Visitor, cof: CoF) -> None:
 def test_a_link_shows_two_settings_and_how_to_get_them(visitor: Visitor, cof: CoF) -> None:
     visitor.open(
         "?example=scene-4.png&question=What+letter+is+on+the+green+square%3F&grounder=attention"
-        "&strength=16&grounder2=prompt%2Battention&focus2=crop"
+        "&strength=16&compare=True&other_grounder=prompt%2Battention&other_focus=crop"
     )
     visitor.wait(lambda: len(visitor.answers) == 3)
     other = cof.settings.changed(grounder="prompt+attention", focus="crop")

@@ -268,13 +268,15 @@ class Page:
         """Strokes put a box around them."""
         if session is None:
             return {}
+        controls = Controls(*values)
         if drawing["background"] is None:  # the editor's bin has thrown away the image too
-            return {self.editor: _drawing(session), self.boxes: ""}
+            update = self._change(session, *controls._replace(boxes=""))
+            return {self.editor: _drawing(session), self.boxes: ""} | update
         box = read_strokes(drawing["layers"])
         if box is None:  # the page itself has put an image there
             return {self.message: ""}
         boxes = write_boxes([box])
-        update = self._change(session, *Controls(*values)._replace(boxes=boxes))
+        update = self._change(session, *controls._replace(boxes=boxes))
         return {self.boxes: boxes} | update
 
     def _ask(self, session: Session | None, *values: Any) -> Update:
