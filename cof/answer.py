@@ -14,7 +14,6 @@ from cof.geometry.boxes import XYXY
 from cof.geometry.regions import Region
 from cof.settings import Settings
 from cof.types import Timings
-from cof.viz.drawable import Drawable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,8 +24,8 @@ NO_IMAGE = PIL.Image.new("RGB", (1, 1))
 """The image of an answer whose query was refused before its image was loaded."""
 
 
-@dataclass(frozen=True, eq=False)
-class Answer(Drawable):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Answer:
     """The answer to one query, and how it came about.
 
     Attributes:
@@ -50,20 +49,20 @@ class Answer(Drawable):
         error: why the query was refused (`batch` with `on_error="return"`); empty otherwise.
     """
 
-    text: str
-    boxes: tuple[XYXY, ...]
-    raw_boxes: tuple[XYXY, ...]
-    found: bool
-    grounder: str
-    grounding_text: str
-    confidence: float | None
-    reason: str
-    region: Region | None
+    text: str = ""
+    boxes: tuple[XYXY, ...] = ()
+    raw_boxes: tuple[XYXY, ...] = ()
+    found: bool = False
+    grounder: str = ""
+    grounding_text: str = ""
+    confidence: float | None = None
+    reason: str = ""
+    region: Region | None = None
     settings: Settings
-    timings: Timings
+    timings: Timings = Timings()  # noqa: RUF009 (frozen)
     image: Image = field(repr=False)
     question: str = field(repr=False)
-    _plain: Callable[[], str] = field(repr=False)
+    _plain: Callable[[], str] = field(default=str, repr=False)
     num_tokens: int = 0
     answer_confidence: float | None = None
     error: str = ""
@@ -117,20 +116,4 @@ class Answer(Drawable):
 
 def refused_answer(image: Image, question: str, settings: Settings, error: CofError) -> Answer:
     """The place of an answer to a query that was refused."""
-    return Answer(
-        text="",
-        boxes=(),
-        raw_boxes=(),
-        found=False,
-        grounder="",
-        grounding_text="",
-        confidence=None,
-        reason="",
-        region=None,
-        settings=settings,
-        timings=Timings(),
-        image=image,
-        question=question,
-        error=str(error),
-        _plain=lambda: "",
-    )
+    return Answer(image=image, question=question, settings=settings, error=str(error))

@@ -154,6 +154,10 @@ def test_light_modules_load_no_torch() -> None:
     names = [f"cof.{name}" for line in LIGHT for name in line.split()]
     assert heavy_after("import " + ", ".join(names)) == "[]"
     assert heavy_after("from cof import " + ", ".join(cof.__all__)) == "[]"
+    assert (
+        heavy_after("import cof.pipeline; assert not [m for m in sys.modules if 'viz' in m]")
+        == "[]"
+    )
     # the probe sees what it looks for
     assert heavy_after("sys.modules['torch'] = sys") == "['torch']"
 

@@ -87,7 +87,7 @@ class TestGrid:
         found = read(made, answer)
         assert found is not None
         assert found.highlighted is not None
-        shown = spread(found.highlighted.values, found.highlighted.frame, wh)
+        shown = spread(found.highlighted, wh)
         expected = np.zeros((40, 80))
         expected[20:40, 20:40] = 1
         np.testing.assert_array_equal(shown, expected)
@@ -102,7 +102,7 @@ class TestGrid:
         found = read(made, answer)
         assert found is not None
         assert found.highlighted is not None
-        shown = spread(found.highlighted.values, found.highlighted.frame, wh)
+        shown = spread(found.highlighted, wh)
         assert (shown[20:40, 30:90] == 1).all()
         grid_hw = found.highlighted.values.shape
         rows, columns = cells_of_pixels(found.highlighted.frame, grid_hw, wh)
@@ -111,7 +111,11 @@ class TestGrid:
             assert (rows[int(y * wh[1])], columns[int(x * wh[0])]) == cell
 
     def test_lines_lie_between_tokens(self) -> None:
-        assert np.flatnonzero(lines(WHOLE, (1, 4), (16, 8))[0]).tolist() == [4, 8, 12]
+        assert np.flatnonzero(lines(Tokens(np.zeros((1, 4)), WHOLE), (16, 8))[0]).tolist() == [
+            4,
+            8,
+            12,
+        ]
 
 
 class TestOverlay:

@@ -40,33 +40,19 @@ def save_animation(
     cof: Any,
     image: ImageSource | EncodedImage,
     question: str,
-    *,
-    strengths: Sequence[float] = STRENGTHS,
-    region: Region | None = None,
-    decoding: Decoding | None = None,
+    **options: Any,
 ) -> None:
     """Write how attention and answer change as lambda grows: one frame for each strength.
 
-    The image is encoded once, and the place is looked for once (of several grounders, by the first
-    that finds one).
-
     Args:
         path: a name that ends in .webp or .gif.
-        cof: a `cof.CoF`; its focus must use lambda, and its engine must tell its attention.
-        image: what `cof` takes.
-        question: to ask.
-        strengths: lambdas in the order of the frames; 1 is the plain model.
-        region: where to look, before expansion; None: where `cof` finds it.
-        decoding: how answers are decoded.
+        cof, image, question, options: as of `draw_frames`.
 
     Raises:
-        CofError: the file's name, the image, the question or a strength is refused, there is no
-            region or no attention to show, or the file cannot be written.
+        CofError: what `check_path` and `draw_frames` refuse, or the file cannot be written.
     """
     kind = check_path(path, ANIMATIONS)
-    frames = draw_frames(
-        cof, image, question, strengths=strengths, region=region, decoding=decoding
-    )
+    frames = draw_frames(cof, image, question, **options)
     duration = [_FRAME] * (len(frames) - 1) + [_LAST_FRAME]
     save(path, frames, kind, duration=duration, loop=0)
 
@@ -80,7 +66,23 @@ def draw_frames(
     region: Region | None = None,
     decoding: Decoding | None = None,
 ) -> list[Image.Image]:
-    """The frames of `save_animation`: RGB, all of one size, with one scale of colours."""
+    """The frames of an animation: RGB, all of one size, with one scale of colours.
+
+    The image is encoded once, and the place is looked for once (of several grounders, by the first
+    that finds one).
+
+    Args:
+        cof: a `cof.CoF`; its focus must use lambda, and its engine must tell its attention.
+        image: what `cof` takes.
+        question: to ask.
+        strengths: lambdas in the order of the frames; 1 is the plain model.
+        region: where to look, before expansion; None: where `cof` finds it.
+        decoding: how answers are decoded.
+
+    Raises:
+        CofError: the image, the question or a strength is refused, or there is no region or no
+            attention to show.
+    """
     if not strengths:
         raise CofError("An animation needs at least one strength (lambda).")
     if cof.settings.option("strength") is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -13,14 +11,11 @@ import numpy as np
 from cof.errors import CofError
 from cof.geometry.boxes import clip
 from cof.geometry.regions import coverage_image
-from cof.viz.drawable import Drawable
-from cof.viz.page import INK, draw_panels, facts, lay_out
-from cof.viz.readout import read
+from cof.viz.page import INK, data_uri, draw_panels, facts, lay_out
+from cof.viz.readout import Drawable, read
 
 if TYPE_CHECKING:
     from cof.engines.base import Engine
-
-_QUALITY = 80  # of the image's WebP data
 
 
 def write_html(answer: Drawable, plain: str | None = None) -> str:
@@ -35,11 +30,8 @@ def write_html(answer: Drawable, plain: str | None = None) -> str:
     lines = [("question", answer.question), *facts(answer, plain), ("grounder", answer.grounder)]
     panel = draw_panels(answer, None)[0]
     lines.append(("image", panel.caption or panel.title))
-    file = io.BytesIO()
-    panel.image.save(file, "WEBP", quality=_QUALITY)
-    data = base64.b64encode(file.getvalue()).decode()
     image = (
-        f'<img src="data:image/webp;base64,{data}" alt="{escape(answer.question)}" '
+        f'<img src="{data_uri(panel.image, quality=80)}" alt="{escape(answer.question)}" '
         'style="max-width: min(100%, 30em)">'
     )
     return f"<div>{image}{_table(lines)}</div>"
@@ -63,10 +55,9 @@ def plot_answer(answer: Drawable, engine: Engine | None = None) -> list[Any]:
     from matplotlib import pyplot
 
     _check_answered(answer)
-    readout = None if engine is None else read(engine, answer)
     figure = pyplot.figure()
     said = [(f"{answer.question}  {answer.text}", INK)]
-    return lay_out(figure, answer.image.size, draw_panels(answer, readout), said)
+    return lay_out(figure, answer.image.size, draw_panels(answer, read(engine, answer)), said)
 
 
 def make_detections(answer: Drawable) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import textwrap
@@ -16,9 +17,8 @@ import numpy as np
 from PIL import Image
 
 from cof.errors import CofError
-from cof.viz.drawable import Drawable
 from cof.viz.panels import HEAT, Tokens, heat, overlay
-from cof.viz.readout import Readout, read
+from cof.viz.readout import Drawable, Readout, read
 
 if TYPE_CHECKING:
     from cof.engines.base import Engine
@@ -79,7 +79,7 @@ def draw(
     """
     from matplotlib.figure import Figure
 
-    readout = None if engine is None else read(engine, answer)
+    readout = read(engine, answer)
     figure = Figure()
     lay_out(figure, answer.image.size, draw_panels(answer, readout), _said(answer, plain, truth))
     if readout is not None:
@@ -187,6 +187,13 @@ def save(
         raise CofError(
             f"{os.fspath(path)} cannot be written ({error.strerror}): choose another place."
         ) from error
+
+
+def data_uri(image: Image.Image, **options: int) -> str:
+    """An image as an address that holds it."""
+    data = io.BytesIO()
+    image.save(data, "WEBP", **options)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def check_path(path: str | os.PathLike[str], kinds: Mapping[str, str] = IMAGES) -> str:

@@ -45,6 +45,11 @@ class Tokens:
     values: NDArray[np.generic]
     frame: Frame
 
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return (self.values.shape[0], self.values.shape[1])
+
 
 def panel_size(image_wh: tuple[int, int]) -> tuple[int, int]:
     """The size an image is shown at: its longer side between 640 and 960 pixels.
@@ -111,7 +116,7 @@ def heat(
     size = panel_size(image.size)
     grey = image.convert("L").resize(size, Image.Resampling.LANCZOS)
     light = np.asarray(grey, dtype=np.float64)[..., None]
-    share = spread(attention.values, attention.frame, size)
+    share = spread(attention, size)
     level = np.nan_to_num(share / top if top > 0 else share * 0).clip(0, 1)
     # opaque where attention is high; where it is low the image must stay recognisable
     opacity = 0.55 + 0.25 * level[..., None]
@@ -125,13 +130,11 @@ def heat(
 
 def _spotlit(panel: Image.Image, highlighted: Tokens) -> Image.Image:
     """The panel with its highlighted tokens bright, and the grid."""
-    mask = highlighted.values.astype(bool)
-    inside = spread(mask, highlighted.frame, panel.size)
-    dimmed = _DIMMED if mask.any() else 1.0
+    inside = spread(highlighted, panel.size)
+    dimmed = _DIMMED if highlighted.values.any() else 1.0
     brightness = np.where(np.isnan(inside), _UNSEEN, np.where(inside == 1, 1.0, dimmed))
     pixels = np.asarray(panel, dtype=np.float64) * brightness[..., None]
-    grid = lines(highlighted.frame, (mask.shape[0], mask.shape[1]), panel.size)
-    grid &= ~np.isnan(inside)
+    grid = lines(highlighted, panel.size) & ~np.isnan(inside)
     pixels[grid] = pixels[grid] * (1 - _GRID) + 255 * _GRID
     return Image.fromarray(pixels.round().astype(np.uint8))
 
@@ -173,16 +176,8 @@ def cells_of_pixels(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The grid row of each pixel row `(H,)` and the grid column of each pixel column `(W,)`.
 
-    Args:
-        frame: the original's rectangle in 0..1 of what the grid shows.
-        grid_hw: rows and columns of image tokens.
-        image_wh: the original's size, or that of a copy of it at any scale.
-
-    Returns:
-        Numbers from 0; -1 for pixels that the grid does not reach (cut off by a centre crop).
-
-    Examples: a 4x2 image padded to a square, and the same one cropped to its centre, under 4x4
-    and 2x2 tokens.
+    They are -1 for pixels that the grid does not reach. Examples: a 4x2 image padded to a square,
+    and the same one cropped to its centre, under 4x4 and 2x2 tokens.
 
         >>> rows, columns = cells_of_pixels(Frame.padded_square((4, 2)), (4, 4), (4, 2))
         >>> rows.tolist(), columns.tolist()
@@ -191,41 +186,35 @@ def cells_of_pixels(
         >>> rows.tolist(), columns.tolist()
         ([0, 1], [-1, 0, 1, -1])
     """
-    width, height = image_wh
+
+    def cells(low: float, high: float, count: int, pixels: int) -> NDArray[np.int64]:
+        position = low + (np.arange(pixels) + 0.5) / pixels * (high - low)
+        index = np.floor(position * count).astype(np.int64)
+        return np.where((index < 0) | (index >= count), -1, index)
+
     return (
-        _cells(frame.top, frame.bottom, grid_hw[0], height),
-        _cells(frame.left, frame.right, grid_hw[1], width),
+        cells(frame.top, frame.bottom, grid_hw[0], image_wh[1]),
+        cells(frame.left, frame.right, grid_hw[1], image_wh[0]),
     )
 
 
-def spread(
-    values: NDArray[np.generic], frame: Frame, image_wh: tuple[int, int]
-) -> NDArray[np.float64]:
+def spread(tokens: Tokens, image_wh: tuple[int, int]) -> NDArray[np.float64]:
     """Values of the tokens laid over the original: `(grid_h, grid_w)` -> `(H, W)`.
 
     NaN where no token shows the pixel. Tokens that show padding only do not appear.
 
-        >>> spread(np.array([[1, 2], [3, 4]]), Frame.centre_crop((4, 2)), (4, 2))
+        >>> spread(Tokens(np.array([[1, 2], [3, 4]]), Frame.centre_crop((4, 2))), (4, 2))
         array([[nan,  1.,  2., nan],
                [nan,  3.,  4., nan]])
     """
-    rows, columns = cells_of_pixels(frame, (values.shape[0], values.shape[1]), image_wh)
-    pixels = values.astype(np.float64)[rows[:, None], columns[None, :]]
-    pixels[rows < 0] = np.nan
-    pixels[:, columns < 0] = np.nan
-    return pixels
+    rows, columns = cells_of_pixels(tokens.frame, tokens.grid_hw, image_wh)
+    pixels = tokens.values.astype(np.float64)[rows[:, None], columns[None, :]]
+    return np.where((rows[:, None] < 0) | (columns < 0), np.nan, pixels)
 
 
-def lines(frame: Frame, grid_hw: tuple[int, int], image_wh: tuple[int, int]) -> NDArray[np.bool_]:
+def lines(tokens: Tokens, image_wh: tuple[int, int]) -> NDArray[np.bool_]:
     """`(H, W)`: the pixels just after a border between two tokens."""
-    rows, columns = cells_of_pixels(frame, grid_hw, image_wh)
+    rows, columns = cells_of_pixels(tokens.frame, tokens.grid_hw, image_wh)
     horizontal = np.diff(rows, prepend=rows[:1]) != 0
     vertical = np.diff(columns, prepend=columns[:1]) != 0
     return np.asarray(horizontal[:, None] | vertical[None, :])
-
-
-def _cells(low: float, high: float, cells: int, pixels: int) -> NDArray[np.int64]:
-    position = low + (np.arange(pixels) + 0.5) / pixels * (high - low)
-    index = np.floor(position * cells).astype(np.int64)
-    index[(index < 0) | (index >= cells)] = -1
-    return index

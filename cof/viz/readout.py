@@ -1,17 +1,46 @@
-"""What an engine tells about one answer: the tokens highlighted, the attention before and after."""
+"""What is drawn of an answer, and what an engine tells about it: the tokens highlighted, the
+attention before and after."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from PIL.Image import Image
 
 from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofWarning
-from cof.geometry.boxes import Frame
+from cof.geometry.boxes import XYXY, Frame
+from cof.geometry.regions import Region
 from cof.prompting.box_parsing import native_wh
 from cof.types import EncodedImage, Request
-from cof.viz.drawable import Drawable
 from cof.viz.panels import Tokens
+
+
+class Drawable(Protocol):
+    """The part of a `cof.Answer` that is drawn; its attributes are explained there."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def raw_boxes(self) -> tuple[XYXY, ...]: ...
+    @property
+    def grounder(self) -> str: ...
+    @property
+    def confidence(self) -> float | None: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def region(self) -> Region | None: ...
+    @property
+    def settings(self) -> Any: ...
+    @property
+    def image(self) -> Image: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def error(self) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +70,7 @@ class Readout:
 
 
 def read(
-    engine: Engine,
+    engine: Engine | None,
     answer: Drawable,
     *,
     image: EncodedImage | None = None,
@@ -57,40 +86,31 @@ def read(
             highlight.
 
     Returns:
-        None for an engine that cannot tell, or a model whose image tokens are no single raster.
+        None without an engine, for one that cannot tell, and for a model whose image tokens are no
+        single raster.
     """
-    if not isinstance(engine, AttentionReader):
+    if engine is None or not isinstance(engine, AttentionReader):
         return None
     plain = Request(image or engine.encode([answer.image])[0], answer.question)
     # what there is to warn of was said when the question was answered
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CofWarning)
-        readout = known or _read_plain(engine, plain)
+        if known is None:
+            before = engine.image_attention(plain)
+            if before.ndim != 4:
+                return None
+            native = engine.frame(answer.image.size)
+            wh = native_wh(native, engine.dialect.units)
+            sides = (native.left, native.top, native.right, native.bottom)
+            frame = Frame(*(side / whole for side, whole in zip(sides, wh * 2, strict=True)))
+            tokens = Tokens(before.mean((0, 1)), frame)
+            known = Readout(engine.attention_source, tokens, None, None, before.shape[:2])
         highlight = None
         if answer.region is not None:  # what the pipeline had the engine highlight
             highlight = answer.settings.focus.apply(plain, answer.region).highlight
-        if readout is None or highlight is None:
-            return readout and replace(readout, after=None, highlighted=None)
+        if highlight is None:
+            return replace(known, after=None, highlighted=None)
         after = engine.image_attention(replace(plain, highlight=highlight))
         mask = engine.token_mask(answer.image.size, highlight)
-    frame = readout.before.frame
-    return replace(
-        readout,
-        after=Tokens(after.mean((0, 1)), frame),
-        highlighted=Tokens(mask, frame),
-    )
-
-
-def _read_plain(engine: AttentionReader, plain: Request) -> Readout | None:
-    """The attention of the plain model; None where the image tokens are no single raster."""
-    before = engine.image_attention(plain)
-    if before.ndim != 4:
-        return None
-    assert isinstance(engine, Engine)
-    native = engine.frame(plain.pil_image.size)
-    width, height = native_wh(native, engine.dialect.units)
-    frame = Frame(
-        native.left / width, native.top / height, native.right / width, native.bottom / height
-    )
-    tokens = Tokens(before.mean((0, 1)), frame)
-    return Readout(engine.attention_source, tokens, None, None, before.shape[:2])
+    frame = known.before.frame
+    return replace(known, after=Tokens(after.mean((0, 1)), frame), highlighted=Tokens(mask, frame))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from html import escape
 from typing import TYPE_CHECKING
+
+from cof.viz.page import data_uri
 
 if TYPE_CHECKING:
     from cof.pipeline import Answer
@@ -71,9 +71,7 @@ def _card(who: str, text: str, how: str, reason: str = "") -> str:
 
 
 def _figure(panel: Panel) -> str:
-    data = io.BytesIO()
-    panel.image.save(data, "WEBP", quality=85, method=2)
-    source = _data_uri("webp", data.getvalue())
+    source = data_uri(panel.image, quality=85, method=2)
     width, height = panel.image.size
     alt = escape(f"{panel.title}. {panel.caption}", quote=True)
     return (
@@ -82,7 +80,3 @@ def _figure(panel: Panel) -> str:
         f'<div class="cof-legend">{SCALE if panel.top else ""}'
         f'<p class="cof-note">{escape(panel.caption)}</p></div></figure>'
     )
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
