@@ -82,9 +82,10 @@ effect: $(READY)
 		$(BIN)/python -m lab.training.export --run runs/continued --step $$step --out $(EFFECT)/continued-$$step; done
 	$(STUDY) effect $(EFFECT)/* tiny-early tiny --out results/effect
 
-# The tables of README and docs, anew from results/.
+# The tables of README and docs, anew from results/, and the tree in CONTRIBUTING.md.
 tables: $(READY)
 	$(BIN)/python docs/hooks/tables.py README.md docs
+	$(BIN)/python docs/hooks/tree.py
 
 # What an answer costs, relative to a plain one (random weights in LLaVA-1.5 shapes), how that grows,
 # and whether memory does. Hours on two CPU cores; resumes where it was stopped.

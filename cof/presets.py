@@ -45,7 +45,7 @@ PRESETS: Mapping[str, tuple[PresetRow, ...]] = {
         PresetRow(*_LLAVA_7B, _PARITY.changed(expand=1.3, strength=2.0)),
         PresetRow(*_LLAVA_13B, _PARITY.changed(expand=1.0, strength=4.5)),
     ),
-    # what `cof eval tiny --model tiny-early` chose on its validation scenes
+    # what `make eval` chose for it on its validation scenes
     "tiny": (PresetRow("tiny", r"tiny", Settings(expand=1.6, strength=16.0, scope="text")),),
 }
 

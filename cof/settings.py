@@ -193,7 +193,7 @@ class Settings(Options):
         if self.min_box > 0:
             boxes = tuple(widen(box, self.min_box) for box in boxes)
         if self.released:
-            boxes = tuple(expand_snapped(box, self.expand, image_wh, square=True) for box in boxes)
+            boxes = tuple(expand_snapped(box, self.expand, image_wh) for box in boxes)
             return replace(region, boxes=boxes)
         return expand_region(replace(region, boxes=boxes), self.expand)
 

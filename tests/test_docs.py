@@ -187,3 +187,10 @@ def test_commands_and_options_in_the_text_exist(page: Path) -> None:
                 break
             name = f"{name} {word}"
             assert name in known, f"no command {code}"
+
+
+def test_the_tree_names_every_file() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    files = [*ROOT.glob("cof/**/*.py"), *ROOT.glob("lab/**/*.py")]
+    missing = [f.name for f in files if f.stat().st_size and f"- `{f.name}` " not in page]
+    assert not missing, "run make tables"

@@ -73,7 +73,7 @@ def test_the_first_layers_attention_follows_the_formula() -> None:
     region = Region(boxes=(CELLS,), heat_map=heat())
     plain = made.image_attention(request())[0]
     biased = made.image_attention(Soft(STRENGTH, "text").apply(request(), region))[0]
-    weights = made.token_weights((112, 112), region)
+    weights = made.tokens.weights((112, 112), region)
     np.testing.assert_allclose(weights, heat()[::PATCH, ::PATCH], atol=0.51 / 255)
     factor = 1 + weights * (STRENGTH - 1)
     total = 1 + ((factor - 1) * plain).sum((1, 2))
@@ -82,7 +82,7 @@ def test_the_first_layers_attention_follows_the_formula() -> None:
 
 def test_without_heat_tokens_at_the_edge_count_by_their_share() -> None:
     half = Region(boxes=((0.25, 0.25, 0.5625, 0.5),))  # the third column of tokens half inside
-    weights = engine("llava").token_weights((112, 112), half)
+    weights = engine("llava").tokens.weights((112, 112), half)
     expected = marked()
     expected[2:4, 4] = 0.5
     np.testing.assert_allclose(weights, expected, atol=0.05)
@@ -90,7 +90,7 @@ def test_without_heat_tokens_at_the_edge_count_by_their_share() -> None:
 
 def test_padding_has_no_weight() -> None:
     made = engine("llava")
-    weights = made.token_weights((112, 56), Region(heat_map=np.ones((4, 4), dtype=np.float32)))
+    weights = made.tokens.weights((112, 56), Region(heat_map=np.ones((4, 4), dtype=np.float32)))
     np.testing.assert_array_equal(weights > 0, made.tokens.visibility((112, 56)).visible)
 
 

@@ -196,15 +196,13 @@ def expand(xyxy: XYXY, alpha: float) -> XYXY:
     return (left, top, right, bottom)
 
 
-def expand_snapped(
-    xyxy: XYXY, alpha: float, image_wh: tuple[int, int], *, square: bool = False
-) -> XYXY:
+def expand_snapped(xyxy: XYXY, alpha: float, image_wh: tuple[int, int]) -> XYXY:
     """Scale a box as the paper's released code does, including its defect at the border.
 
-    The released code tests whether `centre - width` (not half the width) leaves the image, and
-    then sets that edge to the border: a box near the border grows to it and is not moved. The
-    border is that of the image padded to a square, so on an image that is not square the result
-    may leave 0..1 (it then reaches into the padding).
+    It makes the box square (the longer side in pixels), tests whether `centre - side` (not half
+    the side) leaves the image, and then sets that edge to the border: a box near the border grows
+    to it and is not moved. The border is that of the image padded to a square, so on an image that
+    is not square the result may leave 0..1 (it then reaches into the padding).
 
     Boxes with two decimals often lie exactly on the limit of that test, so the arithmetic is the
     released code's, operation by operation, in its frame.
@@ -213,7 +211,6 @@ def expand_snapped(
         xyxy: 0..1 of the image.
         alpha: the factor.
         image_wh: size of the original image.
-        square: use the longer side (in pixels) for both sides before the edge test.
 
     Example on a square image: the left and the top edge snap, though the box would fit.
 
@@ -227,30 +224,10 @@ def expand_snapped(
     frame = Frame.padded_square(image_wh)
     # undo the rounding errors of the model's decimals -> 0..1 of the image -> back
     x1, y1, x2, y2 = (round(value, 9) for value in frame.from_image(xyxy))
-    width, height = (x2 - x1) * alpha, (y2 - y1) * alpha
-    if square:
-        width = height = max(width, height)
-    left, right = _snapped((x1 + x2) / 2, width)
-    top, bottom = _snapped((y1 + y2) / 2, height)
+    side = max((x2 - x1) * alpha, (y2 - y1) * alpha)
+    left, right = _snapped((x1 + x2) / 2, side)
+    top, bottom = _snapped((y1 + y2) / 2, side)
     return frame.to_image((left, top, right, bottom))
-
-
-def make_square(xyxy: XYXY, image_wh: tuple[int, int]) -> XYXY:
-    """Make a box square in pixels: its longer side in both directions, about its centre.
-
-    The released code does so by default. The result may leave 0..1; an expansion follows.
-
-    Example: 50 x 25 pixels become 50 x 50; on this 200x100 image that is 0.25 by 0.5.
-
-        >>> make_square((0.25, 0.5, 0.5, 0.75), (200, 100))
-        (0.25, 0.375, 0.5, 0.875)
-    """
-    width, height = image_wh
-    x1, y1, x2, y2 = xyxy
-    side = max((x2 - x1) * width, (y2 - y1) * height)
-    x, y = centre(xyxy)
-    half_x, half_y = side / width / 2, side / height / 2
-    return (x - half_x, y - half_y, x + half_x, y + half_y)
 
 
 def widen(xyxy: XYXY, side: float) -> XYXY:

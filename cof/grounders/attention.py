@@ -63,7 +63,6 @@ class RelativeAttention(Grounder):
         "where the model's attention goes (ViCrop); one forward pass per question and per image"
     )
     engine_calls: ClassVar[int] = 2
-    reads_states: ClassVar[bool] = True
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
     depth: ClassVar[float] = 14 / 32
     smoothing: ClassVar[float] = 1.0

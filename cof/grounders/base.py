@@ -23,12 +23,10 @@ class Grounder(Options, ABC):
         help: where it looks, and what it asks of the engine, in a few words for the command line.
         engine_calls: how often it calls the engine for an image in a way that a prefix cache of
             the image makes cheaper; the pipeline caches an image that is used more than once.
-        reads_states: whether the engine must be a `cof.engines.base.StateReader`.
     """
 
     help: ClassVar[str]
     engine_calls: ClassVar[int] = 0
-    reads_states: ClassVar[bool] = False
 
     @abstractmethod
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:

@@ -42,7 +42,6 @@ class Logits(Grounder):
         "where image tokens predict the question's objects (VGA); one forward pass per image"
     )
     # it reads all states of the image, so no prefix cache helps: engine_calls stays 0
-    reads_states: ClassVar[bool] = True
     min_confidence: float = option(0.0, UNSURE, fraction)
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:

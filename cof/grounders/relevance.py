@@ -61,7 +61,6 @@ class Relevance(Grounder):
         "where its states resemble the question's objects (FOCUS); one forward pass per object"
     )
     engine_calls: ClassVar[int] = 1
-    reads_states: ClassVar[bool] = True
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
     depth: ClassVar[float] = 14 / 32
     states: States = option("values", "States to compare: values (FOCUS) or keys", get_args(States))

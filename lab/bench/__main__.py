@@ -1,8 +1,8 @@
 """Measure what CoF costs, as ratios to the plain answer of the same run.
 
-    python -m bench --growth                       # everything this machine is good for
-    python -m bench --growth --budget-s 480        # the most important of it, in eight minutes
-    python -m bench --shape 0.3b --batch 1 --way naive --way "CoF, text"
+    python -m lab.bench --growth                       # everything this machine is good for
+    python -m lab.bench --growth --budget-s 480        # the most important of it, in eight minutes
+    python -m lab.bench --shape 0.3b --batch 1 --way naive --way "CoF, text"
 
 Models of LLaVA-1.5's shape have random weights and never end by themselves, so lengths are fixed: 3
 tokens for an answer, 30 for a box without a template. Every measurement is written to disk at once:
@@ -187,7 +187,7 @@ def _write(records: Records, folder: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     ways = "; ".join(WAYS)
     parser = argparse.ArgumentParser(
-        prog="python -m bench",
+        prog="python -m lab.bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

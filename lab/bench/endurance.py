@@ -1,6 +1,6 @@
 """Does memory grow? Thousands of questions to the embedded model, in one process.
 
-    python -m bench.endurance --questions 2000
+    python -m lab.bench.endurance --questions 2000
 
 All scenes and questions are different, and each batch is dropped after its answers. If anything
 were kept, the last quarter of the questions would need more memory than the first.
@@ -87,7 +87,7 @@ def summary(peaks: Sequence[float], samples: Sequence[float]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.endurance",
+        prog="python -m lab.bench.endurance",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

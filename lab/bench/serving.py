@@ -1,8 +1,8 @@
 """What a server of the embedded model takes: how long requests wait, how many it answers a second
 with CoF and without, and whether anything is lost or kept over thousands of them.
 
-    python -m bench.serving
-    python -m bench.serving --engine vllm      # in vLLM's environment (make test-vllm)
+    python -m lab.bench.serving
+    python -m lab.bench.serving --engine vllm      # in vLLM's environment (make test-vllm)
 
 It starts `cof serve` on this machine and asks it over loopback. Throughput with CoF is a ratio to
 plain requests at the same concurrency, in the same rounds. Then good requests of all kinds are
@@ -288,7 +288,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.serving",
+        prog="python -m lab.bench.serving",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -32,7 +32,7 @@ class Setup:
     """One situation in which all ways are compared.
 
     Attributes:
-        shape: of the model, a key of `bench.shapes.SHAPES`, or `tiny`.
+        shape: of the model, a key of `lab.bench.shapes.SHAPES`, or `tiny`.
         image_tokens: of each image.
         batch: images at a time.
         length: how many times a question is repeated in one prompt.

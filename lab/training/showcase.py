@@ -1,7 +1,7 @@
 """Select the demo's images: held-out scenes where CoF changes the early model's answer.
 
 The demo shows four questions that CoF fixes, one that both answer correctly, and one that CoF
-breaks, if there is one. `cof eval tiny` measures how often each happens, on scenes that are not
+breaks, if there is one. `make eval` measures how often each happens, on scenes that are not
 selected.
 """
 

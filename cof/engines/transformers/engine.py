@@ -43,7 +43,6 @@ from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
-from cof.geometry.regions import Region
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
 
@@ -350,11 +349,6 @@ class TransformersEngine:
             `(grid_h, grid_w)`, or `(tokens,)` for families whose tokens are no single raster.
         """
         return self.tokens.mask(image_wh, highlight)
-
-    def token_weights(self, image_wh: tuple[int, int], region: Region) -> NDArray[np.float64]:
-        """The weight of each image token in a region, 0..1: the region's heat where it has a heat
-        map, else the share of the token's pixels that lie inside. In the layout of `token_mask`."""
-        return self.tokens.weights(image_wh, region)
 
     def image_attention(self, request: Request) -> NDArray[np.float32]:
         """The attention of the answer's first token to each image token, the highlight applied.
