@@ -39,7 +39,7 @@ MUTATIONS = (
 
 TESTS = (
     "token_coverage families boxes attention stages grounders prefix_cache option_scoring engine "
-    "pipeline focuses runner figures rules benchmarks parity same_answers"
+    "pipeline focuses soft runner figures rules benchmarks parity same_answers"
 )
 
 

@@ -75,4 +75,4 @@ def test_the_command_line_draws_attention_before_and_after(tmp_path: Path) -> No
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     with Image.open(target) as drawn:
-        assert drawn.width > 3 * 640
+        assert drawn.width > 2 * drawn.height  # three panels
