@@ -102,8 +102,7 @@ class Sample:
             CofError: the image, the question or the region cannot be used.
         """
         question = check_question(query.question)
-        if query.settings is not None:
-            settings = query.settings
+        settings = settings if query.settings is None else query.settings
         if not isinstance(settings, Settings):
             raise CofError(f"settings takes cof.Settings, not {type(settings).__name__}.")
         encoded = query.image if isinstance(query.image, EncodedImage) else None
