@@ -207,5 +207,5 @@ def test_dry_run(synthetic: Path, tmp_path: Path) -> None:
     assert "None of the paper's data is there" in unread.stderr  # before the model is looked for
     absent = invoke("--data", synthetic, "--model", tmp_path / "none", "--dry-run")
     assert absent.exit_code == 2
-    assert "The model is not there" in absent.stderr
+    assert "No model could be loaded" in absent.stderr
     assert "no: put it at" in absent.stdout

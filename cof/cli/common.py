@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -28,16 +28,15 @@ if TYPE_CHECKING:
 NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
 
 
-P = ParamSpec("P")
 Command = Callable[..., None]
 
 
-def sentences(command: Callable[P, None]) -> Callable[P, None]:
+def sentences(command: Command) -> Command:
     """Errors meant for the user become one sentence on stderr and status 2; so do warnings, but
     the command goes on."""
 
     @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    def run(*args: Any, **kwargs: Any) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", CofWarning)
@@ -49,8 +48,9 @@ def sentences(command: Callable[P, None]) -> Callable[P, None]:
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
                 _fail(f"{where}{error.strerror or error}.")
-            except Exception as error:
-                if not _is_out_of_memory(error):
+            except (MemoryError, RuntimeError) as error:
+                # torch's on a CPU is a bare RuntimeError
+                if not isinstance(error, MemoryError) and "memory" not in str(error):
                     raise
                 _fail(
                     "Out of memory: use a smaller model, --dtype bfloat16, --device auto, or a "
@@ -67,15 +67,6 @@ def _note(message: Warning | str, *_: object, **__: object) -> None:
 def _fail(sentence: str) -> None:
     typer.echo(" ".join(sentence.split()), err=True)
     raise typer.Exit(2)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """By name, because torch may not be loaded; its CPU allocator raises a bare RuntimeError."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
-    )
 
 
 ImageArgument = Annotated[

@@ -81,7 +81,10 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         style = choice.about.get("prompt_style") if choice else None
         task = asked.read(name, path, style, shard=shard_of(shard))
         if check:
-            _print_check(task.check(), task.path)
+            problems = task.check()
+            typer.echo("\n".join(problems or [f"{task.path}: no problems."]))
+            if problems:
+                raise CofError(f"{task.path} has {len(problems)} problems, listed above.")
             return
         if choice is not None and choice.share < 1 and choice.seen(task.examples):
             task = replace(task, part="test", share=choice.share)
@@ -171,12 +174,3 @@ def finish(results: dict[str, Any], out: Path) -> None:
 def split_names(text: str | None) -> tuple[str, ...]:
     """`prompt, whole` -> `("prompt", "whole")`."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
-def _print_check(problems: list[str], path: Path) -> None:
-    if not problems:
-        typer.echo(f"{path}: no problems.")
-        return
-    for problem in problems:
-        typer.echo(problem)
-    raise CofError(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}, listed above.")

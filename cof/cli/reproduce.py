@@ -45,21 +45,14 @@ def reproduce_paper(
     from cof.eval.report.paper import paper_blocks
 
     parts = find_parts(data)
-    if not dry_run:
-        check_parts(parts)  # before minutes are spent on loading a model
-    try:
-        cof = model.pipeline()
-    except CofError as error:
-        if not dry_run:
-            raise
+    if dry_run:
         _print_parts(parts)
-        raise CofError(f"The model is not there: {error}") from error
+    check_parts(parts)  # before minutes are spent on loading a model
+    cof = model.pipeline()
     style = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
     parts = find_parts(data, prompt_style=style, limit=limit)  # type: ignore[arg-type]
     how = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     if dry_run:
-        _print_parts(parts)
-        check_parts(parts)
         _print_cost(cof, parts, how)
         return
     console = Console(stderr=True)
