@@ -260,17 +260,20 @@ def with_questions(command: Command) -> Command:
 
 
 def parameters_of(kind: type, **defaults: Any) -> list[inspect.Parameter]:
-    """One option for each field of a dataclass; the fields' annotations are typer's."""
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=defaults.get(each.name, each.default),
-            annotation=hints[each.name],
-        )
-        for each in fields(kind)
-    ]
+    """One option for each field of a dataclass that is annotated with typer's, or with a text."""
+    parameters = []
+    for each in fields(kind):
+        hint = get_type_hints(kind, include_extras=True)[each.name]
+        if isinstance(about := getattr(hint, "__metadata__", [None])[0], str):
+            flag = f"--{each.name.removesuffix('_s').replace('_', '-')}"
+            hint = Annotated[hint.__origin__, typer.Option(flag, min=1, help=about)]
+        if about is not None:
+            default = defaults.get(each.name, each.default)
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(
+                inspect.Parameter(each.name, keyword, default=default, annotation=hint)
+            )
+    return parameters
 
 
 def group(

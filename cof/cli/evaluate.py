@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from cof.cli.common import (
     DataArgument,
@@ -128,32 +128,6 @@ def _asked(
     return remote, model.settings_for(name), name, name in EMBEDDED
 
 
-def print_headline(results: dict[str, Any]) -> None:
-    """The figures that papers quote, by method; of a task without answers those of stage 1."""
-    for name, task in results["tasks"].items():
-        metrics = [metric for metric in task["headline"] if metric in task["figures"]]
-        one = f"{task['benchmark']}, {task['rules']}"
-        table = Table("method", *metrics, title=one if len(results["tasks"]) == 1 else name)
-        for method in results["methods"]:
-            numbers = [task["figures"][metric][method] for metric in metrics]
-            table.add_row(method, *(_figure(**each) for each in numbers))
-        if metrics:
-            Console().print(table)
-            continue
-        for step, groups in task["grounding"].items():
-            boxes = groups.get("all", {})
-            if "iou_50" in boxes:
-                typer.echo(
-                    f"{step.removeprefix('grounding ')}: "
-                    f"IoU >= 0.5: {boxes['iou_50']['value']:.3f}   "
-                    f"mean IoU: {boxes['mean_iou']['value']:.3f}"
-                )
-
-
-def _figure(value: float, difference: float | None = None, **_: object) -> str:
-    return f"{value:.1f}" + ("" if difference is None else f" ({difference:+.1f})")
-
-
 def shard_of(text: str) -> tuple[int, int]:
     """`2/4` -> `(2, 4)`."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
@@ -163,11 +137,17 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def finish(results: dict[str, Any], out: Path) -> None:
-    """Write the tables, and print the headline."""
+    """Write the tables, and print the figures that papers quote, or those of stage 1."""
+    from cof.eval.report.blocks import grounding_blocks, headline_table
+    from cof.eval.report.document import markdown
     from cof.eval.report.publish import write_table
 
     write_table(results, out)
-    print_headline(results)
+    for name, numbers in results["tasks"].items():
+        quoted = headline_table(name, numbers)
+        shown = quoted if quoted.rows else grounding_blocks(name, numbers)[0]
+        title = f"{numbers['benchmark']}, {numbers['rules']}"
+        Console().print(Markdown(f"**{title}**\n\n{markdown([shown])}"))
     typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -14,39 +13,10 @@ from cof.engines.vllm.versions import check_version
 from cof.errors import CofError
 from cof.server.limits import Limits
 
-LIMITS = {
-    "max_image_bytes": "Of one image as it is sent.",
-    "max_pixels": "Of one image.",
-    "max_images": "In one request, 1 or 2.",
-    "max_tokens": "The longest answer, in tokens.",
-    "max_queue": "Requests that may wait; others get 429.",
-    "max_batch": "Requests answered at a time.",
-    "timeout_s": "Seconds for one request.",
-}
-"""The limits that are options."""
-
-
-def _limits() -> list[inspect.Parameter]:
-    """One option for each of `LIMITS`."""
-    return [
-        each.replace(
-            annotation=Annotated[
-                each.annotation,
-                typer.Option(
-                    f"--{each.name.removesuffix('_s').replace('_', '-')}",
-                    min=1,
-                    help=LIMITS[each.name],
-                ),
-            ]
-        )
-        for each in parameters_of(Limits)
-        if each.name in LIMITS
-    ]
-
 
 @sentences
 @with_model(None)
-@group("limits", _limits(), Limits)
+@group("limits", parameters_of(Limits), Limits)
 def serve(
     name: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")

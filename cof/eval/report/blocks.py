@@ -88,7 +88,7 @@ def _task_blocks(name: str, numbers: Numbers, results: Numbers) -> list[Block]:
             add("other figures", Table(f"{name}-figures", ["figure", *methods], rows))
         add("how much the rule set matters", Items(SOURCES.items()), *_spread(name, numbers))
     if numbers["grounding"]:
-        add("where it looks (stage 1)", *_grounding(name, numbers))
+        add("where it looks (stage 1)", *grounding_blocks(name, numbers))
     if cells := numbers["two_by_two"]:
         head = ["cell", "n", *next(iter(cells.values()))["right"]]
         rows = [[cell, row["n"], *row["right"].values()] for cell, row in cells.items()]
@@ -176,7 +176,8 @@ def _spread(name: str, numbers: Numbers) -> list[Table]:
     return [Table(f"{name}-rules", head, rows)] if rows else []
 
 
-def _grounding(name: str, numbers: Numbers) -> list[Block]:
+def grounding_blocks(name: str, numbers: Numbers) -> list[Block]:
+    """Stage 1 by group: how often a box is found, and how good it is."""
     figures = ("found", "centre", "mean_iou", "iou_50")
     rows: list[list[Cell]] = []
     for step, groups in numbers["grounding"].items():
