@@ -445,3 +445,15 @@ def test_the_trace_of_a_request_tells_what_matters() -> None:
     ]
     assert max(Counter(map(describe, requests)).values()) == 1
     assert json.dumps(describe(requests[0]))
+
+
+def test_a_record_is_written_once(tmp_path: Path) -> None:
+    store, one, two = (
+        Store(tmp_path / "a.jsonl"),
+        Record("1", "plain", "7"),
+        Record("2", "plain", ""),
+    )
+    store.append([one])
+    store.append([one, two])
+    assert [record.id for record in Store(store.path).records()] == ["1", "2"]
+    assert len(store.path.read_text("utf-8").splitlines()) == 2
