@@ -1,11 +1,20 @@
 """The exceptions and the warning whose messages are meant for users."""
 
+_LONGEST = 1000  # characters of a message
+
 
 class CofError(Exception):
     """An error that the caller can correct; its message says in one sentence what and how.
 
-    The command line prints the message and exits with status 2, without a traceback.
+    The command line prints the message and exits with status 2, without a traceback. A message
+    that repeats a long input is cut in its middle.
     """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > _LONGEST:
+            half = _LONGEST // 2
+            message = f"{message[:half]} ... {message[-half:]}"
+        super().__init__(message)
 
 
 class OutOfMemory(CofError):

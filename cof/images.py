@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
 import os
+import re
 import urllib.error
 import urllib.request
 import warnings
@@ -27,6 +29,8 @@ MAX_ASPECT = 200
 
 _MAX_DOWNLOAD = 64 * 2**20  # bytes
 _DOWNLOAD_TIMEOUT = 20  # seconds
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,7 +61,7 @@ def load_image(
     Args:
         source: a path, the bytes of an image file, a PIL image, a numpy array `(H, W)`,
             `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` (uint8, uint16, or floats in 0..1), or, with
-            `allow_url`, an http(s) address.
+            `allow_url`, an http(s) address. A `data:` URL, or an image file in base64, is read too.
         allow_url: whether addresses are fetched.
         max_pixels: images with more pixels are refused before they are decoded.
         formats: the formats of Pillow that are accepted, such as `PNG`; None: all.
@@ -122,6 +126,8 @@ def _open(
         return _identify(bytes(source), "The image", formats), "The image"
     if isinstance(source, (str, os.PathLike)):
         address = os.fsdecode(source)
+        if (data := _embedded(address)) is not None:
+            return _identify(data, "The image", formats), "The image"
         if address.lower().startswith(("http://", "https://")):
             return _identify(_download(address, allow_url), address, formats), address
         return _identify(_read(address), address, formats), address
@@ -129,6 +135,22 @@ def _open(
         "An image must be a path, bytes, a PIL image or a numpy array, not "
         f"{type(source).__name__}."
     )
+
+
+def _embedded(text: str) -> bytes | None:
+    """The bytes in a `data:` URL or a base64 text; None: the text is a path or an address."""
+    if text[:5].lower() == "data:":
+        head, _, body = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise CofError("A data: URL of an image begins data:image/png;base64, or alike.")
+    elif _BASE64.fullmatch(text) and not os.path.isfile(text):
+        body = text
+    else:
+        return None
+    try:
+        return base64.b64decode("".join(body.split()), validate=True)
+    except ValueError:
+        raise CofError("The text given as an image is neither a path nor valid base64.") from None
 
 
 def _read(path: str) -> bytes:

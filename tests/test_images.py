@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 import struct
@@ -216,7 +217,8 @@ def test_bad_paths(tmp_path: Path) -> None:
         (empty, "empty"),
         (text, "not an image"),
         ("/dev/zero", "no image file"),
-        ("a" * 5000, "cannot be read"),
+        ("a." * 2500, "cannot be read"),
+        ("a" * 5000, "not an image"),
         ("nul\x00.png", "no image file|cannot be read"),
     ]:
         with pytest.raises(CofError, match=says):
@@ -282,3 +284,19 @@ def test_only_some_formats_are_read() -> None:
     assert load_image(data.getvalue()).size == (4, 2)
     with pytest.raises(CofError, match="not an image of the kinds PNG, JPEG"):
         load_image(data.getvalue(), formats=("PNG", "JPEG"))
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "DATA:;base64,", ""])
+def test_an_image_in_base64_is_read(head: str) -> None:
+    text = base64.b64encode(encoded(red((30, 20)), "PNG")).decode()
+    assert load_image(head + text).tobytes() == red((30, 20)).tobytes()
+
+
+@pytest.mark.parametrize("text", ["data:image/png;base64,%%%", "data:image/png,abc", "A" * 400_001])
+def test_no_message_repeats_a_long_text(text: str) -> None:
+    with pytest.raises(CofError) as caught:
+        load_image(text)
+    assert len(str(caught.value)) < 200
+    with pytest.raises(CofError) as caught:
+        load_image("no/such/" + "x" * 400_000 + ".png")
+    assert len(str(caught.value)) < 1100

@@ -127,6 +127,7 @@ class TransformersEngine:
         pad_to_square: bool | None = None,
         max_batch_tokens: int | None = None,
         quantization: Any = None,
+        allow_pickle: bool = False,
     ) -> TransformersEngine:
         """Load a checkpoint from a folder or the hub.
 
@@ -142,6 +143,8 @@ class TransformersEngine:
             quantization: `4bit` (NF4, in bfloat16 without a dtype) or `8bit` (LLM.int8(), in
                 float16), with the packages bitsandbytes and accelerate; or any quantisation config
                 of transformers; None: the checkpoint's own.
+            allow_pickle: whether weights that are no safetensors may be loaded: pickled ones can
+                run any code.
 
         Raises:
             CofError: the model does not exist, cannot be reached, is not supported or has no
@@ -154,6 +157,7 @@ class TransformersEngine:
             device_map=device_map,
             pad_to_square=pad_to_square,
             quantization=quantization,
+            allow_pickle=allow_pickle,
         )
         budget = MAX_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens
         return cls(loaded, processor, name=name, max_batch_tokens=budget)

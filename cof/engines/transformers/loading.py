@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+)
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.utils import is_peft_available
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from cof.errors import CofError, OutOfMemory
 from cof.families import Family, family_of
@@ -23,17 +33,19 @@ def load(
     device_map: str | dict[str, Any] | None,
     pad_to_square: bool | None,
     quantization: Any,
+    allow_pickle: bool,
 ) -> tuple[Any, Any]:
     """`(model, processor)`; the options are those of `engine.TransformersEngine`.
 
     Raises:
-        CofError: no such model, not reachable, not supported, no processor, out of memory, or an
-            option that does not apply.
+        CofError: no such model, not reachable, not supported, weights that lack or are damaged, no
+            processor, out of memory, or an option that does not apply.
     """
-    with loading_errors(name):
-        config = AutoConfig.from_pretrained(name)
+    base = _adapted(name)
+    with loading_errors(base):
+        config = AutoConfig.from_pretrained(base)
     family = family_of(config)
-    processor = load_processor_for(name, config, family, pad_to_square)
+    processor = load_processor_for(base, config, family, pad_to_square)
     gpu = torch.cuda.is_available()
     device = device_map if device_map is not None else ("cuda" if gpu else "cpu")
     place = _as_device(device)
@@ -45,11 +57,39 @@ def load(
         place = None  # a quantised model is loaded where it stays
     if place is None:
         kwargs["device_map"] = device
+    if not allow_pickle:
+        kwargs["use_safetensors"] = True
     with loading_errors(name), out_of_memory():
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(name, config=config, **kwargs)
+        loaded: Any
+        loaded, found = AutoModelForImageTextToText.from_pretrained(
+            name, config=config, output_loading_info=True, **kwargs
+        )
+        if missing := sorted(found["missing_keys"]):
+            raise CofError(
+                f"{name!r} lacks {len(missing)} of the model's weights, which would be random: "
+                f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Download it anew."
+            )
         if place is not None:
             loaded = loaded.to(place)
     return loaded, processor
+
+
+def _adapted(name: str) -> str:
+    """The base model of a PEFT adapter; `name` itself where it is no adapter.
+
+    Raises:
+        CofError: it is an adapter, and peft is not installed.
+    """
+    with loading_errors(name):
+        file = find_adapter_config_file(name)
+    if file is None:
+        return name
+    base = str(json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if not is_peft_available():
+        raise CofError(
+            f"{name!r} is a PEFT adapter of {base!r}: pip install 'cof[peft]' loads both."
+        )
+    return base
 
 
 @contextmanager
@@ -72,6 +112,10 @@ def loading_errors(name: str) -> Iterator[None]:
     """Turn what transformers raises for a checkpoint into a sentence."""
     try:
         yield
+    except SafetensorError as error:
+        raise CofError(
+            f"The weights of {name!r} are damaged or not complete ({error}): download them anew."
+        ) from error
     except (ImportError, OSError, ValueError, KeyError) as error:
         # transformers tells of a missing package now by ImportError, now by ValueError
         wanted = re.search(r"pip install[^.]*?(accelerate|bitsandbytes)", str(error))
@@ -82,6 +126,16 @@ def loading_errors(name: str) -> Iterator[None]:
         if isinstance(error, ImportError):
             raise CofError(f"Loading {name!r} needs a package that is missing: {error}") from error
         text = str(error)
+        if "llava_llama" in text:
+            raise CofError(
+                f"{name!r} is in LLaVA's own layout, which transformers does not read: use the "
+                f"converted {_converted(name)!r}."
+            ) from error
+        if "model.safetensors" in text:
+            raise CofError(
+                f"{name!r} has no weights as safetensors. Pickled ones (.bin) can run any code as "
+                "they are loaded: pass engine_options={'allow_pickle': True} if you trust them."
+            ) from error
         if "does not recognize this architecture" in text:
             raise CofError(
                 f"transformers does not know the architecture of {name!r}; `cof models` lists "
@@ -92,6 +146,14 @@ def loading_errors(name: str) -> Iterator[None]:
             "processor, or a model id of the Hugging Face hub that this machine can reach "
             f"({text.splitlines()[0] if text else type(error).__name__})."
         ) from error
+
+
+def _converted(name: str) -> str:
+    """The hub id of the converted form of a LLaVA checkpoint in its authors' layout."""
+    config, _ = PretrainedConfig.get_config_dict(name)
+    size = "13b" if config.get("hidden_size") == 5120 else "7b"
+    tiles = config.get("image_aspect_ratio") == "anyres"
+    return f"llava-hf/llava-v1.6-vicuna-{size}-hf" if tiles else f"llava-hf/llava-1.5-{size}-hf"
 
 
 def load_processor_for(name: str, config: Any, family: Family, pad_to_square: bool | None) -> Any:
