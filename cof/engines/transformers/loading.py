@@ -60,10 +60,10 @@ def load(
     if not allow_pickle:
         kwargs["use_safetensors"] = True
     with loading_errors(name), out_of_memory():
-        loaded: Any
-        loaded, found = AutoModelForImageTextToText.from_pretrained(
+        pair: Any = AutoModelForImageTextToText.from_pretrained(
             name, config=config, output_loading_info=True, **kwargs
         )
+        loaded, found = pair
         if missing := sorted(found["missing_keys"]):
             raise CofError(
                 f"{name!r} lacks {len(missing)} of the model's weights, which would be random: "
