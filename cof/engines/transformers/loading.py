@@ -18,7 +18,7 @@ from transformers import (
     PretrainedConfig,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cof.errors import CofError, OutOfMemory
