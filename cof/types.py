@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cof.errors import CofError
 from cof.geometry.regions import Region
+from cof.options import count, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,11 +58,7 @@ class Highlight:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.strength) and self.strength > 0):
-            raise CofError(
-                f"strength (lambda) must be a finite number above 0, not {self.strength}; "
-                "1 leaves the model as it is."
-            )
+        positive("strength (lambda)", self.strength)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +136,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_beams"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1):
-                raise CofError(f"{name} must be a whole number above 0, not {value!r}.")
+            count(name, getattr(self, name))
         if not 0 <= self.temperature < math.inf:
             raise CofError(f"temperature must be a number from 0 on, not {self.temperature!r}.")
         if not 0 < self.top_p <= 1:
@@ -197,6 +192,13 @@ class Grounding:
     text: str = ""
     confidence: float | None = None
     reason: str = ""
+
+    def if_sure(self, least: float) -> Grounding:
+        """Not found if the confidence is known and below `least`."""
+        if self.region is None or self.confidence is None or self.confidence >= least:
+            return self
+        reason = f"The box's confidence of {self.confidence:.2f} is below {least:g}."
+        return replace(self, region=None, reason=reason)
 
 
 @dataclass(frozen=True)

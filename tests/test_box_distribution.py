@@ -12,7 +12,7 @@ from cof.geometry.boxes import Frame
 from cof.prompting.dialects import Order
 
 NUMBERS = tuple(str(n) for n in range(0, 101, 10))
-FRAMES = {"image": Frame.of_image(100.0), "padded": Frame.padded_square((60, 40), 100.0)}
+FRAMES = {"image": Frame.of_image(100.0), "padded": Frame(0.0, 50 / 3, 100.0, 250 / 3)}
 
 
 def certain(*places: int) -> np.ndarray:

@@ -8,8 +8,8 @@ import pytest
 from transformers.models.kosmos2.processing_kosmos2 import patch_index_to_coordinate
 
 from cof.geometry.boxes import Frame
-from cof.prompting.box_parsing import SCALE, parse_boxes, parse_released
-from cof.prompting.dialects import LLAVA, OPTION_LETTER, PAPER, TINY, Dialect, Units, fill
+from cof.prompting.box_parsing import parse_boxes, parse_released
+from cof.prompting.dialects import LLAVA, OPTION_LETTER, PAPER, SCALE, TINY, Dialect, Units, fill
 
 UNIT = Frame.of_image()
 BOX = (0.1, 0.2, 0.5, 0.75)
@@ -101,14 +101,6 @@ def test_pixels_of_a_resized_image() -> None:
         assert parse_boxes(text, frame, units="pixels").boxes == (pytest.approx(BOX),)
 
 
-def test_pixels_of_a_padded_square() -> None:
-    frame = Frame.padded_square((640, 400), scale=336)
-    native = frame.from_image(BOX)
-    percents = ", ".join(f"{value / 336 * 100}%" for value in native)
-    for text in (str(list(native)), f"[{percents}]"):
-        assert parse_boxes(text, frame, units="pixels").boxes == (pytest.approx(BOX),)
-
-
 def test_several_boxes_in_reading_order_without_repeats() -> None:
     text = "[0.1, 0.2, 0.5, 0.75] and [0.6, 0.6, 0.9, 0.9], again [0.1, 0.2, 0.5, 0.75]"
     assert parse_boxes(text, UNIT).boxes == (BOX, (0.6, 0.6, 0.9, 0.9))
@@ -118,8 +110,7 @@ def test_several_boxes_in_reading_order_without_repeats() -> None:
     )
     assert parse_boxes(keyed, UNIT).boxes == (BOX, (0.6, 0.6, 0.9, 0.9))
 
-
-def test_a_bad_box_does_not_hide_a_good_one() -> None:
+    # a bad one hides no good one
     assert parse_boxes("[0.1, 0.1, 0.1, 0.9], [0.1, 0.2, 0.5, 0.75]", UNIT).boxes == (BOX,)
 
 
@@ -128,6 +119,7 @@ def test_partly_outside_is_clipped() -> None:
     # the padding above a wide image: the square's 0..0.25 is half padding
     padded = Frame.padded_square((640, 480))
     assert parse_boxes("[0.0, 0.0, 0.5, 0.5]", padded).boxes == ((0.0, 0.0, 0.5, 0.5),)
+    assert "outside the image" in parse_boxes("[0.2, 0.0, 0.8, 0.1]", padded).reason
 
 
 @pytest.mark.parametrize(
@@ -153,11 +145,6 @@ def test_refusals_say_why(text: str, says: str) -> None:
     assert parsed.boxes == ()
     assert says in parsed.reason
     assert parsed.reason.endswith(".")
-
-
-def test_a_box_in_the_padding_is_outside_the_image() -> None:
-    parsed = parse_boxes("[0.2, 0.0, 0.8, 0.1]", Frame.padded_square((640, 480)))
-    assert "outside the image" in parsed.reason
 
 
 @pytest.mark.parametrize("piece", ["1", " ", "1 ", "[", "[1,", '"x":', "0.1, ", "(1,1)", "<loc1>"])
@@ -190,11 +177,7 @@ def test_cells_are_read_as_kosmos2_reads_them(first: int, last: int) -> None:
     said = f"<phrase> 2 stars</phrase><object><patch_index_{first:04d}><patch_index_{last:04d}>"
     (box,) = parse_boxes(said + "</object> at 12:30.", Frame.of_image(32), units="cells32").boxes
     assert box == pytest.approx(patch_index_to_coordinate(first, last, 32))
-
-
-def test_cells_are_nothing_in_other_units() -> None:
-    said = "<patch_index_0044><patch_index_0863>"
-    assert not parse_boxes(said, Frame.of_image()).boxes
+    assert not parse_boxes(said, UNIT).boxes  # in other units
 
 
 def test_the_papers_prompt_to_the_letter() -> None:
@@ -208,7 +191,8 @@ def test_the_papers_prompt_to_the_letter() -> None:
 
 def test_prompts_keep_braces_of_questions_and_templates() -> None:
     assert fill("{question} {first_line} {}", "a {first_line}\nb") == (
-        "a {first_line}\nb a {first_line} {}"
+        "a {first_line}\nb a {first_line} {}",
+        ((16, 17), (31, 34)),
     )
     assert TINY.grounding_prompt("Which?\nA. 1") == "Which?\nWhere?"
     assert LLAVA.grounding_prompt("Which?\nA. 1").endswith("describes: Which?")

@@ -33,8 +33,8 @@ from cof.images import load_image
 from cof.options import indices
 from cof.pipeline import CoF
 from cof.presets import PRESETS
-from cof.prompting.box_parsing import SCALE, native_wh, parse_boxes, parse_released
-from cof.prompting.dialects import Dialect, Order, Units
+from cof.prompting.box_parsing import native_wh, parse_boxes, parse_released
+from cof.prompting.dialects import SCALE, Dialect, Order, Units
 from cof.query import Query, Sample
 from cof.settings import Settings
 
@@ -52,7 +52,7 @@ FRAMES = st.sampled_from(
         Frame.of_image(1000),
         Frame.of_image(32),
         Frame.padded_square((640, 480)),
-        Frame.centre_crop((500, 300), 3.0),
+        Frame.centre_crop((500, 300)),
         Frame.pixels((64, 9)),
     ]
 )

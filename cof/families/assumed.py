@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cof.errors import CofError
-from cof.families import frames
 from cof.families.family import Family
-from cof.prompting.dialects import LLAVA
 
 
 def assume_family(config: Any) -> Family:
@@ -30,10 +28,8 @@ def assume_family(config: Any) -> Family:
     return Family(
         name=f"unknown ({config.model_type})",
         model_types=(config.model_type,),
-        adapter="decoder",
-        dialect=LLAVA,
         token_means=unknown_tokens,
-        frame=frames.whole_image,
+        prefill=False,
     )
 
 

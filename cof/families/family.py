@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cof.geometry.boxes import Frame
-from cof.prompting.dialects import Dialect
+from cof.prompting.dialects import LLAVA, Dialect
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Family:
     Attributes:
         name: for people.
         model_types: the `model_type` of the config.json files that it covers.
-        adapter: where the bias goes, a key of `decoder_adapter.ADAPTERS`.
-        dialect: how it is asked for a box and writes it.
         token_means: `(the processor's output for one image, config)` -> the mean of the pixels of
             each image token, `(grid_h, grid_w)`, or `(tokens,)` where the tokens are no single
             raster.
+        adapter: where the bias goes, a key of `decoder_adapter.ADAPTERS`.
+        dialect: how it is asked for a box and writes it.
         frame: `(image_wh, image processor)` -> where the original lies in the native coordinates
-            of the boxes that the model writes. Where these are fractions, it is also the frame of
-            the token grid.
+            of the boxes that the model writes; None: it fills the dialect's scale. Where these are
+            fractions, it is also the frame of the token grid.
         prompt: the prompt around `{prompt}` when the processor has no chat template; `{bos}` is
             the start token, where the tokenizer does not add it.
         num_prefix_features: config -> how many image features stand before the first token of
@@ -44,15 +44,15 @@ class Family:
 
     name: str
     model_types: tuple[str, ...]
-    adapter: Literal["decoder", "qformer", "mllama", "kosmos2"]
-    dialect: Dialect
     token_means: Callable[[Mapping[str, Any], Any], NDArray[np.float64]]
-    frame: Callable[[tuple[int, int], Any], Frame]
+    adapter: Literal["decoder", "qformer", "mllama", "kosmos2"] = "decoder"
+    dialect: Dialect = LLAVA
+    frame: Callable[[tuple[int, int], Any], Frame] | None = None
     prompt: str = "{prompt}"
     num_prefix_features: Callable[[Any], int] = lambda config: 0
     pads_to_square: bool | None = None
     image_type: int = 1
-    prefill: bool = False
+    prefill: bool = True
     bidirectional: Callable[[Any], bool] = lambda config: False
     second: bool = True
 

@@ -1,6 +1,7 @@
 """Where an original lies in the native coordinates of the boxes that a family writes.
 
-Every function takes the original's `(width, height)` and the family's image processor.
+Every function takes the original's `(width, height)` and the family's image processor. Families
+without one write boxes on their dialect's scale of the whole image.
 """
 
 from __future__ import annotations
@@ -12,29 +13,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from cof.geometry.boxes import Frame
 
 
-def whole_image(image_wh: tuple[int, int], image_processor: Any) -> Frame:
-    """Fractions of the image."""
-    return Frame.of_image()
-
-
-def cells(image_wh: tuple[int, int], image_processor: Any) -> Frame:
-    """Cells of Kosmos-2's 32 by 32 grid."""
-    return Frame.of_image(32.0)
-
-
 def padded_square(image_wh: tuple[int, int], image_processor: Any) -> Frame:
     """Fractions of the image padded to a square about its centre."""
     return Frame.padded_square(image_wh)
-
-
-def thousandths(image_wh: tuple[int, int], image_processor: Any) -> Frame:
-    """Thousandths of the image."""
-    return Frame.of_image(1000.0)
-
-
-def locations(image_wh: tuple[int, int], image_processor: Any) -> Frame:
-    """1024ths of the image: PaliGemma's location tokens."""
-    return Frame.of_image(1024.0)
 
 
 def clip(image_wh: tuple[int, int], image_processor: Any) -> Frame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from cof.errors import CofWarning
 from cof.families import Family
 from cof.families.processors import image_options
 from cof.families.token_coverage import (
-    TokenVisibility,
     corner_cells,
     image_token_mask,
     measure_visibility,
@@ -24,7 +23,7 @@ from cof.families.token_coverage import (
 )
 from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region
-from cof.prompting.dialects import Dialect
+from cof.prompting.dialects import SCALE, Dialect
 from cof.types import Highlight
 
 MAX_SIDE = 8192
@@ -50,12 +49,16 @@ class ImageTokens:
         self.dialect = dialect
         self.config = config
         self.processor = processor
-        self.visibility = lru_cache(maxsize=64)(self._measure_visibility)
-        self._centres = lru_cache(maxsize=64)(self._measure_centres)
+        self.visibility = lru_cache(64)(partial(measure_visibility, self.token_means))
+        self._centres = lru_cache(64)(
+            lambda wh: token_centres(self.token_means, self.visibility(wh))
+        )
         self._options: Mapping[str, Any] = image_options(processor)
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes."""
+        if self.family.frame is None:
+            return Frame.of_image(SCALE[self.dialect.units])
         return self.family.frame(processed_wh(image_wh), self.processor.image_processor)
 
     def layout(self, image_wh: tuple[int, int]) -> tuple[int, ...]:
@@ -126,12 +129,6 @@ class ImageTokens:
         """
         raw = self.pixels(image, do_rescale=False, do_normalize=False)
         return self.family.token_means(raw, self.config)
-
-    def _measure_visibility(self, image_wh: tuple[int, int]) -> TokenVisibility:
-        return measure_visibility(self.token_means, image_wh)
-
-    def _measure_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        return token_centres(self.token_means, self.visibility(image_wh))
 
 
 def processed_wh(image_wh: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AddedToken
 
-from cof.errors import CofError
+from cof.options import check_characters
 
 MARK = "\ufdd0"  # a noncharacter, which Unicode keeps out of interchanged text
 REPLACEMENT = "\ufffd"  # what Unicode puts in the place of a noncharacter
@@ -83,12 +83,7 @@ class SpecialTokens:
         >>> SpecialTokens(["<image>"]).escape("What is <image>?").split(MARK)
         ['What is <', 'image>?']
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise CofError(
-                "The text holds half of a surrogate pair, which is no character: remove it."
-            ) from None
+        check_characters("The text", text)
 
         def mark(found: re.Match[str]) -> str:
             token, (start, end) = found[1], found.span(1)

@@ -9,83 +9,49 @@ from cof.errors import CofError
 from cof.families import frames, token_means
 from cof.families.assumed import assume_family
 from cof.families.family import Family
-from cof.prompting.dialects import (
-    GEMMA4,
-    GLM,
-    INTERNVL,
-    KOSMOS2,
-    LLAVA,
-    PALIGEMMA,
-    PAPER,
-    QWEN2,
-    QWEN2_5,
-    QWEN3,
-    TINY,
-    Dialect,
-)
+from cof.prompting import dialects
+from cof.prompting.dialects import Dialect
 
-DIALECTS = {"tiny": TINY}
+DIALECTS = {"tiny": dialects.TINY}
 """Dialects a checkpoint may name in its config.json as `cof_dialect`, against its family's."""
 
 _LLAVA = Family(
     name="LLaVA-1.5",
     model_types=("llava",),
-    adapter="decoder",
-    dialect=LLAVA,
     prompt="USER: <image>\n{prompt} ASSISTANT:",
     token_means=token_means.patch_grid,
     num_prefix_features=lambda config: (
         0 if config.vision_feature_select_strategy == "default" else 1
     ),
     frame=frames.clip,
-    prefill=True,
     pads_to_square=True,
 )
-_PIXTRAL = Family(
+_MISTRAL3 = Family(
     name="Mistral 3",
     model_types=("mistral3",),
-    prefill=True,
-    adapter="decoder",
-    dialect=LLAVA,
-    token_means=token_means.pixtral,
-    frame=frames.whole_image,
+    token_means=token_means.patch_grid,
     prompt="<s>[INST]{prompt}\n[IMG][/INST]",
 )
 _QWEN3 = Family(
     name="Qwen3-VL",
     model_types=("qwen3_vl", "qwen3_vl_moe"),
-    prefill=True,
-    adapter="decoder",
-    dialect=QWEN3,
+    dialect=dialects.QWEN3,
     token_means=token_means.merged_grid,
-    frame=frames.thousandths,
 )
-_GLM = Family(
-    name="GLM-4V",
-    model_types=("glm4v", "glm4v_moe", "glm46v"),
-    prefill=True,
-    adapter="decoder",
-    dialect=GLM,
-    token_means=token_means.merged_grid,
-    frame=frames.thousandths,
-)
-_TILES = Family(
+_IDEFICS3 = Family(
     name="Idefics3",
     model_types=("idefics3",),
-    prefill=True,
-    adapter="decoder",
-    dialect=PAPER,
-    token_means=token_means.idefics3,
-    frame=frames.whole_image,
+    dialect=dialects.PAPER,
+    token_means=token_means.tiles(lambda config: config.scale_factor),
 )
 _BLIP = Family(
     name="InstructBLIP",
     model_types=("instructblip",),
     adapter="qformer",
-    dialect=PAPER,
+    dialect=dialects.PAPER,
     token_means=token_means.patch_grid,
     num_prefix_features=lambda config: 1,
-    frame=frames.whole_image,
+    prefill=False,
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -93,21 +59,13 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="LLaVA-NeXT",
         model_types=("llava_next",),
-        prefill=True,
-        adapter="decoder",
-        dialect=LLAVA,
         token_means=token_means.llava_next,
-        frame=frames.whole_image,
-        prompt="USER: <image>\n{prompt} ASSISTANT:",
+        prompt=_LLAVA.prompt,
     ),
     Family(
         name="LLaVA-OneVision",
         model_types=("llava_onevision",),
-        prefill=True,
-        adapter="decoder",
-        dialect=LLAVA,
         token_means=token_means.llava_onevision,
-        frame=frames.whole_image,
         prompt="<|im_start|>user <image>\n{prompt}<|im_end|><|im_start|>assistant\n",
     ),
     replace(
@@ -118,14 +76,14 @@ FAMILIES: tuple[Family, ...] = (
         num_prefix_features=lambda config: 0,
     ),
     # its config.json says LLaVA; the type is that of its vision encoder (`family_of`)
-    replace(_PIXTRAL, name="Pixtral", model_types=("pixtral",)),
-    _PIXTRAL,
-    replace(_QWEN3, name="Qwen2-VL", model_types=("qwen2_vl",), dialect=QWEN2),
+    replace(_MISTRAL3, name="Pixtral", model_types=("pixtral",)),
+    _MISTRAL3,
+    replace(_QWEN3, name="Qwen2-VL", model_types=("qwen2_vl",), dialect=dialects.QWEN2),
     replace(
         _QWEN3,
         name="Qwen2.5-VL",
         model_types=("qwen2_5_vl",),
-        dialect=QWEN2_5,
+        dialect=dialects.QWEN2_5,
         frame=frames.qwen_pixels,
     ),
     _QWEN3,
@@ -134,83 +92,52 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="InternVL",
         model_types=("internvl",),
-        prefill=True,
-        adapter="decoder",
-        dialect=INTERNVL,
-        token_means=token_means.internvl,
-        frame=frames.thousandths,
+        dialect=dialects.INTERNVL,
+        token_means=token_means.tiles(lambda config: round(1 / config.downsample_ratio)),
     ),
-    _GLM,
+    Family(
+        name="GLM-4V",
+        model_types=("glm4v", "glm4v_moe", "glm46v"),
+        dialect=dialects.GLM,
+        token_means=token_means.merged_grid,
+    ),
     Family(
         name="Gemma 3",
         model_types=("gemma3",),
-        adapter="decoder",
-        dialect=PAPER,
+        dialect=dialects.PAPER,
         token_means=token_means.gemma3,
-        frame=frames.whole_image,
-        prefill=True,
         bidirectional=lambda config: True,
     ),
     Family(
         name="Gemma 4",
         model_types=("gemma4",),
-        adapter="decoder",
-        dialect=GEMMA4,
+        dialect=dialects.GEMMA4,
         token_means=token_means.gemma4,
-        frame=frames.thousandths,
-        prefill=True,
         # the larger models, in their sliding-window layers
         bidirectional=lambda config: config.text_config.use_bidirectional_attention == "vision",
     ),
-    replace(
-        _QWEN3,
+    Family(
         name="EXAONE 4.5",
         model_types=("exaone4_5",),
+        token_means=token_means.merged_grid,
         prefill=False,  # its `generate` counts positions in the cache, padding included
-        dialect=LLAVA,
-        frame=frames.whole_image,
     ),
+    Family("VideoLLaMA 3", ("video_llama_3",), token_means.merged_grid),
+    Family("Janus", ("janus",), token_means.patch_grid, frame=frames.padded_square),
+    Family("DeepSeek-VL", ("deepseek_vl",), token_means.patch_grid, frame=frames.padded_square),
+    _IDEFICS3,
+    replace(_IDEFICS3, name="SmolVLM", model_types=("smolvlm",)),
     replace(
-        _QWEN3,
-        name="VideoLLaMA 3",
-        model_types=("video_llama_3",),
-        dialect=LLAVA,
-        frame=frames.whole_image,
-        token_means=token_means.video_llama3,
-    ),
-    Family(
-        name="Janus",
-        model_types=("janus",),
-        adapter="decoder",
-        dialect=LLAVA,
-        token_means=token_means.patch_grid,
-        frame=frames.padded_square,
-        prefill=True,
-    ),
-    Family(
-        name="DeepSeek-VL",
-        model_types=("deepseek_vl",),
-        adapter="decoder",
-        dialect=LLAVA,
-        token_means=token_means.patch_grid,
-        frame=frames.padded_square,
-        prefill=True,
-    ),
-    _TILES,
-    replace(_TILES, name="SmolVLM", model_types=("smolvlm",)),
-    replace(
-        _TILES,
+        _IDEFICS3,
         name="Aya Vision",
         model_types=("aya_vision",),
-        token_means=token_means.aya_vision,
+        token_means=token_means.tiles(lambda config: config.downsample_factor),
     ),
     Family(
         name="PaliGemma",
         model_types=("paligemma",),
-        adapter="decoder",
-        dialect=PALIGEMMA,
+        dialect=dialects.PALIGEMMA,
         token_means=token_means.patch_grid,
-        frame=frames.locations,
         prompt="<image>{bos}{prompt}\n",
         prefill=False,  # its image tokens attend to the question
         image_type=0,  # 0 marks the prompt, whose tokens attend both ways; 1 marks the answer
@@ -222,18 +149,16 @@ FAMILIES: tuple[Family, ...] = (
         name="Llama 3.2 Vision",
         model_types=("mllama",),
         adapter="mllama",
-        dialect=LLAVA,
         token_means=token_means.mllama,
-        frame=frames.whole_image,
         prompt="<|image|>{bos}{prompt}",
+        prefill=False,
     ),
     replace(
         _BLIP,
         name="Kosmos-2",
         model_types=("kosmos-2",),
         adapter="kosmos2",
-        dialect=KOSMOS2,
-        frame=frames.cells,
+        dialect=dialects.KOSMOS2,
     ),
 )
 

@@ -56,6 +56,13 @@ class TokenVisibility:
         """Tokens that show a part of the image, in the tokens' layout."""
         return np.asarray(self.span > _VISIBLE * self.span.max())
 
+    def shares(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Token means -> 0..1 from those of the black image to those of the white one; NaN for
+        padding."""
+        shares = np.full(means.shape, np.nan)
+        np.divide(means - self.black, self.span, out=shares, where=self.visible)
+        return shares
+
 
 def measure_visibility(token_means: TokenMeans, image_wh: tuple[int, int]) -> TokenVisibility:
     """What the tokens show of images of size `image_wh`; two processor calls."""
@@ -84,8 +91,7 @@ def token_coverage(
                [0. , 0. , 0. , 0. ]])
     """
     inside = token_means(coverage_image(region, visibility.image_wh).convert("RGB"))
-    share = np.full(inside.shape, np.nan)
-    np.divide(inside - visibility.black, visibility.span, out=share, where=visibility.visible)
+    share = visibility.shares(inside)
     return np.asarray(share.clip(0.0, 1.0))
 
 
@@ -146,11 +152,6 @@ def corner_cells(
     return cells
 
 
-def patch_means(pixel_values: Any, patch_size: int) -> NDArray[np.float64]:
-    """`(1, C, H, W)` processed pixels -> `(H / patch, W / patch)` means of the first channel."""
-    return np.asarray(tile_means(pixel_values, patch_size)[0])
-
-
 def tile_means(pixel_values: Any, patch_size: int) -> NDArray[np.float64]:
     """`(..., C, H, W)` tiles -> `(tiles, H / patch, W / patch)` means of the first channel.
 
@@ -206,12 +207,5 @@ def token_centres(token_means: TokenMeans, visibility: TokenVisibility) -> NDArr
         np.tile((np.arange(height)[:, None] + 0.5) / height, (1, width)),
     ):
         image = Image.fromarray(np.round(ramp * 255).astype(np.uint8)).convert("RGB")
-        place = np.full(visibility.span.shape, np.nan)
-        np.divide(
-            token_means(image) - visibility.black,
-            visibility.span,
-            out=place,
-            where=visibility.visible,
-        )
-        places.append(place)
+        places.append(visibility.shares(token_means(image)))
     return np.stack(places, axis=-1)

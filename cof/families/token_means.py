@@ -18,25 +18,24 @@ from numpy.typing import NDArray
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
-from cof.families.token_coverage import merged_means, patch_means, tile_means
+from cof.families.token_coverage import merged_means, tile_means
 
 
 def patch_grid(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """Each patch is one token (LLaVA-1.5, PaliGemma, the Q-Formers)."""
-    return patch_means(pixels["pixel_values"], config.vision_config.patch_size)
+    """Each patch is one token (LLaVA-1.5, PaliGemma, the Q-Formers), or each square of patches that
+    the model merges (Mistral 3)."""
+    merge = getattr(config, "spatial_merge_size", 1)
+    means = tile_means(pixels["pixel_values"], config.vision_config.patch_size * merge)
+    return np.asarray(means[0])
 
 
 def merged_grid(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
     """Flat patches with their grid; each token is a square of patches (Qwen-VL, GLM-V)."""
-    return merged_means(
-        pixels["pixel_values"], pixels["image_grid_thw"], config.vision_config.spatial_merge_size
-    )
-
-
-def pixtral(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """An image of any shape; patches are merged where the model merges them (Mistral 3)."""
-    merge = getattr(config, "spatial_merge_size", 1)
-    return patch_means(pixels["pixel_values"], config.vision_config.patch_size * merge)
+    if "image_merge_sizes" in pixels:  # VideoLLaMA 3's processor says how many
+        merge = int(pixels["image_merge_sizes"][0])
+    else:
+        merge = config.vision_config.spatial_merge_size
+    return merged_means(pixels["pixel_values"], pixels["image_grid_thw"], merge)
 
 
 def gemma4(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
@@ -49,18 +48,14 @@ def gemma4(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
     return np.asarray(means.reshape(rows // pool, pool, columns // pool, pool).mean((1, 3)))
 
 
-def video_llama3(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """Flat patches with their grid; the processor says how many make a token."""
-    return merged_means(
-        pixels["pixel_values"], pixels["image_grid_thw"], int(pixels["image_merge_sizes"][0])
-    )
+def tiles(merge: Callable[[Any], int]) -> Callable[[Mapping[str, Any], Any], NDArray[np.float64]]:
+    """Tiles in order, each a raster of tokens of `merge(config)` by as many patches."""
 
+    def token_means(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+        patch = np.ravel(config.vision_config.patch_size)[0]  # InternVL has one for each axis
+        return tile_means(pixels["pixel_values"], patch * merge(config)).ravel()
 
-def tile_tokens(pixels: Mapping[str, Any], config: Any, merge: int) -> NDArray[np.float64]:
-    """Tiles in order, each a raster of tokens of `merge` by `merge` patches; `(tokens,)`."""
-    patch = config.vision_config.patch_size
-    patch = patch if isinstance(patch, int) else patch[0]
-    return tile_means(pixels["pixel_values"], patch * merge).ravel()
+    return token_means
 
 
 def mllama(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
@@ -69,24 +64,11 @@ def mllama(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
     return np.pad(means.reshape(len(means), -1), ((0, 0), (1, 0))).ravel()
 
 
-def internvl(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    """Tiles whose patches are shuffled into tokens."""
-    return tile_tokens(pixels, config, round(1 / config.downsample_ratio))
-
-
-def aya_vision(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    return tile_tokens(pixels, config, config.downsample_factor)
-
-
-def idefics3(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    return tile_tokens(pixels, config, config.scale_factor)
-
-
 def gemma3(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-    vision = config.vision_config
+    """The whole image, and where it is panned over its tiles after it."""
     side = math.isqrt(config.mm_tokens_per_image)
-    tokens = tile_tokens(pixels, config, vision.image_size // vision.patch_size // side)
-    return tokens.reshape(side, side) if tokens.size == side**2 else tokens
+    means = tile_means(pixels["pixel_values"], config.vision_config.image_size // side)
+    return means[0] if len(means) == 1 else means.ravel()
 
 
 def _packed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
 from cof.focuses.base import Focus
 from cof.geometry.regions import Region
@@ -50,12 +50,10 @@ class Attention(Focus):
             self.layers,
             self.heads,
             "corners" if self.released else "coverage",
-            **self._variation(),
+            graded=self.uses_heat_map,
+            guidance=getattr(self, "guidance", 1.0),
         )
         return replace(request, highlight=highlight)
-
-    def _variation(self) -> dict[str, Any]:
-        return {}
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,6 @@ class Soft(Attention):
     help: ClassVar[str] = "the same, weighted by a heat map or by the box's probabilities"
     uses_heat_map: ClassVar[bool] = True
 
-    def _variation(self) -> dict[str, Any]:
-        return {"graded": True}
-
 
 @dataclass(frozen=True)
 class Contrast(Attention):
@@ -96,9 +91,6 @@ class Contrast(Attention):
     name: ClassVar[str] = "contrast"
     help: ClassVar[str] = "the same, with guidance away from not looking there (twice the cost)"
     guidance: float = option(1.3, "How far to guide away from not looking; 1: not at all", positive)
-
-    def _variation(self) -> dict[str, Any]:
-        return {"guidance": self.guidance}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cof.errors import CofError
-
 XYXY = tuple[float, float, float, float]
 
 FULL: XYXY = (0.0, 0.0, 1.0, 1.0)
@@ -39,13 +37,9 @@ class Frame:
     right: float
     bottom: float
 
-    def __post_init__(self) -> None:
-        if not (self.right > self.left and self.bottom > self.top):
-            raise ValueError(f"a frame needs left < right and top < bottom, not {self}")
-
     @classmethod
-    def padded_square(cls, image_wh: tuple[int, int], scale: float = 1.0) -> Frame:
-        """The image in the middle of a square of its longer side; the square is 0..scale.
+    def padded_square(cls, image_wh: tuple[int, int]) -> Frame:
+        """The image in the middle of a square of its longer side; the square is 0..1.
 
         The padding is split with integer division, as in LLaVA's `expand2square`, so with an odd
         difference the image is half a pixel off the centre.
@@ -53,26 +47,21 @@ class Frame:
         width, height = image_wh
         side = max(width, height)
         left, top = (side - width) // 2, (side - height) // 2
-        return cls(
-            scale * left / side,
-            scale * top / side,
-            scale * (left + width) / side,
-            scale * (top + height) / side,
-        )
+        return cls(left / side, top / side, (left + width) / side, (top + height) / side)
 
     @classmethod
-    def centre_crop(cls, image_wh: tuple[int, int], scale: float = 1.0) -> Frame:
-        """The image around its central square of the shorter side; the square is 0..scale.
+    def centre_crop(cls, image_wh: tuple[int, int]) -> Frame:
+        """The image around its central square of the shorter side; the square is 0..1.
 
-        The model never sees the parts outside 0..scale.
+        The model never sees the parts outside 0..1.
 
-            >>> Frame.centre_crop((500, 300), scale=3.0)
-            Frame(left=-1.0, top=0.0, right=4.0, bottom=3.0)
+            >>> Frame.centre_crop((600, 300))
+            Frame(left=-0.5, top=0.0, right=1.5, bottom=1.0)
         """
         width, height = image_wh
         side = min(width, height)
-        x, y = scale * (width - side) / 2 / side, scale * (height - side) / 2 / side
-        return cls(0.0 - x, 0.0 - y, scale + x, scale + y)
+        x, y = (width - side) / 2 / side, (height - side) / 2 / side
+        return cls(0.0 - x, 0.0 - y, 1 + x, 1 + y)
 
     @classmethod
     def of_image(cls, scale: float = 1.0) -> Frame:
@@ -185,11 +174,7 @@ def expand(xyxy: XYXY, alpha: float) -> XYXY:
         (0.0, 0.5, 0.5, 1.0)
         >>> expand((0.125, 0.25, 0.875, 0.5), 2.0)
         (0.0, 0.125, 1.0, 0.625)
-
-    Raises:
-        CofError: alpha is not a finite number above 0.
     """
-    check_alpha(alpha)
     x1, y1, x2, y2 = xyxy
     left, right = _scaled_and_moved(x1, x2, alpha)
     top, bottom = _scaled_and_moved(y1, y2, alpha)
@@ -216,11 +201,7 @@ def expand_snapped(xyxy: XYXY, alpha: float, image_wh: tuple[int, int]) -> XYXY:
 
         >>> expand_snapped((0.25, 0.25, 0.5, 0.5), 1.6, (100, 100))
         (0.0, 0.0, 0.575, 0.575)
-
-    Raises:
-        CofError: alpha is not a finite number above 0.
     """
-    check_alpha(alpha)
     frame = Frame.padded_square(image_wh)
     # undo the rounding errors of the model's decimals -> 0..1 of the image -> back
     x1, y1, x2, y2 = (round(value, 9) for value in frame.from_image(xyxy))
@@ -256,17 +237,6 @@ def pixel_box(xyxy: XYXY, image_wh: tuple[int, int]) -> tuple[int, int, int, int
     right = max(left + 1, math.ceil(round(x2 * width, 6)))
     bottom = max(top + 1, math.ceil(round(y2 * height, 6)))
     return left, top, right, bottom
-
-
-def check_alpha(alpha: float) -> None:
-    """
-    Raises:
-        CofError: alpha is not a finite number above 0.
-    """
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise CofError(
-            f"expand (alpha) must be a finite number above 0, not {alpha}; 1 keeps the box."
-        )
 
 
 def _scaled_and_moved(low: float, high: float, alpha: float) -> tuple[float, float]:

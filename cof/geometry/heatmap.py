@@ -194,16 +194,11 @@ def _average_in_cells(
     cells = max(1.0, len(values) / 2)
     ideal = max(1.0, math.sqrt(cells * height / width))  # rows of square cells
     rows, columns = round(ideal), max(1, round(cells / ideal))
-    x = np.minimum((centres[:, 0] * columns).astype(int), columns - 1)
-    y = np.minimum((centres[:, 1] * rows).astype(int), rows - 1)
-    total, number = np.zeros((rows, columns)), np.zeros((rows, columns))
-    np.add.at(total, (y, x), values)
-    np.add.at(number, (y, x), 1)
+    x, y = centres.T
+    sides = ((0.0, 1.0), (0.0, 1.0))
+    number, y_edges, x_edges = np.histogram2d(y, x, (rows, columns), sides)
+    total, _, _ = np.histogram2d(y, x, (rows, columns), sides, weights=values)
     for row, column in np.argwhere(number == 0):
         middle = ((column + 0.5) / columns, (row + 0.5) / rows)
         total[row, column] = values[((centres - middle) ** 2).sum(1).argmin()]
-    return HeatMap(
-        total / number.clip(min=1),
-        np.linspace(0.0, 1.0, columns + 1),
-        np.linspace(0.0, 1.0, rows + 1),
-    )
+    return HeatMap(total / number.clip(min=1), x_edges, y_edges)

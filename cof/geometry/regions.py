@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from cof.errors import CofError
-from cof.geometry.boxes import XYXY, area, centre, check_alpha, clip, expand, ordered
+from cof.geometry.boxes import XYXY, area, centre, clip, expand, ordered
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,7 +122,6 @@ def expand_region(region: Region, alpha: float) -> Region:
         >>> expand_region(Region(boxes=((0.25, 0.25, 0.5, 0.5), (0.0, 0.75, 0.25, 1.0))), 2).boxes
         ((0.125, 0.125, 0.625, 0.625), (0.0, 0.5, 0.5, 1.0))
     """
-    check_alpha(alpha)
     if region.whole:
         return region
     if region.mask is None:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cof.engines.base import Engine
-from cof.geometry.heatmap import make_heat_map
-from cof.grounders.base import Grounder
-from cof.grounders.maps import (
-    LAYERS,
-    UNSURE,
-    ground_heat_map,
-    image_id,
-    require_state_reader,
-    select_layers,
-)
+from cof.engines.base import StateReader
+from cof.grounders.maps import LAYERS, UNSURE, MapGrounder, Visible, image_id, select_layers
 from cof.options import fraction, indices, option
 from cof.prompting.dialects import SHORT_ANSWER, first_line
-from cof.types import Grounding, Request
+from cof.types import Request
 
 GENERIC = "Write a general description of the image."
 """ViCrop's question without an object."""
 
 
 @dataclass(frozen=True)
-class RelativeAttention(Grounder):
+class RelativeAttention(MapGrounder):
     """Relative attention (ViCrop, arXiv 2502.17422, section 4).
 
     The attention from the answer's first token to each image token, averaged over heads, is
@@ -68,8 +59,9 @@ class RelativeAttention(Grounder):
     smoothing: ClassVar[float] = 1.0
     min_confidence: float = option(0.0, UNSURE, fraction)
 
-    def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
-        reader = require_state_reader(engine, "attention")
+    def heat(
+        self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
+    ) -> Iterator[NDArray[np.floating]]:
         asked = [
             Request(request.image, first_line(request.prompt) + SHORT_ANSWER)
             for request in requests
@@ -81,32 +73,13 @@ class RelativeAttention(Grounder):
         attentions = reader.image_attentions([*asked, *generic.values()])
         maps = [self._average(attention) for attention in attentions]
         generic_maps = dict(zip(generic, maps[len(asked) :], strict=True))
-        return [
-            self._ground(
-                attention,
-                generic_maps[image_id(request)],
-                reader.token_centres(request.image.size),
-                request.image.size,
-            )
-            for request, attention in zip(requests, maps, strict=False)
-        ]
-
-    def _ground(
-        self,
-        attention: NDArray[np.float32],
-        generic: NDArray[np.float32],
-        centres: NDArray[np.float64],
-        image_wh: tuple[int, int],
-    ) -> Grounding:
-        if np.allclose(attention, generic, rtol=1e-3):
-            return Grounding(
-                None, reason="The model's attention to the image is the same for any question."
-            )
-        visible = np.isfinite(centres.sum(-1))
-        divisor = generic + self.smoothing * float(generic[visible].mean())
-        relative = attention / np.maximum(divisor, 1e-12)
-        heat_map = make_heat_map(relative, centres, image_wh)
-        return ground_heat_map(heat_map, image_wh, self.min_confidence)
+        for request, ours, shown in zip(requests, maps, visible, strict=False):
+            theirs = generic_maps[image_id(request)]
+            if np.allclose(ours, theirs, rtol=1e-3):  # the question makes no difference
+                yield np.ones_like(ours)
+                continue
+            divisor = theirs + self.smoothing * float(theirs[shown].mean())
+            yield ours / np.maximum(divisor, 1e-12)
 
     def _average(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
         """`(layers, heads, *tokens)` -> `(*tokens,)`."""

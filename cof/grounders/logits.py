@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cof.engines.base import Engine
-from cof.geometry.heatmap import make_heat_map
-from cof.grounders.base import Grounder
-from cof.grounders.maps import UNSURE, ground_heat_map, image_id, require_state_reader
+from cof.engines.base import StateReader
+from cof.grounders.maps import UNSURE, MapGrounder, Visible, image_id
 from cof.options import fraction, option
 from cof.prompting.noun_phrases import object_words
-from cof.types import Grounding, Request
+from cof.types import Request
 
 
 @dataclass(frozen=True)
-class Logits(Grounder):
+class Logits(MapGrounder):
     """Visual semantic confidence (VGA, arXiv 2511.20032, section 3.1).
 
     The decoder's last states at the image tokens go through the language-model head: where an
@@ -44,33 +43,24 @@ class Logits(Grounder):
     # it reads all states of the image, so no prefix cache helps: engine_calls stays 0
     min_confidence: float = option(0.0, UNSURE, fraction)
 
-    def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
-        reader = require_state_reader(engine, "logits")
+    def heat(
+        self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
+    ) -> Iterator[NDArray[np.floating]]:
         phrases = [object_words(request.prompt) for request in requests]
         images = {image_id(request): request.image for request in requests}
-        words: dict[int, dict[str, int]] = {image: {} for image in images}  # word -> its number
+        words: dict[int, list[str]] = {image: [] for image in images}
         for request, objects in zip(requests, phrases, strict=True):
-            numbers = words[image_id(request)]
-            for word in (word for phrase in objects for word in phrase.split()):
-                numbers.setdefault(word, len(numbers))
-        probabilities = dict(
-            zip(
-                images,
-                reader.word_probabilities(list(images.values()), [list(w) for w in words.values()]),
-                strict=True,
-            )
-        )
-        groundings = []
-        for request, objects in zip(requests, phrases, strict=True):
-            image, image_wh = image_id(request), request.image.size
-            centres = reader.token_centres(image_wh)
-            visible = np.isfinite(centres.sum(-1))
-            total = np.maximum(probabilities[image][:, visible].sum(1), 1e-30)
-            shares = probabilities[image] / total.reshape(-1, *[1] * visible.ndim)
-            maps = [
-                shares[[words[image][word] for word in phrase.split()]].mean(0)
-                for phrase in objects
-            ]
-            heat_map = make_heat_map(np.max(maps, axis=0), centres, image_wh)
-            groundings.append(ground_heat_map(heat_map, image_wh, self.min_confidence))
-        return groundings
+            words[image_id(request)] += " ".join(objects).split()
+        asked = [list(dict.fromkeys(each)) for each in words.values()]
+        read = reader.word_probabilities(list(images.values()), asked)
+        probabilities = {
+            image: dict(zip(names, each, strict=True))
+            for image, names, each in zip(images, asked, read, strict=True)
+        }
+        for request, objects, shown in zip(requests, phrases, visible, strict=True):
+            shares = {
+                word: map_ / max(float(map_[shown].sum()), 1e-30)
+                for word, map_ in probabilities[image_id(request)].items()
+            }
+            maps = [np.mean([shares[word] for word in phrase.split()], 0) for phrase in objects]
+            yield np.max(maps, axis=0)

@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cof.engines.base import Engine, StateReader
 from cof.errors import CofError
-from cof.geometry.heatmap import HeatMap, sliding_window
+from cof.geometry.heatmap import HeatMap, make_heat_map, sliding_window
 from cof.geometry.regions import Region
+from cof.grounders.base import Grounder
 from cof.types import Grounding, Request
 
 LAYERS = "Decoder layers to read, such as 12-16; default: the method's own"
 UNSURE = "A box that holds a smaller part of the map (0..1) counts as not found"
 
+Visible = NDArray[np.bool_]
+"""`(*tokens,)`: which image tokens show a part of the image, and not padding alone."""
 
-def require_state_reader(engine: Engine, grounder: str) -> StateReader:
-    """The engine as a reader of its model's states.
 
-    Raises:
-        CofError: it does not offer them.
+class MapGrounder(Grounder):
+    """Looks where a heat map of the image is highest (`heatmap.sliding_window`).
+
+    Attributes:
+        min_confidence: the least part of the map's sum in the box, 0..1, that counts as found.
     """
-    if not isinstance(engine, StateReader):
-        raise CofError(
-            f"grounder {grounder!r} reads the model's states, which the engine {engine.name!r} "
-            "does not offer; use grounder 'prompt'."
-        )
-    return engine
+
+    min_confidence: float
+
+    @abstractmethod
+    def heat(
+        self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
+    ) -> Iterable[NDArray[np.floating]]:
+        """For each request the heat of the image tokens, `(*tokens,)`; padding does not count."""
+
+    def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
+        """
+        Raises:
+            CofError: the engine does not tell its model's states.
+        """
+        if not isinstance(engine, StateReader):
+            raise CofError(
+                f"grounder {self.name!r} reads the model's states, which the engine "
+                f"{engine.name!r} does not offer; use grounder 'prompt'."
+            )
+        sizes = [request.image.size for request in requests]
+        centres = [engine.token_centres(size) for size in sizes]
+        visible = [np.isfinite(each.sum(-1)) for each in centres]
+        heat = self.heat(engine, requests, visible)
+        return [
+            ground_heat_map(make_heat_map(values, places, size), size, self.min_confidence)
+            for values, places, size in zip(heat, centres, sizes, strict=True)
+        ]
 
 
 def image_id(request: Request) -> int:
@@ -49,27 +75,25 @@ def select_layers(
     Raises:
         CofError: the model has no such layer.
     """
-    if wanted is None:
-        return list(default)
-    if max(wanted) >= num_layers:
+    if wanted is not None and max(wanted) >= num_layers:
         raise CofError(
             f"grounder_layers must be numbers from 0 to {num_layers - 1}, not {list(wanted)}."
         )
-    return list(wanted)
+    return list(default if wanted is None else wanted)
 
 
-def scale_to_unit(maps: NDArray[np.floating], visible: NDArray[np.bool_]) -> NDArray[np.float64]:
+def scale_to_unit(maps: NDArray[np.floating], visible: Visible) -> NDArray[np.float64]:
     """Scale each map to 0..1, from its lowest to its highest value at visible tokens.
 
     Args:
         maps: `(..., *tokens)`.
-        visible: `(*tokens,)`, which tokens show a part of the image; all others become 0.
+        visible: `(*tokens,)`; all other tokens become 0.
 
     >>> visible = np.array([True, True, True, False])
     >>> scale_to_unit(np.array([[1.0, 3.0, 2.0, 9.0]]), visible).tolist()
     [[0.0, 1.0, 0.5, 0.0]]
     """
-    tokens = tuple(range(maps.ndim - visible.ndim, maps.ndim))
+    tokens = tuple(range(-visible.ndim, 0))
     low = np.where(visible, maps, np.inf).min(axis=tokens, keepdims=True)
     high = np.where(visible, maps, -np.inf).max(axis=tokens, keepdims=True)
     return np.asarray(np.where(visible, (maps - low) / np.maximum(high - low, 1e-12), 0.0))
@@ -86,7 +110,5 @@ def ground_heat_map(
         return Grounding(None, reason="The question makes the model look nowhere in particular.")
     box = sliding_window(heat_map, image_wh)
     confidence = heat_map.inside(box)
-    if confidence < min_confidence:
-        reason = f"The box's confidence of {confidence:.2f} is below {min_confidence:g}."
-        return Grounding(None, confidence=confidence, reason=reason)
-    return Grounding(Region(boxes=(box,), heat_map=heat_map.mask()), confidence=confidence)
+    region = Region(boxes=(box,), heat_map=heat_map.mask())
+    return Grounding(region, confidence=confidence).if_sure(min_confidence)

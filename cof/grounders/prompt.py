@@ -15,7 +15,7 @@ from cof.geometry.regions import Region
 from cof.grounders.base import Grounder
 from cof.options import check_characters, count, flag, fraction, option
 from cof.prompting.box_parsing import parse_boxes, parse_released
-from cof.prompting.dialects import fill, grounding_template, own_words
+from cof.prompting.dialects import PAPER_PROMPT, fill
 from cof.types import Decoding, Generation, Grounding, Request, confidence
 
 Boxes = Literal["free", "template"]
@@ -65,15 +65,12 @@ class Prompt(Grounder):
     released: bool = option(False, "Read the reply as the released code does", flag)
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
-        template = grounding_template(self.grounding_prompt, engine.dialect)
-        asked = [
-            Request(
-                request.image,
-                fill(template, request.prompt),
-                notation=own_words(template, request.prompt),
-            )
-            for request in requests
-        ]
+        own = self.grounding_prompt
+        template = PAPER_PROMPT if own == "paper" else own or engine.dialect.template
+        asked = []
+        for request in requests:
+            prompt, notation = fill(template, request.prompt)
+            asked.append(Request(request.image, prompt, notation=notation))
         box_template = engine.dialect.box_template if self.boxes == "template" else None
         if self.boxes == "template" and box_template is None:
             warnings.warn(
@@ -96,14 +93,11 @@ class Prompt(Grounder):
             parsed = parse_released(reply.text, frame)
         else:
             parsed = parse_boxes(reply.text, frame, units=dialect.units, order=dialect.order)
-        probability = confidence(reply)
-        reason = parsed.reason
-        if parsed.boxes and probability is not None and probability < self.min_confidence:
-            reason = f"The box's confidence of {probability:.2f} is below {self.min_confidence:g}."
         heat_map = None
         if reply.likely is not None and dialect.box_template is not None:
             heat_map = expected_mask(
                 reply.likely, dialect.box_template.numbers, frame, dialect.order
             )
-        region = None if reason else Region(boxes=parsed.boxes, heat_map=heat_map)
-        return Grounding(region, text=reply.text, confidence=probability, reason=reason)
+        region = Region(boxes=parsed.boxes, heat_map=heat_map) if parsed.boxes else None
+        found = Grounding(region, reply.text, confidence(reply), parsed.reason)
+        return found.if_sure(self.min_confidence)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cof.engines.base import Engine
+from cof.engines.base import StateReader
 from cof.errors import CofError
-from cof.geometry.heatmap import make_heat_map
-from cof.grounders.base import Grounder
-from cof.grounders.maps import (
-    LAYERS,
-    UNSURE,
-    ground_heat_map,
-    require_state_reader,
-    scale_to_unit,
-    select_layers,
-)
+from cof.grounders.maps import LAYERS, UNSURE, MapGrounder, Visible, scale_to_unit, select_layers
 from cof.options import fraction, indices, option
 from cof.prompting.noun_phrases import object_words
-from cof.types import Grounding, Request
+from cof.types import Request
 
 States = Literal["values", "keys"]
 
@@ -32,7 +23,7 @@ EXISTENCE = "Is there a {phrase} in the image?"
 
 
 @dataclass(frozen=True)
-class Relevance(Grounder):
+class Relevance(MapGrounder):
     """Object relevance from cached token similarity (FOCUS, arXiv 2506.21710, section 3.2).
 
     For each object that the question names, a forward pass over "Is there a ... in the image?"
@@ -66,34 +57,22 @@ class Relevance(Grounder):
     states: States = option("values", "States to compare: values (FOCUS) or keys", get_args(States))
     min_confidence: float = option(0.0, UNSURE, fraction)
 
-    def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
-        reader = require_state_reader(engine, "relevance")
+    def heat(
+        self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
+    ) -> Iterator[NDArray[np.floating]]:
         phrases = [object_words(request.prompt) for request in requests]
         asked = [
-            (Request(request.image, EXISTENCE.format(phrase=phrase)), phrase)
+            Request(request.image, EXISTENCE.format(phrase=phrase))
             for request, objects in zip(requests, phrases, strict=True)
             for phrase in objects
         ]
-        similarities = iter(
-            reader.phrase_similarities(
-                [request for request, _ in asked], [phrase for _, phrase in asked], self.states
-            )
-        )
-        groundings = []
-        for request, objects in zip(requests, phrases, strict=True):
-            image_wh = request.image.size
-            centres = reader.token_centres(image_wh)
-            visible = np.isfinite(centres.sum(-1))
-            relevance = np.max(
-                [self._combine(next(similarities), visible) for _ in objects], axis=0
-            )
-            heat_map = make_heat_map(relevance, centres, image_wh)
-            groundings.append(ground_heat_map(heat_map, image_wh, self.min_confidence))
-        return groundings
+        named = [phrase for objects in phrases for phrase in objects]
+        similarities = iter(reader.phrase_similarities(asked, named, self.states))
+        for objects, shown in zip(phrases, visible, strict=True):
+            maps = [self._combine(next(similarities), shown) for _ in objects]
+            yield np.max(maps, axis=0)
 
-    def _combine(
-        self, similarity: NDArray[np.float32], visible: NDArray[np.bool_]
-    ) -> NDArray[np.float64]:
+    def _combine(self, similarity: NDArray[np.float32], visible: Visible) -> NDArray[np.float64]:
         """The map of one object: `(layers, T, *tokens)` -> `(*tokens,)`, 0..1."""
         num_layers = len(similarity)
         default = range(round(self.depth * num_layers), num_layers)

@@ -8,16 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cof.geometry.boxes import XYXY, Frame, area, clip, ordered
-from cof.prompting.dialects import Order, Units
-
-SCALE: dict[Units, float] = {
-    "unit": 1.0,
-    "percent": 100.0,
-    "thousand": 1000.0,
-    "loc1024": 1024.0,
-    "cells32": 32.0,
-}
-"""The end of each scale; `pixels` end where the frame ends."""
+from cof.prompting.dialects import SCALE, Order, Units
 
 _OVER = 0.25  # fractions up to this far outside the image are still read as fractions
 _LARGEST = 1e6  # larger numbers, which only a looping model writes, would overflow later
@@ -121,18 +112,15 @@ def parse_boxes(text: str, frame: Frame, *, units: Units = "unit", order: Order 
 
 
 def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
-    """Width and height of the frame that the model's coordinates measure, with the padding.
+    """Width and height of what the model's coordinates measure, padding included.
 
     >>> native_wh(Frame.padded_square((640, 480)), "unit")
     (1.0, 1.0)
     >>> native_wh(Frame.pixels((112, 84)), "pixels")
     (112.0, 84.0)
     """
-    # `pixels` have no fixed scale, but the padding is equal on both sides
-    return (
-        SCALE.get(units, frame.left + frame.right),
-        SCALE.get(units, frame.top + frame.bottom),
-    )
+    scale = SCALE.get(units)
+    return (scale, scale) if scale else (frame.right, frame.bottom)
 
 
 def parse_released(text: str, frame: Frame) -> Parsed:

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def compile_box_template(
     for place in range(4):
         boxes = tokens([[*middle[:place], index, *middle[place + 1 :]] for index in range(count)])
         start = len(example) - after
-        after = _common_suffix(boxes)
+        from_the_end = zip(*map(reversed, boxes), strict=False)
+        after = len(list(takewhile(lambda column: len(set(column)) == 1, from_the_end)))
         if not _is_prefix_free([ids[start : len(ids) - after] for ids in boxes]):
             after -= 1  # the next token ends the number
         slot = tuple(tuple(ids[start : len(ids) - after]) for ids in boxes)
@@ -234,14 +235,6 @@ def _grow_tree(slot: Sequence[Sequence[int]], numbers: Iterable[int], read: int)
             groups.setdefault(slot[number][read], []).append(number)
     follow = {token: _grow_tree(slot, group, read + 1) for token, group in sorted(groups.items())}
     return Node(numbers, follow)
-
-
-def _common_suffix(sequences: Sequence[Sequence[int]]) -> int:
-    shortest = min(map(len, sequences))
-    for n in range(shortest):
-        if len({ids[len(ids) - 1 - n] for ids in sequences}) > 1:
-            return n
-    return shortest
 
 
 def _is_prefix_free(sequences: Iterable[Sequence[int]]) -> bool:

@@ -10,6 +10,14 @@ from cof.prompting.box_template import BoxTemplate
 
 Order = Literal["xyxy", "yxyx"]
 Units = Literal["unit", "percent", "thousand", "loc1024", "cells32", "pixels"]
+SCALE: dict[Units, float] = {
+    "unit": 1.0,
+    "percent": 100.0,
+    "thousand": 1000.0,
+    "loc1024": 1024.0,
+    "cells32": 32.0,
+}
+"""The end of each scale; `pixels` end where the frame ends."""
 
 PAPER_PROMPT = (
     "{first_line}\n"
@@ -57,17 +65,7 @@ class Dialect:
         >>> TINY.grounding_prompt("What digit is on the red star?")
         'What digit is on the red star?\\nWhere?'
         """
-        return fill(self.template, question)
-
-
-def grounding_template(prompt: str | None, dialect: Dialect) -> str:
-    """The template of stage 1's prompt.
-
-    Args:
-        prompt: None: the dialect's own; `paper`: the paper's; else the template itself.
-        dialect: of the model.
-    """
-    return PAPER_PROMPT if prompt == "paper" else prompt or dialect.template
+        return fill(self.template, question)[0]
 
 
 def first_line(question: str) -> str:
@@ -79,34 +77,22 @@ def first_line(question: str) -> str:
     return question.split("\n", 1)[0].removesuffix("\r")
 
 
-def fill(template: str, question: str) -> str:
+def fill(template: str, question: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """Put a question into a template; other braces, as in JSON examples, stay as they are.
 
-    >>> fill("{first_line} Reply as {\\"box\\": []}.", "Where?\\nA. left\\nB. right")
-    'Where? Reply as {"box": []}.'
+    Returns:
+        The text, and the spans `(start, end)` of it that the template itself wrote.
+
+    >>> fill("<ref>{first_line}</ref> {\\"box\\": []}", "a dog\\nA. left")
+    ('<ref>a dog</ref> {"box": []}', ((0, 5), (10, 28)))
     """
-    return "".join(text for text, _ in _filled(template, question))
-
-
-def own_words(template: str, question: str) -> tuple[tuple[int, int], ...]:
-    """The spans `(start, end)` of `fill(template, question)` that the template itself wrote.
-
-    >>> own_words("<ref>{first_line}</ref>", "a dog")
-    ((0, 5), (10, 16))
-    """
-    spans, end = [], 0
-    for text, own in _filled(template, question):
-        start, end = end, end + len(text)
-        if own and text:
-            spans.append((start, end))
-    return tuple(spans)
-
-
-def _filled(template: str, question: str) -> list[tuple[str, bool]]:
-    """The pieces of a filled template, and whether each is the template's own."""
     values = {"question": question, "first_line": first_line(question)}
-    pieces = re.split(r"\{(question|first_line)\}", template)
-    return [(values[text], False) if n % 2 else (text, True) for n, text in enumerate(pieces)]
+    text, spans = "", []
+    for number, piece in enumerate(re.split(r"\{(question|first_line)\}", template)):
+        start, text = len(text), text + (values[piece] if number % 2 else piece)
+        if piece and not number % 2:
+            spans.append((start, len(text)))
+    return text, tuple(spans)
 
 
 PAPER = Dialect("paper", PAPER_PROMPT)
