@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -166,17 +167,48 @@ class CoF:
         boxes: Sequence[Sequence[float]] | None = None,
         polygon: Sequence[tuple[float, float]] | None = None,
         mask: ArrayLike | None = None,
+        system: str | None = None,
         decoding: Decoding | None = None,
         on_text: Callable[[str], object] | None = None,
     ) -> Answer:
         """Answer one question. `boxes`, `polygon` and `mask` take the grounder's place (`Query`).
 
-        `on_text` gets the answer's text piece by piece while it is decoded (`batch`).
+        `system` is the system message; None: that of the settings. `on_text` gets the answer's text
+        piece by piece while it is decoded (`batch`).
 
         Raises:
             CofError: the image, the question or the region cannot be used; the message says why.
         """
-        query = Query(image, question, boxes=boxes, polygon=polygon, mask=mask)
+        query = Query(image, question, boxes=boxes, polygon=polygon, mask=mask, system=system)
+        return self.batch([query], decoding=decoding, on_text=for_one(on_text))[0]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        image: int | None = None,
+        boxes: Sequence[Sequence[float]] | None = None,
+        polygon: Sequence[tuple[float, float]] | None = None,
+        mask: ArrayLike | None = None,
+        system: str | None = None,
+        decoding: Decoding | None = None,
+        on_text: Callable[[str], object] | None = None,
+    ) -> Answer:
+        """Answer the last message of a chat (`cof.messages.read_messages`): as `__call__`, in its
+        history. Many chats are answered together by `batch`, as `Query(messages=...)`.
+
+        Args:
+            messages: in the format of transformers and OpenAI.
+            image: the number of the image that is looked at, from 0 or, below 0, from the end;
+                None: the last one.
+            boxes, polygon, mask: of that image.
+
+        Raises:
+            CofError: the chat, an image or the region cannot be used; the message says why.
+        """
+        query = Query(
+            image, messages=messages, boxes=boxes, polygon=polygon, mask=mask, system=system
+        )
         return self.batch([query], decoding=decoding, on_text=for_one(on_text))[0]
 
     def batch(
@@ -224,8 +256,7 @@ class CoF:
         Of several grounders it is the first that finds something.
         """
         sample = Sample.from_query(Query(image, question), self.settings, self.allow_url, {})
-        request = Request(sample.encoded or sample.image, sample.question)
-        asked = [stage_one_request(sample, request)]
+        asked = [stage_one_request(sample, sample.request)]
         groundings = []
         for grounder in self.settings.grounders:
             groundings += grounder.locate(self.engine, asked)
@@ -251,7 +282,7 @@ class CoF:
             question = ""
             try:
                 query = as_query(item)
-                question = str(query.question)
+                question = query.question
                 samples[number] = Sample.from_query(query, self.settings, self.allow_url, images)
             except CofError as error:
                 if raising:
@@ -294,14 +325,10 @@ class CoF:
         self, samples: list[Sample], decoding: Decoding, texts: Mapping[Sample, SentText]
     ) -> list[Answer]:
         """Both stages."""
-        if any(sample.beside is not None for sample in samples) and not self.engine.takes_two:
-            raise CofError(f"{self.engine.name} takes one image at a time: leave beside out.")
+        if not self.engine.takes_two and any(sample.request.others for sample in samples):
+            raise CofError(f"{self.engine.name} takes one image at a time: leave the others out.")
         start = time.perf_counter()
-        encoded = self._encoded(samples)
-        requests = [
-            Request(encoded[id(sample.image)], sample.question, beside=sample.beside)
-            for sample in samples
-        ]
+        requests = self._encoded(samples)
         if isinstance(self.engine, LengthChecker):
             self.engine.check_lengths(requests, decoding)
         before = time.perf_counter()
@@ -373,18 +400,26 @@ class CoF:
             _plain=self._plain(sample, decoding, plain),
         )
 
-    def _encoded(self, samples: list[Sample]) -> dict[int, EncodedImage]:
-        """Each distinct image encoded once, by the `id` of the image.
+    def _encoded(self, samples: list[Sample]) -> list[Request]:
+        """The plain requests, each distinct image encoded once.
 
         Prefill all images or none, because the prefixes of a batch have one length.
         """
-        known = {id(sample.image): sample.encoded for sample in samples if sample.encoded}
-        distinct = {id(s.image): s.image for s in samples if id(s.image) not in known}
-        calls = sum(s.engine_calls for s in samples if id(s.image) in distinct)
-        prefilled = any(image.prefix is not None for image in known.values())
-        prefill = prefilled or calls > len(distinct)
-        fresh = self.engine.encode(list(distinct.values()), prefill=prefill) if distinct else []
-        return known | dict(zip(distinct, fresh, strict=True))
+        images = [image for sample in samples for image in sample.request.images]
+        fresh = {id(image): image for image in images if not isinstance(image, EncodedImage)}
+        calls = sum(s.engine_calls for s in samples if id(s.request.image) in fresh)
+        prefilled = any(isinstance(of, EncodedImage) and of.prefix is not None for of in images)
+        prefill = prefilled or calls > len({id(s.image) for s in samples} & fresh.keys())
+        encoded = self.engine.encode(list(fresh.values()), prefill=prefill) if fresh else []
+        known = dict(zip(fresh, encoded, strict=True))
+        return [
+            replace(
+                sample.request,
+                image=known.get(id(sample.request.image), sample.request.image),
+                others=tuple(known.get(id(other), other) for other in sample.request.others),
+            )
+            for sample in samples
+        ]
 
     def _drafts(
         self, samples: list[Sample], requests: list[Request], decoding: Decoding
@@ -404,9 +439,7 @@ class CoF:
         def plain() -> str:
             if known is not None:
                 return known.text
-            image = sample.encoded or sample.image
-            request = Request(image, sample.question, beside=sample.beside)
-            return self.engine.generate([request], decoding)[0].text
+            return self.engine.generate([sample.request], decoding)[0].text
 
         return plain
 

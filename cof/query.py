@@ -17,9 +17,10 @@ from cof.geometry.regions import (
     region_from_polygon,
 )
 from cof.images import load_image
+from cof.messages import ChatText, read_messages
 from cof.options import check_characters
 from cof.settings import Settings
-from cof.types import EncodedImage, Generation, confidence
+from cof.types import EncodedImage, Generation, Request, confidence
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """One question about one image, with what may differ between the queries of a batch.
+    """One question about one image, or a chat, with what may differ between those of a batch.
 
     Attributes:
-        image: anything that `cof.images.load_image` takes, or the result of `CoF.encode`.
+        image: anything that `cof.images.load_image` takes, or the result of `CoF.encode`. With
+            `messages` the number of the image that is looked at, from 0 or, below 0, from the end;
+            None: the last one.
         question: the question, with its options and answer instruction if any; it is stripped.
         boxes: the caller's own boxes, `(x1, y1, x2, y2)` in 0..1 of the image. A query with
             boxes, a polygon, a mask or a region uses the grounder `given`.
@@ -42,14 +45,14 @@ class Query:
         region: instead, a `cof.Region`.
         strength: lambda of this query; None: that of the settings.
         grounding_question: the question that stage 1 gets, such as one without options and answer
-            instruction; None: `question`.
+            instruction; None: `question`, or the last text of the chat.
         settings: the settings of this query; None: the pipeline's.
-        beside: a second image, which the model sees after the first when it answers; regions are
-            of the first.
+        system: the system message; None: that of the settings.
+        messages: instead of `question`, a whole chat (`cof.messages.read_messages`).
     """
 
-    image: ImageSource | EncodedImage
-    question: str
+    image: ImageSource | EncodedImage | int | None = None
+    question: str = ""
     boxes: Sequence[Sequence[float]] | None = None
     polygon: Sequence[tuple[float, float]] | None = None
     mask: ArrayLike | None = None
@@ -57,7 +60,30 @@ class Query:
     strength: float | None = None
     grounding_question: str | None = None
     settings: Settings | None = None
-    beside: ImageSource | None = None
+    system: str | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+
+    def read(self, system: str = "") -> ChatText:
+        """The chat, its images not loaded yet.
+
+        Args:
+            system: the system message, where the query does not say.
+
+        Raises:
+            CofError: it cannot be used.
+        """
+        system = system if self.system is None else self.system
+        check_characters("The system message", system)
+        if self.messages is None:
+            image = {"type": "image", "image": self.image}
+            text = {"type": "text", "text": check_question(self.question)}
+            return read_messages([{"role": "user", "content": [image, text]}], None, system)
+        if self.question or not isinstance(self.image, int | None):
+            raise CofError(
+                "A chat holds its question and images itself: give messages, and image only as "
+                "the number of the one to look at."
+            )
+        return read_messages(self.messages, self.image, system)
 
 
 QueryLike: TypeAlias = "Query | Mapping[str, Any] | tuple[ImageSource | EncodedImage, str]"
@@ -65,25 +91,27 @@ QueryLike: TypeAlias = "Query | Mapping[str, Any] | tuple[ImageSource | EncodedI
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A checked query: its image loaded, its region built, its own settings.
+    """A checked query: its images loaded, its region built, its own settings.
 
     Attributes:
-        image: upright RGB.
-        question: stripped, not empty.
-        region: the caller's own region; None: there is none.
+        request: the chat, as the engine takes it, with the caller's own region if there is one.
         settings: the query's or else the pipeline's, with this query's changes.
         grounding_question: the question that stage 1 gets.
-        encoded: the image as the caller encoded it; None: it is not encoded yet.
-        beside: the second image, upright RGB; None: there is none.
     """
 
-    image: Image
-    question: str
-    region: Region | None
+    request: Request
     settings: Settings
     grounding_question: str
-    encoded: EncodedImage | None = None
-    beside: Image | None = None
+
+    @property
+    def image(self) -> Image:
+        """The image that is looked at, upright RGB."""
+        return self.request.pil_image
+
+    @property
+    def question(self) -> str:
+        """The last text of the user, not empty."""
+        return self.request.prompt
 
     @classmethod
     def from_query(
@@ -99,28 +127,23 @@ class Sample:
                 once; it is added to.
 
         Raises:
-            CofError: the image, the question or the region cannot be used.
+            CofError: the chat, an image or the region cannot be used.
         """
-        question = check_question(query.question)
         settings = settings if query.settings is None else query.settings
         if not isinstance(settings, Settings):
             raise CofError(f"settings takes cof.Settings, not {type(settings).__name__}.")
-        encoded = query.image if isinstance(query.image, EncodedImage) else None
-        image = _load(query.image, allow_url, images)
-        beside = None if query.beside is None else _load(query.beside, allow_url, images)
-        if beside is not None and settings.focus.name == "beside":
-            raise CofError(
-                "Focus 'beside' shows the region as the second image: give one image, or another "
-                "focus."
-            )
+        chat = query.read(settings.system)
+        image = _load(chat.image, allow_url, images)
+        others = tuple(_load(source, allow_url, images) for source in chat.others)
         region = _own_region(query, image.size)
         if region is not None:
             settings = settings.changed(grounder="given")
         if query.strength is not None:
             settings = settings.changed(strength=query.strength)
         about = query.grounding_question
-        about = question if about is None else check_question(about)
-        return cls(image, question, region, settings, about, encoded, beside)
+        about = chat.prompt if about is None else check_question(about)
+        request = Request(image, chat.prompt, region=region, chat=chat.turns, others=others)
+        return cls(request, settings, about)
 
     @property
     def engine_calls(self) -> int:
@@ -185,10 +208,11 @@ def as_query(item: QueryLike) -> Query:
         return item
     if isinstance(item, Mapping):
         known = [field.name for field in fields(Query)]
-        if not {"image", "question"} <= item.keys() <= set(known):
+        whole = {"image", "question"} <= item.keys() or "messages" in item
+        if not whole or not item.keys() <= set(known):
             raise CofError(
-                f"A query has image and question, and may have {', '.join(known[2:])}; "
-                f"this one has {', '.join(map(str, item))}."
+                "A query has image and question, or messages, and may have "
+                f"{', '.join(known[2:-1])}; this one has {', '.join(map(str, item))}."
             )
         return Query(**item)
     if isinstance(item, (tuple, list)) and len(item) == 2:
@@ -198,12 +222,12 @@ def as_query(item: QueryLike) -> Query:
 
 def _load(
     source: ImageSource | EncodedImage, allow_url: bool, images: dict[object, Image]
-) -> Image:
+) -> Image | EncodedImage:
     """The image of a source, from `images` if it was loaded before."""
-    key = str(source) if isinstance(source, (str, os.PathLike)) else id(source)
     if isinstance(source, EncodedImage):
-        images[key] = source.image
-    elif key not in images:
+        return source
+    key = str(source) if isinstance(source, (str, os.PathLike)) else id(source)
+    if key not in images:
         images[key] = load_image(source, allow_url=allow_url)
     return images[key]
 

@@ -21,7 +21,14 @@ from cof.methods import (
     owners,
     values_of,
 )
-from cof.options import Options, flag, fraction, option, options_of, positive
+from cof.options import Options, check_characters, flag, fraction, option, options_of, positive
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise CofError(f"{name} must be a text, not {value!r}.")
+    check_characters(name, value)
+    return value
 
 
 @dataclass(frozen=True, init=False)
@@ -55,6 +62,7 @@ class Settings(Options):
     expand: float = option(
         1.3, "alpha: scale the region about its centre by this factor (section II-B)", positive
     )
+    system: str = option("", "The system message of every chat that has none of its own", _text)
     released: bool = option(
         False,
         "Do all that the paper's released code does otherwise: how boxes are read, squared, "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 from cof.errors import CofError
@@ -86,33 +87,99 @@ class EncodedImage:
         return self.image.size
 
 
+class Slot(Enum):
+    """Where a request's own image and prompt stand in its chat."""
+
+    IMAGE = "image"
+    PROMPT = "prompt"
+
+
 @dataclass(frozen=True)
-class Request:
-    """One question about one image, as an engine takes it.
+class Turn:
+    """One message of a chat.
 
     Attributes:
-        image: upright RGB (as `cof.images.load_image` returns it), or the same image encoded.
-        prompt: the user's text after the image; the engine adds the chat template.
+        role: `system`, `user` or `assistant`.
+        parts: in their order: texts, slots, and numbers of `Request.others`.
+    """
+
+    role: str
+    parts: tuple[str | Slot | int, ...]
+
+
+ALONE = (Turn("user", (Slot.IMAGE, Slot.PROMPT)),)
+"""The chat of one question about one image."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A chat about an image, as an engine takes it.
+
+    Attributes:
+        image: the one that a highlight is about: upright RGB (as `cof.images.load_image` returns
+            it), or the same image encoded.
+        prompt: the last text of the user; the engine adds the chat template.
         highlight: the bias while answering; None: the plain model.
-        beside: a second image, shown after the first; a model that takes only one image gets it
-            in place of the first, with a `CofWarning`. None: there is no second image.
         region: the caller's own region, for the grounder `given`; engines do not read it.
         notation: the spans `(start, end)` of the prompt that are a grounding template's own words:
             special tokens of the model's grounding notation are meant as such there. Everywhere
             else they are plain text.
+        chat: the turns in which image and prompt stand, each slot once.
+        others: the chat's other images, each once.
+        thinks: whether a reasoning model may think before it answers.
     """
 
     image: Image | EncodedImage
     prompt: str
     highlight: Highlight | None = None
-    beside: Image | EncodedImage | None = None
     region: Region | None = None
     notation: tuple[tuple[int, int], ...] = ()
+    chat: tuple[Turn, ...] = ALONE
+    others: tuple[Image | EncodedImage, ...] = ()
+    thinks: bool = True
 
     @property
     def pil_image(self) -> Image:
         """The image itself, whether it is encoded or not."""
-        return self.image.image if isinstance(self.image, EncodedImage) else self.image
+        return pil_image(self.image)
+
+    @property
+    def places(self) -> list[str | Slot | int]:
+        """The parts of all turns, in their order."""
+        return [part for turn in self.chat for part in turn.parts]
+
+    @property
+    def images(self) -> list[Image | EncodedImage]:
+        """All images of the chat, in their order."""
+        return [
+            self.image if part is Slot.IMAGE else self.others[part]
+            for part in self.places
+            if part is Slot.IMAGE or isinstance(part, int)
+        ]
+
+    @property
+    def number(self) -> int:
+        """The place of `image` among `images`."""
+        before = self.places[: self.places.index(Slot.IMAGE)]
+        return sum(isinstance(part, int) for part in before)
+
+    def asking(self, prompt: str, notation: tuple[tuple[int, int], ...] = ()) -> Request:
+        """The same chat with another last text and without a highlight."""
+        return replace(self, prompt=prompt, notation=notation, highlight=None)
+
+    def beside(self, image: Image | EncodedImage) -> Request:
+        """The same chat with one more image right after `image`."""
+        new = {Slot.IMAGE: (Slot.IMAGE, len(self.others))}
+        turns = tuple(
+            Turn(turn.role, tuple(each for part in turn.parts for each in new.get(part, (part,))))
+            for turn in self.chat
+        )
+        return replace(self, chat=turns, others=(*self.others, image))
+
+
+def pil_image(image: Image | EncodedImage) -> Image:
+    """The image itself, whether it is encoded or not."""
+    return image.image if isinstance(image, EncodedImage) else image
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from jinja2 import TemplateError
+
+from cof.errors import CofError
 from cof.families.family import Family
 from cof.families.special_tokens import SpecialTokens
 from cof.prompting.dialects import Dialect
-from cof.types import Request
+from cof.types import ALONE, Request, Slot, Turn
+
+THINKING = "enable_thinking"
+"""What chat templates of reasoning models are told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +35,11 @@ class Chat:
     @cached_property
     def special(self) -> SpecialTokens:
         """The model's special tokens."""
-        return SpecialTokens.of_tokenizer(self.processor.tokenizer, self.processor, self.render(""))
+        return SpecialTokens.of_tokenizer(self.processor.tokenizer, self.processor, self.opening())
+
+    def opening(self, *, thinks: bool = True) -> str:
+        """A chat of one image and no text."""
+        return self._render(ALONE, {Slot.PROMPT: ""}, thinks=thinks)
 
     @cached_property
     def _notation(self) -> frozenset[str]:
@@ -36,31 +47,67 @@ class Chat:
         template = self.dialect.template
         return frozenset(text for text in self.special.texts if text in template)
 
-    def text(self, request: Request, images: int = 1) -> str:
+    def text(self, request: Request) -> str:
         """A request as a chat, up to where the answer begins. Special tokens in what the user
         typed are escaped, so that `special_tokens.token_ids` reads them as text.
 
         Raises:
-            CofError: the prompt cannot be encoded.
+            CofError: a text cannot be encoded, or the model's chat template has no place for it.
         """
-        escaped = self.special.escape(request.prompt, request.notation, self._notation)
-        return self.render(escaped, images)
-
-    def render(self, prompt: str, images: int = 1) -> str:
-        """A prompt in the model's chat template, as it is."""
-        if getattr(self.processor, "chat_template", None) is None:
-            bos = self.processor.tokenizer.bos_token
-            text = self.family.prompt.format(prompt=prompt, bos=bos)
-            if images > 1:
-                token = str(self.processor.image_token)
-                text = text.replace(token, token * images, 1)
-            return text
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-        return str(
-            self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        texts: dict[str | Slot | int, str] = {
+            part: self.special.escape(part) for part in request.places if isinstance(part, str)
+        }
+        own = self.special.escape(request.prompt, request.notation, self._notation)
+        text = self._render(request.chat, {**texts, Slot.PROMPT: own}, thinks=request.thinks)
+        if any(part.strip() not in text for part in (*texts.values(), own)):
+            roles = " and ".join(dict.fromkeys(turn.role for turn in request.chat))
+            raise CofError(
+                f"The chat template of {self.family.name} has no place for messages of {roles}: "
+                "ask one question, without a system message or earlier turns."
             )
-        )
+        return text
+
+    def _render(
+        self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str], *, thinks: bool
+    ) -> str:
+        """A chat in the model's template; `texts` are those of its parts, all others images."""
+        template = getattr(self.processor, "chat_template", None) or self.family.chat_template
+        if not template:
+            return self._without_template(chat, texts)
+        messages = [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "text", "text": texts[part]} if part in texts else {"type": "image"}
+                    for part in turn.parts
+                ],
+            }
+            for turn in chat
+        ]
+        try:
+            text = self.processor.apply_chat_template(
+                messages,
+                chat_template=None if template is self.processor.chat_template else template,
+                add_generation_prompt=True,
+                tokenize=False,
+                **({"enable_thinking": False} if not thinks and THINKING in str(template) else {}),
+            )
+        except TemplateError as error:
+            raise CofError(
+                f"The chat template of {self.family.name} refuses this chat: {error}"
+            ) from error
+        return str(text)
+
+    def _without_template(
+        self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str]
+    ) -> str:
+        """The one turn that models know whose processor has no chat template."""
+        *_, last = chat
+        images = sum(part not in texts for part in last.parts)
+        prompt = "".join(texts[part] for part in last.parts if part in texts)
+        text = self.family.prompt.format(prompt=prompt, bos=self.processor.tokenizer.bos_token)
+        token = str(getattr(self.processor, "image_token", None) or "")
+        return text.replace(token, token * images, 1) if images > 1 else text
 
 
 def adds_special_tokens(processor: Any, text: str) -> bool:

@@ -30,6 +30,7 @@ class Family:
             fractions, it is also the frame of the token grid.
         prompt: the prompt around `{prompt}` when the processor has no chat template; `{bos}` is
             the start token, where the tokenizer does not add it.
+        chat_template: in its place, in Jinja, for whole chats.
         num_prefix_features: config -> how many image features stand before the first token of
             `token_means` (CLS).
         pads_to_square: whether its reference evaluation pads images to a square, unlike the
@@ -49,6 +50,7 @@ class Family:
     dialect: Dialect = LLAVA
     frame: Callable[[tuple[int, int], Any], Frame] | None = None
     prompt: str = "{prompt}"
+    chat_template: str = ""
     num_prefix_features: Callable[[Any], int] = lambda config: 0
     pads_to_square: bool | None = None
     image_type: int = 1

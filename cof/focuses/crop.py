@@ -53,7 +53,7 @@ class Beside(Focus):
     def apply(self, request: Request, region: Region) -> Request:
         if region.whole:
             return request
-        return replace(request, beside=Crop().apply(request, region).image)
+        return request.beside(Crop().apply(request, region).image)
 
 
 def _widen(start: int, end: int, shortest: int, size: int) -> tuple[int, int]:

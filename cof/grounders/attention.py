@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cof.engines.base import StateReader
-from cof.grounders.maps import LAYERS, UNSURE, MapGrounder, Visible, image_id, select_layers
+from cof.grounders.maps import LAYERS, UNSURE, MapGrounder, Visible, select_layers
 from cof.options import fraction, indices, option
 from cof.prompting.dialects import SHORT_ANSWER, first_line
-from cof.types import Request
+from cof.types import Request, pil_image
 
 GENERIC = "Write a general description of the image."
 """ViCrop's question without an object."""
@@ -62,19 +62,13 @@ class RelativeAttention(MapGrounder):
     def heat(
         self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
     ) -> Iterator[NDArray[np.floating]]:
-        asked = [
-            Request(request.image, first_line(request.prompt) + SHORT_ANSWER)
-            for request in requests
-        ]
-        generic = {
-            image_id(request): Request(request.image, GENERIC + SHORT_ANSWER)
-            for request in requests
-        }
+        asked = [r.asking(first_line(r.prompt) + SHORT_ANSWER) for r in requests]
+        generic = {_chat_id(request): request.asking(GENERIC + SHORT_ANSWER) for request in requests}
         attentions = reader.image_attentions([*asked, *generic.values()])
         maps = [self._average(attention) for attention in attentions]
         generic_maps = dict(zip(generic, maps[len(asked) :], strict=True))
         for request, ours, shown in zip(requests, maps, visible, strict=False):
-            theirs = generic_maps[image_id(request)]
+            theirs = generic_maps[_chat_id(request)]
             if np.allclose(ours, theirs, rtol=1e-3):  # the question makes no difference
                 yield np.ones_like(ours)
                 continue
@@ -87,3 +81,8 @@ class RelativeAttention(MapGrounder):
         default = [min(round(self.depth * num_layers), num_layers - 1)]
         layers = select_layers(self.grounder_layers, default, num_layers)
         return np.asarray(attention[layers].mean((0, 1)))
+
+
+def _chat_id(request: Request) -> tuple[object, ...]:
+    """The same value for all requests that differ in their last text alone."""
+    return (id(pil_image(request.image)), request.chat, *map(id, request.others))

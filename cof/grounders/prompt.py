@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from cof.engines.base import Engine
@@ -70,7 +70,7 @@ class Prompt(Grounder):
         asked = []
         for request in requests:
             prompt, notation = fill(template, request.prompt)
-            asked.append(Request(request.image, prompt, notation=notation))
+            asked.append(replace(request.asking(prompt, notation), thinks=False))
         box_template = engine.dialect.box_template if self.boxes == "template" else None
         if self.boxes == "template" and box_template is None:
             warnings.warn(

@@ -62,7 +62,7 @@ class Relevance(MapGrounder):
     ) -> Iterator[NDArray[np.floating]]:
         phrases = [object_words(request.prompt) for request in requests]
         asked = [
-            Request(request.image, EXISTENCE.format(phrase=phrase))
+            request.asking(EXISTENCE.format(phrase=phrase))
             for request, objects in zip(requests, phrases, strict=True)
             for phrase in objects
         ]

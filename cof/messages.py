@@ -1,0 +1,119 @@
+"""Chats as users write them: messages in the format of transformers and of OpenAI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cof.errors import CofError
+from cof.options import check_characters
+from cof.types import Slot, Turn
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""The roles that are read, and what chat templates call them."""
+
+_IMAGES = ("image", "image_url", "url", "path", "base64")
+"""Where a part of the type `image` or `image_url` may hold its image."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChatText:
+    """A chat that has been read.
+
+    Attributes:
+        turns: with slots for the image that is looked at and for the last text of the user, and
+            the numbers of all other images among `others`.
+        prompt: the last text of the user.
+        image: the source of the image that is looked at.
+        others: the sources of the other images, in their order.
+    """
+
+    turns: tuple[Turn, ...]
+    prompt: str
+    image: Any
+    others: tuple[Any, ...]
+
+
+def read_messages(
+    messages: Sequence[Mapping[str, Any]], number: int | None = None, system: str = ""
+) -> ChatText:
+    """A chat in which an image is looked at.
+
+    Args:
+        messages: dicts with a `role` and a `content`: a text, or a list of parts, each
+            `{"type": "text", "text": ...}`, `{"type": "image", "image": source}` (or `url`, `path`,
+            `base64`) or `{"type": "image_url", "image_url": {"url": ...}}`; the last is the
+            user's.
+        number: of the image, from 0 or, below 0, from the end; None: the last one.
+        system: the system message, where the chat has none of its own; empty: none.
+
+    Raises:
+        CofError: a message cannot be read, the chat has no image of that number, or its last
+            message is not the user's with a text.
+    """
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
+        raise CofError("A chat is a list of messages, each with a role and a content.")
+    sources: list[Any] = []
+    turns = [_turn(message, sources) for message in messages]
+    if system and all(turn.role != "system" for turn in turns):
+        turns.insert(0, Turn("system", (system,)))
+    last = list(turns[-1].parts)
+    texts = [place for place, part in enumerate(last) if isinstance(part, str) and part.strip()]
+    if turns[-1].role != "user" or not texts:
+        raise CofError("The last message of a chat must be the user's, with a text that asks.")
+    prompt = str(last[texts[-1]])
+    last[texts[-1]] = Slot.PROMPT
+    turns[-1] = Turn("user", tuple(last))
+    if not sources:
+        raise CofError("The chat has no image: add a part with one.")
+    chosen = -1 if number is None else number
+    if not -len(sources) <= chosen < len(sources):
+        raise CofError(f"The chat has {len(sources)} images, so there is no image {number}.")
+    chosen %= len(sources)
+
+    def place(part: str | Slot | int) -> str | Slot | int:
+        if not isinstance(part, int):
+            return part
+        return Slot.IMAGE if part == chosen else part - (part > chosen)
+
+    return ChatText(
+        tuple(Turn(turn.role, tuple(map(place, turn.parts))) for turn in turns),
+        prompt,
+        sources[chosen],
+        tuple(source for at, source in enumerate(sources) if at != chosen),
+    )
+
+
+def _turn(message: Mapping[str, Any], sources: list[Any]) -> Turn:
+    """A message whose images are numbers of `sources`, which they are added to."""
+    role = ROLES.get(str(message.get("role"))) if isinstance(message, Mapping) else None
+    if role is None:
+        known = ", ".join(ROLES)
+        raise CofError(f"A message needs a role ({known}) and a content: {_brief(message)}.")
+    content = message.get("content")
+    parts: list[str | Slot | int] = []
+    for part in [content] if isinstance(content, str) else content or ():
+        kind = part.get("type") if isinstance(part, Mapping) else "text"
+        if kind == "text":
+            text = part if isinstance(part, str) else part.get("text")
+            if not isinstance(text, str):
+                raise CofError(f"A part of the type text needs a text: {_brief(part)}.")
+            check_characters("A message", text)
+            parts.append(text)
+            continue
+        found = [part[name] for name in _IMAGES if part.get(name) is not None]
+        if kind not in ("image", "image_url") or not found:
+            raise CofError(
+                "A message holds parts of the type text, or image or image_url with the image: "
+                f"{_brief(part)}."
+            )
+        source = found[0]
+        parts.append(len(sources))
+        sources.append(source.get("url") if isinstance(source, Mapping) else source)
+    return Turn(role, tuple(parts))
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
