@@ -37,54 +37,33 @@ _HOME = {
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = [
-    "Answer",
-    "Attention",
-    "Beside",
-    "CoF",
-    "CofError",
-    "CofWarning",
-    "Contrast",
-    "Crop",
-    "Decoding",
-    "Detector",
-    "Given",
-    "Logits",
-    "Nowhere",
-    "Overlay",
-    "Prompt",
-    "Query",
-    "Region",
-    "RelativeAttention",
-    "Relevance",
-    "Settings",
-    "Soft",
-    "Unchanged",
-    "Whole",
-    "__version__",
-    "preset",
-]
+__all__ = [*_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from cof.answer import Answer
-    from cof.errors import CofError, CofWarning
-    from cof.focuses import Attention, Beside, Contrast, Crop, Overlay, Soft, Unchanged
-    from cof.geometry.regions import Region
-    from cof.grounders import (
-        Detector,
-        Given,
-        Logits,
-        Nowhere,
-        Prompt,
-        RelativeAttention,
-        Relevance,
-        Whole,
-    )
-    from cof.pipeline import CoF
-    from cof.presets import preset
-    from cof.query import Query
-    from cof.settings import Settings
-    from cof.types import Decoding
+    from cof.answer import Answer as Answer
+    from cof.errors import CofError as CofError
+    from cof.errors import CofWarning as CofWarning
+    from cof.focuses import Attention as Attention
+    from cof.focuses import Beside as Beside
+    from cof.focuses import Contrast as Contrast
+    from cof.focuses import Crop as Crop
+    from cof.focuses import Overlay as Overlay
+    from cof.focuses import Soft as Soft
+    from cof.focuses import Unchanged as Unchanged
+    from cof.geometry.regions import Region as Region
+    from cof.grounders import Detector as Detector
+    from cof.grounders import Given as Given
+    from cof.grounders import Logits as Logits
+    from cof.grounders import Nowhere as Nowhere
+    from cof.grounders import Prompt as Prompt
+    from cof.grounders import RelativeAttention as RelativeAttention
+    from cof.grounders import Relevance as Relevance
+    from cof.grounders import Whole as Whole
+    from cof.pipeline import CoF as CoF
+    from cof.presets import preset as preset
+    from cof.query import Query as Query
+    from cof.settings import Settings as Settings
+    from cof.types import Decoding as Decoding
 
 
 def __getattr__(name: str) -> object:

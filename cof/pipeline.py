@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from cof.presets import default_settings
 from cof.presets import preset as named_preset
 from cof.query import Query, QueryLike, Sample, as_query
 from cof.settings import Settings
-from cof.stages import Outcome, answer, locate, stage_one_request
+from cof.stages import answer, locate, stage_one_request
 from cof.streaming import SentText, for_one
 from cof.types import (
     Decoding,
@@ -350,10 +350,31 @@ class CoF:
                 texts[sample].finish(outcome.reply.text)
         answering = time.perf_counter() - grounded + drafted - before
         timings = Timings(ground=grounded - drafted + before - start, answer=answering)
-        return [
-            self._answer(sample, decoding, draft, outcome, timings)
-            for sample, draft, outcome in zip(samples, drafts, outcomes, strict=True)
-        ]
+        answers = []
+        for sample, draft, outcome in zip(samples, drafts, outcomes, strict=True):
+            look, grounding = outcome.look, outcome.look.grounding
+            plain = draft or (outcome.reply if look.region is None else None)
+            answers.append(
+                Answer(
+                    text=outcome.reply.text,
+                    boxes=look.region.boxes if look.region else (),
+                    raw_boxes=grounding.region.boxes if grounding.region else (),
+                    found=grounding.region is not None,
+                    grounder=look.grounder,
+                    grounding_text=grounding.text,
+                    confidence=grounding.confidence,
+                    reason=grounding.reason,
+                    region=look.region,
+                    settings=sample.settings,
+                    timings=timings,
+                    image=sample.image,
+                    question=sample.question,
+                    num_tokens=len(outcome.reply.token_ids),
+                    answer_confidence=confidence(outcome.reply),
+                    _plain=partial(self._plain_text, sample, decoding, plain),
+                )
+            )
+        return answers
 
     def _generate(
         self, requests: Sequence[Request], decoding: Decoding, texts: Sequence[SentText | None]
@@ -370,35 +391,6 @@ class CoF:
         for text in filter(None, alone):
             text.begin()
         return self.engine.generate(requests, decoding, tell)
-
-    def _answer(
-        self,
-        sample: Sample,
-        decoding: Decoding,
-        draft: Generation | None,
-        outcome: Outcome,
-        timings: Timings,
-    ) -> Answer:
-        look, grounding = outcome.look, outcome.look.grounding
-        plain = draft or (outcome.reply if look.region is None else None)
-        return Answer(
-            text=outcome.reply.text,
-            boxes=look.region.boxes if look.region else (),
-            raw_boxes=grounding.region.boxes if grounding.region else (),
-            found=grounding.region is not None,
-            grounder=look.grounder,
-            grounding_text=grounding.text,
-            confidence=grounding.confidence,
-            reason=grounding.reason,
-            region=look.region,
-            settings=sample.settings,
-            timings=timings,
-            image=sample.image,
-            question=sample.question,
-            num_tokens=len(outcome.reply.token_ids),
-            answer_confidence=confidence(outcome.reply),
-            _plain=self._plain(sample, decoding, plain),
-        )
 
     def _encoded(self, samples: list[Sample]) -> list[Request]:
         """The plain requests, each distinct image encoded once.
@@ -432,16 +424,11 @@ class CoF:
             drafts[number] = reply
         return drafts
 
-    def _plain(
-        self, sample: Sample, decoding: Decoding, known: Generation | None
-    ) -> Callable[[], str]:
-        @cache
-        def plain() -> str:
-            if known is not None:
-                return known.text
-            return self.engine.generate([sample.request], decoding)[0].text
-
-        return plain
+    def _plain_text(self, sample: Sample, decoding: Decoding, known: Generation | None) -> str:
+        """The plain answer, generated now if it is not known."""
+        if known is not None:
+            return known.text
+        return self.engine.generate([sample.request], decoding)[0].text
 
 
 def _engine_class(name: str) -> Any:

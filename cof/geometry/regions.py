@@ -49,12 +49,12 @@ def region_from_boxes(boxes: Sequence[Sequence[float]]) -> Region:
         CofError: there is no box, or one is not four finite numbers in 0..1 with an area.
     """
     try:
-        boxes = list(boxes)
-    except TypeError:
+        corners = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes]
+    except (TypeError, ValueError, OverflowError):
         raise CofError(f"boxes must be a list of (x1, y1, x2, y2), not {boxes!r}.") from None
-    if not boxes:
+    if not corners:
         raise CofError("boxes is empty: give at least one (x1, y1, x2, y2), or leave it out.")
-    return Region(boxes=tuple(_check_box(box) for box in boxes))
+    return Region(boxes=tuple(map(_check_box, corners)))
 
 
 def region_from_polygon(points: Sequence[tuple[float, float]], image_wh: tuple[int, int]) -> Region:
@@ -154,19 +154,15 @@ def coverage_image(region: Region, image_wh: tuple[int, int]) -> Image.Image:
     return canvas
 
 
-def _check_box(box: Sequence[float]) -> XYXY:
-    try:
-        x1, y1, x2, y2 = (float(value) for value in box)
-    except (TypeError, ValueError):
-        raise CofError(f"Invalid box {box!r}: boxes must be a list of (x1, y1, x2, y2).") from None
-    checked = ordered((x1, y1, x2, y2))
-    shown = ", ".join(f"{value:g}" for value in (x1, y1, x2, y2))
-    if not all(math.isfinite(v) and 0 <= v <= 1 for v in (x1, y1, x2, y2)):
+def _check_box(box: XYXY) -> XYXY:
+    shown = ", ".join(f"{value:g}" for value in box)
+    if not all(0 <= value <= 1 for value in box):
         raise CofError(
             f"Box ({shown}) is outside 0..1: give fractions of the image's width and height "
             "(pixels divided by them)."
         )
-    if min(checked[2] - checked[0], checked[3] - checked[1]) < _THINNEST:
+    x1, y1, x2, y2 = checked = ordered(box)
+    if min(x2 - x1, y2 - y1) < _THINNEST:
         raise CofError(f"Box ({shown}) has no area: give two different corners.")
     return checked
 

@@ -119,8 +119,11 @@ def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
     >>> native_wh(Frame.pixels((112, 84)), "pixels")
     (112.0, 84.0)
     """
-    scale = SCALE.get(units)
-    return (scale, scale) if scale else (frame.right, frame.bottom)
+    # `pixels` have no fixed scale, but the padding is equal on both sides
+    return (
+        SCALE.get(units, frame.left + frame.right),
+        SCALE.get(units, frame.top + frame.bottom),
+    )
 
 
 def parse_released(text: str, frame: Frame) -> Parsed:
@@ -146,18 +149,16 @@ def parse_released(text: str, frame: Frame) -> Parsed:
     return Parsed((frame.to_image((x1, y1, x2, y2)),))
 
 
-def _candidates(text: str, order: Order) -> Iterator[_Four]:
+def _candidates(text: str, order: Order) -> list[_Four]:
     """Four numbers each, as x1 y1 x2 y2, in the first format that occurs in the text."""
-    if locations := [_read_four(match) for match in _LOCATION.finditer(text)]:
-        yield from (_reorder(four, order) for four in locations)
-        return
-    if keyed := list(_read_keys(text)):
-        yield from keyed
-        return
-    for pattern in (_LIST, _CORNERS, _BARE):
-        if fours := [_read_four(match) for match in pattern.finditer(text)]:
-            yield from (_reorder(four, order) for four in fours)
-            return
+    for pattern in (_LOCATION, _KEYED, _LIST, _CORNERS, _BARE):
+        if pattern is _KEYED:
+            fours = list(_read_keys(text))
+        else:
+            fours = [_read_four(match, order) for match in pattern.finditer(text)]
+        if fours:
+            return fours
+    return []
 
 
 def _read_cells(text: str) -> Iterator[_Four]:
@@ -173,21 +174,14 @@ def _read_cells(text: str) -> Iterator[_Four]:
         yield (x1 + start, ""), (y1 + start, ""), (x2 + end, ""), (y2 + end, "")
 
 
-def _read_four(match: re.Match[str]) -> _Four:
+def _read_four(match: re.Match[str], order: Order) -> _Four:
     groups = match.groups()
     a, b, c, d = (_number(groups[i], groups[i + 1]) for i in range(0, 8, 2))
-    return a, b, c, d
+    return (b, a, d, c) if order == "yxyx" else (a, b, c, d)
 
 
 def _number(digits: str, unit: str | None) -> _Number:
     return float(digits), (unit or "").strip()
-
-
-def _reorder(four: _Four, order: Order) -> _Four:
-    if order == "yxyx":
-        y1, x1, y2, x2 = four
-        return x1, y1, x2, y2
-    return four
 
 
 def _read_keys(text: str) -> Iterator[_Four]:

@@ -8,7 +8,6 @@ read together with the next token that the model chooses (`box_decoding`). So ev
 from __future__ import annotations
 
 import random
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -173,11 +172,9 @@ class PartialBox:
     def open_numbers(self, node: Node) -> list[int]:
         """The numbers of a node of this slot with which the box has an area."""
         place, last = len(self.chosen), len(self.compiled.template.numbers) - 1
-        first = self.chosen[place - 2] + 1 if place >= 2 else 0
-        last = last if place >= 2 else last - 1
-        return list(
-            node.numbers[bisect_left(node.numbers, first) : bisect_right(node.numbers, last)]
-        )
+        if place < 2:
+            return [number for number in node.numbers if number < last]
+        return [number for number in node.numbers if number > self.chosen[place - 2]]
 
     def _with(self, token: int) -> PartialBox:
         node = self.node.follow[token]
