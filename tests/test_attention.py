@@ -24,8 +24,7 @@ from cof.attention import registry as attention
 from cof.attention import widening
 from cof.attention.bias_mask import Bias, make_gates
 from cof.attention.registry import (
-    attach_decoder,
-    attach_qformer,
+    attach,
     record_weights,
     reweight,
 )
@@ -78,7 +77,7 @@ def load(name: str = "llava") -> Any:
 @pytest.fixture(scope="module")
 def model() -> Any:
     loaded = load()
-    attach_decoder(loaded)
+    attach(loaded, "text_config")
     return loaded
 
 
@@ -317,15 +316,13 @@ def test_a_model_that_was_not_attached_is_noticed(stock: Any, single: dict[str, 
 
 def test_a_model_that_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load()
-    with pytest.raises(CofError, match="has no cross-attention"):
-        attach_qformer(loaded)
     with monkeypatch.context() as patch:
         patch.setattr(type(loaded.model.language_model), "_supports_sdpa", False)
         with pytest.raises(CofError, match="does not let its attention be reweighted"):
-            attach_decoder(loaded)
+            attach(loaded, "text_config")
     loaded.config.text_config.attn_logit_softcapping = 50.0
     with pytest.raises(CofError, match="does not let its attention be reweighted"):
-        attach_decoder(loaded)
+        attach(loaded, "text_config")
     assert loaded.config.text_config._attn_implementation == "sdpa"
 
 

@@ -33,12 +33,16 @@ def engine(name: str) -> TransformersEngine:
     return TransformersEngine.from_pretrained(checkpoint(name))
 
 
+def fill(made, images):
+    made._resume(made.plan([Request(i, "") for i in images], [0] * len(images))[0][1])
+
+
 @functools.cache
 def encoded(name: str) -> list[EncodedImage]:
     """Images with their prefixes, computed in a pass of their own."""
     images = engine(name).encode(IMAGES, prefill=True)
     with torch.inference_mode():
-        engine(name)._prefixes(images)
+        fill(engine(name), images)
     return images
 
 
@@ -113,18 +117,18 @@ class TestReuse:
 
     def test_a_prefix_is_not_used_up(self, name: str) -> None:
         made = engine(name)
-        prefix = encoded(name)[0].prefix.value
+        prefix = encoded(name)[0].prefix
         before = [state.clone() for layer in prefix.states for state in layer]
         first = made.generate(requests(encoded(name), "all"), SHORT)
         assert made.generate(requests(encoded(name), "all"), SHORT) == first
-        after = [state for layer in encoded(name)[0].prefix.value.states for state in layer]
-        assert encoded(name)[0].prefix.value is prefix
+        after = [state for layer in encoded(name)[0].prefix.states for state in layer]
+        assert encoded(name)[0].prefix is prefix
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     def test_how_much_is_computed(self, name: str) -> None:
         made = engine(name)
         tokens = GRID * GRID
-        lead = len(encoded(name)[0].prefix.value.token_ids) - tokens
+        lead = len(encoded(name)[0].prefix.token_ids) - tokens
         for kind in ("plain", "text"):
             with counted(made) as lengths:
                 made.generate(requests(encoded(name), kind), SHORT)
@@ -140,7 +144,7 @@ class TestReuse:
 
     def test_with_the_whole_image_highlighted_the_text_before_it_is_reused(self, name: str) -> None:
         made = engine(name)
-        lead = len(encoded(name)[0].prefix.value.token_ids) - GRID * GRID
+        lead = len(encoded(name)[0].prefix.token_ids) - GRID * GRID
         highlight = Highlight(EVERYTHING, 8.0)
         with counted(made) as lengths:
             made.generate([Request(IMAGES[0], "hi", highlight)], SHORT)
@@ -184,14 +188,14 @@ class TestTheFirstQuestion:
         made = engine("llava")
         expected = made.generate(self.rows(IMAGES, kind), decoding)
         images = made.encode(IMAGES, prefill=True)
-        assert [image.prefix.value for image in images] == [None] * 3
+        assert not any(image.prefix.token_ids for image in images)
         with counted(made) as lengths:
             first = made.generate(self.rows(images, kind), decoding)
         assert_same(first, expected)
         assert len(lengths) == (4 if decoding is BOX else 5)  # none for the prefixes alone
         for image, other in zip(images, encoded("llava"), strict=True):
-            assert image.prefix.value.token_ids == other.prefix.value.token_ids
-            pairs = zip(image.prefix.value.states, other.prefix.value.states, strict=True)
+            assert image.prefix.token_ids == other.prefix.token_ids
+            pairs = zip(image.prefix.states, other.prefix.states, strict=True)
             for ours, theirs in pairs:
                 torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
         assert_same(
@@ -205,7 +209,7 @@ class TestTheFirstQuestion:
         images = [encoded("llava")[0], *made.encode(IMAGES[1:], prefill=True)]
         expected = made.generate(self.rows(IMAGES, kind), decoding)
         assert_same(made.generate(self.rows(images, kind), decoding), expected)
-        assert all(image.prefix.value is not None for image in images)
+        assert all(image.prefix.token_ids for image in images)
 
 
 def test_biased_states_are_not_cached() -> None:
@@ -214,7 +218,7 @@ def test_biased_states_are_not_cached() -> None:
     expected = made.generate(requests(IMAGES, "all"), SHORT)
     assert_same(made.generate(requests(images, "all"), SHORT), expected)
     for image, other in zip(images, encoded("llava"), strict=True):
-        pairs = zip(image.prefix.value.states, other.prefix.value.states, strict=True)
+        pairs = zip(image.prefix.states, other.prefix.states, strict=True)
         for ours, theirs in pairs:
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
@@ -237,7 +241,7 @@ def test_positions_are_those_of_the_rows_own_images() -> None:
     expected = made.generate(rows, SHORT)
     known = made.encode([wide, tall], prefill=True)
     with torch.inference_mode():
-        made._prefixes(known)
+        fill(made, known)
     for image, answer in zip(reversed(known), reversed(expected), strict=True):
         assert_same(made.generate([Request(image, "which digit?")], SHORT), [answer])
 
@@ -270,7 +274,7 @@ def test_other_families(name: str) -> None:
     known = made.encode(IMAGES, prefill=True)
     assert all(image.prefix is not None for image in known)
     with torch.inference_mode():
-        made._prefixes(known)
+        fill(made, known)
     for kind in ("text", "all"):
         rows, reused = requests(IMAGES, kind), requests(known, kind)
         for some in ([0], [0, 3], [0, 1, 2, 3]):
@@ -284,7 +288,7 @@ def test_a_grid_is_resumed_in_its_middle() -> None:
     highlight = Highlight(MIDDLE, 8.0)
     known = made.encode(IMAGES[:1], prefill=True)
     with torch.inference_mode():
-        made._prefixes(known)
+        fill(made, known)
     with counted(made) as lengths:
         expected = made.generate([Request(IMAGES[0], "hi", highlight)], SHORT)
         assert_same(made.generate([Request(known[0], "hi", highlight)], SHORT), expected)
@@ -325,8 +329,8 @@ def test_prefixes_of_several_lengths_are_reused_whole(name: str, beams: int) -> 
     pictures = [picture((150, 60)), picture((60, 40), 1), picture((70, 190), 2)]
     known = made.encode(pictures, prefill=True)
     with torch.inference_mode():
-        made._prefixes(known)
-    sizes = {len(image.prefix.value.token_ids) for image in known}
+        fill(made, known)
+    sizes = {len(image.prefix.token_ids) for image in known}
     assert len(sizes) > 1
     questions = ["which digit?", "hi", "a longer question"]
     highlights = [Highlight(MIDDLE, 8.0, "text"), None, Highlight(LOWER, 0.2, "text")]
@@ -334,7 +338,7 @@ def test_prefixes_of_several_lengths_are_reused_whole(name: str, beams: int) -> 
     fresh = [Request(image, *row) for image, row in zip(pictures, rows, strict=True)]
     reused = [Request(image, *row) for image, row in zip(known, rows, strict=True)]
     lengths = [prompts_of(made, [row]).inputs["input_ids"].shape[1] for row in fresh]
-    reusable = [len(image.prefix.value.token_ids) for image in known]
+    reusable = [len(image.prefix.token_ids) for image in known]
     left = max(length - count for length, count in zip(lengths, reusable, strict=True))
     expected = made.generate(fresh, decoding)
     with counted(made) as lengths:

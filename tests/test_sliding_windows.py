@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from models import prompts_of
-from test_prefix_cache import BOX, IMAGES, MIDDLE, SHORT, assert_same, counted, requests
+from test_prefix_cache import BOX, IMAGES, MIDDLE, SHORT, assert_same, counted, fill, requests
 from zoo import zoo
 
 from cof.engines.transformers.box_decoding import decode_boxes
@@ -44,7 +44,7 @@ def known(made: TransformersEngine, images: Any = IMAGES) -> list[EncodedImage]:
     encoded = made.encode(images, prefill=True)
     assert all(image.prefix is not None for image in encoded)
     with torch.inference_mode():
-        made._prefixes(encoded)
+        fill(made, encoded)
     return encoded
 
 
@@ -83,8 +83,8 @@ class TestReuse:
         images = made.encode(IMAGES, prefill=True)
         assert_same(made.generate(requests(images, kind)[:3], decoding), expected)
         for image, other in zip(images, known(made), strict=True):
-            assert image.prefix.value.token_ids == other.prefix.value.token_ids
-            pairs = zip(image.prefix.value.states, other.prefix.value.states, strict=True)
+            assert image.prefix.token_ids == other.prefix.token_ids
+            pairs = zip(image.prefix.states, other.prefix.states, strict=True)
             for ours, theirs in pairs:
                 torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
 
@@ -137,7 +137,7 @@ class TestWhatIsComputed:
         with counted(made) as lengths:
             made.generate([Request(IMAGES[0], "hi", highlight)], SHORT)
             made.generate([Request(image, "hi", highlight)], SHORT)
-        assert lengths[5] == lengths[0] - len(image.prefix.value.token_ids)
+        assert lengths[5] == lengths[0] - len(image.prefix.token_ids)
         assert lengths[6:] == [1] * 4
 
     def test_nothing_for_the_prefix_after_a_first_question(self, name: str) -> None:

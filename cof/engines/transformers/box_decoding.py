@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cof.attention.bias_mask import Branches
+from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.engines.transformers.prefix_cache import Prompts, extend_prompts
 from cof.prompting.box_template import CompiledBoxTemplate, Node, PartialBox, marginals
 from cof.types import Generation
@@ -29,19 +30,6 @@ worth so many tokens: after the first pass, a box of two digits a number took 0.
 one row and 0.75 for sixteen (0.3 B decoder, 620 tokens, bfloat16, one CPU core)."""
 
 ROOT = -1  # where a tree begins: after the tokens that are settled
-
-
-class Reader(Protocol):
-    """An adapter that can continue from a KV cache (`decoder_adapter`)."""
-
-    def read(self, prompts: Prompts, branches: Branches, cache: Any) -> tuple[Tensor, Any]:
-        """One pass over the tokens that `cache` lacks, and over branches, which it does not keep.
-
-        Returns:
-            Logits `(B, 1 + N, V)` after the prompts' last token and after each of the N tokens of
-            the branches, and the cache.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -144,7 +132,7 @@ class _Row:
 
 
 def decode_boxes(
-    reader: Reader,
+    adapter: DecoderAdapter,
     prompts: Prompts,
     template: CompiledBoxTemplate,
     pad_id: int,
@@ -155,7 +143,7 @@ def decode_boxes(
     """One box for each of B prompts; all rows choose at the same time.
 
     Args:
-        reader: the model.
+        adapter: of the model.
         prompts: what to read before the boxes.
         template: of the boxes.
         pad_id: the padding token.
@@ -173,7 +161,7 @@ def decode_boxes(
         pending = [() if row.box.done else row.box.tokens[row.num_cached :] for row in rows]
         prompts = extend_prompts(prompts, pending, pad_id)
         trees = [Tree() if row.box.done else build_tree(row.box, budget) for row in rows]
-        logits, cache = reader.read(prompts, stack_trees(trees, pad_id, device), cache)
+        logits, cache = adapter.read(prompts, stack_trees(trees, pad_id, device), cache)
         for row, tree, logprobs in zip(rows, trees, _read_choices(trees, logits), strict=True):
             row.num_cached = len(row.box.tokens)
             row.take(tree, logprobs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,9 +34,9 @@ from cof.engines.transformers.introspection import (
 )
 from cof.engines.transformers.loading import load, out_of_memory
 from cof.engines.transformers.option_scoring import Forced, collect_scores, tokenize_replies
-from cof.engines.transformers.prefix_cache import LazyPrefix, Prefix, Prompts
+from cof.engines.transformers.prefix_cache import Prefix, Prompts
 from cof.engines.transformers.probing import probe
-from cof.engines.transformers.prompt_builder import PromptBuilder, TokenizedRequests
+from cof.engines.transformers.prompt_builder import PromptBuilder, TokenizedRequests, shown
 from cof.engines.transformers.streaming import BatchStreamer
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
@@ -46,6 +46,7 @@ from cof.geometry.boxes import Frame
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
 
+Result = TypeVar("Result")
 MAX_BATCH_TOKENS = 16384
 """Sixteen questions about LLaVA-1.5's 576 image tokens; some 3 GB of a 7B model's KV cache."""
 
@@ -99,12 +100,11 @@ class TransformersEngine:
         self.processor = processor
         processor.tokenizer.padding_side = "left"
         self.family = probe(self.family, self.model, processor)
-        self.adapter = ADAPTERS[self.family.adapter].attach(model, processor, self.family)
+        self.adapter = ADAPTERS[self.family.adapter](model, processor, self.family)
+        self.adapter.attach()
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
-        self.prompt_builder = PromptBuilder(
-            self.family, self.model, self.adapter, self.tokens, self.chat
-        )
+        self.prompt_builder = PromptBuilder(self.adapter, self.tokens, self.chat)
         self._compile = cache(self._compile_template)
 
     @property
@@ -182,8 +182,8 @@ class TransformersEngine:
         (`Family.prefill`): the decoder's state after the text before the image and the image,
         behind which answers begin. The first question about the image computes it.
         """
-        lazy = prefill and self.family.prefill and self._reuses_states
-        return self._see(self._process(images), lazy=lazy)
+        lazy = prefill and self.family.prefill and self.adapter.reuses_states
+        return _once(lambda images: self._see(self._process(images), lazy=lazy), images)
 
     def generate(
         self,
@@ -211,24 +211,31 @@ class TransformersEngine:
         if decoding.box_template is not None and not guided:
             template = self._compile(decoding.box_template)
         longest = decoding.max_new_tokens if template is None else Decoding().max_new_tokens
-        copies = 2 if guided else decoding.num_beams
-        replies: dict[int, Generation] = {}
-        for rows, batch in self.plan(requests, [longest] * len(requests), copies):
-            streamer = None
+
+        def answer(batch: TokenizedRequests, rows: list[int]) -> list[Generation]:
+            more: dict[str, Any] = {}
             if on_text is not None and template is None and decoding.num_beams == 1:
                 ends = self._generation_config(decoding).eos_token_id
-                streamer = BatchStreamer(self.processor.tokenizer, ends, rows, on_text)
-            with torch.inference_mode(), out_of_memory():
-                if guided:
-                    answers = self._answer_guided(batch, decoding, streamer)
-                else:
-                    answers = self._answer(batch, decoding, template, streamer)
-            replies |= zip(rows, answers, strict=True)
-            if on_text is not None and streamer is None:
-                for row, reply in zip(rows, answers, strict=True):
+                more["streamer"] = BatchStreamer(self.processor.tokenizer, ends, rows, on_text)
+            if guided:  # each row with its other branch beside it, in one batch
+                scales = [guidance(request) for request in batch.requests]
+                more["logits_processor"] = LogitsProcessorList([Guided(scales)])
+                both = [*batch.requests, *map(make_contrast, batch.requests)]
+                batch = self.prompt_builder.tokenize(both)
+            prompts = self._prompts(batch, decoding.num_beams)
+            replies, states = self.decode(prompts, decoding, template, **more)
+            if prompts.keeps_states:
+                prefixes = self._decoder().split_prefixes(prompts, states)
+                for image, prefix in zip(batch.images, prefixes, strict=True):
+                    image.prefix.fill(prefix)
+            if on_text is not None and "streamer" not in more:
+                for row, reply in zip(rows, replies, strict=True):
                     if reply.text:
                         on_text(row, reply.text)
-        return [replies[row] for row in range(len(requests))]
+            return replies[: len(rows)]
+
+        copies = 2 if guided else decoding.num_beams
+        return self._run(requests, [longest] * len(requests), answer, copies)
 
     def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
         """Refuse prompts that are too long, before the model runs.
@@ -260,17 +267,17 @@ class TransformersEngine:
         tokens = tokenize_replies(
             self.chat, replies, ends[0], alone=self.adapter.generator.config.is_encoder_decoder
         )
-        scored: dict[int, Generation] = {}
-        for rows, batch in self.plan(requests, [len(ids) for ids in tokens]):
+
+        def score(batch: TokenizedRequests, rows: list[int]) -> list[Generation]:
             texts, ids = [replies[row] for row in rows], [tokens[row] for row in rows]
             settings = self._generation_config(Decoding(max_new_tokens=max(map(len, ids))))
             forced = LogitsProcessorList([Forced(ids, settings.pad_token_id)])
-            with torch.inference_mode(), out_of_memory():
-                output = self.adapter.generate(
-                    self._resume(batch), generation_config=settings, logits_processor=forced
-                )
-            scored |= zip(rows, collect_scores(texts, ids, output.logits, ends), strict=True)
-        return [scored[row] for row in range(len(requests))]
+            output = self.adapter.generate(
+                self._resume(batch), generation_config=settings, logits_processor=forced
+            )
+            return collect_scores(texts, ids, output.logits, ends)
+
+        return self._run(requests, list(map(len, tokens)), score)
 
     def plan(
         self, requests: Sequence[Request], new_tokens: Sequence[int], copies: int = 1
@@ -291,37 +298,15 @@ class TransformersEngine:
         if not requests:
             return []
         whole = self._tokenize(requests, new_tokens)
-        seen = iter(self._see([image for shown in whole.images for image in shown]))
-        whole = replace(whole, images=[[next(seen) for _ in shown] for shown in whole.images])
+        whole = replace(whole, requests=_with_images(whole.requests, self._see))
         sizes = [(n + new) * copies for n, new in zip(whole.lengths, new_tokens, strict=True)]
         groups = group_by_size(sizes, self.max_batch_tokens)
         if not self.adapter.takes_padding:
             groups = split_by_size(groups, whole.lengths)
         if len(groups) == 1:
             return [(groups[0], whole)]
-        return [
-            (
-                rows,
-                self.prompt_builder.tokenize(
-                    [whole.requests[row] for row in rows], [whole.images[row] for row in rows]
-                ),
-            )
-            for rows in groups
-        ]
-
-    def prefill(self, batch: TokenizedRequests, beams: int = 1) -> Prompts:
-        """Prompts that begin behind the prefixes of their images.
-
-        Where no prefix is known yet and the prompts' own pass leaves them, nothing is computed
-        beforehand: the prompts are run whole then, and their states are kept.
-        """
-        prompts, images = self.prompt_builder.prompts(batch), batch.first_images
-        lazy = {id(image) for image in images if _is_unfilled(image)}
-        # With several questions about one image its prefix is better computed once, beforehand.
-        each_once = len(lazy) == len(images) and all(len(shown) == 1 for shown in batch.images)
-        if beams == 1 and each_once and self._decoder().leaves_prefixes(prompts):
-            return replace(prompts, keeps_states=True)
-        return self.adapter.resume(prompts, self._prefixes(images), beams)
+        tokenize = self.prompt_builder.tokenize
+        return [(rows, tokenize([whole.requests[row] for row in rows])) for rows in groups]
 
     def decode(
         self,
@@ -439,54 +424,45 @@ class TransformersEngine:
         of `token_mask` and a last axis `(x, y)`; NaN for padding."""
         return self.tokens.centres(image_wh)
 
-    @property
-    def _reuses_states(self) -> bool:
-        """Whether the decoder's state after an image can be reused."""
-        return isinstance(self.adapter, DecoderAdapter) and self.adapter.reuses_states
-
-    def _answer(
+    def _run(
         self,
-        batch: TokenizedRequests,
-        decoding: Decoding,
-        template: CompiledBoxTemplate | None,
-        streamer: BatchStreamer | None,
-    ) -> list[Generation]:
-        prompts = self.prefill(batch, decoding.num_beams)
-        replies, cache = self.decode(prompts, decoding, template, streamer=streamer)
-        if prompts.keeps_states:
-            prefixes = self._decoder().split_prefixes(prompts, cache)
-            for image, prefix in zip(batch.first_images, prefixes, strict=True):
-                image.prefix.fill(prefix)
-        return replies
+        requests: Sequence[Request],
+        new_tokens: Sequence[int],
+        work: Callable[[TokenizedRequests, list[int]], Sequence[Result]],
+        copies: int = 1,
+    ) -> list[Result]:
+        """What a function makes of each request; it gets the batches of `plan`."""
+        results: dict[int, Result] = {}
+        for rows, batch in self.plan(requests, new_tokens, copies):
+            with torch.inference_mode(), out_of_memory():
+                results |= zip(rows, work(batch, rows), strict=True)
+        return [results[row] for row in range(len(requests))]
 
-    def _answer_guided(
-        self, batch: TokenizedRequests, decoding: Decoding, streamer: BatchStreamer | None
-    ) -> list[Generation]:
-        """Each row with its other branch beside it, in one batch."""
-        branches = self.prompt_builder.tokenize(
-            [*batch.requests, *map(make_contrast, batch.requests)], [*batch.images, *batch.images]
-        )
-        guided = LogitsProcessorList([Guided([guidance(request) for request in batch.requests])])
-        prompts = self._resume(branches)
-        replies, _ = self.decode(prompts, decoding, logits_processor=guided, streamer=streamer)
-        return replies[: len(batch.requests)]
+    def _prompts(self, batch: TokenizedRequests, beams: int) -> Prompts:
+        """Prompts that begin behind the prefixes of their images.
 
-    def _resume(self, batch: TokenizedRequests) -> Prompts:
+        Where no prefix is known yet and the prompts' own pass leaves them, nothing is computed
+        beforehand: the prompts are run whole then, and their states are kept.
+        """
+        lazy = {id(image) for image in batch.images if _is_unfilled(image)}
+        # With several questions about one image its prefix is better computed once, beforehand.
+        each_once = len(lazy) == len(batch.images) and not any(r.beside for r in batch.requests)
+        if beams == 1 and each_once:
+            prompts = self.prompt_builder.prompts(batch)
+            if self._decoder().leaves_prefixes(prompts):
+                return replace(prompts, keeps_states=True)
+        return self._resume(batch, beams)
+
+    def _resume(self, batch: TokenizedRequests, beams: int = 1) -> Prompts:
         """Prompts that begin behind the prefixes of their images, computed now where needed."""
-        prompts = self.prompt_builder.prompts(batch)
-        return self.adapter.resume(prompts, self._prefixes(batch.first_images), beams=1)
-
-    def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix | None]:
-        """The prefix of each image, computed now where there is none yet."""
-        lazy = list({id(image): image for image in images if _is_unfilled(image)}.values())
+        lazy = list({id(image): image for image in batch.images if _is_unfilled(image)}.values())
         if lazy:
-            batch = self.prompt_builder.tokenize(
-                [Request(image, "") for image in lazy], [[image] for image in lazy]
-            )
-            prefixes = self._decoder().prefixes(self.prompt_builder.prompts(batch))
+            alone = self.prompt_builder.tokenize([Request(image, "") for image in lazy])
+            prefixes = self._decoder().prefixes(self.prompt_builder.prompts(alone))
             for image, prefix in zip(lazy, prefixes, strict=True):
                 image.prefix.fill(prefix)
-        return [image.prefix and image.prefix.value for image in images]
+        known = [image.prefix or Prefix() for image in batch.images]
+        return self.adapter.resume(self.prompt_builder.prompts(batch), known, beams)
 
     def _read(
         self,
@@ -499,14 +475,15 @@ class TransformersEngine:
 
         It gets the prompts of a batch and the numbers of their requests.
         """
-        laid_out: dict[int, NDArray[np.float32]] = {}
-        for rows, batch in self.plan(requests, [1] * len(requests)):
-            with torch.inference_mode(), out_of_memory():
-                prompts = self._resume(batch) if reuse else self.prompt_builder.prompts(batch)
-                maps = read(prompts, rows)
-            for row, values, image in zip(rows, maps, batch.first_images, strict=True):
-                laid_out[row] = self._lay_out(values.float().numpy(), image.size)
-        return [laid_out[row] for row in range(len(requests))]
+
+        def laid_out(batch: TokenizedRequests, rows: list[int]) -> list[NDArray[np.float32]]:
+            prompts = self._resume(batch) if reuse else self.prompt_builder.prompts(batch)
+            return [
+                self._lay_out(values.float().numpy(), image.size)
+                for values, image in zip(read(prompts, rows), batch.images, strict=True)
+            ]
+
+        return self._run(requests, [1] * len(requests), laid_out)
 
     def _decoder(self) -> DecoderAdapter:
         if not isinstance(self.adapter, DecoderAdapter):
@@ -521,21 +498,15 @@ class TransformersEngine:
     ) -> NDArray[np.float32]:
         """`(..., K)` of the image features -> `(..., *tokens)` in the layout of `token_mask`."""
         layout = self.tokens.layout(image_wh)
-        spatial = features[..., self.family.num_prefix_features(self.model.config) :]
+        spatial = features[..., self.adapter.first_feature :]
         return np.asarray(spatial.reshape(*spatial.shape[:-1], *layout), dtype=np.float32)
 
     def _tokenize(
         self, requests: Sequence[Request], new_tokens: Sequence[int]
     ) -> TokenizedRequests:
         """Requests in token ids, their images processed; the model has not run."""
-        requests = self._shown(requests)
-        shown = [
-            [request.image, request.beside] if request.beside else [request.image]
-            for request in requests
-        ]
-        processed = iter(self._process([image for row in shown for image in row]))
-        images = [[next(processed) for _ in row] for row in shown]
-        batch = self.prompt_builder.tokenize(requests, images)
+        requests = _with_images(self._shown(requests), self._process)
+        batch = self.prompt_builder.tokenize(requests)
         limit = self.context_length
         sizes = zip(requests, batch.lengths, new_tokens, strict=True)
         for number, (request, length, new) in enumerate(sizes, 1):
@@ -564,33 +535,33 @@ class TransformersEngine:
         ]
 
     def _process(self, images: Sequence[Image.Image | EncodedImage]) -> list[EncodedImage]:
-        """Images with the image processor's output, which runs once for each distinct object."""
-        pixels = {id(_pil(image)): _pil(image) for image in images if not _is_processed(image)}
-        outputs = map_in_threads(self.tokens.pixels, pixels.values())
-        fresh = {
-            key: EncodedImage(image, output)
-            for (key, image), output in zip(pixels.items(), outputs, strict=True)
-        }
-        return [
-            image if _is_processed(image) else fresh[id(_pil(image))]  # type: ignore[misc]
-            for image in images
-        ]
+        """Images with the image processor's output."""
+
+        def process(image: Image.Image | EncodedImage) -> EncodedImage:
+            if not isinstance(image, EncodedImage):
+                image = EncodedImage(image)
+            if image.pixels is not None:
+                return image
+            return replace(image, pixels=self.tokens.pixels(image.image))
+
+        return map_in_threads(process, images)
 
     def _see(self, images: Sequence[EncodedImage], *, lazy: bool = False) -> list[EncodedImage]:
-        """Processed images with their features, the vision encoder run once for each object.
+        """Processed images with their features.
 
         With `lazy` those that are new also get a prefix, to be filled in.
         """
-        new = list({id(image): image for image in images if image.features is None}.values())
-        sizes = [np.asarray(i.pixels["pixel_values"]).size // VALUES_PER_TOKEN for i in new]
-        seen: dict[int, EncodedImage] = {}
+        seen = list(images)
+        new = [number for number, image in enumerate(images) if image.features is None]
+        sizes = [np.asarray(seen[n].pixels["pixel_values"]).size // VALUES_PER_TOKEN for n in new]
         with torch.inference_mode(), out_of_memory():
-            for rows in group_by_size(sizes, self.max_batch_tokens):
-                encoded = self.adapter.encode([new[row].pixels for row in rows])
-                for row, features in zip(rows, encoded, strict=True):
-                    prefix = LazyPrefix() if lazy else None
-                    seen[id(new[row])] = replace(new[row], features=features, prefix=prefix)
-        return [seen.get(id(image), image) for image in images]
+            for group in group_by_size(sizes, self.max_batch_tokens):
+                numbers = [new[place] for place in group]
+                encoded = self.adapter.encode([seen[number].pixels for number in numbers])
+                for number, features in zip(numbers, encoded, strict=True):
+                    prefix = Prefix() if lazy else None
+                    seen[number] = replace(seen[number], features=features, prefix=prefix)
+        return seen
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
         def encode(texts: list[str]) -> list[list[int]]:
@@ -600,7 +571,7 @@ class TransformersEngine:
             return ids
 
         compiled = None
-        if self._reuses_states:
+        if self.adapter.reuses_states:
             compiled = compile_box_template(template, encode, self.chat.render(""))
         if compiled is None:
             warnings.warn(
@@ -616,14 +587,24 @@ class TransformersEngine:
         return make_generation_config(decoding, self.model, self.adapter.generator, tokenizer)
 
 
-def _pil(image: Image.Image | EncodedImage) -> Image.Image:
-    return image.image if isinstance(image, EncodedImage) else image
+def _once(work: Callable[[list[Any]], list[EncodedImage]], images: Sequence[Any]) -> list[Any]:
+    """What a function makes of images; it gets each distinct object once."""
+    distinct = {id(image): image for image in images}
+    made = dict(zip(distinct, work(list(distinct.values())), strict=True))
+    return [made[id(image)] for image in images]
 
 
-def _is_processed(image: Image.Image | EncodedImage) -> bool:
-    return isinstance(image, EncodedImage) and image.pixels is not None
+def _with_images(
+    requests: Sequence[Request], work: Callable[[list[Any]], list[EncodedImage]]
+) -> list[Request]:
+    """Requests about what a function makes of their images; it gets each distinct one once."""
+    made = iter(_once(work, [image for request in requests for image in shown(request)]))
+    return [
+        replace(request, image=next(made), beside=request.beside and next(made))
+        for request in requests
+    ]
 
 
 def _is_unfilled(image: EncodedImage) -> bool:
     """Whether its prefix is still to be computed."""
-    return image.prefix is not None and image.prefix.value is None
+    return image.prefix is not None and not image.prefix.token_ids

@@ -74,7 +74,7 @@ def probe(family: Family, model: Any, processor: Any) -> Family:
         processor.replace_image_token(dict(pixels), 0), add_special_tokens=False
     )["input_ids"]
     raster, described = _raster(config, pixels, ids.count(config.image_token_id))
-    adapter = DecoderAdapter(model, processor, (0, 0), family.image_type)
+    adapter = DecoderAdapter(model, processor, family)
     _compare_inputs(model, processor, adapter, pixels)
     with _local_vision(model), torch.inference_mode():
         for wh in _SIZES:
