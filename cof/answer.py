@@ -13,7 +13,7 @@ from cof.errors import CofError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import Region
 from cof.settings import Settings
-from cof.types import Timings
+from cof.types import Request, Timings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,9 @@ class Answer:
         settings: the settings of this query.
         timings: seconds of the two stages, for the whole batch that the query was part of.
         image: the image, upright RGB; `NO_IMAGE` if the query was refused before it was loaded.
-        question: the question.
+        question: the question, or the last text of the chat.
+        request: the whole chat, which an engine answers plainly; None: a server has answered, or
+            the query was refused.
         num_tokens: of the answer, without the end token.
         answer_confidence: geometric mean probability of the answer's tokens, 0..1; None if unknown.
         error: why the query was refused (`batch` with `on_error="return"`); empty otherwise.
@@ -62,6 +64,7 @@ class Answer:
     timings: Timings = Timings()  # noqa: RUF009 (frozen)
     image: Image = field(repr=False)
     question: str = field(repr=False)
+    request: Request | None = field(default=None, repr=False)
     _plain: Callable[[], str] = field(default=str, repr=False)
     num_tokens: int = 0
     answer_confidence: float | None = None

@@ -17,11 +17,11 @@ from cof.errors import CofError, CofWarning, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
 from cof.images import load_image
-from cof.query import Query, QueryLike, as_query, check_question
+from cof.query import Query, QueryLike, as_query
 from cof.servers import Away, Servers
 from cof.settings import Settings
 from cof.streaming import SentText, for_one
-from cof.types import Decoding, EncodedImage, OnText, Timings
+from cof.types import Decoding, EncodedImage, OnText, Request, Slot, Timings
 
 if TYPE_CHECKING:
     import httpx2
@@ -124,12 +124,22 @@ class RemoteCoF:
         *,
         boxes: Sequence[Sequence[float]] | None = None,
         polygon: Sequence[tuple[float, float]] | None = None,
+        system: str | None = None,
         decoding: Decoding | None = None,
         on_text: Callable[[str], object] | None = None,
     ) -> Answer:
         """As `cof.CoF.__call__`."""
-        query = Query(image, question, boxes=boxes, polygon=polygon)
+        query = Query(image, question, boxes=boxes, polygon=polygon, system=system)
         return self.batch([query], decoding=decoding, on_text=for_one(on_text))[0]
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, image: int | None = None, **region: Any
+    ) -> Answer:
+        """As `cof.CoF.chat`."""
+        more = {name: region.pop(name) for name in ("decoding", "on_text") if name in region}
+        query = Query(image, messages=messages, **region)
+        more["on_text"] = for_one(more.get("on_text"))
+        return self.batch([query], **more)[0]
 
     def batch(
         self,
@@ -173,15 +183,11 @@ class RemoteCoF:
             pool.shutdown(cancel_futures=True)
 
     def _answer(self, query: Query, decoding: Decoding, sent: SentText | None) -> Answer:
-        question = check_question(query.question)
-        image = self._ready(query.image)
-        shown = [image] if query.beside is None else [image, self._ready(query.beside)]
-        parts = [{"type": "image_url", "image_url": {"url": of.pixels}} for of in shown]
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
-            **_decoding_fields(decoding),
-        }
+        chat = query.read()
+        image = self._ready(chat.image)
+        others = [self._ready(other) for other in chat.others]
+        asked = Request(image, chat.prompt, chat=chat.turns, others=tuple(others))
+        body = {"model": self.model, "messages": _messages(asked), **_decoding_fields(decoding)}
         own = {"cof": self._options(query), "stream": sent is not None}
         reply = self._ask("POST", _CHAT, {**body, **own}, sent)
         text = str(reply["choices"][0]["message"]["content"])
@@ -214,7 +220,7 @@ class RemoteCoF:
             settings=Settings(**look["settings"]),
             timings=Timings(look["timings"]["ground_s"], look["timings"]["answer_s"]),
             image=image.image,
-            question=question,
+            question=chat.prompt,
             num_tokens=look["num_tokens"],
             answer_confidence=look["answer_confidence"],
             _plain=plain,
@@ -237,6 +243,7 @@ class RemoteCoF:
         own = {name: value for name, value in own.items() if (name, value) != ("detector", None)}
         given = {
             "strength": query.strength,
+            "image": query.image if query.messages is not None else None,
             "boxes": boxes,
             "polygon": query.polygon,
             "grounding_question": query.grounding_question,
@@ -360,3 +367,15 @@ def _content(reply: httpx2.Response) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _messages(request: Request) -> list[dict[str, Any]]:
+    """A chat in OpenAI's format."""
+    images = iter(request.images)
+
+    def part(of: str | Slot | int) -> dict[str, Any]:
+        if of is Slot.IMAGE or isinstance(of, int):
+            return {"type": "image_url", "image_url": {"url": next(images).pixels}}
+        return {"type": "text", "text": request.prompt if of is Slot.PROMPT else of}
+
+    return [{"role": turn.role, "content": list(map(part, turn.parts))} for turn in request.chat]

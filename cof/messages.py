@@ -93,17 +93,21 @@ def _turn(message: Mapping[str, Any], sources: list[Any]) -> Turn:
         raise CofError(f"A message needs a role ({known}) and a content: {_brief(message)}.")
     content = message.get("content")
     parts: list[str | Slot | int] = []
+    part: Any
     for part in [content] if isinstance(content, str) else content or ():
-        kind = part.get("type") if isinstance(part, Mapping) else "text"
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
-            text = part if isinstance(part, str) else part.get("text")
+            text = part.get("text")
             if not isinstance(text, str):
                 raise CofError(f"A part of the type text needs a text: {_brief(part)}.")
             check_characters("A message", text)
             parts.append(text)
             continue
-        found = [part[name] for name in _IMAGES if part.get(name) is not None]
-        if kind not in ("image", "image_url") or not found:
+        image = kind in ("image", "image_url")
+        found = [part[name] for name in _IMAGES if image and part.get(name) is not None]
+        if not found:
             raise CofError(
                 "A message holds parts of the type text, or image or image_url with the image: "
                 f"{_brief(part)}."

@@ -369,6 +369,7 @@ class CoF:
                     timings=timings,
                     image=sample.image,
                     question=sample.question,
+                    request=sample.request,
                     num_tokens=len(outcome.reply.token_ids),
                     answer_confidence=confidence(outcome.reply),
                     _plain=partial(self._plain_text, sample, decoding, plain),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cof.engines.base import Engine
 from cof.geometry.regions import Region
@@ -83,7 +83,7 @@ def locate(
 
 def stage_one_request(sample: Sample, request: Request) -> Request:
     """What a grounder is asked about a sample whose plain request this is."""
-    return replace(request.asking(sample.grounding_question), region=sample.region)
+    return request.asking(sample.grounding_question)
 
 
 def answer(

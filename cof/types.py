@@ -169,7 +169,7 @@ class Request:
 
     def beside(self, image: Image | EncodedImage) -> Request:
         """The same chat with one more image right after `image`."""
-        new = {Slot.IMAGE: (Slot.IMAGE, len(self.others))}
+        new: dict[object, tuple[Slot | int, ...]] = {Slot.IMAGE: (Slot.IMAGE, len(self.others))}
         turns = tuple(
             Turn(turn.role, tuple(each for part in turn.parts for each in new.get(part, (part,))))
             for turn in self.chat

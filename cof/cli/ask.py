@@ -96,7 +96,8 @@ def ask(
     region = region_from_boxes(own) if own else None
     if mask is not None:
         region = region_from_mask(np.asarray(load_image(mask).convert("L")))
-    query = Query(load_image(image, allow_url=allow_url), check_question(question), region=region)
+    photo = load_image(image, allow_url=allow_url)
+    query = Query(photo, check_question(question), region=region)
     cof = model.pipeline()
     decoding = Decoding(max_new_tokens=max_new_tokens)
     answer = cof.batch([query], decoding=decoding)[0]
@@ -110,7 +111,7 @@ def ask(
     if save is not None:
         save_overlay(save, cof.engine, answer, plain=plain)
     if animate is not None:
-        save_animation(animate, cof, query.image, query.question, region=region, decoding=decoding)
+        save_animation(animate, cof, photo, query.question, region=region, decoding=decoding)
 
 
 @sentences

@@ -246,7 +246,7 @@ class Batch:
 
         def locate(part: Sequence[int]) -> list[Grounding]:
             samples = [self._sample(PLAIN, number) for number in part]
-            requests = [stage_one_request(each, _request(each)) for each in samples]
+            requests = [stage_one_request(each, each.request) for each in samples]
             return grounder.locate(self.runner.engine, requests)  # type: ignore[arg-type]
 
         return isolate(self.images, locate)
@@ -265,7 +265,7 @@ class Batch:
             outcomes = answer(
                 lambda requests, places: self._generate(requests, [examples[p] for p in places]),
                 samples,
-                list(map(_request, samples)),
+                [sample.request for sample in samples],
                 looks,
                 [None] * len(part),
             )
@@ -470,11 +470,6 @@ def check_servers_can(steps: Steps, task: Task) -> None:
         raise CofError(
             "A server chooses its detector itself: take another grounder, or leave --server out."
         )
-
-
-def _request(sample: Sample) -> Request:
-    assert sample.encoded is not None
-    return Request(sample.encoded, sample.question)
 
 
 def _grounding(answer: Answer) -> Grounding:

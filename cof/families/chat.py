@@ -67,6 +67,13 @@ class Chat:
             )
         return text
 
+    def image_first(self, text: str, request: Request) -> bool:
+        """Whether the last text of a request, written as `text`, comes after its image, so that
+        the states up to the image are the same for other questions."""
+        own = self.special.escape(request.prompt, request.notation, self._notation).strip()
+        image = str(getattr(self.processor, "image_token", None) or "")
+        return bool(image) and text[: text.rfind(own)].count(image) > request.number
+
     def _render(
         self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str], *, thinks: bool
     ) -> str:
@@ -98,9 +105,7 @@ class Chat:
             ) from error
         return str(text)
 
-    def _without_template(
-        self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str]
-    ) -> str:
+    def _without_template(self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str]) -> str:
         """The one turn that models know whose processor has no chat template."""
         *_, last = chat
         images = sum(part not in texts for part in last.parts)

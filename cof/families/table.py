@@ -15,10 +15,18 @@ from cof.prompting.dialects import Dialect
 DIALECTS = {"tiny": dialects.TINY}
 """Dialects a checkpoint may name in its config.json as `cof_dialect`, against its family's."""
 
+_VICUNA = """\
+{%- for turn in messages %}
+{%- if turn.role != 'system' %}{{ turn.role | upper + ': ' }}{% endif %}
+{%- for part in turn.content if part.type == 'image' %}{{ '<image>\n' }}{% endfor %}
+{%- for part in turn.content if part.type == 'text' %}{{ part.text + ' ' }}{% endfor %}
+{%- endfor %}{{ 'ASSISTANT:' }}"""
+"""As in the checkpoints on the hub."""
+
 _LLAVA = Family(
     name="LLaVA-1.5",
     model_types=("llava",),
-    prompt="USER: <image>\n{prompt} ASSISTANT:",
+    chat_template=_VICUNA,
     token_means=token_means.patch_grid,
     num_prefix_features=lambda config: (
         0 if config.vision_feature_select_strategy == "default" else 1
@@ -60,7 +68,7 @@ FAMILIES: tuple[Family, ...] = (
         name="LLaVA-NeXT",
         model_types=("llava_next",),
         token_means=token_means.llava_next,
-        prompt=_LLAVA.prompt,
+        chat_template=_VICUNA,
     ),
     Family(
         name="LLaVA-OneVision",
@@ -72,6 +80,7 @@ FAMILIES: tuple[Family, ...] = (
         _LLAVA,
         name="ViP-LLaVA",
         model_types=("vipllava",),
+        chat_template="",
         prompt="###Human: <image>\n{prompt}###Assistant:",
         num_prefix_features=lambda config: 0,
     ),

@@ -63,7 +63,9 @@ class RelativeAttention(MapGrounder):
         self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
     ) -> Iterator[NDArray[np.floating]]:
         asked = [r.asking(first_line(r.prompt) + SHORT_ANSWER) for r in requests]
-        generic = {_chat_id(request): request.asking(GENERIC + SHORT_ANSWER) for request in requests}
+        generic = {
+            _chat_id(request): request.asking(GENERIC + SHORT_ANSWER) for request in requests
+        }
         attentions = reader.image_attentions([*asked, *generic.values()])
         maps = [self._average(attention) for attention in attentions]
         generic_maps = dict(zip(generic, maps[len(asked) :], strict=True))

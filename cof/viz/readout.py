@@ -91,7 +91,8 @@ def read(
     """
     if engine is None or not isinstance(engine, AttentionReader):
         return None
-    plain = Request(image or engine.encode([answer.image])[0], answer.question)
+    chat = answer.request or Request(answer.image, answer.question)
+    plain = replace(chat, image=image or engine.encode([answer.image])[0])
     # what there is to warn of was said when the question was answered
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CofWarning)

@@ -30,12 +30,12 @@ from cof.engines.transformers.prefix_cache import (
     append_branches,
     count_reusable,
     full_length_cache,
-    is_unbiased,
     level_reuse,
     resume_prompts,
     split_cache,
     start_cache,
 )
+from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
 from cof.families.special_tokens import tokenize
 
@@ -100,6 +100,11 @@ class DecoderAdapter(Adapter):
     def _expand(self, text: str, pixels: Sequence[Pixels]) -> str:
         """A text in which each image token is repeated for all tokens of its image."""
         first, *rest = text.split(str(self.processor.image_token), len(pixels))
+        if len(rest) < len(pixels):
+            raise CofError(
+                f"The chat template of {self.family.name} shows {len(rest)} of the chat's "
+                f"{len(pixels)} images: leave the others out, or put them into the last message."
+            )
         tokens = [self.processor.replace_image_token(dict(image), 0) for image in pixels]
         return first + "".join(map("".join, zip(tokens, rest, strict=True)))
 
@@ -112,15 +117,15 @@ class DecoderAdapter(Adapter):
             values[row, is_image[row]] = by_feature
         return values, self._image_ends(inputs["input_ids"])
 
-    def spans(self, prompts: Prompts) -> tuple[list[int], list[int]]:
-        """Where each row's text begins, after its padding, and where its image ends."""
-        starts = prompts.inputs["attention_mask"].argmax(1)
-        return starts.tolist(), self._image_ends(prompts.inputs["input_ids"]).tolist()
+    def spans(self, ids: Tensor, seen: Tensor, counts: Sequence[int]) -> list[tuple[int, int]]:
+        """Where each row begins, after its padding, and where as many image tokens have come."""
+        passed = self._is_image(ids).cumsum(1) >= torch.tensor(counts, device=ids.device)[:, None]
+        ends = passed.int().argmax(1) + 1
+        return list(zip(seen.argmax(1).tolist(), ends.tolist(), strict=True))
 
-    def prefixes(self, prompts: Prompts) -> list[Prefix]:
-        """The prefix of each row's image, from a pass of its own."""
-        starts, ends = self.spans(prompts)
-        length = max(ends)  # nothing after the last image is computed
+    def prefixes(self, prompts: Prompts, ends: Sequence[int]) -> list[Prefix]:
+        """The states of each row up to its end, from a pass of its own."""
+        length = int(self._image_ends(prompts.inputs["input_ids"]).max())  # later text is left out
         shorter = {
             name: value[..., :length] if value.shape == prompts.inputs["input_ids"].shape else value
             for name, value in prompts.inputs.items()
@@ -130,15 +135,12 @@ class DecoderAdapter(Adapter):
         self.model(
             **self._inputs(inputs, prompts.features), past_key_values=cache, logits_to_keep=1
         )
-        return split_cache(cache, inputs["input_ids"], starts, ends)
+        return self.split_prefixes(prompts, cache, ends)
 
-    def leaves_prefixes(self, prompts: Prompts) -> bool:
-        """Whether the pass over these prompts computes their images' prefixes, nothing biased."""
-        return is_unbiased(prompts, self.spans(prompts)[1])
-
-    def split_prefixes(self, prompts: Prompts, cache: Any) -> list[Prefix]:
-        """The prefix of each row's image, from the cache that a pass over these prompts left."""
-        return split_cache(cache, prompts.inputs["input_ids"], *self.spans(prompts))
+    def split_prefixes(self, prompts: Prompts, cache: Any, ends: Sequence[int]) -> list[Prefix]:
+        """The states of each row up to its end, from the cache that a pass over it left."""
+        starts = prompts.inputs["attention_mask"].argmax(1).tolist()
+        return split_cache(cache, prompts.inputs["input_ids"], starts, ends)
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix], beams: int) -> Prompts:
         reused = count_reusable(prompts, prefixes)

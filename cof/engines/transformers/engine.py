@@ -34,9 +34,13 @@ from cof.engines.transformers.introspection import (
 )
 from cof.engines.transformers.loading import load, out_of_memory
 from cof.engines.transformers.option_scoring import Forced, collect_scores, tokenize_replies
-from cof.engines.transformers.prefix_cache import Prefix, Prompts
+from cof.engines.transformers.prefix_cache import Head, Key, Prefix, Prompts, is_unbiased
 from cof.engines.transformers.probing import probe
-from cof.engines.transformers.prompt_builder import PromptBuilder, TokenizedRequests, shown
+from cof.engines.transformers.prompt_builder import (
+    PromptBuilder,
+    TokenizedRequests,
+    features_of,
+)
 from cof.engines.transformers.streaming import BatchStreamer
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
@@ -225,9 +229,7 @@ class TransformersEngine:
             prompts = self._prompts(batch, decoding.num_beams)
             replies, states = self.decode(prompts, decoding, template, **more)
             if prompts.keeps_states:
-                prefixes = self._decoder().split_prefixes(prompts, states)
-                for image, prefix in zip(batch.images, prefixes, strict=True):
-                    image.prefix.fill(prefix)
+                self._keep(batch, prompts, states)
             if on_text is not None and "streamer" not in more:
                 for row, reply in zip(rows, replies, strict=True):
                     if reply.text:
@@ -444,25 +446,58 @@ class TransformersEngine:
         Where no prefix is known yet and the prompts' own pass leaves them, nothing is computed
         beforehand: the prompts are run whole then, and their states are kept.
         """
-        lazy = {id(image) for image in batch.images if _is_unfilled(image)}
+        heads = self._heads(batch)
+        new = {head.key for head in heads if head and head.key not in head.store}
         # With several questions about one image its prefix is better computed once, beforehand.
-        each_once = len(lazy) == len(batch.images) and not any(r.beside for r in batch.requests)
-        if beams == 1 and each_once:
+        if beams == 1 and len(new) == len(heads):
             prompts = self.prompt_builder.prompts(batch)
-            if self._decoder().leaves_prefixes(prompts):
+            if is_unbiased(prompts, [head.end for head in heads if head]):
                 return replace(prompts, keeps_states=True)
         return self._resume(batch, beams)
 
     def _resume(self, batch: TokenizedRequests, beams: int = 1) -> Prompts:
         """Prompts that begin behind the prefixes of their images, computed now where needed."""
-        lazy = list({id(image): image for image in batch.images if _is_unfilled(image)}.values())
-        if lazy:
-            alone = self.prompt_builder.tokenize([Request(image, "") for image in lazy])
-            prefixes = self._decoder().prefixes(self.prompt_builder.prompts(alone))
-            for image, prefix in zip(lazy, prefixes, strict=True):
-                image.prefix.fill(prefix)
-        known = [image.prefix or Prefix() for image in batch.images]
+        heads = self._heads(batch)
+        new = {
+            head.key: replace(request, prompt="", notation=(), highlight=None)
+            for head, request in zip(heads, batch.requests, strict=True)
+            if head and head.key not in head.store
+        }
+        if new:
+            alone = self.prompt_builder.tokenize(list(new.values()))
+            self._keep(alone, self.prompt_builder.prompts(alone))
+        known = [(head and head.store.get(head.key)) or Prefix() for head in heads]
         return self.adapter.resume(self.prompt_builder.prompts(batch), known, beams)
+
+    def _heads(self, batch: TokenizedRequests) -> list[Head | None]:
+        """Each row up to the end of its image; None where its states are not reused."""
+        if all(image.prefix is None for image in batch.images):
+            return [None] * len(batch.requests)
+        ids = batch.inputs["input_ids"]
+        counts = [features_of(request).end for request in batch.requests]
+        spans = self._decoder().spans(ids, batch.inputs["attention_mask"], counts)
+        heads: list[Head | None] = []
+        for row, (request, (start, end)) in enumerate(zip(batch.requests, spans, strict=True)):
+            image, shown = batch.images[row], tuple(request.images[: request.number + 1])
+            key = (tuple(ids[row, start:end].tolist()), tuple(map(id, shown)))
+            reused = image.prefix is not None and batch.image_first[row]
+            heads.append(Head(start, end, key, shown, image.prefix) if reused else None)
+        return heads
+
+    def _keep(self, batch: TokenizedRequests, prompts: Prompts, states: Any = None) -> None:
+        """Keep the prefixes of these prompts' images.
+
+        Args:
+            states: the cache that a pass over the prompts left; None: there was none yet.
+        """
+        heads = [head for head in self._heads(batch) if head]
+        ends, decoder = [head.end for head in heads], self._decoder()
+        if states is None:
+            prefixes = decoder.prefixes(prompts, ends)
+        else:
+            prefixes = decoder.split_prefixes(prompts, states, ends)
+        for head, prefix in zip(heads, prefixes, strict=True):
+            head.fill(prefix)
 
     def _read(
         self,
@@ -478,10 +513,12 @@ class TransformersEngine:
 
         def laid_out(batch: TokenizedRequests, rows: list[int]) -> list[NDArray[np.float32]]:
             prompts = self._resume(batch) if reuse else self.prompt_builder.prompts(batch)
-            return [
-                self._lay_out(values.float().numpy(), image.size)
-                for values, image in zip(read(prompts, rows), batch.images, strict=True)
-            ]
+            maps = []
+            for values, request in zip(read(prompts, rows), batch.requests, strict=True):
+                own = features_of(request)
+                shown = values[..., own.start : own.end].float().numpy()
+                maps.append(self._lay_out(shown, request.pil_image.size))
+            return maps
 
         return self._run(requests, [1] * len(requests), laid_out)
 
@@ -521,16 +558,18 @@ class TransformersEngine:
         return batch
 
     def _shown(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """The requests, with a second image in place of the first if the model takes only one."""
-        if self.takes_two or not any(request.beside for request in requests):
+        """The requests, with the last image alone if the model takes only one."""
+        if self.takes_two or not any(request.others for request in requests):
             return requests
         warnings.warn(
-            f"{self.family.name} takes one image at a time, so the second is shown alone.",
+            f"{self.family.name} takes one image at a time, so the last one is shown alone.",
             CofWarning,
             stacklevel=5,
         )
         return [
-            Request(asked.beside, asked.prompt, notation=asked.notation) if asked.beside else asked
+            Request(asked.images[-1], asked.prompt, notation=asked.notation)
+            if asked.others
+            else asked
             for asked in requests
         ]
 
@@ -559,7 +598,7 @@ class TransformersEngine:
                 numbers = [new[place] for place in group]
                 encoded = self.adapter.encode([seen[number].pixels for number in numbers])
                 for number, features in zip(numbers, encoded, strict=True):
-                    prefix = Prefix() if lazy else None
+                    prefix: dict[Key, Prefix] | None = {} if lazy else None
                     seen[number] = replace(seen[number], features=features, prefix=prefix)
         return seen
 
@@ -572,7 +611,7 @@ class TransformersEngine:
 
         compiled = None
         if self.adapter.reuses_states:
-            compiled = compile_box_template(template, encode, self.chat.render(""))
+            compiled = compile_box_template(template, encode, self.chat.opening(thinks=False))
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not keep the "
@@ -598,13 +637,8 @@ def _with_images(
     requests: Sequence[Request], work: Callable[[list[Any]], list[EncodedImage]]
 ) -> list[Request]:
     """Requests about what a function makes of their images; it gets each distinct one once."""
-    made = iter(_once(work, [image for request in requests for image in shown(request)]))
+    made = iter(_once(work, [image for r in requests for image in (r.image, *r.others)]))
     return [
-        replace(request, image=next(made), beside=request.beside and next(made))
+        replace(request, image=next(made), others=tuple(next(made) for _ in request.others))
         for request in requests
     ]
-
-
-def _is_unfilled(image: EncodedImage) -> bool:
-    """Whether its prefix is still to be computed."""
-    return image.prefix is not None and not image.prefix.token_ids

@@ -42,7 +42,7 @@ def tokenize_replies(
         CofError: a reply cannot be encoded.
     """
     tokenizer = chat.processor.tokenizer
-    before = "" if alone else chat.render("")
+    before = "" if alone else chat.opening()
     space = "" if alone or before[-1:].isspace() else " "
 
     def encode(text: str) -> list[int]:

@@ -21,26 +21,50 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from cof.attention.bias_mask import Bias, Branches
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Prefix:
-    """The KV cache of the text before an image and of the image, without any bias.
-
-    It is empty until the first question about the image fills it in.
+    """The KV cache of a chat up to the end of an image, without any bias.
 
     Attributes:
         token_ids: its P tokens.
         states: keys and values of each layer, `(1, key heads, P, head size)`; never written to.
+        images: those in it, kept so that no other object gets their `id`.
     """
 
     token_ids: tuple[int, ...] = ()
     states: tuple[tuple[Tensor, Tensor], ...] = ()
+    images: tuple[Any, ...] = ()
 
-    def fill(self, other: Prefix) -> None:
-        """Take what another one holds; a second time, from a thread that asked at the same time,
-        nothing."""
-        if not self.token_ids:
-            self.states = other.states
-            self.token_ids = other.token_ids  # last: other threads look at these
+
+Key = tuple[tuple[int, ...], tuple[int, ...]]
+"""What tells the prefixes of one image apart: their tokens, and the `id` of each image in them."""
+
+MAX_PREFIXES = 4
+"""The most prefixes that are kept of one image, which has one for each history it stood in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A row of a batch up to the end of the image that is looked at.
+
+    Attributes:
+        start, end: its tokens in the row.
+        key: see `Key`.
+        images: those in it.
+        store: the prefixes of the image, where this one is or will be.
+    """
+
+    start: int
+    end: int
+    key: Key
+    images: tuple[Any, ...]
+    store: dict[Key, Prefix]
+
+    def fill(self, prefix: Prefix) -> None:
+        """Keep a prefix; threads that fill at the same time keep equal ones."""
+        self.store[self.key] = replace(prefix, images=self.images)
+        if len(self.store) > MAX_PREFIXES:
+            self.store.pop(next(iter(self.store)), None)
 
 
 @dataclass(frozen=True, eq=False)

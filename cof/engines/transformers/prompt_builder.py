@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +25,12 @@ class TokenizedRequests:
         requests: what is asked, about images with the processor's output, and in
             `PromptBuilder.prompts` with their features.
         inputs: padded token ids, `(B, L)`, and what else the model takes beside them.
+        image_first: whether the prompt of each comes after its image.
     """
 
     requests: Sequence[Request]
     inputs: dict[str, Tensor]
+    image_first: Sequence[bool]
 
     @property
     def images(self) -> list[EncodedImage]:
@@ -41,11 +42,6 @@ class TokenizedRequests:
         """Tokens of each row without padding."""
         lengths: list[int] = self.inputs["attention_mask"].sum(1).tolist()
         return lengths
-
-
-def shown(request: Request) -> list[Any]:
-    """The images of a request, the one that a highlight is about first."""
-    return [request.image, request.beside] if request.beside else [request.image]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +64,10 @@ class PromptBuilder:
         Raises:
             CofError: a prompt cannot be encoded.
         """
-        texts = [self.chat.text(request, len(shown(request))) for request in requests]
-        pixels = [[image.pixels for image in shown(request)] for request in requests]
-        return TokenizedRequests(requests, self.adapter.tokenize(texts, pixels))
+        texts = [self.chat.text(request) for request in requests]
+        pixels = [[image.pixels for image in _encoded(request)] for request in requests]
+        first = list(map(self.chat.image_first, texts, requests))
+        return TokenizedRequests(requests, self.adapter.tokenize(texts, pixels), first)
 
     def prompts(self, batch: TokenizedRequests) -> Prompts:
         """Tokenized requests where the model is, with the bias of their highlights.
@@ -78,15 +75,14 @@ class PromptBuilder:
         Raises:
             CofError: a layer or head the model does not have.
         """
-        features = [torch.cat([i.features for i in shown(request)]) for request in batch.requests]
         return Prompts(
             {name: self.adapter.move(value) for name, value in batch.inputs.items()},
-            features,
-            self._bias(batch, list(map(len, features))),
+            [torch.cat([image.features for image in _encoded(r)]) for r in batch.requests],
+            self._bias(batch),
             answer_type=self.adapter.family.answer_type,
         )
 
-    def _bias(self, batch: TokenizedRequests, num_features: Sequence[int]) -> Bias | None:
+    def _bias(self, batch: TokenizedRequests) -> Bias | None:
         highlights = [
             request.highlight if request.highlight and request.highlight.strength != 1 else None
             for request in batch.requests
@@ -95,12 +91,12 @@ class PromptBuilder:
             return None
 
         def bias_row(row: int) -> Tensor:
-            highlight, image = highlights[row], batch.images[row]
-            added = torch.zeros(num_features[row])
+            highlight, features = highlights[row], features_of(batch.requests[row])
+            added = torch.zeros(features.total)
             if highlight is not None:
-                start = self.adapter.first_feature
-                by_token = torch.from_numpy(self.tokens.bias(image.size, highlight).ravel())
-                added[start : len(image.features)] = by_token
+                size = batch.images[row].size
+                by_token = torch.from_numpy(self.tokens.bias(size, highlight).ravel())
+                added[features.start + self.adapter.first_feature : features.end] = by_token
             return added
 
         added = map_in_threads(bias_row, range(len(highlights)))
@@ -115,3 +111,23 @@ class PromptBuilder:
             self.adapter.shape,
         )
         return Bias(values.to(device), q_from, gate if gate is None else gate.to(device))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Where the features of the image that is looked at stand among those of all images."""
+
+    start: int
+    end: int
+    total: int
+
+
+def features_of(request: Request) -> Features:
+    """The features of a request whose images are encoded."""
+    counts = [len(image.features) for image in _encoded(request)]
+    start = sum(counts[: request.number])
+    return Features(start, start + counts[request.number], sum(counts))
+
+
+def _encoded(request: Request) -> list[EncodedImage]:
+    return request.images  # type: ignore[return-value]

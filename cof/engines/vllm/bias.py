@@ -21,7 +21,7 @@ KEY = "cof"
 
 @dataclass(frozen=True)
 class RequestBias:
-    """What is added to the attention scores of a request's first image.
+    """What is added to the attention scores of one image of a request.
 
     Attributes:
         runs: `(start, length, value)`: what the image's embeddings `start ... start + length - 1`
@@ -30,6 +30,7 @@ class RequestBias:
         layers, heads: those that carry the bias; None: all.
         bidirectional: whether image tokens attend to all of their image, so that the bias of one
             changes the states of all.
+        image: the number of the image among the request's, from 0.
 
     Example:
         >>> highlight = Highlight(region=None, strength=2.0, scope="text")
@@ -45,6 +46,7 @@ class RequestBias:
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     bidirectional: bool = False
+    image: int = 0
 
     @classmethod
     def from_values(
@@ -53,6 +55,7 @@ class RequestBias:
         highlight: Highlight,
         *,
         bidirectional: bool = False,
+        image: int = 0,
     ) -> RequestBias:
         """The bias of a highlight that adds `values` `(K,)` to an image's K embeddings."""
         edges = np.flatnonzero(np.diff(values, prepend=np.nan, append=np.nan))
@@ -61,7 +64,7 @@ class RequestBias:
             for start, end in pairwise(edges)
             if values[start] != 0
         )
-        return cls(runs, highlight.scope, highlight.layers, highlight.heads, bidirectional)
+        return cls(runs, highlight.scope, highlight.layers, highlight.heads, bidirectional, image)
 
     def to_json(self) -> str:
         """One line that is the same for equal biases; vLLM carries it."""
@@ -83,14 +86,15 @@ class RequestBias:
                 for name in ("layers", "heads")
             )
             scope, bidirectional = fields["scope"], bool(fields["bidirectional"])
+            image = int(fields["image"])
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise wrong from error
-        counts = [number for at, length, _ in runs for number in (at, length)]
+        counts = [number for at, length, _ in runs for number in (at, length)] + [image]
         negative = any(number < 0 for number in (*counts, *(layers or ()), *(heads or ())))
         finite = all(math.isfinite(value) for _, _, value in runs)
         if negative or not finite or scope not in get_args(Scope):
             raise wrong
-        return cls(runs, scope, layers, heads, bidirectional)
+        return cls(runs, scope, layers, heads, bidirectional, image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +143,9 @@ def _embeddings(position: Any) -> Span:
 def _placed(text: str, spans: tuple[Span, ...]) -> PlacedBias | None:
     bias = RequestBias.from_json(text)
     embeddings = [_positions(span) for span in spans]
-    first = embeddings[0]
+    if bias.image >= len(embeddings):
+        raise ValueError(f"{KEY} is about image {bias.image}, and there are {len(embeddings)}.")
+    first = embeddings[bias.image]
     values = np.zeros(int(embeddings[-1][-1]) + 1, dtype=np.float32)
     for start, length, value in bias.runs:
         values[first[start : start + length]] = value

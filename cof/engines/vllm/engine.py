@@ -29,7 +29,7 @@ from cof.families.image_tokens import ImageTokens, processed_wh
 from cof.families.special_tokens import token_ids
 from cof.geometry.boxes import Frame
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
-from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
+from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
 MODEL_TYPES = (
     "llava",
@@ -47,6 +47,9 @@ MODEL_TYPES = (
 
 WORKER = "cof.engines.vllm.worker.BiasedWorker"
 """vLLM's option `worker_cls`."""
+
+MAX_IMAGES = 8
+"""The most images of one chat."""
 
 
 class VllmEngine:
@@ -185,16 +188,11 @@ class VllmEngine:
         return [self._generation(output, decoding) for output in outputs]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
-        images = [request.pil_image]
-        if isinstance(request.beside, EncodedImage):
-            images.append(request.beside.image)
-        elif request.beside is not None:
-            images.append(request.beside)
-        text = self.chat.text(request, len(images))
+        text = self.chat.text(request)
         special = adds_special_tokens(self.processor, text)
         with self._processing:
             ids = token_ids(self.processor.tokenizer, text, add_special_tokens=special)
-        shown = [self._shown(image) for image in images]
+        shown = [self._shown(pil_image(image)) for image in request.images]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": shown}}
 
     def _shown(self, image: Image.Image) -> Image.Image:
@@ -228,14 +226,16 @@ class VllmEngine:
             params.structured_outputs = StructuredOutputsParams(regex=self._regex(template))
         highlight = request.highlight
         if highlight is not None and highlight.strength != 1:
-            params.extra_args = {KEY: self._bias(request.pil_image.size, highlight).to_json()}
+            params.extra_args = {KEY: self._bias(request, highlight).to_json()}
         return params.clone()  # checked anew
 
-    def _bias(self, image_wh: tuple[int, int], highlight: Highlight) -> RequestBias:
+    def _bias(self, request: Request, highlight: Highlight) -> RequestBias:
         make_gates([highlight.layers], [highlight.heads], self._shape)
-        added = self.tokens.bias(image_wh, highlight).ravel()
+        added = self.tokens.bias(request.pil_image.size, highlight).ravel()
         values = np.concatenate([np.zeros(self._first_feature), added])
-        return RequestBias.from_values(values, highlight, bidirectional=self._bidirectional)
+        return RequestBias.from_values(
+            values, highlight, bidirectional=self._bidirectional, image=request.number
+        )
 
     def _streamed(self, count: int, decoding: Decoding, on_text: OnText) -> OnOutput:
         """What tells `on_text` of the replies as they grow."""
@@ -261,7 +261,7 @@ class VllmEngine:
         return Generation(text, tuple(ids), tuple(logprobs))
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        compiled = compile_box_template(template, self._encode_texts, self.chat.render(""))
+        compiled = compile_box_template(template, self._encode_texts, self.chat.opening(thinks=False))
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not follow the "
@@ -278,7 +278,7 @@ class VllmEngine:
         return ids
 
     def _regex(self, template: BoxTemplate) -> str:
-        blank = "" if self.chat.render("")[-1:].isspace() else " "
+        blank = "" if self.chat.opening(thinks=False)[-1:].isspace() else " "
         return blank + template_regex(template)
 
 
@@ -329,7 +329,7 @@ def load_processor(name: str, pad_to_square: bool | None = None) -> tuple[Any, A
 
 def model_options(processor: Any) -> dict[str, Any]:
     """What `vllm.LLM` and `vllm serve` need for a model beside its name."""
-    options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 2}, "worker_cls": WORKER}
+    options: dict[str, Any] = {"limit_mm_per_prompt": {"image": MAX_IMAGES}, "worker_cls": WORKER}
     if not hasattr(processor, "video_processor"):  # videos are processed by torchvision alone
         options["mm_processor_kwargs"] = {"backend": "pil"}
     return options
