@@ -29,6 +29,7 @@ _HOME = {
         "Relevance",
         "Whole",
     ),
+    "cof.looking": ("look", "look_args"),
     "cof.pipeline": ("CoF",),
     "cof.presets": ("preset",),
     "cof.query": ("Query",),
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from cof.grounders import RelativeAttention as RelativeAttention
     from cof.grounders import Relevance as Relevance
     from cof.grounders import Whole as Whole
+    from cof.looking import look as look
+    from cof.looking import look_args as look_args
     from cof.pipeline import CoF as CoF
     from cof.presets import preset as preset
     from cof.query import Query as Query

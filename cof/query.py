@@ -135,7 +135,7 @@ class Sample:
         chat = query.read(settings.system)
         image = _load(chat.image, allow_url, images)
         others = tuple(_load(source, allow_url, images) for source in chat.others)
-        region = _own_region(query, image.size)
+        region = own_region(query, image.size)
         if region is not None:
             settings = settings.changed(grounder="given")
         if query.strength is not None:
@@ -232,7 +232,7 @@ def _load(
     return images[key]
 
 
-def _own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
+def own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
     makers: dict[str, Callable[[Any], Region]] = {
         "boxes": region_from_boxes,
         "polygon": lambda corners: region_from_polygon(corners, image_wh),

@@ -23,6 +23,14 @@ _VICUNA = """\
 {%- endfor %}{{ 'ASSISTANT:' }}"""
 """As in the checkpoints on the hub."""
 
+_VIP = """\
+{%- for turn in messages %}
+{%- if turn.role == 'user' %}{{ '###Human: ' }}{% endif %}
+{%- if turn.role == 'assistant' %}{{ '###Assistant: ' }}{% endif %}
+{%- for part in turn.content if part.type == 'image' %}{{ '<image>\n' }}{% endfor %}
+{%- for part in turn.content if part.type == 'text' %}{{ part.text }}{% endfor %}
+{%- endfor %}{{ '###Assistant:' }}"""
+
 _LLAVA = Family(
     name="LLaVA-1.5",
     model_types=("llava",),
@@ -80,8 +88,7 @@ FAMILIES: tuple[Family, ...] = (
         _LLAVA,
         name="ViP-LLaVA",
         model_types=("vipllava",),
-        chat_template="",
-        prompt="###Human: <image>\n{prompt}###Assistant:",
+        chat_template=_VIP,
         num_prefix_features=lambda config: 0,
     ),
     # its config.json says LLaVA; the type is that of its vision encoder (`family_of`)

@@ -117,6 +117,10 @@ class DecoderAdapter(Adapter):
             values[row, is_image[row]] = by_feature
         return values, self._image_ends(inputs["input_ids"])
 
+    def count_image_tokens(self, ids: Tensor) -> list[int]:
+        counts: list[int] = self._is_image(ids).sum(1).tolist()
+        return counts
+
     def spans(self, ids: Tensor, seen: Tensor, counts: Sequence[int]) -> list[tuple[int, int]]:
         """Where each row begins, after its padding, and where as many image tokens have come."""
         passed = self._is_image(ids).cumsum(1) >= torch.tensor(counts, device=ids.device)[:, None]

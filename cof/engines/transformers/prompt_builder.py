@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from cof.engines.transformers.batching import map_in_threads
 from cof.engines.transformers.prefix_cache import Prompts
 from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
-from cof.types import EncodedImage, Request
+from cof.types import EncodedImage, Highlight, Request
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,39 +78,17 @@ class PromptBuilder:
         return Prompts(
             {name: self.adapter.move(value) for name, value in batch.inputs.items()},
             [torch.cat([image.features for image in _encoded(r)]) for r in batch.requests],
-            self._bias(batch),
+            make_bias(
+                self.adapter,
+                self.tokens,
+                [
+                    Row(request.highlight, image.size, features_of(request))
+                    for request, image in zip(batch.requests, batch.images, strict=True)
+                ],
+                batch.inputs,
+            ),
             answer_type=self.adapter.family.answer_type,
         )
-
-    def _bias(self, batch: TokenizedRequests) -> Bias | None:
-        highlights = [
-            request.highlight if request.highlight and request.highlight.strength != 1 else None
-            for request in batch.requests
-        ]
-        if not any(highlights):
-            return None
-
-        def bias_row(row: int) -> Tensor:
-            highlight, features = highlights[row], features_of(batch.requests[row])
-            added = torch.zeros(features.total)
-            if highlight is not None:
-                size = batch.images[row].size
-                by_token = torch.from_numpy(self.tokens.bias(size, highlight).ravel())
-                added[features.start + self.adapter.first_feature : features.end] = by_token
-            return added
-
-        added = map_in_threads(bias_row, range(len(highlights)))
-        values, image_ends = self.adapter.place(added, batch.inputs)
-        text_only = torch.tensor([bool(of and of.scope == "text") for of in highlights])
-        q_from, device = None, self.adapter.model.device
-        if image_ends is not None and bool(text_only.any()):
-            q_from = torch.where(text_only, image_ends, 0).to(device)
-        gate = make_gates(
-            [highlight.layers if highlight else None for highlight in highlights],
-            [highlight.heads if highlight else None for highlight in highlights],
-            self.adapter.shape,
-        )
-        return Bias(values.to(device), q_from, gate if gate is None else gate.to(device))
 
 
 @dataclass(frozen=True)
@@ -131,3 +109,52 @@ def features_of(request: Request) -> Features:
 
 def _encoded(request: Request) -> list[EncodedImage]:
     return request.images  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the bias of one sequence depends on: what is highlighted in an image of which size, and
+    where the image's features are."""
+
+    highlight: Highlight | None
+    image_wh: tuple[int, int]
+    features: Features
+
+
+def make_bias(
+    adapter: Adapter, tokens: ImageTokens, rows: Sequence[Row], inputs: Mapping[str, Tensor]
+) -> Bias | None:
+    """The bias of B sequences; None if nothing is highlighted.
+
+    Args:
+        inputs: the model's text inputs, of which `input_ids` `(B, L)` are read.
+
+    Raises:
+        CofError: a layer or head the model does not have.
+    """
+    highlights = [
+        row.highlight if row.highlight and row.highlight.strength != 1 else None for row in rows
+    ]
+    if not any(highlights):
+        return None
+
+    def bias_row(number: int) -> Tensor:
+        highlight, features = highlights[number], rows[number].features
+        added = torch.zeros(features.total)
+        if highlight is not None:
+            by_token = torch.from_numpy(tokens.bias(rows[number].image_wh, highlight).ravel())
+            added[features.start + adapter.first_feature : features.end] = by_token
+        return added
+
+    added = map_in_threads(bias_row, range(len(rows)))
+    values, image_ends = adapter.place(added, inputs)
+    text_only = torch.tensor([bool(of and of.scope == "text") for of in highlights])
+    q_from, device = None, adapter.model.device
+    if image_ends is not None and bool(text_only.any()):
+        q_from = torch.where(text_only, image_ends, 0).to(device)
+    gate = make_gates(
+        [highlight.layers if highlight else None for highlight in highlights],
+        [highlight.heads if highlight else None for highlight in highlights],
+        adapter.shape,
+    )
+    return Bias(values.to(device), q_from, gate if gate is None else gate.to(device))

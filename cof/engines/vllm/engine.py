@@ -78,10 +78,6 @@ class VllmEngine:
         self.dialect = dialect_of(config, self.family)
         self.tokens = ImageTokens(self.family, self.dialect, config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
-        text = config.get_text_config()
-        self._shape = (text.num_hidden_layers, text.num_attention_heads)
-        self._first_feature = self.family.num_prefix_features(config)
-        self._bidirectional = self.family.bidirectional(config)
         self._compiled = cache(self._compile_template)
         self._default_params = client.model_config.get_diff_sampling_param()  # reads a file
         self._processing = threading.Lock()  # tokenizers are not for several threads
@@ -226,16 +222,10 @@ class VllmEngine:
             params.structured_outputs = StructuredOutputsParams(regex=self._regex(template))
         highlight = request.highlight
         if highlight is not None and highlight.strength != 1:
-            params.extra_args = {KEY: self._bias(request, highlight).to_json()}
+            params.extra_args = highlight_args(
+                self.tokens, request.pil_image.size, highlight, request.number
+            )
         return params.clone()  # checked anew
-
-    def _bias(self, request: Request, highlight: Highlight) -> RequestBias:
-        make_gates([highlight.layers], [highlight.heads], self._shape)
-        added = self.tokens.bias(request.pil_image.size, highlight).ravel()
-        values = np.concatenate([np.zeros(self._first_feature), added])
-        return RequestBias.from_values(
-            values, highlight, bidirectional=self._bidirectional, image=request.number
-        )
 
     def _streamed(self, count: int, decoding: Decoding, on_text: OnText) -> OnOutput:
         """What tells `on_text` of the replies as they grow."""
@@ -261,7 +251,9 @@ class VllmEngine:
         return Generation(text, tuple(ids), tuple(logprobs))
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        compiled = compile_box_template(template, self._encode_texts, self.chat.opening(thinks=False))
+        compiled = compile_box_template(
+            template, self._encode_texts, self.chat.opening(thinks=False)
+        )
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not follow the "
@@ -309,6 +301,44 @@ def template_regex(template: BoxTemplate) -> str:
     """
     numbers = "|".join(map(re.escape, template.numbers))
     return f"({numbers})".join(map(re.escape, template.pattern.split("{}"))).replace("\\ ", " ")
+
+
+def highlight_args(
+    tokens: ImageTokens, image_wh: tuple[int, int], highlight: Highlight, image: int
+) -> dict[str, str]:
+    """A highlight as `SamplingParams.extra_args`.
+
+    Args:
+        tokens: of the model.
+        image_wh: the size of the image that is looked at.
+        image: its number among the request's.
+
+    Raises:
+        CofError: a layer or head the model does not have.
+    """
+    family, config = tokens.family, tokens.config
+    text = config.get_text_config()
+    shape = (text.num_hidden_layers, text.num_attention_heads)
+    make_gates([highlight.layers], [highlight.heads], shape)
+    added = tokens.bias(image_wh, highlight).ravel()
+    values = np.concatenate([np.zeros(family.num_prefix_features(config)), added])
+    bidirectional = family.bidirectional(config)
+    bias = RequestBias.from_values(values, highlight, bidirectional=bidirectional, image=image)
+    return {KEY: bias.to_json()}
+
+
+@cache
+def image_tokens(name: str) -> ImageTokens:
+    """Of a checkpoint with its own processor.
+
+    Raises:
+        CofError: see `load_processor`.
+    """
+    with loading_errors(name):
+        family = family_of(AutoConfig.from_pretrained(name))
+    crops = None if family.pads_to_square is None else False
+    config, processor = load_processor(name, crops)
+    return ImageTokens(family, dialect_of(config, family), config, processor)
 
 
 def load_processor(name: str, pad_to_square: bool | None = None) -> tuple[Any, Any]:
