@@ -18,7 +18,7 @@ from cof.presets import default_settings
 from cof.presets import preset as named_preset
 from cof.query import Query, QueryLike, Sample, as_query
 from cof.settings import Settings
-from cof.stages import answer, locate, stage_one_request
+from cof.stages import answer, isolate, locate, stage_one_request
 from cof.streaming import SentText, for_one
 from cof.types import (
     Decoding,
@@ -292,37 +292,20 @@ class CoF:
         if on_text is not None:
             for number, sample in samples.items():
                 texts[sample] = SentText(partial(on_text, start + number))
-        replies = self._answer_samples(list(samples.values()), decoding, texts, raising=raising)
-        answers |= zip(samples, replies, strict=True)
+        run = partial(self._run, decoding=decoding, texts=texts)
+        checked = list(samples.values())
+        replies = (
+            dict(zip(checked, run(checked), strict=True)) if raising else isolate(checked, run)
+        )
+        for number, sample in samples.items():
+            reply = replies[sample]
+            if isinstance(reply, CofError):
+                reply = refused_answer(sample.image, sample.question, sample.settings, reply)
+            answers[number] = reply
         return [answers[number] for number in range(len(items))]
 
-    def _answer_samples(
-        self,
-        samples: list[Sample],
-        decoding: Decoding,
-        texts: Mapping[Sample, SentText],
-        *,
-        raising: bool,
-    ) -> list[Answer]:
-        """Checked samples; if the engine refuses one, the halves of the batch are run apart."""
-        try:
-            return self._run(samples, decoding, texts) if samples else []
-        except CofError as error:
-            if raising:
-                raise
-            if len(samples) == 1:
-                only = samples[0]
-                return [refused_answer(only.image, only.question, only.settings, error)]
-        middle = len(samples) // 2
-        halves = (samples[:middle], samples[middle:])
-        return [
-            answer
-            for half in halves
-            for answer in self._answer_samples(half, decoding, texts, raising=raising)
-        ]
-
     def _run(
-        self, samples: list[Sample], decoding: Decoding, texts: Mapping[Sample, SentText]
+        self, samples: Sequence[Sample], decoding: Decoding, texts: Mapping[Sample, SentText]
     ) -> list[Answer]:
         """Both stages."""
         if not self.engine.takes_two and any(sample.request.others for sample in samples):
@@ -332,7 +315,9 @@ class CoF:
         if isinstance(self.engine, LengthChecker):
             self.engine.check_lengths(requests, decoding)
         before = time.perf_counter()
-        drafts = self._drafts(samples, requests, decoding)
+        unsure = [number for number, sample in enumerate(samples) if sample.drafts]
+        plain = self.engine.generate([requests[n] for n in unsure], decoding) if unsure else []
+        drafts = list(map(dict(zip(unsure, plain, strict=True)).get, range(len(samples))))
         drafted = time.perf_counter()
         looks = locate(self.engine, samples, requests, drafts)
         grounded = time.perf_counter()
@@ -353,7 +338,7 @@ class CoF:
         answers = []
         for sample, draft, outcome in zip(samples, drafts, outcomes, strict=True):
             look, grounding = outcome.look, outcome.look.grounding
-            plain = draft or (outcome.reply if look.region is None else None)
+            known = draft or (outcome.reply if look.region is None else None)
             answers.append(
                 Answer(
                     text=outcome.reply.text,
@@ -372,7 +357,7 @@ class CoF:
                     request=sample.request,
                     num_tokens=len(outcome.reply.token_ids),
                     answer_confidence=confidence(outcome.reply),
-                    _plain=partial(self._plain_text, sample, decoding, plain),
+                    _plain=partial(self._plain_text, sample, decoding, known),
                 )
             )
         return answers
@@ -393,7 +378,7 @@ class CoF:
             text.begin()
         return self.engine.generate(requests, decoding, tell)
 
-    def _encoded(self, samples: list[Sample]) -> list[Request]:
+    def _encoded(self, samples: Sequence[Sample]) -> list[Request]:
         """The plain requests, each distinct image encoded once.
 
         Prefill all images or none, because the prefixes of a batch have one length.
@@ -413,17 +398,6 @@ class CoF:
             )
             for sample in samples
         ]
-
-    def _drafts(
-        self, samples: list[Sample], requests: list[Request], decoding: Decoding
-    ) -> list[Generation | None]:
-        """The plain answers of the samples that look only if these are not sure enough."""
-        numbers = [number for number, sample in enumerate(samples) if sample.drafts]
-        drafts: list[Generation | None] = [None] * len(samples)
-        replies = self.engine.generate([requests[n] for n in numbers], decoding) if numbers else []
-        for number, reply in zip(numbers, replies, strict=True):
-            drafts[number] = reply
-        return drafts
 
     def _plain_text(self, sample: Sample, decoding: Decoding, known: Generation | None) -> str:
         """The plain answer, generated now if it is not known."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cof.engines.base import Engine
+from cof.errors import CofError
 from cof.geometry.regions import Region
 from cof.grounders import Grounder
 from cof.query import Sample
 from cof.types import Generation, Grounding, Request
 
+Item = TypeVar("Item", bound=Hashable)
+Result = TypeVar("Result")
 Generate = Callable[[Sequence[Request], Sequence[int]], list[Generation]]
 """Requests, and the number of the sample that each belongs to -> the reply to each."""
 
@@ -118,6 +122,25 @@ def answer(
     for position, (number, look) in enumerate(asked):
         outcomes[number].append(Outcome(replies[position], look))
     return [max(each, key=lambda outcome: _first_logprob(outcome.reply)) for each in outcomes]
+
+
+def isolate(
+    items: Iterable[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+) -> dict[Item, Result | CofError]:
+    """The results of items that are worked on together; one that is refused gets its error.
+
+    Where the work on several items is refused, it is tried on either half of them.
+    """
+    part = list(items)
+    if not part:
+        return {}
+    try:
+        return dict(zip(part, work(part), strict=True))
+    except CofError as error:
+        if len(part) == 1:
+            return {part[0]: error}
+    middle = len(part) // 2
+    return isolate(part[:middle], work) | isolate(part[middle:], work)
 
 
 def _first_logprob(reply: Generation) -> float:

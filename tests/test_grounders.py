@@ -127,15 +127,6 @@ class TestEveryReader:
         with pytest.raises(CofError, match="use grounder 'prompt'"):
             cof(picture((20, 20)), "Where?")
 
-    def test_in_the_pipeline(self, name: str) -> None:
-        cof = CoF(engine(), Settings(grounder=name, expand=1.0, strength=4.0))  # type: ignore[arg-type]
-        (direct,) = locate(name, [Request(picture((60, 40)), "Where is the bus?")])
-        answer = cof(picture((60, 40)), "Where is the bus?")
-        assert answer.raw_boxes == answer.boxes == found(direct).boxes
-        assert answer.confidence == pytest.approx(direct.confidence, abs=1e-4)
-        assert answer.region is not None
-        np.testing.assert_allclose(answer.region.heat_map, found(direct).heat_map, atol=1e-3)
-
 
 class TestAttention:
     @pytest.mark.parametrize("smoothing", [0.0, 1.0])

@@ -62,6 +62,7 @@ def test_few_tokens(tokens: int) -> None:
     x1, y1, x2, y2 = sliding_window(found, (40, 40))
     assert 0 <= x1 < x2 <= 1
     assert (y1, y2) == (0.0, 1.0)
+    assert tokens > 1 or (x1, x2) == (0.0, 1.0)
 
 
 def test_tokens_in_no_raster_are_averaged_where_they_look() -> None:
@@ -133,11 +134,6 @@ def test_windows_are_square_in_pixels() -> None:
     x1, y1, x2, y2 = sliding_window(HeatMap(values, x, y), (400, 100))
     assert (x2 - x1) * 400 == pytest.approx((y2 - y1) * 100)
     assert (x1, y1) == pytest.approx((0.5, 0.4))
-
-
-def test_a_window_that_covers_everything_is_the_last_resort() -> None:
-    edges = np.array([0.0, 1.0])
-    assert sliding_window(HeatMap(np.ones((1, 1)), edges, edges), (9, 9)) == (0.0, 0.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("values", [np.zeros((3, 3)), np.full((3, 3), 0.2)])

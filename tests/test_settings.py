@@ -23,6 +23,10 @@ from cof.settings import Settings
     [
         ({"grounder": "guess"}, "prompt, attention"),
         ({"grounder": []}, "prompt, attention"),
+        ({"grounder": "prompt+prompt"}, "joined by"),
+        ({"grounder": "prompt+given"}, "joined by"),
+        ({"grounder": "prompt+"}, "joined by"),
+        ({"grounder": "none+attention"}, "joined by"),
         ({"focus": "zoom"}, "attention, soft"),
         ({"focus": np.ones(2)}, "attention, soft"),
         ({"scope": "image"}, "all, text"),
@@ -79,16 +83,10 @@ def test_numbers_of_numpy_paths_and_ranges_are_plain_values() -> None:
     )
 
 
-def test_changes_leave_the_original_alone() -> None:
-    first = Settings()
-    second = first.changed(strength=5, layers=[0, 2])
-    assert first == Settings()
-    assert (second.option("strength"), second.option("layers")) == (5, (0, 2))
-
-
 def test_a_method_named_anew_keeps_what_it_shares() -> None:
     before = Settings(strength=8.0, scope="text", min_confidence=0.25, expand=2.0)
     after = before.changed(grounder="attention", focus="contrast", guidance=2.0)
+    assert before == Settings(strength=8.0, scope="text", min_confidence=0.25, expand=2.0)
     assert after.focus == Contrast(8.0, "text", guidance=2.0)
     assert after.grounders == (RelativeAttention(min_confidence=0.25),)
     assert after.expand == 2.0
@@ -99,7 +97,7 @@ def test_a_method_named_anew_keeps_what_it_shares() -> None:
 def grid() -> list[Settings]:
     """A setting with every option away from its default, for every grounder and focus."""
     made = []
-    for grounder in [*GROUNDERS, "prompt+attention", "prompt+detector"]:
+    for grounder in [*GROUNDERS, "prompt+detector", "attention+relevance+logits"]:
         for focus in FOCUSES:
             owners = [Settings, *map(GROUNDERS.get, grounder.split("+")), FOCUSES[focus]]
             names = [each.name for owner in owners for each in options_of(owner)]  # type: ignore[arg-type]
@@ -132,6 +130,7 @@ def test_settings_are_json() -> None:
     for each in grid():
         written = json.loads(json.dumps(each.as_dict()))
         assert Settings(**written) == Settings.read(written) == each
+        assert each.grounder_name == written["grounder"]
         for name, value in OTHERS.items():
             assert each.option(name) in (value, None)
     apart = Settings((Prompt(min_confidence=0.5), RelativeAttention(min_confidence=0.25)))
@@ -139,30 +138,14 @@ def test_settings_are_json() -> None:
 
 
 def test_settings_of_release_0_2_are_read() -> None:
-    old = {
-        "grounder": "prompt",
-        "grounding_prompt": "paper",
-        "boxes": "free",
-        "grounding_max_new_tokens": 128,
-        "parser": "tolerant",
-        "grounder_layers": None,
-        "detector": None,
-        "min_confidence": 0.0,
-        "max_plain_confidence": 1.0,
-        "on_missing": "plain",
-        "min_box": 0.0,
-        "square": False,
-        "expand": 1.0,
-        "edge": "move",
-        "focus": "crop",
-        "strength": 4.5,
-        "scope": "all",
-        "layers": None,
-        "heads": None,
-        "cells": "coverage",
-        "guidance": 1.3,
-        "overlay": "frame",
-    }
+    old = json.loads(
+        """{"grounder": "prompt", "grounding_prompt": "paper", "boxes": "free",
+        "grounding_max_new_tokens": 128, "parser": "tolerant", "grounder_layers": null,
+        "detector": null, "min_confidence": 0.0, "max_plain_confidence": 1.0,
+        "on_missing": "plain", "min_box": 0.0, "square": false, "expand": 1.0, "edge": "move",
+        "focus": "crop", "strength": 4.5, "scope": "all", "layers": null, "heads": null,
+        "cells": "coverage", "guidance": 1.3, "overlay": "frame"}"""
+    )
     assert Settings.read(old) == Settings(focus="crop", grounding_prompt="paper", expand=1.0)
     departures = {"parser": "released", "on_missing": "whole", "square": True, "edge": "snap"}
     parity = {**old, **departures, "cells": "corners", "focus": "attention"}
@@ -193,17 +176,6 @@ def test_methods_by_name_and_as_objects() -> None:
         assert all(each.help for each in options_of(owner))
 
 
-@pytest.mark.parametrize("several", ["prompt+attention", "attention+relevance+logits"])
-def test_several_grounders(several: str) -> None:
-    assert Settings(grounder=several).grounder_name == several
-
-
-@pytest.mark.parametrize("several", ["prompt+prompt", "prompt+given", "prompt+", "none+attention"])
-def test_grounders_that_do_not_go_together(several: str) -> None:
-    with pytest.raises(CofError, match="joined by"):
-        Settings(grounder=several)
-
-
 @pytest.mark.parametrize(
     ("model", "expand", "strength"),
     [
@@ -218,12 +190,8 @@ def test_the_papers_rows(model: str, expand: float, strength: float) -> None:
     assert (found.expand, found.option("strength")) == (expand, strength)
     assert found == default_settings(model)
     assert found.changed(expand=1.3, strength=2.0) == Settings(grounding_prompt="paper")
-
-
-def test_parity_has_every_quirk() -> None:
-    parity = preset("paper-parity", "llava-1.5-13b")
-    paper = preset("paper", "llava-1.5-13b")
-    assert parity == paper.changed(released=True)
+    if "instructblip" not in model:
+        assert preset("paper-parity", model) == found.changed(released=True)
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from zoo import BUILDERS, CROSS_ATTENTION, zoo
 
+from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.prompt_builder import TokenizedRequests
 from cof.errors import CofError
-from cof.families.special_tokens import (
-    MARK,
-    SpecialTokens,
-    token_ids,
-    token_spans,
-    unescape,
-)
+from cof.families.special_tokens import MARK, SpecialTokens, token_ids, token_spans, unescape
 from cof.grounders import Prompt
-from cof.types import Decoding, Generation, Request
+from cof.types import Decoding, Request
 
 EVERY = [*BUILDERS, *CROSS_ATTENTION, *PAPER]
 SHORT = Decoding(max_new_tokens=4)
@@ -57,10 +52,6 @@ def tokenized(made: TransformersEngine, request: Request) -> TokenizedRequests:
     return batch
 
 
-def inputs(made: TransformersEngine, request: Request) -> dict[str, torch.Tensor]:
-    return tokenized(made, request).inputs
-
-
 def count_special(made: TransformersEngine, ids: torch.Tensor) -> int:
     numbers = made.processor.tokenizer.convert_tokens_to_ids(list(made.chat.special.texts))
     return int(torch.isin(ids, torch.tensor(numbers)).sum())
@@ -74,7 +65,7 @@ class TestEveryFamily:
         for typed in (tokens[0], f"{tokens[0] * 2} what?", f"Is it {' or '.join(tokens)}?"):
             calm = Request(IMAGE, harmless(typed, tokens))
             batch = tokenized(made, calm)
-            ids = inputs(made, Request(IMAGE, typed))
+            ids = tokenized(made, Request(IMAGE, typed)).inputs
             assert count_special(made, ids["input_ids"]) == count_special(
                 made, batch.inputs["input_ids"]
             )
@@ -89,10 +80,8 @@ class TestEveryFamily:
                 prompts = made.prompt_builder.prompts(batch)
                 (expected,), _ = made.decode(prompts, SHORT)
             assert made.generate([Request(IMAGE, typed)], SHORT) == [expected]
-
-    def test_ordinary_text_is_not_marked(self, name: str) -> None:
-        text = "Is it a < b, [x] or </b>?\n\nA. yes\nB. no  "
-        assert MARK not in engine(name).chat.text(Request(IMAGE, text))
+        ordinary = "Is it a < b, [x] or </b>?\n\nA. yes\nB. no  "
+        assert MARK not in made.chat.text(Request(IMAGE, ordinary))
 
     def test_replies(self, name: str) -> None:
         made, tokens = engine(name), special(name)
@@ -116,18 +105,10 @@ class TestEveryFamily:
 
 
 def ids_of_grounding(made: TransformersEngine, template: str | None, question: str) -> torch.Tensor:
-    asked: list[Request] = []
-
-    class Spy:
-        dialect, frame = made.dialect, made.frame
-
-        def generate(self, requests: list[Request], _: Decoding) -> list[Generation]:
-            asked.extend(requests)
-            return [Generation("")]
-
-    grounder = Prompt(grounding_prompt=template)
-    grounder.locate(Spy(), [Request(IMAGE, question)])  # type: ignore[arg-type]
-    tokens = inputs(made, asked[0])
+    fake = FakeEngine(lambda request: "", made.dialect)
+    Prompt(grounding_prompt=template).locate(fake, [Request(IMAGE, question)])
+    (((asked,), _),) = fake.calls
+    tokens = tokenized(made, asked).inputs
     # Kosmos-2 counts its image's placeholders from <unk> on, through the numbers of its tags
     image = tokens.get("image_embeds_position_mask", torch.zeros_like(tokens["input_ids"]))
     return tokens["input_ids"][image == 0]
@@ -138,7 +119,7 @@ def test_kosmos_reads_its_own_notation_and_no_users() -> None:
     ids = ids_of_grounding(made, None, "</phrase><grounding>").tolist()
     for tag in ("<grounding>", "<phrase>", "</phrase>"):
         assert ids.count(made.processor.tokenizer.convert_tokens_to_ids(tag)) == 1
-    typed = inputs(made, Request(IMAGE, "<grounding> what?"))["input_ids"]
+    typed = tokenized(made, Request(IMAGE, "<grounding> what?")).inputs["input_ids"]
     assert "Question: <grounding> what? Answer:" in made.processor.tokenizer.decode(typed[0])
 
 
@@ -197,14 +178,8 @@ def _sentencepiece(normalized: bool, scheme: str) -> PreTrainedTokenizerFast:
         )
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
@@ -274,8 +249,4 @@ def test_tokenizers_of_every_kind(kind: str) -> None:
         cut = token_ids(words, text, max_length=len(whole) - 1)
         assert cut == [*whole[:start], *ids[:-1], *whole[start + len(ids) :]]
         assert len(token_spans(words, text)) == len(ids)
-
-
-def test_a_text_without_special_tokens_is_tokenized_as_ever() -> None:
-    words = KINDS["first"]()
     assert token_ids(words, "is it an image?") == words("is it an image?")["input_ids"]

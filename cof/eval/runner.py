@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL.Image import Image
 
@@ -35,7 +35,7 @@ from cof.geometry.regions import EVERYTHING, Region
 from cof.grounders import Grounder
 from cof.query import Query, Sample
 from cof.settings import Settings
-from cof.stages import Look, answer, stage_one_request
+from cof.stages import Look, answer, isolate, stage_one_request
 from cof.types import Decoding, EncodedImage, Generation, Grounding, Request, confidence
 
 WINDOW = 16
@@ -43,9 +43,6 @@ WINDOW = 16
 
 AT_SERVERS = 8
 """How many questions a batch has for each that is under way at servers: they wait for the last."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -476,25 +473,6 @@ def _grounding(answer: Answer) -> Grounding:
     """What stage 1 found, as it comes with an answer."""
     region = Region(boxes=answer.raw_boxes) if answer.raw_boxes else None
     return Grounding(region, answer.grounding_text, answer.confidence)
-
-
-def isolate(
-    items: Iterable[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
-) -> dict[Item, Result | CofError]:
-    """The results of items that are worked on together; one that is refused gets its error.
-
-    Where the work on several items is refused, it is tried on either half of them.
-    """
-    part = list(items)
-    if not part:
-        return {}
-    try:
-        return dict(zip(part, work(part), strict=True))
-    except CofError as error:
-        if len(part) == 1:
-            return {part[0]: error}
-    middle = len(part) // 2
-    return isolate(part[:middle], work) | isolate(part[middle:], work)
 
 
 @contextmanager
