@@ -187,7 +187,8 @@ class RemoteCoF:
         image = self._ready(chat.image)
         others = [self._ready(other) for other in chat.others]
         asked = Request(image, chat.prompt, chat=chat.turns, others=tuple(others))
-        body = {"model": self.model, "messages": _messages(asked), **_decoding_fields(decoding)}
+        messages = _messages(asked)
+        body = {"model": self.model, "messages": messages, **_decoding_fields(decoding)}
         own = {"cof": self._options(query), "stream": sent is not None}
         reply = self._ask("POST", _CHAT, {**body, **own}, sent)
         text = str(reply["choices"][0]["message"]["content"])
@@ -371,11 +372,11 @@ def _content(reply: httpx2.Response) -> dict[str, Any]:
 
 def _messages(request: Request) -> list[dict[str, Any]]:
     """A chat in OpenAI's format."""
-    images = iter(request.images)
+    urls = iter([image.pixels for image in request.images if isinstance(image, EncodedImage)])
 
     def part(of: str | Slot | int) -> dict[str, Any]:
         if of is Slot.IMAGE or isinstance(of, int):
-            return {"type": "image_url", "image_url": {"url": next(images).pixels}}
+            return {"type": "image_url", "image_url": {"url": next(urls)}}
         return {"type": "text", "text": request.prompt if of is Slot.PROMPT else of}
 
     return [{"role": turn.role, "content": list(map(part, turn.parts))} for turn in request.chat]

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 from zoo import zoo
 
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.option_scoring import Forced
+from cof.engines.transformers.generation import Forced
 from cof.errors import CofError
 from cof.focuses import Attention, Contrast
 from cof.geometry.regions import Region

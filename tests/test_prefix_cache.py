@@ -34,7 +34,7 @@ def engine(name: str) -> TransformersEngine:
 
 
 def fill(made, images):
-    made._resume(made.plan([Request(i, "") for i in images], [0] * len(images))[0][1])
+    made._prompts(made.plan([Request(i, "") for i in images], [0] * len(images))[0][1])
 
 
 @functools.cache

@@ -18,9 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from zoo import zoo
 
 from cof.engines.fake import FakeEngine
-from cof.engines.text_stream import TextStream
+from cof.engines.text_stream import BatchStreamer, TextStream
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.streaming import BatchStreamer
 from cof.errors import CofError, OutOfMemory
 from cof.focuses import Contrast
 from cof.geometry.regions import Region

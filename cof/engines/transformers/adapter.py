@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cof.attention.registry import record_weights
+from cof.attention.registry import attach, record_weights
 from cof.engines.transformers.prefix_cache import Prefix, Prompts
 from cof.families.family import Family
 
@@ -25,6 +25,8 @@ class Adapter:
         model, processor: transformers' own.
         family: what is known of its kind.
         attention_source: whose attention `weights` returns.
+        part: the config of the part of the model that looks at the image.
+        last_query: whether only the last query of `looking` is of interest in `weights`.
         takes_padding: whether rows of different lengths can run in one batch.
         reuses_states: whether the decoder's state after an image can be reused.
     """
@@ -33,17 +35,26 @@ class Adapter:
     processor: Any
     family: Family
     attention_source: ClassVar[str] = "the answer's first token"
+    part: ClassVar[str] = "text_config"
+    last_query: ClassVar[bool] = False
     takes_padding: ClassVar[bool] = True
     reuses_states = False
 
+    @property
+    def looking(self) -> list[nn.Module]:
+        """The cross-attention modules whose keys are the image's, by layer; empty: the decoder's
+        self-attention sees the image."""
+        return []
+
     def attach(self) -> None:
         """Switch the model's attention to ours, where it looks at the image."""
-        raise NotImplementedError
+        attach(self.model, self.part, self.looking, last_query=self.last_query)
 
     @property
     def shape(self) -> tuple[int, int]:
         """How many `(layers, heads)` can be chosen."""
-        raise NotImplementedError
+        config = getattr(self.model.config, self.part)
+        return len(self.looking) or config.num_hidden_layers, config.num_attention_heads
 
     @property
     def first_feature(self) -> int:

@@ -155,17 +155,17 @@ def decode_boxes(
     budget = min(row_branches, branches // len(prompts.features))
     rows = [_Row(template.start()) for _ in prompts.features]
     device = prompts.inputs["input_ids"].device
-    cache = None
+    prompts = adapter.with_cache(prompts)
     while not all(row.box.done for row in rows):
         # Rows that are done, or have fewer tokens to read than others, are padded.
         pending = [() if row.box.done else row.box.tokens[row.num_cached :] for row in rows]
         prompts = extend_prompts(prompts, pending, pad_id)
         trees = [Tree() if row.box.done else build_tree(row.box, budget) for row in rows]
-        logits, cache = adapter.read(prompts, stack_trees(trees, pad_id, device), cache)
+        logits = adapter.read(prompts, stack_trees(trees, pad_id, device))
         for row, tree, logprobs in zip(rows, trees, _read_choices(trees, logits), strict=True):
             row.num_cached = len(row.box.tokens)
             row.take(tree, logprobs)
-    return [row.generation() for row in rows], cache
+    return [row.generation() for row in rows], prompts.cache
 
 
 def _read_choices(trees: Sequence[Tree], logits: Tensor) -> list[dict[int, dict[int, float]]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from cof.attention.registry import attach, reweight
+from cof.attention.registry import reweight
 from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.prefix_cache import Prompts
 from cof.families.special_tokens import SpecialTokens, tokenize, unescape
@@ -34,18 +34,12 @@ class QFormerAdapter(CrossAttentionAdapter):
     """Image features are keys of the Q-Former's cross-attention (InstructBLIP, BLIP-2)."""
 
     attention_source: ClassVar[str] = "the Q-Former"
+    part: ClassVar[str] = "qformer_config"
 
     @property
-    def _cross_attention(self) -> list[Any]:
+    def looking(self) -> list[nn.Module]:
         layers = self.model.qformer.encoder.layer
         return [layer.crossattention.attention for layer in layers if layer.has_cross_attention]
-
-    def attach(self) -> None:
-        attach(self.model, "qformer_config", self._cross_attention)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self._cross_attention), self.model.config.qformer_config.num_attention_heads
 
     @property
     def generator(self) -> Any:
@@ -113,19 +107,16 @@ class QFormerAdapter(CrossAttentionAdapter):
 class MllamaAdapter(CrossAttentionAdapter):
     """Image features are keys of the decoder's cross-attention layers (Llama 3.2 Vision)."""
 
+    last_query: ClassVar[bool] = True
+
     @property
-    def _cross_attention(self) -> dict[int, Any]:
-        """The cross-attention of each layer that has one."""
+    def looking(self) -> list[nn.Module]:
         layers = self.model.model.language_model.layers
-        numbers = self.model.config.text_config.cross_attention_layers
-        return {number: layers[number].cross_attn for number in numbers}
-
-    def attach(self) -> None:
-        attach(self.model, "text_config", list(self._cross_attention.values()), last_query=True)
+        return [layers[number].cross_attn for number in self._layers]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return len(self._cross_attention), self.model.config.text_config.num_attention_heads
+    def _layers(self) -> list[int]:
+        return list(self.model.config.text_config.cross_attention_layers)
 
     def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
         """`(tiles * (1 + patches), D)` for each image, the CLS token of each tile first."""
@@ -160,7 +151,8 @@ class MllamaAdapter(CrossAttentionAdapter):
         Given the features instead, `generate` would add them to the cache at every step.
         """
         cache = DynamicCache()
-        for number, attention in self._cross_attention.items():
+        attention: Any
+        for number, attention in zip(self._layers, self.looking, strict=True):
             shape = (*states.shape[:2], attention.num_key_value_heads, attention.head_dim)
             keys = attention.k_proj(states).view(shape).transpose(1, 2)
             values = attention.v_proj(states).view(shape).transpose(1, 2)
@@ -175,16 +167,15 @@ class Kosmos2Adapter(CrossAttentionAdapter):
     # transformers counts padding as text in the positions of new tokens.
     takes_padding: ClassVar[bool] = False
 
+    @property
+    def looking(self) -> list[nn.Module]:
+        return [self.model.image_to_text_projection.x_attn]
+
     def attach(self) -> None:
-        resampler = self.model.image_to_text_projection.x_attn
+        super().attach()
         # With SDPA transformers lets query i attend to the first i + 1 keys only; in its eager
         # attention, and in the model as it was trained, every query attends to every patch.
-        resampler.is_causal = False
-        attach(self.model, "text_config", [resampler])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return 1, self.model.config.text_config.attention_heads
+        self.model.image_to_text_projection.x_attn.is_causal = False
 
     @property
     def generator(self) -> Any:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention.bias_mask import Branches
-from cof.attention.registry import attach, reweight, use_branches
+from cof.attention.registry import reweight, use_branches
 from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.cross_attention_adapter import (
     Kosmos2Adapter,
@@ -29,27 +29,22 @@ from cof.engines.transformers.prefix_cache import (
     Prompts,
     append_branches,
     count_reusable,
+    first_biased,
     full_length_cache,
-    level_reuse,
+    join_prefixes,
     resume_prompts,
     split_cache,
-    start_cache,
 )
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
 from cof.families.special_tokens import tokenize
 
+Spans = Sequence[tuple[int, int]]
+"""The start and the end of a part of each row."""
+
 
 class DecoderAdapter(Adapter):
     """Image features are decoder tokens."""
-
-    def attach(self) -> None:
-        attach(self.model, "text_config")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        text = self.model.config.get_text_config()
-        return text.num_hidden_layers, text.num_attention_heads
 
     @property
     def reuses_states(self) -> bool:  # type: ignore[override]
@@ -127,24 +122,25 @@ class DecoderAdapter(Adapter):
         ends = passed.int().argmax(1) + 1
         return list(zip(seen.argmax(1).tolist(), ends.tolist(), strict=True))
 
-    def prefixes(self, prompts: Prompts, ends: Sequence[int]) -> list[Prefix]:
-        """The states of each row up to its end, from a pass of its own."""
-        length = int(self._image_ends(prompts.inputs["input_ids"]).max())  # later text is left out
-        shorter = {
-            name: value[..., :length] if value.shape == prompts.inputs["input_ids"].shape else value
+    def prefixes(self, prompts: Prompts, spans: Spans) -> list[Prefix]:
+        """The states of each row's span, from a pass of its own."""
+        ids = prompts.inputs["input_ids"]
+        length = int(self._image_ends(ids).max())  # nothing after the last image is computed
+        inputs = {
+            name: value[..., :length] if value.shape == ids.shape else value
             for name, value in prompts.inputs.items()
         }
-        inputs = shorter | self._positions(shorter)
-        cache = full_length_cache(self.model.config)
-        self.model(
-            **self._inputs(inputs, prompts.features), past_key_values=cache, logits_to_keep=1
-        )
-        return self.split_prefixes(prompts, cache, ends)
+        prompts = self.with_cache(replace(prompts, inputs=inputs))
+        self.model(**self._new_inputs(prompts), past_key_values=prompts.cache, logits_to_keep=1)
+        return split_cache(prompts.cache, ids, spans)
 
-    def split_prefixes(self, prompts: Prompts, cache: Any, ends: Sequence[int]) -> list[Prefix]:
-        """The states of each row up to its end, from the cache that a pass over it left."""
-        starts = prompts.inputs["attention_mask"].argmax(1).tolist()
-        return split_cache(cache, prompts.inputs["input_ids"], starts, ends)
+    def leaves_prefixes(self, prompts: Prompts, spans: Spans) -> bool:
+        """Whether the pass over these prompts computes the states of these spans, nothing
+        biased."""
+        return all(
+            first_biased(prompts.bias, row, start) >= end - start
+            for row, (start, end) in enumerate(spans)
+        )
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix], beams: int) -> Prompts:
         reused = count_reusable(prompts, prefixes)
@@ -152,42 +148,43 @@ class DecoderAdapter(Adapter):
         # the types of new tokens only, which mark the image tokens that attend both ways.
         whole = beams > 1 or self.family.bidirectional(self.model.config)
         if not whole:
-            reused = level_reuse(prompts, reused)
+            # The longest rest has to be computed anyway, and the others would be padded to it.
+            lengths = prompts.inputs["attention_mask"].sum(1).tolist()
+            left = max(length - count for length, count in zip(lengths, reused, strict=True))
+            reused = [max(length - left, 0) for length in lengths]
         if not any(reused):
             return prompts
-        shorter = resume_prompts(prompts, prefixes, reused)
-        splits = self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()
-        return prompts if whole and bool(splits) else shorter
+        shorter = resume_prompts(prompts, reused)
+        if whole and bool(self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
+            return prompts
+        return replace(shorter, cache=join_prefixes(prefixes, reused, self.model.config, beams))
+
+    def with_cache(self, prompts: Prompts) -> Prompts:
+        """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
+        if prompts.cache is not None:
+            return prompts
+        return replace(prompts, cache=full_length_cache(self.model.config))
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
-        cache = None
-        if prompts.cached or prompts.keeps_states:
-            beams = kwargs["generation_config"].num_beams
-            cache = kwargs["past_key_values"] = start_cache(prompts, self.model.config, beams)
-        inputs = prompts.inputs | self._positions(prompts.inputs)
+        if prompts.cache is not None:
+            kwargs["past_key_values"] = prompts.cache
         with reweight(prompts.bias):
-            return self.model.generate(
-                **self._inputs(inputs, self._new_features(prompts, cache)), **kwargs
-            )
+            return self.model.generate(**self._new_inputs(prompts), **kwargs)
 
-    def read(
-        self, prompts: Prompts, branches: Branches, cache: DynamicCache | None
-    ) -> tuple[Tensor, Any]:
-        """One pass over the tokens that `cache` lacks, and over branches, which it does not keep.
+    def read(self, prompts: Prompts, branches: Branches) -> Tensor:
+        """One pass over the tokens that the prompts' cache lacks, which it keeps, and over
+        branches, which it does not keep.
 
         Returns:
             Logits `(B, 1 + N, V)` after the prompts' last token and after each of the N tokens of
-            the branches, and the cache.
+            the branches.
         """
-        if cache is None:
-            cache = start_cache(prompts, self.model.config)
-        inputs = prompts.inputs | self._positions(prompts.inputs)
-        features = self._new_features(prompts, cache)
+        cache: Any = prompts.cache
         more = branches.tokens.shape[1]
-        inputs = append_branches(inputs, branches, prompts.answer_type)
+        inputs = append_branches(self._new_inputs(prompts), branches, prompts.answer_type)
         new = inputs["input_ids"].shape[1] - cache.get_seq_length()
         ready = self.model.prepare_inputs_for_generation(
-            **self._inputs(inputs, features),
+            **inputs,
             next_sequence_length=new,
             past_key_values=cache,
             is_first_iteration=cache.get_seq_length() == prompts.cached,
@@ -197,18 +194,18 @@ class DecoderAdapter(Adapter):
         # EXAONE 4.5 leaves them out, and would count positions in the cache
         ready["position_ids"] = inputs["position_ids"][..., -new:]
         with reweight(prompts.bias), use_branches(branches):
-            logits = self.model(**ready).logits
+            logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)
-        return logits, cache
+        return logits
 
-    def _new_features(self, prompts: Prompts, cache: Any) -> list[Tensor]:
-        """The features of the image tokens that are not in the cache."""
-        if cache is None:
-            return prompts.features
-        cached_ids = prompts.inputs["input_ids"][:, : cache.get_seq_length()]
-        counts = self._is_image(cached_ids).sum(1).tolist()
-        return [features[n:] for features, n in zip(prompts.features, counts, strict=True)]
+    def _new_inputs(self, prompts: Prompts) -> dict[str, Any]:
+        """The inputs, and the features of the image tokens that are not in the cache."""
+        ids = prompts.inputs["input_ids"]
+        known = 0 if prompts.cache is None else prompts.cache.get_seq_length()
+        counts = self._is_image(ids[:, :known]).sum(1).tolist()
+        features = [of[count:] for of, count in zip(prompts.features, counts, strict=True)]
+        return self._inputs(prompts.inputs | self._positions(prompts.inputs), features)
 
     def _positions(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The position of every token, those in a cache included: `(..., B, L)`.

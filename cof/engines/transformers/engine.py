@@ -16,15 +16,19 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
-from cof.engines.transformers.batching import group_by_size, map_in_threads, split_by_size
+from cof.engines.text_stream import BatchStreamer
+from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
-from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter
+from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter, Spans
 from cof.engines.transformers.generation import (
+    Forced,
     collect_generations,
+    collect_scores,
     make_generation_config,
+    tokenize_replies,
     use_seed,
 )
-from cof.engines.transformers.guidance import Guided, check_decoding, guidance, make_contrast
+from cof.engines.transformers.guidance import Guided, guidance, make_contrast
 from cof.engines.transformers.introspection import (
     States,
     compare_states,
@@ -33,15 +37,13 @@ from cof.engines.transformers.introspection import (
     predict_words,
 )
 from cof.engines.transformers.loading import load, out_of_memory
-from cof.engines.transformers.option_scoring import Forced, collect_scores, tokenize_replies
-from cof.engines.transformers.prefix_cache import Head, Key, Prefix, Prompts, is_unbiased
+from cof.engines.transformers.prefix_cache import Head, Key, Prefix, Prompts, split_cache
 from cof.engines.transformers.probing import probe
 from cof.engines.transformers.prompt_builder import (
     PromptBuilder,
     TokenizedRequests,
     features_of,
 )
-from cof.engines.transformers.streaming import BatchStreamer
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat
@@ -58,7 +60,7 @@ VALUES_PER_TOKEN = 3 * 14 * 14  # pixel values of a vision encoder's token, roug
 
 
 class TransformersEngine:
-    """Answers requests with a Hugging Face model; implements `cof.engines.base.Engine`.
+    """Answers requests with a Hugging Face model; implements all protocols of `cof.engines.base`.
 
     Requests in one call may differ in image, prompt, region, strength, scope, layers and heads. A
     call without any highlight runs the stock model, bit for bit.
@@ -106,20 +108,12 @@ class TransformersEngine:
         self.family = probe(self.family, self.model, processor)
         self.adapter = ADAPTERS[self.family.adapter](model, processor, self.family)
         self.adapter.attach()
+        self.takes_two = self.family.takes_two
+        self.attention_source = self.adapter.attention_source
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
         self.prompt_builder = PromptBuilder(self.adapter, self.tokens, self.chat)
         self._compile = cache(self._compile_template)
-
-    @property
-    def takes_two(self) -> bool:
-        """Whether it can be shown two images at once."""
-        return self.family.takes_two
-
-    @property
-    def attention_source(self) -> str:
-        """Whose attention `image_attention` is."""
-        return self.adapter.attention_source
 
     @classmethod
     def from_pretrained(
@@ -209,8 +203,12 @@ class TransformersEngine:
             CofError: a layer or head the model does not have, or out of memory.
         """
         guided = any(guidance(request) != 1 for request in requests)
-        if guided:
-            check_decoding(decoding)
+        if guided and (decoding.temperature > 0 or decoding.num_beams > 1):
+            # Both branches continue with the same token, but these choose for each row.
+            raise CofError(
+                "focus 'contrast' answers greedily: leave out temperature and num_beams, or use "
+                "focus 'attention'."
+            )
         template = None
         if decoding.box_template is not None and not guided:
             template = self._compile(decoding.box_template)
@@ -226,10 +224,9 @@ class TransformersEngine:
                 more["logits_processor"] = LogitsProcessorList([Guided(scales)])
                 both = [*batch.requests, *map(make_contrast, batch.requests)]
                 batch = self.prompt_builder.tokenize(both)
-            prompts = self._prompts(batch, decoding.num_beams)
+            prompts = self._prompts(batch, decoding.num_beams, first=not guided)
             replies, states = self.decode(prompts, decoding, template, **more)
-            if prompts.keeps_states:
-                self._keep(batch, prompts, states)
+            self._fill(batch, lambda spans: split_cache(states, batch.inputs["input_ids"], spans))
             if on_text is not None and "streamer" not in more:
                 for row, reply in zip(rows, replies, strict=True):
                     if reply.text:
@@ -251,16 +248,7 @@ class TransformersEngine:
     def score_replies(
         self, requests: Sequence[Request], replies: Sequence[str]
     ) -> list[Generation]:
-        """How likely each reply is to its request, highlights applied but for their guidance.
-
-        Args:
-            requests: as for `generate`; the same one may come with several replies.
-            replies: one for each.
-
-        Returns:
-            The replies as if the model had given them. Unlike in `generate` the end token is among
-            `token_ids` and `logprobs`, so that a reply is likely if it also ends there, with
-            whichever of the model's end tokens.
+        """See `ReplyScorer`; a reply may end with any of the model's end tokens.
 
         Raises:
             CofError: a reply cannot be encoded, or out of memory.
@@ -275,7 +263,7 @@ class TransformersEngine:
             settings = self._generation_config(Decoding(max_new_tokens=max(map(len, ids))))
             forced = LogitsProcessorList([Forced(ids, settings.pad_token_id)])
             output = self.adapter.generate(
-                self._resume(batch), generation_config=settings, logits_processor=forced
+                self._prompts(batch), generation_config=settings, logits_processor=forced
             )
             return collect_scores(texts, ids, output.logits, ends)
 
@@ -304,7 +292,11 @@ class TransformersEngine:
         sizes = [(n + new) * copies for n, new in zip(whole.lengths, new_tokens, strict=True)]
         groups = group_by_size(sizes, self.max_batch_tokens)
         if not self.adapter.takes_padding:
-            groups = split_by_size(groups, whole.lengths)
+            groups = [
+                [row for row in rows if whole.lengths[row] == length]
+                for rows in groups
+                for length in sorted({whole.lengths[row] for row in rows})
+            ]
         if len(groups) == 1:
             return [(groups[0], whole)]
         tokenize = self.prompt_builder.tokenize
@@ -334,76 +326,45 @@ class TransformersEngine:
         ), output.past_key_values
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
-        """The paper's M for an image of this size: which image tokens get the bias.
-
-        Returns:
-            `(grid_h, grid_w)`, or `(tokens,)` for families whose tokens are no single raster.
-        """
+        """See `AttentionReader`: the paper's M."""
         return self.tokens.mask(image_wh, highlight)
 
     def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """The attention of the answer's first token to each image token, the highlight applied.
-
-        For a Q-Former it is the mean attention of its queries.
-
-        Returns:
-            `(layers, heads, grid_h, grid_w)` in 0..1: shares of all the attention; the rest goes to
-            text (and CLS). `(layers, heads, tokens)` where the tokens are no single raster.
-        """
+        """See `AttentionReader`; for a Q-Former it is the mean attention of its queries."""
         return self.image_attentions([request])[0]
 
     def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
-        """`image_attention` of many requests, in one pass if `max_batch_tokens` allows it; prefixes
-        are reused."""
-        config = self._generation_config(Decoding(max_new_tokens=1))
+        """See `StateReader`; prefixes are reused."""
         return self._read(
-            requests, lambda prompts, rows: self.adapter.weights(prompts, generation_config=config)
+            requests,
+            lambda prompts, rows, one: self.adapter.weights(prompts, generation_config=one),
         )
 
     def phrase_similarities(
         self, requests: Sequence[Request], phrases: Sequence[str], states: States = "values"
     ) -> list[NDArray[np.float32]]:
-        """Cosine similarity of the decoder's cached states of a phrase and of the image tokens.
-
-        Args:
-            phrases: one part of each request's prompt.
-            states: `values` or `keys`.
-
-        Returns:
-            For each request the similarity with each of the phrase's T tokens,
-            `(layers, T, *tokens)`; NaN for layers without a KV cache (linear attention).
+        """See `StateReader`.
 
         Raises:
             CofError: the image is not among the decoder's tokens.
         """
         adapter = self._decoder()
+        texts = [(self.chat.text(asked), asked.prompt.strip()) for asked in requests]  # as chats do
         places = [
-            find_phrase(
-                self.processor.tokenizer,
-                self.chat.text(request),
-                phrase,
-                within=request.prompt.strip(),  # some chats strip it
-            )
-            for request, phrase in zip(requests, phrases, strict=True)
+            find_phrase(self.processor.tokenizer, text, phrase, within=prompt)
+            for (text, prompt), phrase in zip(texts, phrases, strict=True)
         ]
-        config = self._generation_config(Decoding(max_new_tokens=1))
         return self._read(
             requests,
-            lambda prompts, rows: compare_states(
-                adapter, prompts, [places[row] for row in rows], states, generation_config=config
+            lambda prompts, rows, one: compare_states(
+                adapter, prompts, [places[row] for row in rows], states, generation_config=one
             ),
         )
 
     def word_probabilities(
         self, images: Sequence[Image.Image | EncodedImage], words: Sequence[Sequence[str]]
     ) -> list[NDArray[np.float32]]:
-        """The probability of words as the decoder's next one after each image token.
-
-        Args:
-            words: for each image.
-
-        Returns:
-            For each image the probabilities of each word's first token, `(words, *tokens)`.
+        """See `StateReader`: of each word its first token.
 
         Raises:
             CofError: the image is not among the decoder's tokens.
@@ -411,19 +372,16 @@ class TransformersEngine:
         adapter = self._decoder()
         tokenizer, special = self.processor.tokenizer, self.chat.special
         ids = [[find_first_token(tokenizer, word, special) for word in each] for each in words]
-        config = self._generation_config(Decoding(max_new_tokens=1))
-        config.output_hidden_states = True
         return self._read(
             [Request(image, "") for image in images],
-            lambda prompts, rows: predict_words(
-                adapter, prompts, [ids[row] for row in rows], generation_config=config
+            lambda prompts, rows, one: predict_words(
+                adapter, prompts, [ids[row] for row in rows], generation_config=one
             ),
             reuse=False,
         )
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """The centre of what each image token shows, in 0..1 of an image of this size: the layout
-        of `token_mask` and a last axis `(x, y)`; NaN for padding."""
+        """See `StateReader`."""
         return self.tokens.centres(image_wh)
 
     def _run(
@@ -440,34 +398,31 @@ class TransformersEngine:
                 results |= zip(rows, work(batch, rows), strict=True)
         return [results[row] for row in range(len(requests))]
 
-    def _prompts(self, batch: TokenizedRequests, beams: int) -> Prompts:
-        """Prompts that begin behind the prefixes of their images.
+    def _prompts(self, batch: TokenizedRequests, beams: int = 1, *, first: bool = False) -> Prompts:
+        """Prompts that begin behind the prefixes of their images, computed now where needed.
 
-        Where no prefix is known yet and the prompts' own pass leaves them, nothing is computed
-        beforehand: the prompts are run whole then, and their states are kept.
+        Args:
+            first: whether prefixes that are not known yet may be left to the prompts' own pass,
+                where it computes them: the prompts are run whole then, and their states are kept.
         """
-        heads = self._heads(batch)
-        new = {head.key for head in heads if head and head.key not in head.store}
-        # With several questions about one image its prefix is better computed once, beforehand.
-        if beams == 1 and len(new) == len(heads):
-            prompts = self.prompt_builder.prompts(batch)
-            if is_unbiased(prompts, [head.end for head in heads if head]):
-                return replace(prompts, keeps_states=True)
-        return self._resume(batch, beams)
-
-    def _resume(self, batch: TokenizedRequests, beams: int = 1) -> Prompts:
-        """Prompts that begin behind the prefixes of their images, computed now where needed."""
+        prompts = self.prompt_builder.prompts(batch)
         heads = self._heads(batch)
         new = {
             head.key: replace(request, prompt="", notation=(), highlight=None)
             for head, request in zip(heads, batch.requests, strict=True)
-            if head and head.key not in head.store
+            if head and not head.prefix
         }
+        # With several questions about one image its prefix is better computed once, beforehand.
+        if first and beams == 1 and len(new) == len(heads):
+            spans = [head.span for head in heads if head]
+            if self._decoder().leaves_prefixes(prompts, spans):
+                return self._decoder().with_cache(prompts)
         if new:
             alone = self.prompt_builder.tokenize(list(new.values()))
-            self._keep(alone, self.prompt_builder.prompts(alone))
-        known = [(head and head.store.get(head.key)) or Prefix() for head in heads]
-        return self.adapter.resume(self.prompt_builder.prompts(batch), known, beams)
+            at_start = self.prompt_builder.prompts(alone)
+            self._fill(alone, lambda spans: self._decoder().prefixes(at_start, spans))
+        known = [(head and head.prefix) or Prefix() for head in heads]
+        return self.adapter.resume(prompts, known, beams)
 
     def _heads(self, batch: TokenizedRequests) -> list[Head | None]:
         """Each row up to the end of its image; None where its states are not reused."""
@@ -481,44 +436,41 @@ class TransformersEngine:
             image, shown = batch.images[row], tuple(request.images[: request.number + 1])
             key = (tuple(ids[row, start:end].tolist()), tuple(map(id, shown)))
             reused = image.prefix is not None and batch.image_first[row]
-            heads.append(Head(start, end, key, shown, image.prefix) if reused else None)
+            heads.append(Head((start, end), key, shown, image.prefix) if reused else None)
         return heads
 
-    def _keep(self, batch: TokenizedRequests, prompts: Prompts, states: Any = None) -> None:
-        """Keep the prefixes of these prompts' images.
-
-        Args:
-            states: the cache that a pass over the prompts left; None: there was none yet.
-        """
-        heads = [head for head in self._heads(batch) if head]
-        ends, decoder = [head.end for head in heads], self._decoder()
-        if states is None:
-            prefixes = decoder.prefixes(prompts, ends)
-        else:
-            prefixes = decoder.split_prefixes(prompts, states, ends)
-        for head, prefix in zip(heads, prefixes, strict=True):
-            head.fill(prefix)
+    def _fill(self, batch: TokenizedRequests, states: Callable[[Spans], list[Prefix]]) -> None:
+        """Keep the prefixes that are not known yet; `states` gives them for spans of all rows."""
+        heads = self._heads(batch)
+        if all(head and not head.prefix for head in heads):
+            prefixes = states([head.span for head in heads if head])
+            for head, prefix in zip(heads, prefixes, strict=True):
+                if head:
+                    head.fill(prefix)
 
     def _read(
         self,
         requests: Sequence[Request],
-        read: Callable[[Prompts, list[int]], list[Tensor]],
+        read: Callable[[Prompts, list[int], GenerationConfig], list[Tensor]],
         *,
         reuse: bool = True,
     ) -> list[NDArray[np.float32]]:
-        """What a function reads about each row's image features, `(..., K)`, laid out as tokens.
+        """What a function reads about each row's image features, `(..., K)`, laid out as tokens:
+        `(..., *tokens)` in the layout of `token_mask`.
 
-        It gets the prompts of a batch and the numbers of their requests.
+        It gets the prompts of a batch, the numbers of their requests, and how to run a single pass.
         """
+        one = self._generation_config(Decoding(max_new_tokens=1))
 
         def laid_out(batch: TokenizedRequests, rows: list[int]) -> list[NDArray[np.float32]]:
-            prompts = self._resume(batch) if reuse else self.prompt_builder.prompts(batch)
-            maps = []
-            for values, request in zip(read(prompts, rows), batch.requests, strict=True):
+            prompts = self._prompts(batch) if reuse else self.prompt_builder.prompts(batch)
+            found = []
+            for values, request in zip(read(prompts, rows, one), batch.requests, strict=True):
                 own = features_of(request)
-                shown = values[..., own.start : own.end].float().numpy()
-                maps.append(self._lay_out(shown, request.pil_image.size))
-            return maps
+                spatial = values[..., own.start + self.adapter.first_feature : own.end].float()
+                shape = (*spatial.shape[:-1], *self.tokens.layout(request.pil_image.size))
+                found.append(spatial.reshape(shape).numpy())
+            return found
 
         return self._run(requests, [1] * len(requests), laid_out)
 
@@ -529,14 +481,6 @@ class TransformersEngine:
                 "cannot be compared with it there: use grounder 'prompt' or 'attention'."
             )
         return self.adapter
-
-    def _lay_out(
-        self, features: NDArray[np.float32], image_wh: tuple[int, int]
-    ) -> NDArray[np.float32]:
-        """`(..., K)` of the image features -> `(..., *tokens)` in the layout of `token_mask`."""
-        layout = self.tokens.layout(image_wh)
-        spatial = features[..., self.adapter.first_feature :]
-        return np.asarray(spatial.reshape(*spatial.shape[:-1], *layout), dtype=np.float32)
 
     def _tokenize(
         self, requests: Sequence[Request], new_tokens: Sequence[int]
@@ -603,15 +547,15 @@ class TransformersEngine:
         return seen
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        def encode(texts: list[str]) -> list[list[int]]:
-            ids: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False)[
-                "input_ids"
-            ]
-            return ids
-
         compiled = None
         if self.adapter.reuses_states:
-            compiled = compile_box_template(template, encode, self.chat.opening(thinks=False))
+            compiled = compile_box_template(
+                template,
+                lambda texts: self.processor.tokenizer(texts, add_special_tokens=False)[
+                    "input_ids"
+                ],
+                self.chat.opening(thinks=False),
+            )
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not keep the "

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from cof.errors import CofError
-from cof.types import Decoding, Request
+from cof.types import Request
 
 
 def guidance(request: Request) -> float:
@@ -26,19 +25,6 @@ def make_contrast(request: Request) -> Request:
         return request
     lowered = replace(highlight, strength=1 / highlight.strength, guidance=1.0)
     return replace(request, highlight=lowered)
-
-
-def check_decoding(decoding: Decoding) -> None:
-    """Both branches must continue with the same token, but sampling and beams choose for each row.
-
-    Raises:
-        CofError: not greedy.
-    """
-    if decoding.temperature > 0 or decoding.num_beams > 1:
-        raise CofError(
-            "focus 'contrast' answers greedily: leave out temperature and num_beams, or use "
-            "focus 'attention'."
-        )
 
 
 class Guided(LogitsProcessor):

@@ -48,17 +48,21 @@ class Head:
     """A row of a batch up to the end of the image that is looked at.
 
     Attributes:
-        start, end: its tokens in the row.
+        span: the start and the end of its tokens in the row.
         key: see `Key`.
         images: those in it.
         store: the prefixes of the image, where this one is or will be.
     """
 
-    start: int
-    end: int
+    span: tuple[int, int]
     key: Key
     images: tuple[Any, ...]
     store: dict[Key, Prefix]
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """Its states; None: they are to be computed."""
+        return self.store.get(self.key)
 
     def fill(self, prefix: Prefix) -> None:
         """Keep a prefix; threads that fill at the same time keep equal ones."""
@@ -75,25 +79,18 @@ class Prompts:
         inputs: padded token ids, `(B, L)`, and the model's other text inputs.
         features: the vision features of each row's images.
         bias: what is added to attention scores; None: nothing.
-        prefixes: of each row's image; empty if nothing is reused.
-        reused: how many leading tokens of each row are taken from its prefix.
+        cache: the keys and values of their leading tokens; None: it is made by the first pass. A
+            pass adds to it, so that such prompts are run once.
+        cached: how many columns of `inputs` the cache holds before the first pass.
         answer_type: the value of answer tokens in `token_type_ids`, where the model takes them.
-        keeps_states: whether their states are read afterwards, so that the KV cache of every layer
-            must be of full length.
     """
 
     inputs: dict[str, Tensor]
     features: list[Tensor]
     bias: Bias | None = None
-    prefixes: tuple[Prefix, ...] = ()
-    reused: tuple[int, ...] = ()
+    cache: DynamicCache | None = None
+    cached: int = 0
     answer_type: int = 0
-    keeps_states: bool = False
-
-    @property
-    def cached(self) -> int:
-        """The length of the KV cache before the first pass."""
-        return max(self.reused, default=0)
 
 
 def full_length_cache(config: Any) -> DynamicCache:
@@ -110,12 +107,9 @@ def full_length_cache(config: Any) -> DynamicCache:
     return cache
 
 
-def split_cache(
-    cache: DynamicCache, token_ids: Tensor, starts: Sequence[int], ends: Sequence[int]
-) -> list[Prefix]:
-    """The part of each row from its start to its end, of `(B, L)` tokens; copied, so that the rest
-    of the cache can be freed."""
-    layers: list[Any] = cache.layers
+def split_cache(cache: Any, token_ids: Tensor, spans: Sequence[tuple[int, int]]) -> list[Prefix]:
+    """The part of each row from a start to an end, of `(B, L)` tokens; copied, so that the rest of
+    the cache can be freed."""
     return [
         Prefix(
             tuple(token_ids[row, start:end].tolist()),
@@ -124,25 +118,28 @@ def split_cache(
                     layer.keys[row : row + 1, :, start:end].clone(),
                     layer.values[row : row + 1, :, start:end].clone(),
                 )
-                for layer in layers
+                for layer in cache.layers
             ),
         )
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True))
+        for row, (start, end) in enumerate(spans)
     ]
 
 
-def start_cache(prompts: Prompts, config: Any, beams: int = 1) -> DynamicCache:
-    """A new KV cache that holds the reused prefixes, padded on the left, each row once for every
-    beam."""
-    cache = full_length_cache(config)
-    rows = list(zip(prompts.prefixes, prompts.reused, strict=True))
+def join_prefixes(
+    prefixes: Sequence[Prefix], reused: Sequence[int], config: Any, beams: int = 1
+) -> DynamicCache:
+    """A new KV cache of the first `reused` tokens of each prefix, padded on the left, each row once
+    for every beam."""
+    cache, most = full_length_cache(config), max(reused)
+    some = prefixes[reused.index(most)]  # where nothing is reused, any will do
+    rows = [(prefix if n else some, n) for prefix, n in zip(prefixes, reused, strict=True)]
 
     def align(states: Tensor, count: int) -> Tensor:
-        missing = prompts.cached - count
         used = states[:, :, :count]
-        return pad(used, (0, 0, missing, 0)) if missing else used  # padding by 0 would copy
+        # padding by 0 would copy
+        return used if count == most else pad(used, (0, 0, most - count, 0))
 
-    for number in range(len(rows[0][0].states) if rows else 0):
+    for number in range(len(some.states)):
         keys, values = (
             torch.cat([align(prefix.states[number][part], count) for prefix, count in rows])
             for part in (0, 1)
@@ -158,36 +155,18 @@ def count_reusable(prompts: Prompts, prefixes: Sequence[Prefix]) -> list[int]:
     ids = prompts.inputs["input_ids"].cpu()
     padding = prompts.inputs["attention_mask"].argmax(1).tolist()
     return [
-        _common_length(ids[row, start:], prefix, _first_biased(prompts.bias, row, start))
+        _common_length(ids[row, start:], prefix, first_biased(prompts.bias, row, start))
         for row, (start, prefix) in enumerate(zip(padding, prefixes, strict=True))
     ]
 
 
-def level_reuse(prompts: Prompts, most: Sequence[int]) -> list[int]:
-    """At most so many leading tokens of each row, such that all rows have equally many left.
-
-    The longest rest has to be computed anyway, and the others would be padded to it."""
-    lengths = prompts.inputs["attention_mask"].sum(1).tolist()
-    left = max(length - count for length, count in zip(lengths, most, strict=True))
-    return [max(length - left, 0) for length in lengths]
-
-
-def is_unbiased(prompts: Prompts, ends: Sequence[int]) -> bool:
-    """Whether no bias changes the keys and values of any row up to its end."""
-    starts = prompts.inputs["attention_mask"].argmax(1).tolist()
-    return all(
-        _first_biased(prompts.bias, row, start) >= end - start
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True))
-    )
-
-
-def resume_prompts(prompts: Prompts, prefixes: Sequence[Prefix], reused: Sequence[int]) -> Prompts:
+def resume_prompts(prompts: Prompts, reused: Sequence[int]) -> Prompts:
     """The same left-padded prompts as [padding | reused | padding | rest].
 
     The rest, which is left to compute, is one rectangle then.
 
     Args:
-        reused: how many tokens of each row's prefix to reuse; 0 where it has none; not all 0.
+        reused: how many leading tokens of each row will be in the cache; not all 0.
     """
     ids, seen = prompts.inputs["input_ids"], prompts.inputs["attention_mask"]
     length, counts = ids.shape[1], torch.tensor(reused, device=ids.device)[:, None]
@@ -208,16 +187,7 @@ def resume_prompts(prompts: Prompts, prefixes: Sequence[Prefix], reused: Sequenc
     if bias is not None:
         # No remaining token moves to the left, so `q_from` still holds.
         bias = replace(bias, values=bias.values.gather(1, source.to(bias.values.device)))
-    some = prefixes[reused.index(cached)]  # where nothing is reused, any will do
-    return replace(
-        prompts,
-        inputs=inputs,
-        bias=bias,
-        prefixes=tuple(
-            prefix if count else some for prefix, count in zip(prefixes, reused, strict=True)
-        ),
-        reused=tuple(reused),
-    )
+    return replace(prompts, inputs=inputs, bias=bias, cached=cached)
 
 
 def extend_prompts(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: int) -> Prompts:
@@ -233,8 +203,8 @@ def extend_prompts(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: in
 
 
 def append_branches(
-    inputs: Mapping[str, Tensor], branches: Branches, answer_type: int
-) -> dict[str, Tensor]:
+    inputs: Mapping[str, Any], branches: Branches, answer_type: int
+) -> dict[str, Any]:
     """Inputs with branches at their end, each node at the position after its parent's."""
     depth = branches.visible.sum(2)  # (B, N): a node attends to its ancestors and itself
     positions = inputs["position_ids"][..., -1:] + depth
@@ -242,8 +212,8 @@ def append_branches(
 
 
 def _append(
-    inputs: Mapping[str, Tensor], ids: Tensor, seen: Tensor, answer_type: int, **more: Tensor
-) -> dict[str, Tensor]:
+    inputs: Mapping[str, Any], ids: Tensor, seen: Tensor, answer_type: int, **more: Tensor
+) -> dict[str, Any]:
     """Inputs with N tokens of answers at the end of each row."""
     more |= {
         "input_ids": ids,
@@ -253,13 +223,13 @@ def _append(
     length, nothing = inputs["input_ids"].shape[1], torch.zeros_like(ids)
     return {
         name: torch.cat([value, more.get(name, nothing)], dim=-1)
-        if value.shape[-1] == length
+        if isinstance(value, Tensor) and value.shape[-1] == length
         else value
         for name, value in inputs.items()
     }
 
 
-def _first_biased(bias: Bias | None, row: int, start: int) -> int:
+def first_biased(bias: Bias | None, row: int, start: int) -> int:
     """The first token of a row whose state the bias may change, counted from `start`; `sys.maxsize`
     if there is none."""
     if bias is None or (bias.q_from is not None and int(bias.q_from[row]) > 0):

@@ -28,14 +28,8 @@ from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.errors import CofWarning
 from cof.families.assumed import unknown_tokens, unsupported
 from cof.families.family import Family
-from cof.families.processors import image_options
-from cof.families.token_coverage import (
-    INSIDE,
-    measure_visibility,
-    merged_means,
-    tile_means,
-    token_coverage,
-)
+from cof.families.image_tokens import ImageTokens
+from cof.families.token_coverage import INSIDE, merged_means, tile_means, token_coverage
 from cof.geometry.regions import Region, coverage_image
 
 _LOCAL = "cof_local"
@@ -61,25 +55,21 @@ def probe(family: Family, model: Any, processor: Any) -> Family:
         raise unsupported(config, "its image features cannot be computed on their own")
     if not (hasattr(processor, "image_token") and hasattr(processor, "replace_image_token")):
         raise unsupported(config, "its processor does not say which tokens stand for an image")
-    options = image_options(processor)
-
-    def processed(image: Image.Image) -> Mapping[str, Any]:
-        pixels: Mapping[str, Any] = processor.image_processor(
-            images=image, return_tensors="np", **options
-        )
-        return pixels
-
-    pixels = processed(Image.new("RGB", _SIZES[0]))
+    tokens = ImageTokens(family, family.dialect, config, processor)
+    pixels = tokens.pixels(Image.new("RGB", _SIZES[0]))
     ids = processor.tokenizer(
         processor.replace_image_token(dict(pixels), 0), add_special_tokens=False
     )["input_ids"]
     raster, described = _raster(config, pixels, ids.count(config.image_token_id))
+    # `prompt` is for processors without a chat template
+    family = replace(family, token_means=raster, prompt=f"{processor.image_token}\n{{prompt}}")
     adapter = DecoderAdapter(model, processor, family)
     _compare_inputs(model, processor, adapter, pixels)
+    tokens = ImageTokens(family, family.dialect, config, processor)
     with _local_vision(model), torch.inference_mode():
         for wh in _SIZES:
             for box in _BOXES:
-                _check(config, adapter, raster, processed, wh, Region(boxes=(box,)))
+                _check(tokens, adapter, wh, Region(boxes=(box,)))
     warnings.warn(
         f"Models of type {config.model_type!r} are not known. Assumed, and checked with test "
         f"images: its image tokens are {described}. Assumed and not checked: a bias on them in "
@@ -88,8 +78,7 @@ def probe(family: Family, model: Any, processor: Any) -> Family:
         CofWarning,
         stacklevel=2,
     )
-    prompt = f"{processor.image_token}\n{{prompt}}"  # where it has no chat template
-    return replace(family, token_means=raster, prompt=prompt)
+    return family
 
 
 def _compare_inputs(
@@ -149,22 +138,14 @@ def _raster(
 
 
 def _check(
-    config: Any,
-    adapter: DecoderAdapter,
-    raster: Callable[[Mapping[str, Any], Any], NDArray[np.float64]],
-    processed: Callable[[Image.Image], Mapping[str, Any]],
-    wh: tuple[int, int],
-    region: Region,
+    tokens: ImageTokens, adapter: DecoderAdapter, wh: tuple[int, int], region: Region
 ) -> None:
     """Change a box's pixels: the features of its tokens must change, and no others."""
-
-    def token_means(image: Image.Image) -> NDArray[np.float64]:
-        return raster(processed(image), config)
-
-    visibility = measure_visibility(token_means, wh)
-    share = np.nan_to_num(token_coverage(token_means, visibility, region)).ravel()
+    config = tokens.config
+    covered = token_coverage(tokens.token_means, tokens.visibility(wh), region)
+    share = np.nan_to_num(covered).ravel()
     images = (Image.new("RGB", wh), coverage_image(region, wh).convert("RGB"))
-    before, after = adapter.encode([processed(image) for image in images])
+    before, after = adapter.encode([tokens.pixels(image) for image in images])
     changes = (before - after).float().flatten(1).norm(dim=1).cpu().numpy()
     if len(changes) != len(share):
         raise unsupported(
