@@ -30,6 +30,7 @@ class Answer:
 
     Attributes:
         text: the answer.
+        reasoning: what a reasoning model thought before it, as its chat template marks it.
         boxes: the boxes that the model was made to look at, in 0..1 of the image, after
             expansion; empty: the answer is the plain model's.
         raw_boxes: the boxes as the grounder found them, before post-processing.
@@ -52,6 +53,7 @@ class Answer:
     """
 
     text: str = ""
+    reasoning: str = ""
     boxes: tuple[XYXY, ...] = ()
     raw_boxes: tuple[XYXY, ...] = ()
     found: bool = False
@@ -89,6 +91,7 @@ class Answer:
             "grounding_text": self.grounding_text,
             "confidence": self.confidence,
             "reason": self.reason,
+            **({"reasoning": self.reasoning} if self.reasoning else {}),
             "num_tokens": self.num_tokens,
             "answer_confidence": self.answer_confidence,
             "timings": dict(self.timings.as_dict()),

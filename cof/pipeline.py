@@ -219,6 +219,7 @@ class CoF:
         batch_size: int = 16,
         on_error: OnError = "raise",
         on_text: OnText | None = None,
+        on_thought: OnText | None = None,
     ) -> list[Answer]:
         """Answer many questions, `batch_size` at a time, each with its own region and lambda.
 
@@ -231,6 +232,7 @@ class CoF:
             on_text: gets a query's place and the next piece of its answer while it is decoded; the
                 pieces joined are the answer's `text`. Where several answers are compared, and with
                 beams, the text is one piece. What it raises ends the call.
+            on_thought: beside `on_text`, the same for what a reasoning model thinks before.
 
         Returns:
             The answers, in the order of the queries; each is what its query gets alone.
@@ -247,7 +249,9 @@ class CoF:
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
             raising = on_error == "raise"
-            answers += self._answer_batch(batch, decoding, on_text, start, raising=raising)
+            answers += self._answer_batch(
+                batch, decoding, on_text, on_thought, start, raising=raising
+            )
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
@@ -269,6 +273,7 @@ class CoF:
         items: Sequence[QueryLike],
         decoding: Decoding,
         on_text: OnText | None,
+        on_thought: OnText | None,
         start: int,
         *,
         raising: bool,
@@ -291,7 +296,9 @@ class CoF:
         texts: dict[Sample, SentText] = {}
         if on_text is not None:
             for number, sample in samples.items():
-                texts[sample] = SentText(partial(on_text, start + number))
+                place = start + number
+                thought = str if on_thought is None else partial(on_thought, place)
+                texts[sample] = SentText(partial(on_text, place), thought)
         run = partial(self._run, decoding=decoding, texts=texts)
         checked = list(samples.values())
         replies = (
@@ -342,6 +349,7 @@ class CoF:
             answers.append(
                 Answer(
                     text=outcome.reply.text,
+                    reasoning=outcome.reply.reasoning,
                     boxes=look.region.boxes if look.region else (),
                     raw_boxes=grounding.region.boxes if grounding.region else (),
                     found=grounding.region is not None,

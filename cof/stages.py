@@ -144,4 +144,5 @@ def isolate(
 
 
 def _first_logprob(reply: Generation) -> float:
-    return reply.logprobs[0] if reply.logprobs else float("-inf")
+    first = reply.logprobs[reply.start : reply.start + 1]
+    return first[0] if first else float("-inf")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cof.errors import CofError
-from cof.types import OnText
+from cof.types import OnText, Thought
 
 
-def for_one(on_text: Callable[[str], object] | None) -> OnText | None:
+def for_one(listener: Callable[[str], object] | None) -> OnText | None:
     """The listener of a batch of one query."""
-    return None if on_text is None else lambda _, piece: on_text(piece)
+    return None if listener is None else lambda _, piece: listener(piece)
 
 
 class SentText:
@@ -26,8 +26,10 @@ class SentText:
         ['a red', ' star', '.']
     """
 
-    def __init__(self, on_text: Callable[[str], object]) -> None:
-        self._on_text = on_text
+    def __init__(
+        self, on_text: Callable[[str], object], on_thought: Callable[[str], object] = str
+    ) -> None:
+        self._on_text, self._on_thought = on_text, on_thought
         self._sent = self._text = ""  # in all, and in this run
 
     def begin(self) -> None:
@@ -35,8 +37,11 @@ class SentText:
         self._text = ""
 
     def grow(self, piece: str) -> None:
-        """The next piece of this run."""
-        self._send(self._text + piece)
+        """The next piece of this run; thoughts go to their own listener."""
+        if isinstance(piece, Thought):
+            self._on_thought(str(piece))
+        else:
+            self._send(self._text + piece)
 
     def finish(self, text: str) -> None:
         """The whole text is known.

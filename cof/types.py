@@ -30,6 +30,10 @@ OnText = Callable[[int, str], object]
 """Called with the place of a request or query and a piece of text, by which its reply has grown."""
 
 
+class Thought(str):
+    """A piece of what a reasoning model thinks, which is no part of the reply's text."""
+
+
 @dataclass(frozen=True)
 class Highlight:
     """A bias: log(strength) is added to the pre-softmax attention scores of some image tokens.
@@ -221,6 +225,8 @@ class Generation:
         token_ids: the generated tokens, the end token left out; for a box decoded by a template
             only those that the model chose.
         logprobs: log-probability of each token of `token_ids` under the (biased) model.
+        reasoning: what the model thought before; no part of `text`.
+        start: the first token of the answer itself, after its thoughts.
         likely: for a box decoded by a template: the probability of each of its N numbers at each
             of the four places, `(4, N)`; rows sum to 1. Later places depend on the numbers chosen
             before.
@@ -229,18 +235,20 @@ class Generation:
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    reasoning: str = ""
+    start: int = 0
     likely: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 def confidence(reply: Generation) -> float | None:
-    """Geometric mean probability of a reply's tokens, 0..1; None without log-probabilities.
+    """Geometric mean probability of an answer's tokens, without its thoughts', 0..1; None without
+    log-probabilities.
 
     >>> confidence(Generation("[0.1]", (1, 2), (math.log(0.5), math.log(0.125))))
     0.25
     """
-    if not reply.logprobs:
-        return None
-    return math.exp(sum(reply.logprobs) / len(reply.logprobs))
+    logprobs = reply.logprobs[reply.start :]
+    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cof import Answer, CoF, Decoding, Query
+from cof import Answer, CoF, Decoding, Query, preset
 
 HERE = Path(__file__).parent
 WRITTEN = HERE / "same_answers.json"
@@ -43,8 +43,8 @@ PARITY = "paper-parity:llava-1.5-7b"
 
 
 @functools.cache
-def cof(model: str, preset: str | None = None) -> CoF:
-    return CoF.from_pretrained(model, dtype="float32", preset=preset)
+def cof(model: str) -> CoF:
+    return CoF.from_pretrained(model, dtype="float32")
 
 
 def questions() -> list[dict[str, str]]:
@@ -89,7 +89,8 @@ def ask(model: str) -> dict[str, list[dict[str, Any]]]:
     answers["beams"] = list(map(shown, loaded.batch(first, decoding=Decoding(num_beams=3))))
     sampled = Decoding(temperature=1.0, top_p=0.9, seed=3)
     answers["sampled"] = [shown(loaded(*each, decoding=sampled)) for each in first[:2]]
-    answers["parity"] = list(map(shown, cof(model, PARITY).batch(first)))
+    parity = CoF(loaded.engine, preset(PARITY).changed(system=""))
+    answers["parity"] = list(map(shown, parity.batch(first)))
     return answers
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from cof.types import OnText
+from cof.types import Generation, OnText, Request, Thought
+
+if TYPE_CHECKING:
+    from cof.families.chat import Chat
 
 _OPEN = re.compile(r"(\s|\ufffd| n'?| '[rv]?)\Z")
 """An end of text that may still change: white space, which is stripped at a reply's end; a
@@ -66,6 +71,53 @@ class TextStream:
 
     def _decode(self, ids: Sequence[int], **options: Any) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, **options))
+
+
+def apart_from_thoughts(
+    chat: Chat,
+    requests: Sequence[Request],
+    on_text: OnText | None,
+    generate: Callable[[OnText | None], list[Generation]],
+) -> list[Generation]:
+    """The replies of a model that may think first: their thoughts are `Generation.reasoning`, and
+    `on_text` gets these as `Thought`s.
+
+    Args:
+        generate: gets the listener of the whole replies.
+    """
+    if chat.think_tags is None:
+        return generate(on_text)
+    streams = list(map(chat.thoughts, requests))
+
+    def tell(place: int, piece: str, *, done: bool = False) -> None:
+        thoughts = streams[place]
+        if on_text is None or thoughts is None:
+            return
+        thought, text = thoughts.feed(piece, done=done)
+        if thought:
+            on_text(place, Thought(thought))
+        if text:
+            on_text(place, text)
+
+    replies = generate(None if on_text is None else tell)
+    for place in range(len(requests)):
+        tell(place, "", done=True)
+    return [_split(chat, *each) for each in zip(requests, replies, strict=True)]
+
+
+def _split(chat: Chat, request: Request, reply: Generation) -> Generation:
+    thoughts = chat.thoughts(request)
+    if thoughts is None:
+        return reply
+    closes, decode = thoughts.tags[1], chat.processor.tokenizer.decode
+    reasoning, text = thoughts.feed(reply.text, done=True)
+    start = 0
+    if closes in reply.text and reasoning:
+        counts = range(len(reply.token_ids) + 1)
+        start = bisect_left(counts, True, key=lambda n: closes in decode(reply.token_ids[:n]))
+    elif reasoning:
+        start = len(reply.token_ids)
+    return replace(reply, text=text.strip(), reasoning=reasoning.strip(), start=start)
 
 
 class BatchStreamer:

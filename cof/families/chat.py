@@ -13,6 +13,7 @@ from cof.errors import CofError
 from cof.families.family import Family
 from cof.families.special_tokens import SpecialTokens
 from cof.prompting.dialects import Dialect
+from cof.prompting.thoughts import Thoughts, tags_in
 from cof.types import ALONE, Request, Slot, Turn
 
 THINKING = "enable_thinking"
@@ -73,6 +74,18 @@ class Chat:
         own = self.special.escape(request.prompt, request.notation, self._notation).strip()
         image = str(getattr(self.processor, "image_token", None) or "")
         return bool(image) and text[: text.rfind(own)].count(image) > request.number
+
+    @cached_property
+    def think_tags(self) -> tuple[str, str] | None:
+        """The tags between which the model thinks, if its chat template has them."""
+        return tags_in(str(getattr(self.processor, "chat_template", None) or ""))
+
+    def thoughts(self, request: Request) -> Thoughts | None:
+        """What tells the thoughts of a reply from its answer; None: the model has none."""
+        if self.think_tags is None:
+            return None
+        opening = self.opening(thinks=request.thinks).rstrip()
+        return Thoughts(self.think_tags, inside=opening.endswith(self.think_tags[0]))
 
     def _render(
         self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str], *, thinks: bool

@@ -99,5 +99,11 @@ class Prompt(Grounder):
                 reply.likely, dialect.box_template.numbers, frame, dialect.order
             )
         region = Region(boxes=parsed.boxes, heat_map=heat_map) if parsed.boxes else None
-        found = Grounding(region, reply.text, confidence(reply), parsed.reason)
+        reason = parsed.reason
+        if reply.reasoning and not reply.text:
+            reason = (
+                "The reply ended within the model's thoughts: allow more tokens "
+                "(grounding_max_new_tokens)."
+            )
+        found = Grounding(region, reply.text, confidence(reply), reason)
         return found.if_sure(self.min_confidence)

@@ -128,7 +128,7 @@ class _Row:
         ]
         likely = np.array([marginals(start, self.seen) for start in starts], dtype=np.float32)
         ids, logprobs = zip(*self.chosen, strict=True)
-        return Generation(box.text, ids, logprobs, likely)
+        return Generation(box.text, ids, logprobs, likely=likely)
 
 
 def decode_boxes(

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
-from cof.engines.text_stream import BatchStreamer
+from cof.engines.text_stream import BatchStreamer, apart_from_thoughts
 from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter, Spans
@@ -202,6 +202,14 @@ class TransformersEngine:
         Raises:
             CofError: a layer or head the model does not have, or out of memory.
         """
+        return apart_from_thoughts(
+            self.chat, requests, on_text, lambda tell: self._generate(requests, decoding, tell)
+        )
+
+    def _generate(
+        self, requests: Sequence[Request], decoding: Decoding, on_text: OnText | None
+    ) -> list[Generation]:
+        """`generate`, thoughts and answers together."""
         guided = any(guidance(request) != 1 for request in requests)
         if guided and (decoding.temperature > 0 or decoding.num_beams > 1):
             # Both branches continue with the same token, but these choose for each row.

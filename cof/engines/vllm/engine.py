@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from cof.attention.bias_mask import make_gates
-from cof.engines.text_stream import TextStream
+from cof.engines.text_stream import TextStream, apart_from_thoughts
 from cof.engines.transformers.guidance import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
@@ -162,6 +162,14 @@ class VllmEngine:
             CofError: beams, contrast, a layer or head the model does not have, or a prompt that is
                 too long.
         """
+        return apart_from_thoughts(
+            self.chat, requests, on_text, lambda tell: self._generate(requests, decoding, tell)
+        )
+
+    def _generate(
+        self, requests: Sequence[Request], decoding: Decoding, on_text: OnText | None
+    ) -> list[Generation]:
+        """`generate`, thoughts and answers together."""
         if decoding.num_beams > 1:
             raise CofError("The vLLM engine does not search with beams: use num_beams=1.")
         if any(guidance(request) != 1 for request in requests):
