@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from cof.engines.vllm.engine import load_processor, model_options
 from cof.errors import CofError
 from cof.server.vllm_app import Plugin, ServeOptions
@@ -51,7 +53,7 @@ def run_vllm(
     options.settings_for(model)  # checked before minutes are spent on loading a model
     _, processor = load_processor(model, options.pad_to_square)
     os.environ |= {
-        ServeOptions.VARIABLE: options.to_json(),
+        ServeOptions.VARIABLE: TypeAdapter(ServeOptions).dump_json(options).decode(),
         "VLLM_PLUGINS": ",".join(filter(None, [os.environ.get("VLLM_PLUGINS"), Plugin.name])),
         **({"VLLM_API_KEY": api_key} if api_key else {}),  # not in the arguments, which are logged
     }

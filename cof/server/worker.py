@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+
+from prometheus_client import Gauge
 
 from cof.answer import Answer
 from cof.errors import CofError
@@ -21,8 +23,6 @@ from cof.types import Decoding
 
 WINDOW_S = 0.005
 """How long the first request of a batch waits for others."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +41,11 @@ class Worker:
     A query that fails, whatever the reason, gets its exception; the others and the thread go on.
     """
 
-    def __init__(self, cof: CoF, max_batch: int, max_queue: int, metrics: Metrics) -> None:
+    def __init__(self, cof: CoF, max_batch: int, metrics: Metrics) -> None:
         self._cof, self._max_batch, self._metrics = cof, max_batch, metrics
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._max_queue = max_queue
-        metrics.watch_queue(self._jobs.qsize)
+        about = ("cof_queue_length", "Requests that wait for the engine")
+        Gauge(*about, registry=metrics.registry).set_function(self._jobs.qsize)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="cof-engine", daemon=True)
         self._thread.start()
@@ -56,28 +56,18 @@ class Worker:
         return self._thread.is_alive() and not self._closed
 
     def submit(
-        self,
-        query: Query,
-        decoding: Decoding,
-        on_text: Callable[[str], object] | None = None,
+        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
     ) -> Future[Answer]:
-        """Put a query into the queue; cancel the future while it waits to take it out.
-
-        Args:
-            on_text: gets the answer's text piece by piece, in the worker's thread.
-
-        Raises:
-            ApiError: the queue is full, or the server is being stopped.
-        """
-        if self._closed:
-            raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
-        if self._jobs.qsize() >= self._max_queue:
-            raise ApiError(
-                429, "Too many requests are waiting: ask again in a moment.", "queue_full"
-            )
+        """Put a query into the queue; cancel the future while it waits to take it out."""
         job = Job(query, decoding, on_text and SentText(on_text))
         self._jobs.put(job)
         return job.answer
+
+    async def answer(
+        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
+    ) -> Answer:
+        """See `cof.server.service.Answerer`."""
+        return await asyncio.wrap_future(self.submit(query, decoding, on_text))
 
     def close(self, timeout_s: float) -> None:
         """Answer what waits, and end the thread."""
@@ -113,13 +103,13 @@ class Worker:
     def _answer(self, jobs: list[Job]) -> None:
         """Answer jobs of one decoding together; if that fails, each half by itself."""
         texts = [job.text for job in jobs]
+        for text in filter(None, texts):
+            text.begin()
 
         def tell(place: int, piece: str) -> None:
             if (text := texts[place]) is not None:
                 text.grow(piece)
 
-        for text in filter(None, texts):
-            text.begin()
         try:
             answers = self._cof.batch(
                 [job.query for job in jobs],
@@ -133,9 +123,6 @@ class Worker:
                 self._answer(jobs[:middle])
                 self._answer(jobs[middle:])
                 return
-            if not isinstance(error, CofError):
-                _log.exception("The engine failed.")
-                error = ApiError(500, "The engine failed on this request.", "engine_failed")
             jobs[0].answer.set_exception(error)
             return
         self._metrics.batch(len(jobs), answers[0].timings)
