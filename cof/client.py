@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache, partial
 from itertools import count
 from threading import Lock
@@ -168,13 +168,16 @@ class RemoteCoF:
 
     def _answer(self, query: Query, decoding: Decoding, sent: SentText | None) -> Answer:
         question = check_question(query.question)
+        if decoding.num_beams != 1 or decoding.box_template is not None:
+            raise CofError("A server decodes without num_beams and box_template: leave them out.")
         image = self._ready(query.image)
         shown = [image] if query.beside is None else [image, self._ready(query.beside)]
         parts = [{"type": "image_url", "image_url": {"url": of.pixels}} for of in shown]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
-            **_decoding_fields(decoding),
+            "max_tokens": decoding.max_new_tokens,
+            **{name: getattr(decoding, name) for name in ("temperature", "top_p", "seed")},
         }
         own = {"cof": self._options(query), "stream": sent is not None}
         reply = self._ask("POST", _CHAT, {**body, **own}, sent)
@@ -206,25 +209,21 @@ class RemoteCoF:
 
     def _ready(self, source: ImageSource | EncodedImage) -> EncodedImage:
         """What `encode` makes; an image that an engine has encoded is its pixels here."""
-        if not isinstance(source, EncodedImage):
-            return self.encode(source)
-        return source if isinstance(source.pixels, str) else self.encode(source.image)
+        if isinstance(source, EncodedImage) and isinstance(source.pixels, str):
+            return source
+        return self.encode(source.image if isinstance(source, EncodedImage) else source)
 
     def _options(self, query: Query) -> dict[str, Any]:
         """What the request's `cof` holds."""
-        boxes, region = query.boxes, query.region
+        region = query.region
         if region is not None and not region.whole and region.mask is None:
-            boxes, region = region.boxes, None
-        if query.mask is not None or region is not None:
+            query = replace(query, boxes=region.boxes, region=None)
+        if query.mask is not None or query.region is not None:
             raise CofError("Masks do not travel to a server: give boxes or a polygon.")
         own = query.settings.as_dict() if query.settings is not None else self.settings
         own = {name: value for name, value in own.items() if (name, value) != ("detector", None)}
-        given = {
-            "strength": query.strength,
-            "boxes": boxes,
-            "polygon": query.polygon,
-            "grounding_question": query.grounding_question,
-        }
+        names = ("strength", "boxes", "polygon", "grounding_question")
+        given = {name: getattr(query, name) for name in names}
         return own | {name: value for name, value in given.items() if value is not None}
 
     def _find_model(self) -> str:
@@ -315,17 +314,6 @@ def data_url(image: Image) -> str:
     data = io.BytesIO()
     image.save(data, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def _decoding_fields(decoding: Decoding) -> dict[str, Any]:
-    if decoding.num_beams != 1 or decoding.box_template is not None:
-        raise CofError("A server decodes without num_beams and box_template: leave them out.")
-    return {
-        "max_tokens": decoding.max_new_tokens,
-        "temperature": decoding.temperature,
-        "top_p": decoding.top_p,
-        "seed": decoding.seed,
-    }
 
 
 def _boxes(boxes: Sequence[Sequence[float]]) -> tuple[XYXY, ...]:

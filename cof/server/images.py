@@ -18,6 +18,7 @@ from cof.errors import CofError, TooLarge
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """A host and a port -> its IP addresses."""
 
+_TOO_LARGE = "An image has more than {:,} bytes: send a smaller one."
 _DATA = re.compile(r"data:[^,]{0,100};base64,")
 _NOT_PUBLIC = [
     ipaddress.ip_network(network)
@@ -41,7 +42,7 @@ def from_data(address: str, max_bytes: int) -> bytes:
     if head is None:
         raise CofError("A data: URL of an image begins data:image/png;base64, or alike.")
     if (len(address) - head.end()) * 3 // 4 > max_bytes + 2:
-        raise _too_large(max_bytes)
+        raise TooLarge(_TOO_LARGE.format(max_bytes))
     try:
         return base64.b64decode(address[head.end() :], validate=True)
     except (binascii.Error, ValueError):
@@ -141,9 +142,5 @@ class Fetcher:
             async for chunk in reply.aiter_raw():
                 data += chunk
                 if len(data) > self.max_bytes:
-                    raise _too_large(self.max_bytes)
+                    raise TooLarge(_TOO_LARGE.format(self.max_bytes))
             return bytes(data)
-
-
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"An image has more than {max_bytes:,} bytes: send a smaller one.")

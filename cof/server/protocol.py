@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cof.answer import Answer
 from cof.errors import CofError, TooLarge
@@ -59,15 +52,9 @@ class _Image(_Part):
     image_url: _Address
 
 
-def _as_parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
 class _Message(_Part):
     role: str
-    content: Annotated[
-        list[Annotated[_Text | _Image, Field(discriminator="type")]], BeforeValidator(_as_parts)
-    ]
+    content: str | list[Annotated[_Text | _Image, Field(discriminator="type")]]
 
 
 class _Chat(_Part):
@@ -153,8 +140,7 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
 def completion(answer: Answer, ask: Ask, model: str) -> dict[str, Any]:
     """The answer, as OpenAI's server would give it, and with `cof` where the request had it."""
     message = {"role": "assistant", "content": answer.text, "refusal": None}
-    head = _head("chat.completion", model)
-    return head | _choice(_finish_reason(answer, ask), message=message) | _look(answer, ask)
+    return _head("chat.completion", model) | _last(answer, ask, message=message)
 
 
 async def events(
@@ -166,7 +152,7 @@ async def events(
     while isinstance(update, str):
         yield event(head | _choice(None, delta={"content": update}))
         update = await anext(later)
-    yield event(head | _choice(_finish_reason(update, ask), delta={}) | _look(update, ask))
+    yield event(head | _last(update, ask, delta={}))
     yield "data: [DONE]\n\n"
 
 
@@ -185,13 +171,11 @@ def _choice(finish_reason: str | None, **content: Any) -> dict[str, Any]:
     return {"choices": [choice]}
 
 
-def _finish_reason(answer: Answer, ask: Ask) -> str:
-    return "length" if answer.num_tokens >= ask.decoding.max_new_tokens else "stop"
-
-
-def _look(answer: Answer, ask: Ask) -> dict[str, Any]:
-    """`cof` beside an answer whose request had it."""
-    return {"cof": answer.as_dict()} if ask.with_cof else {}
+def _last(answer: Answer, ask: Ask, **content: Any) -> dict[str, Any]:
+    """The choice that ends an answer, and `cof` beside it where the request had it."""
+    reason = "length" if answer.num_tokens >= ask.decoding.max_new_tokens else "stop"
+    look = {"cof": answer.as_dict()} if ask.with_cof else {}
+    return _choice(reason, **content) | look
 
 
 def _read_messages(messages: list[_Message], limits: Limits) -> tuple[str, list[str]]:
@@ -243,11 +227,11 @@ def _check_length(what: str, text: str, limits: Limits) -> None:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong with a request."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "json_invalid":
-        return f"The body is not JSON: {first['ctx']['error']}."
-    if first["type"] == "extra_forbidden":
+    """What is wrong with a request; of several things the last."""
+    last = error.errors(include_url=False, include_input=False)[-1]
+    place = ".".join(str(part) for part in last["loc"] if "[" not in str(part))  # not of a union
+    if last["type"] == "json_invalid":
+        return f"The body is not JSON: {last['ctx']['error']}."
+    if last["type"] == "extra_forbidden":
         return f"{place} is not supported by this server: leave it out."
-    return f"{place or 'The body'}: {first['msg']}."
+    return f"{place or 'The body'}: {last['msg']}."

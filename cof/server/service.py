@@ -116,8 +116,7 @@ class Service:
         key = hashlib.sha256(data).digest()
         image = self._decoded.get(key)
         if image is None:
-            limit = self.limits.max_pixels
-            image = load_image(data, max_pixels=limit, formats=UPLOAD_FORMATS)
+            image = load_image(data, max_pixels=self.limits.max_pixels, formats=UPLOAD_FORMATS)
             self._decoded[key] = image
         return image
 
@@ -144,8 +143,7 @@ class Service:
         self._under_way += 1
         with self.metrics.under_way.track_inprogress():
             on_text = tell if ask.stream else None
-            asking = self.worker.answer(ask.query, ask.decoding, on_text)
-            answer = asyncio.create_task(asking)
+            answer = asyncio.create_task(self.worker.answer(ask.query, ask.decoding, on_text))
             answer.add_done_callback(end)
             timer = loop.call_at(ends, arrived.put_nowait, self._late)
             try:

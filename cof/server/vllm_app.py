@@ -132,15 +132,11 @@ class Gate:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http":
-            await self._vllm(scope, receive, send)
-            return
+        app, path = self._vllm, scope.get("path", "").removeprefix(scope.get("root_path", ""))
         try:
-            if not path.startswith(OPEN):
+            if scope["type"] == "http" and not path.startswith(OPEN):
                 raise ApiError(404, "There is no such route here.", "no_such_route")
-            app = self._vllm
-            if scope["method"] == "POST":
+            if scope.get("method") == "POST":
                 ours: FastAPI = scope["app"].state.cof
                 service: Service = ours.state.service
                 body = await read_body(Request(scope, receive), service.limits)
@@ -205,9 +201,7 @@ class ServedWorker:
         except RequestAborted as error:
             raise ApiError(503, str(error), "stopping") from None
         except GracefulHTTPError:
-            raise ApiError(
-                503, "The engine takes no more: ask again in a moment.", "full"
-            ) from None
+            raise ApiError(503, "The engine is full: ask again in a moment.", "full") from None
         finally:
             client.cancel()  # where nobody waits for it any more
             self._under_way[rank] -= 1

@@ -49,7 +49,12 @@ def run_vllm(
             or vLLM does not start.
     """
     model = str(resolve_model(model))
-    check_plugins()
+    for group in ("vllm.general_plugins", "vllm.endpoint_plugins"):  # without: plain answers
+        if Plugin.name not in entry_points(group=group).names:
+            raise CofError(
+                f"This installation of cof has no {group}, as those of older versions: install it "
+                "again, in a clone by pip install -e '.[vllm,serve]'."
+            )
     options.settings_for(model)  # checked before minutes are spent on loading a model
     _, processor = load_processor(model, options.pad_to_square)
     os.environ |= {
@@ -59,19 +64,6 @@ def run_vllm(
     }
     given = {"served_model_name": served_name, **FLAGS, **model_options(processor), **flags}
     _serve(["serve", model, *arguments(given), *more])
-
-
-def check_plugins() -> None:
-    """
-    Raises:
-        CofError: vLLM would not find ours, and answer as if nobody had asked to look closer.
-    """
-    for group in ("vllm.general_plugins", "vllm.endpoint_plugins"):
-        if Plugin.name not in entry_points(group=group).names:
-            raise CofError(
-                f"This installation of cof has no {group}, as those of older versions: install it "
-                "again, in a clone by pip install -e '.[vllm,serve]'."
-            )
 
 
 def arguments(flags: Mapping[str, Any]) -> list[str]:

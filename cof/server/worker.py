@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -76,29 +76,28 @@ class Worker:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        going = True
-        while going:
-            jobs, going = self._collect()
-            wanted = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
-            for group in _group(wanted):
+        jobs: list[Job | None] = []
+        while not jobs or jobs[-1] is not None:
+            jobs = self._collect()
+            groups: dict[object, list[Job]] = {}
+            for job in filter(None, jobs):
+                # one that samples from a seed is alone, so that it always draws the same
+                alone = job.decoding.temperature > 0 and job.decoding.seed is not None
+                if job.answer.set_running_or_notify_cancel():
+                    groups.setdefault(job if alone else job.decoding, []).append(job)
+            for group in groups.values():
                 self._answer(group)
 
-    def _collect(self) -> tuple[list[Job], bool]:
-        """The next jobs, one at least, and whether there may be more."""
-        jobs: list[Job] = []
-        ends = float("inf")
-        while len(jobs) < self._max_batch:
+    def _collect(self) -> list[Job | None]:
+        """The next jobs, one at least; None is the last."""
+        jobs = [self._jobs.get()]
+        ends = time.monotonic() + WINDOW_S
+        while jobs[-1] is not None and len(jobs) < self._max_batch:
             try:
-                wait = None if not jobs else max(0.0, ends - time.monotonic())
-                job = self._jobs.get(timeout=wait)
+                jobs.append(self._jobs.get(timeout=max(0.0, ends - time.monotonic())))
             except queue.Empty:
                 break
-            if job is None:
-                return jobs, False
-            if not jobs:
-                ends = time.monotonic() + WINDOW_S
-            jobs.append(job)
-        return jobs, True
+        return jobs
 
     def _answer(self, jobs: list[Job]) -> None:
         """Answer jobs of one decoding together; if that fails, each half by itself."""
@@ -118,28 +117,18 @@ class Worker:
                 on_text=tell if any(texts) else None,
             )
         except Exception as error:  # a fault in the engine as well
-            if len(jobs) > 1:
-                middle = len(jobs) // 2
-                self._answer(jobs[:middle])
-                self._answer(jobs[middle:])
+            if len(jobs) == 1:
+                jobs[0].answer.set_exception(error)
                 return
-            jobs[0].answer.set_exception(error)
+            middle = len(jobs) // 2
+            for half in (jobs[:middle], jobs[middle:]):
+                self._answer(half)
             return
         self._metrics.batch(len(jobs), answers[0].timings)
         for job, answer in zip(jobs, answers, strict=True):
             try:
                 if job.text is not None:
                     job.text.finish(answer.text)
+                job.answer.set_result(answer)
             except CofError as error:
                 job.answer.set_exception(ApiError(500, str(error), "answer_changed"))
-            else:
-                job.answer.set_result(answer)
-
-
-def _group(jobs: list[Job]) -> Iterator[list[Job]]:
-    """Jobs by decoding; one that samples from a seed is alone, so that it always draws the same."""
-    groups: dict[object, list[Job]] = {}
-    for job in jobs:
-        seeded = job.decoding.temperature > 0 and job.decoding.seed is not None
-        groups.setdefault(job if seeded else job.decoding, []).append(job)
-    yield from groups.values()

@@ -175,7 +175,7 @@ def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
     for settings in (Settings(grounder="attention"), Settings(focus="contrast")):
         with pytest.raises(CofError):
             remote.batch([Query(SCENES[0], QUESTION, settings=settings)])
-    remote._retry_s = 0
+    remote._servers._retry_s = 0
     with pytest.raises(CofError, match="vLLM refuses"):
         remote(SCENES[0], "why " * 600)
     assert remote(SCENES[0], QUESTION).text
@@ -229,7 +229,7 @@ def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, l
         CoF.connect(server.url, api_key=KEY) as remote,
         ThreadPoolExecutor(16) as pool,
     ):
-        remote._retry_s = 0
+        remote._servers._retry_s = 0
         begun = [pool.submit(remote.batch, [query], decoding=SHORT) for query in asked]
         ends = time.monotonic() + 30
         while server.metric("cof_under_way") < 8 and time.monotonic() < ends:
