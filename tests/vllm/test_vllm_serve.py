@@ -109,7 +109,7 @@ def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None
     ours = local.batch(asked, decoding=SHORT)
     assert [told(answer) for answer in theirs] == [told(answer) for answer in ours]
     for their, our in zip(theirs, ours, strict=True):
-        close = 1e-3 if our.settings.boxes == "template" else 1e-5  # among the tokens it allows
+        close = 1e-3 if our.settings.option("boxes") == "template" else 1e-5  # among the tokens it allows
         assert their.confidence == pytest.approx(our.confidence, abs=close)
     assert [answer.plain() for answer in theirs[::3]] == [answer.plain() for answer in ours[::3]]
     assert len({answer.text for answer in ours}) > 3
@@ -175,7 +175,7 @@ def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
     for settings in (Settings(grounder="attention"), Settings(focus="contrast")):
         with pytest.raises(CofError):
             remote.batch([Query(SCENES[0], QUESTION, settings=settings)])
-    remote._retry_s = 0
+    remote._servers._retry_s = 0
     with pytest.raises(CofError, match="vLLM refuses"):
         remote(SCENES[0], "why " * 600)
     assert remote(SCENES[0], QUESTION).text
@@ -229,7 +229,7 @@ def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, l
         CoF.connect(server.url, api_key=KEY) as remote,
         ThreadPoolExecutor(16) as pool,
     ):
-        remote._retry_s = 0
+        remote._servers._retry_s = 0
         begun = [pool.submit(remote.batch, [query], decoding=SHORT) for query in asked]
         ends = time.monotonic() + 30
         while server.metric("cof_under_way") < 8 and time.monotonic() < ends:
