@@ -48,6 +48,8 @@ class Answer:
         request: the whole chat, which an engine answers plainly; None: a server has answered, or
             the query was refused.
         num_tokens: of the answer, without the end token.
+        token_ids, logprobs: of the answer's tokens, its thoughts' included.
+        num_prompt_tokens: of the chat that was answered, its images included.
         answer_confidence: geometric mean probability of the answer's tokens, 0..1; None if unknown.
         error: why the query was refused (`batch` with `on_error="return"`); empty otherwise.
     """
@@ -69,6 +71,9 @@ class Answer:
     request: Request | None = field(default=None, repr=False)
     _plain: Callable[[], str] = field(default=str, repr=False)
     num_tokens: int = 0
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
+    logprobs: tuple[float, ...] = field(default=(), repr=False)
+    num_prompt_tokens: int = 0
     answer_confidence: float | None = None
     error: str = ""
 

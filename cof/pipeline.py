@@ -364,6 +364,9 @@ class CoF:
                     question=sample.question,
                     request=sample.request,
                     num_tokens=len(outcome.reply.token_ids),
+                    token_ids=outcome.reply.token_ids,
+                    logprobs=outcome.reply.logprobs,
+                    num_prompt_tokens=outcome.reply.num_prompt_tokens,
                     answer_confidence=confidence(outcome.reply),
                     _plain=partial(self._plain_text, sample, decoding, known),
                 )

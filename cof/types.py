@@ -227,6 +227,7 @@ class Generation:
         logprobs: log-probability of each token of `token_ids` under the (biased) model.
         reasoning: what the model thought before; no part of `text`.
         start: the first token of the answer itself, after its thoughts.
+        num_prompt_tokens: of the prompt, its images included.
         likely: for a box decoded by a template: the probability of each of its N numbers at each
             of the four places, `(4, N)`; rows sum to 1. Later places depend on the numbers chosen
             before.
@@ -237,6 +238,7 @@ class Generation:
     logprobs: tuple[float, ...] = ()
     reasoning: str = ""
     start: int = 0
+    num_prompt_tokens: int = 0
     likely: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 

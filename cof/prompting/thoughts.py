@@ -54,7 +54,7 @@ class Thoughts:
             return "", self._take(self._rest)
         end = self._rest.find(closes)
         if end < 0:
-            held = 0 if done else _overlap(self._rest, closes)
+            held = 0 if done else overlap(self._rest, closes)
             return self._take(self._rest[: len(self._rest) - held].rstrip()), ""
         thought = self._take(self._rest[:end].rstrip())
         self._rest = self._rest.lstrip()[len(closes) :]
@@ -70,6 +70,6 @@ class Thoughts:
         return text
 
 
-def _overlap(text: str, tag: str) -> int:
+def overlap(text: str, tag: str) -> int:
     """How many characters at the end of a text may be the beginning of a tag."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)

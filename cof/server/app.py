@@ -21,7 +21,7 @@ from cof.server.images import Fetcher
 from cof.server.limits import Limits
 from cof.server.logs import RequestLog, start_logging
 from cof.server.metrics import Metrics
-from cof.server.protocol import completion, event, events
+from cof.server.protocol import completion, event, events, unknown_model
 from cof.server.service import Service
 from cof.server.worker import Worker
 
@@ -99,19 +99,26 @@ def service_app(service: Service, api_key: str | None = None) -> FastAPI:
         async def stream() -> AsyncGenerator[str, None]:
             async with aclosing(later):
                 try:
-                    async for content in events(first, later, ask, model):
+                    async for content in events(first, later, ask, model, service.tokens):
                         yield content
                 except Exception as error:  # too late for a status
                     yield event(count(request, error).body)
 
         if isinstance(first, Answer) and not ask.stream:
-            return JSONResponse(completion(first, ask, model))
+            return JSONResponse(completion(first, ask, model, service.tokens))
         return StreamingResponse(stream(), media_type="text/event-stream")
+
+    own = {"id": model, "object": "model", "created": service.started, "owned_by": "cof"}
 
     @app.get("/v1/models", dependencies=[Depends(check_key)])
     async def models() -> dict[str, Any]:
-        own = {"id": model, "object": "model", "created": service.started, "owned_by": "cof"}
         return {"object": "list", "data": [own]}
+
+    @app.get("/v1/models/{name:path}", dependencies=[Depends(check_key)])
+    async def one_model(name: str) -> dict[str, Any]:
+        if name != model:
+            raise unknown_model(name, model)
+        return own
 
     @app.get("/health")
     async def health() -> JSONResponse:

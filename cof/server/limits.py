@@ -15,9 +15,9 @@ class Limits:
 
     max_image_bytes: Annotated[int, "Of one image as it is sent."] = MAX_UPLOAD_BYTES
     max_pixels: Annotated[int, "Of one image."] = MAX_UPLOAD_PIXELS
-    max_images: Annotated[int, "In one request, 1 or 2; more are not looked at."] = 2
+    max_images: Annotated[int, "In one request."] = 4
     max_boxes: int = 64  # in one request; also the corners of a polygon
-    max_question: int = 4000  # characters of a question or a grounding prompt
+    max_question: int = 16_000  # characters of all texts of a chat, or of a grounding prompt
     max_tokens: Annotated[int, "The longest answer, and reply with a box, in tokens."] = 512
     max_queue: Annotated[int, "Requests that may wait for the engine; others get 429."] = 64
     max_batch: Annotated[int, "Requests that the engine answers at a time."] = 16

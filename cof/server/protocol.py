@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from cof.answer import Answer
 from cof.errors import CofError, TooLarge
-from cof.query import Query, check_question
+from cof.prompting.thoughts import overlap
+from cof.query import Query
 from cof.server.errors import ApiError
 from cof.server.limits import Limits
 from cof.settings import Settings
-from cof.types import Decoding
+from cof.types import Decoding, Thought
+
+_IGNORED = (
+    "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "parallel_tool_calls",
+)  # fmt: skip
+"""Parameters of OpenAI's that change nothing in an answer."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
-    "stop": ([],),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
-    "logprobs": (False,),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "logit_bias": ({},),
+    "top_logprobs": (0,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
+    "modalities": (["text"],),
     "response_format": ({"type": "text"},),
-    "stream_options": ({}, {"include_usage": False}),
 }
 """Parameters of OpenAI's that are not supported, and the values that ask for nothing."""
 
@@ -37,36 +46,23 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Text(_Part):
-    type: Literal["text"]
-    text: str
-
-
-class _Address(_Part):
-    url: str
-    detail: Literal["auto", "low", "high"] = "auto"  # images are resized as the model needs it
-
-
-class _Image(_Part):
-    type: Literal["image_url"]
-    image_url: _Address
-
-
-class _Message(_Part):
-    role: str
-    content: str | list[Annotated[_Text | _Image, Field(discriminator="type")]]
+class _StreamOptions(_Part):
+    include_usage: bool = False
+    include_obfuscation: bool = False
 
 
 class _Chat(_Part):
     model: str
-    messages: list[_Message]
+    messages: list[dict[str, Any]]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    stream: bool | None = None
-    user: str | None = None
+    stop: str | list[str] | None = None
+    logprobs: bool = False
+    stream: bool = False
+    stream_options: _StreamOptions = _StreamOptions()
     cof: dict[str, Any] | None = None
 
     @model_validator(mode="before")
@@ -77,12 +73,16 @@ class _Chat(_Part):
         return {
             name: value
             for name, value in fields.items()
-            if name not in _NEUTRAL or (value is not None and value not in _NEUTRAL[name])
+            if value is not None and name not in _IGNORED and value not in _NEUTRAL.get(name, ())
         }
 
 
-_REGION = ("polygon", "grounding_question")
+_REGION = ("image", "polygon", "grounding_question")
 """What `cof` may hold beside the settings and boxes (`cof.query.Query`)."""
+
+
+Tokens = Callable[[Answer], list[dict[str, Any]]]
+"""An answer -> its tokens with their log-probabilities, in OpenAI's format."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,32 @@ class Ask:
     """A checked request.
 
     Attributes:
-        query: with the addresses of its images; without `cof` in the request its settings leave
-            the model as it is.
+        query: a chat with the addresses of its images; without `cof` in the request its settings
+            leave the model as it is.
         with_cof: whether the request has `cof`, so that the answer has it too.
+        stop: texts before which the answer ends.
+        usage: whether a stream ends with the numbers of tokens.
     """
 
     query: Query
     decoding: Decoding
     with_cof: bool
     stream: bool
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    usage: bool = False
+
+    def end(self, text: str, *, done: bool = False) -> tuple[str, bool]:
+        """The part of an answer's text before a stop, and whether there is one.
+
+        Args:
+            done: whether the text is whole; else its end is left out where a stop may begin there.
+        """
+        cuts = [text.find(stop) for stop in self.stop if stop in text]
+        if cuts:
+            return text[: min(cuts)], True
+        held = 0 if done else max((overlap(text, stop) for stop in self.stop), default=0)
+        return text[: len(text) - held], False
 
 
 def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
@@ -117,10 +134,8 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
     except ValidationError as error:
         raise CofError(_sentence(error)) from None
     if chat.model != model:
-        raise ApiError(
-            404, f"There is no model {chat.model!r} here; there is {model!r}.", "model_not_found"
-        )
-    question, addresses = _read_messages(chat.messages, limits)
+        raise unknown_model(chat.model, model)
+    _check_messages(chat.messages, limits)
     options = {"focus": "none"} if chat.cof is None else dict(chat.cof)
     region: dict[str, Any] = {name: options.pop(name) for name in _REGION if name in options}
     if isinstance(options.get("boxes"), list):  # as a text it is the setting: free or template
@@ -132,27 +147,61 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
             raise CofError(f"cof.{name} has a length of {len(places)}, above {limits.max_boxes}.")
     changed = settings.changed(**options)
     _check_settings(changed, settings, limits)
-    image, *beside = addresses
-    query = Query(image, question, settings=changed, beside=beside[0] if beside else None, **region)
-    return Ask(query, _decoding(chat, limits), chat.cof is not None, bool(chat.stream))
+    query = Query(messages=chat.messages, settings=changed, **region)
+    query.read(changed.system)
+    return Ask(
+        query,
+        _decoding(chat, limits),
+        chat.cof is not None,
+        chat.stream,
+        (chat.stop,) if isinstance(chat.stop, str) else tuple(chat.stop or ()),
+        chat.logprobs,
+        chat.stream_options.include_usage,
+    )
 
 
-def completion(answer: Answer, ask: Ask, model: str) -> dict[str, Any]:
+def unknown_model(asked: str, model: str) -> ApiError:
+    """The reply to a request for another model than the one that is served."""
+    return ApiError(
+        404, f"There is no model {asked!r} here; there is {model!r}.", "model_not_found"
+    )
+
+
+def completion(answer: Answer, ask: Ask, model: str, told: Tokens) -> dict[str, Any]:
     """The answer, as OpenAI's server would give it, and with `cof` where the request had it."""
-    message = {"role": "assistant", "content": answer.text, "refusal": None}
-    return _head("chat.completion", model) | _last(answer, ask, message=message)
+    text, _ = ask.end(answer.text, done=True)
+    message = {"role": "assistant", "content": text, "refusal": None, **_thought(answer.reasoning)}
+    last = _last(answer, ask, told, message=message)
+    return _head("chat.completion", model) | last | {"usage": _usage(answer)}
 
 
 async def events(
-    update: str | Answer, later: AsyncGenerator[str | Answer, None], ask: Ask, model: str
+    update: str | Answer,
+    later: AsyncGenerator[str | Answer, None],
+    ask: Ask,
+    model: str,
+    told: Tokens,
 ) -> AsyncGenerator[str, None]:
     """Server-sent events: each piece of the text as it comes, and the answer with the last one."""
     head = _head("chat.completion.chunk", model)
     yield event(head | _choice(None, delta={"role": "assistant", "content": ""}))
+    text = sent = ""
     while isinstance(update, str):
-        yield event(head | _choice(None, delta={"content": update}))
+        if isinstance(update, Thought):
+            yield event(head | _choice(None, delta=_thought(update)))
+        else:
+            text += update
+            sure, _ = ask.end(text)
+            if len(sure) > len(sent):
+                yield event(head | _choice(None, delta={"content": sure[len(sent) :]}))
+                sent = sure
         update = await anext(later)
-    yield event(head | _last(update, ask, delta={}))
+    rest = ask.end(update.text, done=True)[0][len(sent) :]
+    if rest:
+        yield event(head | _choice(None, delta={"content": rest}))
+    yield event(head | _last(update, ask, told, delta={}))
+    if ask.usage:
+        yield event(head | {"choices": [], "usage": _usage(update)})
     yield "data: [DONE]\n\n"
 
 
@@ -167,34 +216,42 @@ def _head(kind: str, model: str) -> dict[str, Any]:
 
 
 def _choice(finish_reason: str | None, **content: Any) -> dict[str, Any]:
-    choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+    choice = {"index": 0, "logprobs": None, **content, "finish_reason": finish_reason}
     return {"choices": [choice]}
 
 
-def _last(answer: Answer, ask: Ask, **content: Any) -> dict[str, Any]:
+def _last(answer: Answer, ask: Ask, told: Tokens, **content: Any) -> dict[str, Any]:
     """The choice that ends an answer, and `cof` beside it where the request had it."""
-    reason = "length" if answer.num_tokens >= ask.decoding.max_new_tokens else "stop"
+    cut = ask.end(answer.text, done=True)[1]
+    longest = answer.num_tokens >= ask.decoding.max_new_tokens and not cut
+    if ask.logprobs:
+        content["logprobs"] = {"content": told(answer), "refusal": None}
     look = {"cof": answer.as_dict()} if ask.with_cof else {}
-    return _choice(reason, **content) | look
+    return _choice("length" if longest else "stop", **content) | look
 
 
-def _read_messages(messages: list[_Message], limits: Limits) -> tuple[str, list[str]]:
-    """The question and the addresses of its images."""
-    if [message.role for message in messages] != ["user"]:
-        raise ApiError(
-            400,
-            "Send one message of the role user, with an image and a question: earlier turns and "
-            "system messages are not supported.",
-        )
-    parts = messages[0].content
-    question = "\n".join(part.text for part in parts if isinstance(part, _Text))
-    addresses = [part.image_url.url for part in parts if isinstance(part, _Image)]
-    if not addresses:
-        raise CofError("There is no image: add a part of the type image_url.")
-    if len(addresses) > limits.max_images:
-        raise CofError(f"There are {len(addresses)} images, above {limits.max_images}: send fewer.")
-    _check_length("The question", question, limits)
-    return check_question(question), addresses
+def _thought(text: str) -> dict[str, str]:
+    return {"reasoning_content": text} if text else {}
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    prompt, reply = answer.num_prompt_tokens, answer.num_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
+
+
+def _check_messages(messages: list[dict[str, Any]], limits: Limits) -> None:
+    """
+    Raises:
+        CofError: there are more images or characters than the server takes.
+    """
+    contents = [message.get("content") for message in messages]
+    parts = [part for each in contents if isinstance(each, list) for part in each]
+    images = [part for part in parts if isinstance(part, dict) and "image_url" in part]
+    if len(images) > limits.max_images:
+        raise CofError(f"There are {len(images)} images, above {limits.max_images}: send fewer.")
+    texts = [each for each in contents if isinstance(each, str)]
+    texts += [str(part.get("text", "")) for part in parts if isinstance(part, dict)]
+    _check_length("The chat", "".join(texts), limits)
 
 
 def _decoding(chat: _Chat, limits: Limits) -> Decoding:

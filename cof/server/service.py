@@ -43,8 +43,12 @@ class Answerer(Protocol):
         """The answer; it is worked on until it is there or this is cancelled.
 
         Args:
-            on_text: gets the answer's text piece by piece, in another thread.
+            on_text: gets the answer's text piece by piece, in another thread; what the model thinks
+                before comes as `Thought`s.
         """
+
+    def token_text(self, token_id: int) -> str:
+        """A token as text."""
 
     def close(self, timeout_s: float) -> None:
         """Answer what was asked, and take no more."""
@@ -100,15 +104,33 @@ class Service:
         body = await read_body(request, self.limits)
         ask = await asyncio.to_thread(parse, body, self.model, self._settings, self.limits)
         del body
-        images = []
-        for address in filter(None, (ask.query.image, ask.query.beside)):
-            data = await self.image_data(str(address))
-            images.append(await asyncio.to_thread(self._decode, data))
+        images: list[Image] = []
+        messages = [{**message} for message in ask.query.messages or ()]
+        for message in messages:
+            if isinstance(message.get("content"), list):
+                message["content"] = [await self._with_image(p, images) for p in message["content"]]
         request.state.about.update(
             cof=ask.with_cof, stream=ask.stream, images=[image.size for image in images]
         )
-        beside = images[1] if len(images) > 1 else None
-        return replace(ask, query=replace(ask.query, image=images[0], beside=beside))
+        return replace(ask, query=replace(ask.query, messages=messages))
+
+    async def _with_image(self, part: Any, images: list[Image]) -> Any:
+        """A part of a message with the image of its address, which is added to `images`."""
+        given = part.get("image_url") if isinstance(part, dict) else None
+        if given is None:
+            return part
+        address = given.get("url") if isinstance(given, dict) else given
+        data = await self.image_data(str(address))
+        images.append(await asyncio.to_thread(self._decode, data))
+        return {"type": "image", "image": images[-1]}
+
+    def tokens(self, answer: Answer) -> list[dict[str, Any]]:
+        """The tokens of an answer with their log-probabilities, in OpenAI's format."""
+        texts = [self.worker.token_text(token) for token in answer.token_ids]
+        return [
+            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+            for text, logprob in zip(texts, answer.logprobs, strict=True)
+        ]
 
     def _decode(self, data: bytes) -> Image:
         """The image in these bytes; equal data that are still in use give the same one, so that it

@@ -40,7 +40,7 @@ from cof.server.metrics import Metrics
 from cof.server.service import Service, read_body
 from cof.settings import Settings
 from cof.streaming import for_one
-from cof.types import Decoding
+from cof.types import Decoding, Thought
 
 CHAT = "/v1/chat/completions"
 OPEN = ("/v1/", "/health", "/ping", "/version", "/load", "/metrics")
@@ -193,7 +193,14 @@ class ServedWorker:
         rank = min(self._ranks, key=lambda each: (self._under_way[each], self._given[each]))
         client = ServedClient(self._async_llm, self._loop, rank if len(self._ranks) > 1 else None)
         cof = CoF(self._engine.with_client(client), self._settings)
-        ask = partial(cof.batch, [query], decoding=decoding, on_text=for_one(on_text))
+        on_thought = on_text and (lambda piece: on_text(Thought(piece)))
+        ask = partial(
+            cof.batch,
+            [query],
+            decoding=decoding,
+            on_text=for_one(on_text),
+            on_thought=for_one(on_thought),
+        )
         self._given[rank] += 1
         self._under_way[rank] += 1
         try:
@@ -207,6 +214,10 @@ class ServedWorker:
             self._under_way[rank] -= 1
         self._metrics.batch(1, answer.timings)
         return answer
+
+    def token_text(self, token_id: int) -> str:
+        """See `cof.server.service.Answerer`."""
+        return str(self._engine.processor.tokenizer.decode([token_id]))
 
     def close(self, timeout_s: float) -> None:
         """Take no more; vLLM answers what it has begun, or not, by its `--shutdown-timeout`."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import Gauge
 
@@ -19,7 +20,7 @@ from cof.query import Query
 from cof.server.errors import ApiError
 from cof.server.metrics import Metrics
 from cof.streaming import SentText
-from cof.types import Decoding
+from cof.types import Decoding, Thought
 
 WINDOW_S = 0.005
 """How long the first request of a batch waits for others."""
@@ -33,6 +34,11 @@ class Job:
     decoding: Decoding
     text: SentText | None = None
     answer: Future[Answer] = field(default_factory=Future)
+
+
+def sent_text(on_text: Callable[[str], object]) -> SentText:
+    """The text of an answer, told to one listener together with the thoughts before it."""
+    return SentText(on_text, lambda piece: on_text(Thought(piece)))
 
 
 class Worker:
@@ -59,7 +65,7 @@ class Worker:
         self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
     ) -> Future[Answer]:
         """Put a query into the queue; cancel the future while it waits to take it out."""
-        job = Job(query, decoding, on_text and SentText(on_text))
+        job = Job(query, decoding, on_text and sent_text(on_text))
         self._jobs.put(job)
         return job.answer
 
@@ -68,6 +74,11 @@ class Worker:
     ) -> Answer:
         """See `cof.server.service.Answerer`."""
         return await asyncio.wrap_future(self.submit(query, decoding, on_text))
+
+    def token_text(self, token_id: int) -> str:
+        """See `cof.server.service.Answerer`."""
+        engine: Any = self._cof.engine
+        return str(engine.processor.tokenizer.decode([token_id]))
 
     def close(self, timeout_s: float) -> None:
         """Answer what waits, and end the thread."""
@@ -115,6 +126,7 @@ class Worker:
                 decoding=jobs[0].decoding,
                 batch_size=len(jobs),
                 on_text=tell if any(texts) else None,
+                on_thought=lambda place, piece: tell(place, Thought(piece)),
             )
         except Exception as error:  # a fault in the engine as well
             if len(jobs) == 1:

@@ -239,7 +239,10 @@ class TransformersEngine:
                 for row, reply in zip(rows, replies, strict=True):
                     if reply.text:
                         on_text(row, reply.text)
-            return replies[: len(rows)]
+            return [
+                replace(reply, num_prompt_tokens=length)
+                for reply, length in zip(replies, batch.lengths[: len(rows)], strict=False)
+            ]
 
         copies = 2 if guided else decoding.num_beams
         return self._run(requests, [longest] * len(requests), answer, copies)
