@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import PIL.Image
-
 from cof.errors import CofError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import Region
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cof.engines.base import Engine
-
-NO_IMAGE = PIL.Image.new("RGB", (1, 1))
-"""The image of an answer whose query was refused before its image was loaded."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

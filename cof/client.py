@@ -14,12 +14,12 @@ from itertools import count
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
-from cof.answer import NO_IMAGE, Answer, refused_answer
+from cof.answer import Answer, refused_answer
 from cof.errors import CofError, CofWarning, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
 from cof.images import load_image
-from cof.query import Query, QueryLike, as_query
+from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
 from cof.settings import Settings
 from cof.streaming import SentText, for_one

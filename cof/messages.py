@@ -25,7 +25,7 @@ class ChatText:
         turns: with slots for the image that is looked at and for the last text of the user, and
             the numbers of all other images among `others`.
         prompt: the last text of the user.
-        image: the source of the image that is looked at.
+        image: the source of the image that is looked at; None: the chat has none.
         others: the sources of the other images, in their order.
     """
 
@@ -49,7 +49,7 @@ def read_messages(
         system: the system message, where the chat has none of its own; empty: none.
 
     Raises:
-        CofError: a message cannot be read, the chat has no image of that number, or its last
+        CofError: a message cannot be read, the chat has images but none of that number, or its last
             message is not the user's with a text.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
@@ -65,8 +65,8 @@ def read_messages(
     prompt = str(last[texts[-1]])
     last[texts[-1]] = Slot.PROMPT
     turns[-1] = Turn("user", tuple(last))
-    if not sources:
-        raise CofError("The chat has no image: add a part with one.")
+    if not sources and number is None:
+        return ChatText(tuple(turns), prompt, None, ())
     chosen = -1 if number is None else number
     if not -len(sources) <= chosen < len(sources):
         raise CofError(f"The chat has {len(sources)} images, so there is no image {number}.")

@@ -10,13 +10,13 @@ from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cof.answer import NO_IMAGE, Answer, refused_answer
+from cof.answer import Answer, refused_answer
 from cof.engines.base import Engine, LengthChecker
 from cof.errors import CofError
 from cof.images import load_image
 from cof.presets import default_settings
 from cof.presets import preset as named_preset
-from cof.query import Query, QueryLike, Sample, as_query
+from cof.query import NO_IMAGE, Query, QueryLike, Sample, as_query
 from cof.settings import Settings
 from cof.stages import answer, isolate, locate, stage_one_request
 from cof.streaming import SentText, for_one

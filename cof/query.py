@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import PIL.Image
+
 from cof.errors import CofError
 from cof.geometry.boxes import area, clip
 from cof.geometry.regions import (
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cof.images import ImageSource
+
+
+NO_IMAGE = PIL.Image.new("RGB", (1, 1))
+"""In the place of the image where a chat has none, or none could be loaded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +81,8 @@ class Query:
         system = system if self.system is None else self.system
         check_characters("The system message", system)
         if self.messages is None:
+            if self.image is None:
+                raise CofError("The query has no image: give one, or a chat as messages.")
             image = {"type": "image", "image": self.image}
             text = {"type": "text", "text": check_question(self.question)}
             return read_messages([{"role": "user", "content": [image, text]}], None, system)
@@ -133,9 +141,13 @@ class Sample:
         if not isinstance(settings, Settings):
             raise CofError(f"settings takes cof.Settings, not {type(settings).__name__}.")
         chat = query.read(settings.system)
-        image = _load(chat.image, allow_url, images)
+        if chat.image is None:
+            settings = settings.changed(grounder="none", focus="none")
+        image = NO_IMAGE if chat.image is None else _load(chat.image, allow_url, images)
         others = tuple(_load(source, allow_url, images) for source in chat.others)
         region = own_region(query, image.size)
+        if region is not None and chat.image is None:
+            raise CofError("The chat has no image to look at: add one, or leave the region out.")
         if region is not None:
             settings = settings.changed(grounder="given")
         if query.strength is not None:

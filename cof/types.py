@@ -128,7 +128,8 @@ class Request:
         notation: the spans `(start, end)` of the prompt that are a grounding template's own words:
             special tokens of the model's grounding notation are meant as such there. Everywhere
             else they are plain text.
-        chat: the turns in which image and prompt stand, each slot once.
+        chat: the turns in which image and prompt stand, each slot once; without the slot of the
+            image it is a chat without images.
         others: the chat's other images, each once.
         thinks: whether a reasoning model may think before it answers.
     """
@@ -164,7 +165,7 @@ class Request:
     @property
     def number(self) -> int:
         """The place of `image` among `images`."""
-        before = self.places[: self.places.index(Slot.IMAGE)]
+        before = self.places[: self.places.index(Slot.IMAGE)] if self.images else []
         return sum(isinstance(part, int) for part in before)
 
     def asking(self, prompt: str, notation: tuple[tuple[int, int], ...] = ()) -> Request:

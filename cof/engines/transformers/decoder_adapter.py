@@ -89,7 +89,8 @@ class DecoderAdapter(Adapter):
         }
         if "image_grid_thw" in takes:
             grids = [torch.as_tensor(image["image_grid_thw"]) for row in pixels for image in row]
-            inputs["image_grid_thw"] = torch.cat(grids)
+            if grids:
+                inputs["image_grid_thw"] = torch.cat(grids)
         return {**inputs, **types}
 
     def _expand(self, text: str, pixels: Sequence[Pixels]) -> str:
@@ -228,7 +229,8 @@ class DecoderAdapter(Adapter):
         return torch.eq(ids, self.model.config.image_token_id)
 
     def _inputs(self, inputs: Mapping[str, Tensor], features: Sequence[Tensor]) -> dict[str, Any]:
-        if not any(map(len, features)):  # all of them are in the cache
+        features = [each for each in features if len(each)]
+        if not features:  # all of them are in the cache
             return dict(inputs)
         # A fresh value each time: `generate` expands it in place for beams.
         images: Any = BaseModelOutputWithPooling()

@@ -437,17 +437,22 @@ class TransformersEngine:
 
     def _heads(self, batch: TokenizedRequests) -> list[Head | None]:
         """Each row up to the end of its image; None where its states are not reused."""
-        if all(image.prefix is None for image in batch.images):
+        stores = [
+            getattr(image, "prefix", None) for image in batch.images
+        ]  # a chat may have no image
+        if all(store is None for store in stores):
             return [None] * len(batch.requests)
         ids = batch.inputs["input_ids"]
         counts = [features_of(request).end for request in batch.requests]
         spans = self._decoder().spans(ids, batch.inputs["attention_mask"], counts)
         heads: list[Head | None] = []
         for row, (request, (start, end)) in enumerate(zip(batch.requests, spans, strict=True)):
-            image, shown = batch.images[row], tuple(request.images[: request.number + 1])
+            store, shown = stores[row], tuple(request.images[: request.number + 1])
             key = (tuple(ids[row, start:end].tolist()), tuple(map(id, shown)))
-            reused = image.prefix is not None and batch.image_first[row]
-            heads.append(Head((start, end), key, shown, image.prefix) if reused else None)
+            if store is None or not batch.image_first[row]:
+                heads.append(None)
+            else:
+                heads.append(Head((start, end), key, shown, store))
         return heads
 
     def _fill(self, batch: TokenizedRequests, states: Callable[[Spans], list[Prefix]]) -> None:
@@ -497,6 +502,8 @@ class TransformersEngine:
         self, requests: Sequence[Request], new_tokens: Sequence[int]
     ) -> TokenizedRequests:
         """Requests in token ids, their images processed; the model has not run."""
+        if not self.takes_two and not all(request.images for request in requests):
+            raise CofError(f"{self.family.name} answers about images alone: add one.")
         requests = _with_images(self._shown(requests), self._process)
         batch = self.prompt_builder.tokenize(requests)
         limit = self.context_length
@@ -592,8 +599,13 @@ def _with_images(
     requests: Sequence[Request], work: Callable[[list[Any]], list[EncodedImage]]
 ) -> list[Request]:
     """Requests about what a function makes of their images; it gets each distinct one once."""
-    made = iter(_once(work, [image for r in requests for image in (r.image, *r.others)]))
+    images = [image for request in requests for image in request.images]
+    made = dict(zip(map(id, images), _once(work, images), strict=True))
     return [
-        replace(request, image=next(made), others=tuple(next(made) for _ in request.others))
+        replace(
+            request,
+            image=made.get(id(request.image), request.image),
+            others=tuple(made[id(other)] for other in request.others),
+        )
         for request in requests
     ]

@@ -77,7 +77,10 @@ class PromptBuilder:
         """
         return Prompts(
             {name: self.adapter.move(value) for name, value in batch.inputs.items()},
-            [torch.cat([image.features for image in _encoded(r)]) for r in batch.requests],
+            [
+                torch.cat([image.features for image in _encoded(request)] or [torch.empty(0)])
+                for request in batch.requests
+            ],
             make_bias(
                 self.adapter,
                 self.tokens,
@@ -102,7 +105,7 @@ class Features:
 
 def features_of(request: Request) -> Features:
     """The features of a request whose images are encoded."""
-    counts = [len(image.features) for image in _encoded(request)]
+    counts = [len(image.features) for image in _encoded(request)] or [0]
     start = sum(counts[: request.number])
     return Features(start, start + counts[request.number], sum(counts))
 

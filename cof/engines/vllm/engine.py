@@ -197,7 +197,7 @@ class VllmEngine:
         with self._processing:
             ids = token_ids(self.processor.tokenizer, text, add_special_tokens=special)
         shown = [self._shown(pil_image(image)) for image in request.images]
-        return {"prompt_token_ids": ids, "multi_modal_data": {"image": shown}}
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": shown} if shown else {}}
 
     def _shown(self, image: Image.Image) -> Image.Image:
         """What vLLM's processor gets of an image, which is the checkpoint's own: as `ImageTokens`
