@@ -25,7 +25,7 @@ from zoo import BUILDERS, CROSS_ATTENTION, zoo
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.families import FAMILIES
-from cof.families.token_coverage import INSIDE, token_coverage
+from cof.families.token_coverage import INSIDE
 from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import Region, coverage_image
 from cof.pipeline import CoF
@@ -173,7 +173,7 @@ class TestPlacement:
         shown = made.tokens.visibility(wh)
         for label, box in BOXES.items():
             region = Region(boxes=(box,))
-            share = np.nan_to_num(token_coverage(made.tokens.token_means, shown, region)).ravel()
+            share = np.nan_to_num(shown.coverage(region)).ravel()
             white_box = coverage_image(region, wh)
             touched = changes(made, black, white_box.convert("RGB")) > 1e-11
             np.testing.assert_array_equal(share > 1e-9, touched, err_msg=label)

@@ -17,7 +17,6 @@ from cof.engines.base import StateReader
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.introspection import find_phrase
 from cof.errors import CofError
-from cof.families.token_coverage import token_coverage
 from cof.geometry.regions import Region, coverage_image
 from cof.types import Request
 
@@ -76,7 +75,7 @@ class TestEveryFamily:
             assert centres.shape == (*shown.span.shape, 2)
             np.testing.assert_array_equal(np.isnan(centres).any(-1), ~shown.visible)
             for axis, half in ((0, (0.0, 0.0, 0.5, 1.0)), (1, (0.0, 0.0, 1.0, 0.5))):
-                inside = token_coverage(made.tokens.token_means, shown, Region(boxes=(half,)))
+                inside = shown.coverage(Region(boxes=(half,)))
                 at = centres[..., axis]
                 assert (inside[at < 0.5 - 0.03] > 0.5).all()
                 assert (inside[at > 0.5 + 0.03] < 0.5).all()
@@ -206,5 +205,5 @@ def test_the_centre_of_a_token_lies_in_the_box_that_covers_it() -> None:
         x, y = centres[row, column]
         spot = Region(boxes=((x - 0.02, y - 0.02, x + 0.02, y + 0.02),))
         assert coverage_image(spot, wh).getbbox()
-        covered = token_coverage(made.tokens.token_means, shown, spot)
+        covered = shown.coverage(spot)
         assert np.nanargmax(covered) == row * shown.span.shape[1] + column

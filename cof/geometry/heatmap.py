@@ -6,7 +6,6 @@ Pure geometry. Coordinates are 0..1 of the original image; values are 0 or more.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 
 from cof.geometry.boxes import XYXY
 
+SMALLEST = 0.2  # side of the smallest window, as a share of the square root of the image's area
+RATIOS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0)  # side of each window over that of the smallest: ViCrop's
 _SAMPLES = 8  # mask pixels per cell on each axis: edges are exact to a sixteenth of a cell
 _LARGEST = 512  # side of a mask in pixels
 
@@ -98,12 +99,7 @@ def make_heat_map(
     return _average_in_cells(finite[visible], centres[visible], image_wh)
 
 
-def sliding_window(
-    heat: HeatMap,
-    image_wh: tuple[int, int],
-    side: float = 0.2,
-    ratios: Sequence[float] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0),
-) -> XYXY:
+def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
     """The box where a heat map is highest, by ViCrop's rule (arXiv 2502.17422, section 5.1).
 
     For each size of window, the position with the largest sum is taken; among those windows, the
@@ -114,8 +110,6 @@ def sliding_window(
     Args:
         heat: the map.
         image_wh: size of the original image.
-        side: side of the smallest window, as a share of the square root of the image's area.
-        ratios: side of each window over that of the smallest one; the defaults are ViCrop's.
 
     Returns:
         0..1 of the original image, along the borders of the map's cells.
@@ -126,13 +120,13 @@ def sliding_window(
         [0.6, 0.3, 0.8, 0.5]
     """
     width, height = image_wh
-    length = side * math.sqrt(width * height)
+    length = SMALLEST * math.sqrt(width * height)
     cell_w = float(np.diff(heat.x_edges).max()) * width
     cell_h = float(np.diff(heat.y_edges).max()) * height
     sums = np.pad(heat.values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     grid_h, grid_w = heat.values.shape
     best, sharpest = (0, 0, grid_w, grid_h), -math.inf
-    for ratio in ratios:
+    for ratio in RATIOS:
         w = min(max(1, round(length * ratio / cell_w)), grid_w)
         h = min(max(1, round(length * ratio / cell_h)), grid_h)
         windows = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]

@@ -41,10 +41,6 @@ class Relevance(MapGrounder):
     It needs a model whose words and images share their states. In the embedded model, trained from
     scratch, words resemble the background more than any object, values and keys, in all layers: its
     boxes hit objects less often than random ones.
-
-    Attributes:
-        depth: where the default layers begin, as a share of all layers: the paper's layer 14 of
-            LLaVA-1.5-7B's 32.
     """
 
     name: ClassVar[str] = "relevance"
@@ -53,7 +49,6 @@ class Relevance(MapGrounder):
     )
     engine_calls: ClassVar[int] = 1
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
-    depth: ClassVar[float] = 14 / 32
     states: States = option("values", "States to compare: values (FOCUS) or keys", get_args(States))
     min_confidence: float = option(0.0, UNSURE, fraction)
 
@@ -74,9 +69,8 @@ class Relevance(MapGrounder):
 
     def _combine(self, similarity: NDArray[np.float32], visible: Visible) -> NDArray[np.float64]:
         """The map of one object: `(layers, T, *tokens)` -> `(*tokens,)`, 0..1."""
-        num_layers = len(similarity)
-        default = range(round(self.depth * num_layers), num_layers)
-        chosen = similarity[select_layers(self.grounder_layers, default, num_layers)]
+        default = range(round(self.depth * len(similarity)), len(similarity))
+        chosen = select_layers(similarity, self.grounder_layers, default)
         cached = chosen[np.isfinite(chosen).all(axis=tuple(range(1, chosen.ndim)))]
         if not len(cached):
             raise CofError(

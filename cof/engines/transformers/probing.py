@@ -26,16 +26,10 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.errors import CofWarning
-from cof.families.assumed import unknown_tokens, unsupported
 from cof.families.family import Family
 from cof.families.processors import image_options
-from cof.families.token_coverage import (
-    INSIDE,
-    measure_visibility,
-    merged_means,
-    tile_means,
-    token_coverage,
-)
+from cof.families.table import unknown_tokens, unsupported
+from cof.families.token_coverage import INSIDE, TokenVisibility, merged_means, tile_means
 from cof.geometry.regions import Region, coverage_image
 
 _LOCAL = "cof_local"
@@ -161,8 +155,7 @@ def _check(
     def token_means(image: Image.Image) -> NDArray[np.float64]:
         return raster(processed(image), config)
 
-    visibility = measure_visibility(token_means, wh)
-    share = np.nan_to_num(token_coverage(token_means, visibility, region)).ravel()
+    share = np.nan_to_num(TokenVisibility(token_means, wh).coverage(region)).ravel()
     images = (Image.new("RGB", wh), coverage_image(region, wh).convert("RGB"))
     before, after = adapter.encode([processed(image) for image in images])
     changes = (before - after).float().flatten(1).norm(dim=1).cpu().numpy()
