@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from cof.answer import NO_IMAGE, Answer, refused_answer
 from cof.engines.base import Engine, LengthChecker
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from cof.images import ImageSource
 
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
-
-OnError = Literal["raise", "return"]
 
 
 class CoF:
@@ -185,7 +183,7 @@ class CoF:
         *,
         decoding: Decoding | None = None,
         batch_size: int = 16,
-        on_error: OnError = "raise",
+        on_error: Literal["raise", "return"] = "raise",
         on_text: OnText | None = None,
     ) -> list[Answer]:
         """Answer many questions, `batch_size` at a time, each with its own region and lambda.
@@ -206,7 +204,7 @@ class CoF:
         Raises:
             CofError: a query is refused, and errors are not returned.
         """
-        if on_error not in get_args(OnError):
+        if on_error not in ("raise", "return"):
             raise CofError(f"on_error must be raise or return, not {on_error!r}.")
         if batch_size < 1:
             raise CofError(f"batch_size must be at least 1, not {batch_size}.")

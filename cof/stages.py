@@ -121,7 +121,8 @@ def answer(
     outcomes: list[list[Outcome]] = [[] for _ in samples]
     for position, (number, look) in enumerate(asked):
         outcomes[number].append(Outcome(replies[position], look))
-    return [max(each, key=lambda outcome: _first_logprob(outcome.reply)) for each in outcomes]
+    # an empty reply's () is below all others
+    return [max(each, key=lambda outcome: outcome.reply.logprobs[:1]) for each in outcomes]
 
 
 def isolate(
@@ -141,7 +142,3 @@ def isolate(
             return {part[0]: error}
     middle = len(part) // 2
     return isolate(part[:middle], work) | isolate(part[middle:], work)
-
-
-def _first_logprob(reply: Generation) -> float:
-    return reply.logprobs[0] if reply.logprobs else float("-inf")

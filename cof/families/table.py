@@ -237,10 +237,8 @@ def dialect_of(config: Any, family: Family) -> Dialect:
         CofError: it names one that does not exist.
     """
     name = getattr(config, "cof_dialect", None)
-    if name is None:
-        return family.dialect
-    if name not in DIALECTS:
+    if name not in (None, *DIALECTS):
         raise CofError(
             f"config.json asks for cof_dialect {name!r}; known are: {', '.join(DIALECTS)}."
         )
-    return DIALECTS[name]
+    return DIALECTS.get(str(name), family.dialect)
