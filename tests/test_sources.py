@@ -24,7 +24,7 @@ from cof.eval.data.hrbench import HRBench
 from cof.eval.data.hub import local
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
-from cof.eval.data.parts import part_of
+from cof.eval.data.base import part_of
 from cof.eval.data.pope import POPE
 from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.scenes import Scenes

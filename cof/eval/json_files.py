@@ -15,6 +15,8 @@ from cof.errors import CofError
 
 T = TypeVar("T")
 
+_hints = functools.cache(get_type_hints)
+
 
 def parse_json(text: str | bytes) -> Any:
     """The value that a JSON text holds.
@@ -31,8 +33,12 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, advice: str = "run the evaluation again") -> dict[str, Any]:
     """A JSON object; empty if there is no such file.
+
+    Args:
+        path: the file.
+        advice: what to do about a damaged file, for the message.
 
     Raises:
         CofError: the file is damaged, or holds another value.
@@ -41,10 +47,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise CofError(f"{path} is damaged ({error}): run the evaluation again.") from error
-    if not isinstance(value, dict):
-        raise CofError(f"{path} is damaged (it holds no object): run the evaluation again.")
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as error:
+        raise CofError(f"{path} is damaged ({error}): {advice}.") from error
     return value
 
 
@@ -97,7 +103,7 @@ def from_json(kind: type[T], values: Any) -> T:
     """
     if not isinstance(values, dict):
         raise ValueError("no object")
-    hints = _hints(kind)  # type: ignore[arg-type]  # a class can be hashed
+    hints = _hints(kind)
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
         raise ValueError(f"unknown field {unknown[0]}")
@@ -105,11 +111,6 @@ def from_json(kind: type[T], values: Any) -> T:
         return kind(**{name: _convert(hints[name], value) for name, value in values.items()})
     except TypeError as error:
         raise ValueError(str(error)) from error
-
-
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _convert(hint: Any, value: Any) -> Any:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Literal
 
+from cof.eval.scoring import NUMBER_WORDS
+
 Rules = Literal["official", "llava", "lmms-eval", "vlmevalkit"]
 
 SOURCES: Mapping[Rules, str] = {
@@ -77,21 +79,8 @@ POPE: Mapping[Rules, Reader] = {
 }
 """Yes or no in POPE; under the official rule whatever does not say no says yes."""
 
-_AROUND = (
-    ("", "."),
-    ("", ","),
-    ("", ":"),
-    ("", ")"),
-    ("", ")."),
-    ("(", ")"),
-    ("(", ")."),
-    (":", ""),
-    (":", ","),
-    (":", "."),
-    (":", ")"),
-    (":", ")."),
-)
-"""What may stand around an option's letter."""
+_AROUND = ["X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X)."]
+"""What may stand around an option's letter X."""
 
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -134,11 +123,10 @@ def _letter(text: str, letters: str) -> str | None:
     # in a longer reply a lone A may be the article
     if letter and not ("A" in words and len(words) > 3):
         return letter
-    for before, after in _AROUND:
-        letter = _only(each for each in letters if before + each + after in words)
-        if letter:
-            return letter
-    return None
+    found = (
+        _only(each for each in letters if form.replace("X", each) in words) for form in _AROUND
+    )
+    return next(filter(None, found), None)
 
 
 def _option_text(text: str, options: Sequence[str]) -> str | None:
@@ -161,11 +149,8 @@ OPTIONS: Mapping[Rules, OptionReader] = {
 }
 """The option chosen in MMBench and benchmarks like it: its letter, else its text."""
 
-# fmt: off
-_PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<",
-                "@", "`", ",", "?", "!")
-_NUMBERS = {word: str(number) for number, word in enumerate(
-    ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS[:11])}
 _CONTRACTED = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've "
     "hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll "
@@ -177,7 +162,6 @@ _CONTRACTED = (
     "who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all "
     "y'all'll y'all'd've you'd you'd've you'll you're you've"
 )
-# fmt: on
 _CONTRACTIONS = (
     {  # with any one apostrophe forgotten
         word[:place] + word[place + 1 :]: word

@@ -10,37 +10,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, Replies, image_path, shared, unparsed
-from cof.eval.data.files import data_files, read_rows
-from cof.eval.examples import Embedded, Example
-from cof.eval.figures import Figure, find_clusters, group_right, share, total
+from cof.eval.data.base import Benchmark, Replies, image_path, split_by
+from cof.eval.data.files import Row, collect
+from cof.eval.examples import Example
+from cof.eval.figures import Figure, total
 from cof.eval.rules import MME as READERS
 from cof.eval.rules import Rules
 from cof.prompting.dialects import SHORT_ANSWER
 
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
-COGNITION = (
-    "commonsense_reasoning",
-    "numerical_calculation",
-    "text_translation",
-    "code_reasoning",
-)
+# fmt: off
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene",
+              "landmark", "artwork", "OCR")
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation",
+             "code_reasoning")
+# fmt: on
 ASKS = "Please answer yes or no."
 
 
@@ -51,12 +38,46 @@ class MME(Benchmark):
 
     name: ClassVar[str] = "mme"
     headline: ClassVar[tuple[str, ...]] = ("perception", "cognition")
+    patterns: ClassVar[tuple[str, ...]] = ("*.parquet", "data/*.parquet")
 
     def read(self, problems: list[str]) -> list[Example]:
-        examples = list(self._parquet(problems) if self._is_parquet else self._folder(problems))
+        asked: Counter[str] = Counter()
+
+        def question(row: Row) -> Iterator[Example]:
+            task, group, answer = map(row.text, ("category", "question_id", "answer"))
+            answer = answer.lower().rstrip(".")
+            if answer not in ("yes", "no"):
+                raise CofError("no question with the answer Yes or No")
+            if not group.startswith(f"{task}/"):
+                group = f"{task}/{group}"
+            asked[group] += 1
+            text = row.text("question")
+            short = self.prompt_style in ("llava", "lmms-eval")
+            yield Example(
+                id=f"{group}-{asked[group]}",
+                image=self.image_of(row, group) if row.image else Path(row.text("image")),
+                prompt=text.replace(ASKS, "").rstrip() + SHORT_ANSWER if short else text,
+                answer=answer,
+                kind=task,
+                group=group,
+                question=text.replace(ASKS, "").strip(),
+            )
+
+        # in some archives the tasks lie one folder further down
+        folders = [self.path, *(path for path in sorted(self.path.glob("*")) if path.is_dir())]
+        root = next(filter(_tasks, folders), self.path)
+        tasks = _tasks(root)
+        if tasks:
+            rows = (self._lines(root, task, file) for task in tasks for file in tasks[task])
+            examples = collect(question, problems, *rows)
+        else:
+            need = ("question_id", "image", "question", "answer", "category")
+            examples = self.collect(question, problems, need)
+        there = split_by("kind", examples)
+        problems += [f"{task} has no questions" for task in tasks if task not in there]
         problems += [
             f"{group} has {n} question{'s' * (n > 1)} instead of two"
-            for group, n in Counter(example.group for example in examples).items()
+            for group, n in asked.items()
             if n != 2
         ]
         return examples
@@ -70,118 +91,41 @@ class MME(Benchmark):
         """`perception`, `cognition`, each task's score, acc and acc+ in percent, and `unparsed`
         replies. Sums are over the tasks that the data has."""
         answers = self.read_answers(examples, replies, rules)
-        clusters = find_clusters(examples)
         details: dict[str, Figure] = {}
-        for task in dict.fromkeys(example.kind for example in examples):
-            asked = [e for e in examples if e.kind == task]
-            right = {e.id: answers[e.id] == e.answer for e in asked}
-            acc = share(right, clusters)
-            plus = share(group_right(asked, right), clusters)
+        for task, asked in split_by("kind", examples).items():
+            acc, plus = answers.share(asked), answers.share_of_groups(asked)
             details |= {task: total([acc, plus]), f"{task} acc": acc, f"{task} acc+": plus}
         sums = {
             name: total([details[task] for task in tasks if task in details])
             for name, tasks in (("perception", PERCEPTION), ("cognition", COGNITION))
             if any(task in details for task in tasks)
         }
-        return {**sums, **details, "unparsed": unparsed(answers, clusters)}
+        return {**sums, **details, "unparsed": answers.unparsed(examples)}
 
-    def _prompt(self, question: str) -> str:
-        if self.prompt_style in ("llava", "lmms-eval"):
-            return question.replace(ASKS, "").rstrip() + SHORT_ANSWER
-        return question
-
-    def _example(
-        self, task: str, image: Path | Embedded, group: str, number: int, question: str, answer: str
-    ) -> Example:
-        return Example(
-            id=f"{group}-{number}",
-            image=image,
-            prompt=self._prompt(question),
-            answer=answer.lower(),
-            kind=task,
-            group=group,
-            question=question.replace(ASKS, "").strip(),
-        )
-
-    @property
-    def _is_parquet(self) -> bool:
-        return self.path.suffix == ".parquet" or not self._tasks
-
-    @cached_property
-    def _root(self) -> Path:
-        """Where the tasks lie; in some archives that is one folder further down."""
-        folders = [self.path, *sorted(p for p in self.path.glob("*") if p.is_dir())]
-        return next((folder for folder in folders if _tasks(folder)), self.path)
-
-    @property
-    def _tasks(self) -> list[str]:
-        return _tasks(self._root)
-
-    def _folder(self, problems: list[str]) -> Iterator[Example]:
-        for task in self._tasks:
-            lines = self._result_lines(task) or self._release_lines(task)
-            if not lines:
-                problems.append(f"{task} has no questions")
-            numbers: Counter[str] = Counter()
-            for where, name, line in lines:
-                cells = line.split("\t")
-                if name is None:
-                    name, cells = cells[0], cells[1:]
-                if len(cells) < 2 or cells[1].strip().lower() not in ("yes", "no"):
-                    problems.append(f"{where}: no question with the answer Yes or No")
-                    continue
-                base = self.images or self._root
-                image = image_path([base / task, base / task / "images", self._root / task], name)
-                group = f"{task}/{Path(name).stem}"
-                numbers[group] += 1
-                question, answer = cells[0].strip(), cells[1].strip()
-                yield self._example(task, image, group, numbers[group], question, answer)
-
-    def _result_lines(self, task: str) -> list[tuple[str, str | None, str]]:
-        path = self._root / f"{task}.txt"
-        return [(where, None, line) for where, line in _lines(path)] if path.is_file() else []
-
-    def _release_lines(self, task: str) -> list[tuple[str, str | None, str]]:
-        folder = self._root / task
-        texts = folder / "questions_answers_YN"
-        files = sorted((texts if texts.is_dir() else folder).glob("*.txt"))
-        return [(where, file.stem, line) for file in files for where, line in _lines(file)]
-
-    def _parquet(self, problems: list[str]) -> Iterator[Example]:
-        files = data_files(
-            self.path, [["*.parquet"], ["data/*.parquet"]], "task folders or parquet files"
-        )
-        known: dict[str, Embedded] = {}
-        numbers: Counter[str] = Counter()
-        need = ("question_id", "image", "question", "answer", "category")
-        for file in files:
-            for row in read_rows(file, need, problems):
-                task, group = row.text("category"), row.text("question_id")
-                if not group.startswith(f"{task}/"):
-                    group = f"{task}/{group}"
-                answer = row.text("answer").rstrip(".")
-                if row.image is None or answer.lower() not in ("yes", "no"):
-                    problems.append(f"{row.where}: no question with the answer Yes or No")
-                    continue
-                numbers[group] += 1
-                image = shared(known, group, row.image)
-                yield self._example(
-                    task, image, group, numbers[group], row.text("question"), answer
+    def _lines(self, root: Path, task: str, file: Path) -> Iterator[Row]:
+        try:
+            lines = file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CofError(f"{file} cannot be read: {error}.") from error
+        base = self.images or root
+        for number, line in enumerate(lines, start=1):
+            cells = line.split("\t") if file.parent == root else [file.stem, *line.split("\t")]
+            name, question, answer = (*cells, "", "")[:3]
+            image = image_path([base / task, base / task / "images", root / task], name)
+            fields = {"category": task, "question_id": f"{task}/{Path(name).stem}", "image": image}
+            if line.strip():
+                yield Row(
+                    file, f"line {number}", {**fields, "question": question, "answer": answer}
                 )
 
 
-def _tasks(folder: Path) -> list[str]:
-    return [
-        task
-        for task in (*PERCEPTION, *COGNITION)
-        if (folder / task).is_dir() or (folder / f"{task}.txt").is_file()
-    ]
-
-
-def _lines(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CofError(f"{path} cannot be read: {error}.") from error
-    where = f"{path.parent.name}/{path.name}"
-    return [(f"{where}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+def _tasks(root: Path) -> dict[str, list[Path]]:
+    """The tasks in a folder, each with its texts: one of all images, or one for each image."""
+    found = {}
+    for task in (*PERCEPTION, *COGNITION):
+        texts, apart = root / task, root / task / "questions_answers_YN"
+        if (root / f"{task}.txt").is_file():
+            found[task] = [root / f"{task}.txt"]
+        elif texts.is_dir():
+            found[task] = sorted((apart if apart.is_dir() else texts).glob("*.txt"))
+    return found

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from cof.eval.data.base import Benchmark, Replies, image_path, shared
-from cof.eval.data.files import Row, data_files, lacking, read_json, read_rows
-from cof.eval.examples import Embedded, Example
+from cof.errors import CofError
+from cof.eval.data.base import Benchmark, Replies
+from cof.eval.data.files import Row, collect, read_rows
+from cof.eval.examples import Example
 from cof.eval.figures import Figure, find_clusters, ratio
+from cof.eval.json_files import read_json_object
 from cof.eval.rules import Rules, vqa_accuracy, vqa_normalized
 from cof.eval.scoring import Score
 from cof.prompting.dialects import SHORT_ANSWER
@@ -33,37 +34,31 @@ class TextVQA(Benchmark):
     name: ClassVar[str] = "textvqa"
     headline: ClassVar[tuple[str, ...]] = ("accuracy",)
     has_ocr: ClassVar[bool] = True
+    patterns: ClassVar[tuple[str, ...]] = (
+        "TextVQA_[0-9]*val*.json",
+        "*val*.parquet",
+        "*/*val*.parquet",
+    )
 
     def read(self, problems: list[str]) -> list[Example]:
-        choices = [["TextVQA_[0-9]*val*.json"], ["*val*.parquet"], ["*/*val*.parquet"]]
-        files = data_files(self.path, choices, "TextVQA file")
-        if files[0].suffix == ".json":
-            files = files[:1]
-        known: dict[str, Embedded] = {}
-        words = self._recognised(files[0], problems)
-        folders = [self.images] if self.images else []
-        folders += [files[0].parent / sub for sub in ("train_images", "images", ".")]
-        examples = []
-        for row in chain.from_iterable(_read(file, NEEDED, problems) for file in files):
-            answers = _texts(row.fields["answers"])
-            name, question = row.text("image_id"), row.text("question")
-            seen = words.get(name) or _texts(row.fields.get("ocr_tokens") or [])
-            if not answers or seen is None:
-                problems.append(f"{row.where}: no list of answers, or of recognised words")
-                continue
-            examples.append(
-                Example(
-                    id=row.text("question_id"),
-                    image=shared(known, name, row.image)
-                    if row.image
-                    else image_path(folders, name),
-                    prompt=self._prompt(question, seen),
-                    answer=max(answers, key=answers.count),
-                    question=question,
-                    answers=answers,
-                )
+        words = self._recognised(problems)
+
+        def question(row: Row) -> Iterator[Example]:
+            name, text = row.text("image_id"), row.text("question")
+            answers = _texts(row, "answers")
+            if not answers:
+                raise CofError("no list of answers")
+            seen = words.get(name) or _texts(row, "ocr_tokens")
+            yield Example(
+                id=row.text("question_id"),
+                image=self.image_of(row, name, "train_images", "images", "."),
+                prompt=self._prompt(text, seen),
+                answer=max(answers, key=answers.count),
+                question=text,
+                answers=answers,
             )
-        return examples
+
+        return collect(question, problems, *map(_read, self.files))
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return vqa_normalized(text) or None
@@ -89,39 +84,34 @@ class TextVQA(Benchmark):
         text = f"\nReference OCR token: {', '.join(words)}" if shown else ""
         return question + text + SHORT_ANSWER
 
-    def _recognised(self, file: Path, problems: list[str]) -> dict[str, tuple[str, ...] | None]:
+    def _recognised(self, problems: list[str]) -> dict[str, tuple[str, ...]]:
         """The words in each image, where they have a file of their own."""
-        if self.prompt_style != "llava-ocr" or file.suffix == ".parquet":
+        if self.prompt_style != "llava-ocr" or self.files[0].suffix == ".parquet":
             return {}
-        files = sorted(file.parent.glob("*OCR*val*.json"))
+        files = sorted(self.files[0].parent.glob("*OCR*val*.json"))
         if not files:
-            problems.append(
-                f"{file.name}: no recognised text (TextVQA_Rosetta_OCR_v0.2_val.json) beside it"
-            )
-            return {}
-        table = _read(files[0], ("image_id", "ocr_tokens"), problems)
-        return {row.text("image_id"): _texts(row.fields["ocr_tokens"]) for row in table}
+            problems.append("no recognised text (TextVQA_Rosetta_OCR_v0.2_val.json) beside it")
+
+        def words(row: Row) -> list[tuple[str, tuple[str, ...]]]:
+            return [(row.text("image_id"), _texts(row, "ocr_tokens"))]
+
+        rows = (_read(file, ("image_id", "ocr_tokens")) for file in files)
+        return dict(collect(words, problems, *rows))
 
 
-def _texts(values: Any) -> tuple[str, ...] | None:
-    """A list of texts; None: it is no list."""
-    return tuple(map(str, values)) if isinstance(values, list) else None
+def _texts(row: Row, field: str) -> tuple[str, ...]:
+    values = row.fields.get(field) or []
+    if not isinstance(values, list):
+        raise CofError(f"{field} is no list")
+    return tuple(map(str, values))
 
 
-def _read(file: Path, need: Sequence[str], problems: list[str]) -> Iterator[Row]:
+def _read(file: Path, need: Sequence[str] = NEEDED) -> Iterator[Row]:
     if file.suffix == ".parquet":
-        yield from read_rows(file, need, problems)
+        yield from read_rows(file, need)
         return
-    content = read_json(file, problems)
-    if content is None:
-        return
-    if not isinstance(content.get("data"), list):
-        problems.append(f"{file.name}: no list `data` in it")
-        return
-    for number, fields in enumerate(content["data"], start=1):
-        where = f"{file.name}, record {number}"
-        missing = lacking(fields, need)
-        if missing:
-            problems.append(f"{where}: lacks {', '.join(missing)}")
-        else:
-            yield Row(where, fields)
+    records = read_json_object(file, "download it again").get("data")
+    if not isinstance(records, list):
+        raise CofError(f"{file.name}: no list `data` in it")
+    for number, record in enumerate(records, start=1):
+        yield Row.of_json(file, f"record {number}", record, need)
