@@ -103,7 +103,7 @@ def from_json(kind: type[T], values: Any) -> T:
     """
     if not isinstance(values, dict):
         raise ValueError("no object")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class can be hashed
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
         raise ValueError(f"unknown field {unknown[0]}")

@@ -79,8 +79,8 @@ POPE: Mapping[Rules, Reader] = {
 }
 """Yes or no in POPE; under the official rule whatever does not say no says yes."""
 
-_AROUND = ["X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X)."]
-"""What may stand around an option's letter X."""
+_FORMS = ["X", "X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X)."]
+"""How an option's letter X may be written, in the order in which they are tried."""
 
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -119,14 +119,12 @@ def _mmbench_vlmevalkit(text: str, options: Sequence[str]) -> str | None:
 
 def _letter(text: str, letters: str) -> str | None:
     words = text.split()
-    letter = _only(each for each in letters if each in words)
-    # in a longer reply a lone A may be the article
-    if letter and not ("A" in words and len(words) > 3):
-        return letter
-    found = (
-        _only(each for each in letters if form.replace("X", each) in words) for form in _AROUND
-    )
-    return next(filter(None, found), None)
+    for form in _FORMS:
+        letter = _only(each for each in letters if form.replace("X", each) in words)
+        # in a longer reply a lone A may be the article
+        if letter and not (form == "X" and "A" in words and len(words) > 3):
+            return letter
+    return None
 
 
 def _option_text(text: str, options: Sequence[str]) -> str | None:

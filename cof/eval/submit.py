@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-from cof.eval.data.mmbench import NEEDED, MMBench
+from cof.eval.data.mmbench import MMBench
 from cof.eval.store import Store
 
 _DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "L2-category")
@@ -41,7 +41,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
         raise CofError("Writing xlsx files takes openpyxl: pip install 'cof[eval]'.") from error
     replies = Store(answers).method(method)
     _ = task.examples  # refuses data with problems
-    table = task.collect(lambda row: [row], [], NEEDED)
+    table = task.collect(lambda row: [row], [])
     missing = [row.text("index") for row in table if row.text("index") not in replies]
     if missing:
         raise CofError(

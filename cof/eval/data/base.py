@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, zip_longest
@@ -44,22 +44,30 @@ class Answers:
     """The answers read out of replies, and figures in percent of them.
 
     Attributes:
-        read: by question; None: unparsed.
-        right: whether it is the true one.
-        clusters: questions and groups that belong together.
+        examples: the questions.
+        replies: to each, by its id.
+        read: the answer in each; None: unparsed.
+        rules: how they were read.
     """
 
+    examples: Sequence[Example]
+    replies: Replies
     read: Mapping[str, str | None]
-    right: Mapping[str, bool]
-    clusters: Clusters
+    rules: Rules
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Questions and groups that belong together."""
+        return find_clusters(self.examples)
 
     def share(self, examples: Sequence[Example]) -> Figure:
         """Of right answers, every question counted by itself."""
-        return share({e.id: self.right[e.id] for e in examples}, self.clusters)
+        return share({e.id: self.read[e.id] == e.answer for e in examples}, self.clusters)
 
     def share_of_groups(self, examples: Sequence[Example]) -> Figure:
         """Of groups all of whose questions are right."""
-        return share(group_right(examples, self.right), self.clusters)
+        right = {e.id: self.read[e.id] == e.answer for e in examples}
+        return share(group_right(examples, right), self.clusters)
 
     def unparsed(self, examples: Sequence[Example]) -> Figure:
         """The share of replies without an answer in them."""
@@ -83,6 +91,7 @@ class Benchmark(ABC):
         headline: the metrics that papers quote.
         stage_one: whether only the boxes of stage 1 are measured.
         patterns: of its files in a folder, the preferred kind first.
+        need: columns without which a row of them is of no use.
         one_split: whether files that are no parts of one split are refused.
 
     Raises:
@@ -103,13 +112,13 @@ class Benchmark(ABC):
     stage_one: ClassVar[bool] = False
     has_ocr: ClassVar[bool] = False
     patterns: ClassVar[tuple[str, ...]] = ("*.tsv", "*.parquet", "*/*.parquet")
+    need: ClassVar[tuple[str, ...]]
     one_split: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for what, value, known in (
             ("are no rules", self.rules, RULES),
             ("is no prompt style", self.prompt_style, get_args(PromptStyle)),
-            ("is no part", self.part, get_args(Part)),
         ):
             if value not in known:
                 raise CofError(f"There {what} {value!r}; there are {', '.join(known)}.")
@@ -135,25 +144,24 @@ class Benchmark(ABC):
         """The answer in a reply under a rule set; None: unparsed."""
 
     @abstractmethod
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
+        """Figures by name, as papers write them (most 0..100); `headline` is among them."""
+
     def figures(
         self, examples: Sequence[Example], replies: Replies, rules: Rules
     ) -> dict[str, Figure]:
-        """Figures by name, as papers write them (most 0..100); `headline` is among them.
+        """Figures by name.
 
         Args:
             examples: the questions.
             replies: to each of them; None: there is no reply, which is wrong and unparsed.
             rules: how answers are read out of replies.
         """
-
-    def read_answers(self, examples: Sequence[Example], replies: Replies, rules: Rules) -> Answers:
-        """The answer in each reply; None: unparsed."""
         read = {
             e.id: None if (text := replies[e.id]) is None else self.parse(e, text, rules)
             for e in examples
         }
-        right = {e.id: read[e.id] == e.answer for e in examples}
-        return Answers(read, right, find_clusters(examples))
+        return self.figures_of(Answers(examples, replies, read, rules))
 
     def groups(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
         """The questions by the groups that results are broken down to: all of them, those of each
@@ -198,19 +206,34 @@ class Benchmark(ABC):
         """
         return data_files(self.path, self.patterns, one_split=self.one_split)
 
-    def collect(
-        self, make: Callable[[Row], Iterable[T]], problems: list[str], need: Sequence[str]
-    ) -> list[T]:
+    def collect(self, make: Callable[[Row], Iterable[T]], problems: list[str]) -> list[T]:
         """What is made of the rows of all files (`cof.eval.data.files.collect`)."""
-        return collect(make, problems, *(read_rows(file, need) for file in self.files))
+        return collect(make, problems, *map(self.rows, self.files))
+
+    def rows(self, file: Path) -> Iterator[Row]:
+        """The records of one file."""
+        return read_rows(file, self.need)
 
     def image_of(self, row: Row, name: str, *folders: str) -> Path | Embedded:
-        """The image that a row holds, under a name that questions about it share; else the file of
-        that name, in the folder of the images or in those beside the row's file."""
+        """The image that a row holds, under a name that questions about it share; else a file.
+
+        Args:
+            row: of a data file.
+            name: the image's. A file without an ending is tried with the usual ones, and at last
+                without the folders in its name.
+            folders: where the file may lie, seen from the folder of the images and from the row's.
+        """
         if row.image is not None:
             return replace(row.image, name=name or row.where)
-        beside = [row.file.parent / folder for folder in folders]
-        return image_path([self.images, *beside] if self.images else beside, name)
+        endings = ("",) if Path(name).suffix.lower() in IMAGE_ENDINGS else IMAGE_ENDINGS
+        tried = [
+            base / folder / f"{each}{ending}"
+            for each in dict.fromkeys((name, Path(name).name))
+            for base in filter(None, (self.images, row.file.parent))
+            for folder in folders
+            for ending in endings
+        ]
+        return next(filter(os.path.isfile, tried), tried[0])
 
     def check(self) -> list[str]:
         """Everything that is wrong with the data, every image decoded; empty: nothing."""
@@ -322,22 +345,6 @@ def split_by(field: str, examples: Iterable[Example]) -> dict[Any, list[Example]
         if value := getattr(example, field):
             found.setdefault(value, []).append(example)
     return found
-
-
-def image_path(folders: Sequence[Path], name: str) -> Path:
-    """The file of that name, or else of its last part, in the first folder that has it; else where
-    it was looked for first.
-
-    A name without an ending is tried with the usual ones.
-    """
-    endings = ("",) if Path(name).suffix.lower() in IMAGE_ENDINGS else IMAGE_ENDINGS
-    tried = [
-        folder / f"{each}{ending}"
-        for each in dict.fromkeys((name, Path(name).name))
-        for folder in folders
-        for ending in endings
-    ]
-    return next((path for path in tried if os.path.isfile(path)), tried[0])
 
 
 def read_region(row: Row, image: Path | Embedded, *, corners: bool = False) -> XYXY:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from cof.eval.data.base import Benchmark, PromptStyle, Replies, split_by
+from cof.eval.data.base import Answers, Benchmark, PromptStyle, split_by
 from cof.eval.examples import Example
 from cof.eval.figures import Figure
 from cof.eval.rules import OPTIONS, Rules
@@ -28,12 +28,10 @@ class ChoiceBenchmark(Benchmark):
         letters = zip(ascii_uppercase, example.options, strict=False)
         return next((letter for letter, option in letters if option == text), None)
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """In percent: `average` over all orders, the same by kind, `circular` (all orders of a
         question right), `unparsed`."""
-        answers = self.read_answers(examples, replies, rules)
+        examples = answers.examples
         kinds = sorted(split_by("kind", examples).items())
         return {
             "average": answers.share(examples),

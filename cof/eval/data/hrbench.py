@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from cof.errors import CofError
 from cof.eval.data.choice import ChoiceBenchmark, choice_prompt
@@ -22,8 +21,9 @@ from cof.eval.examples import Example
 class HRBench(ChoiceBenchmark):
     """The benchmark's figure is `average` over the four cycles."""
 
-    name: ClassVar[str] = "hrbench"
-    headline: ClassVar[tuple[str, ...]] = ("average", "single", "cross")
+    name = "hrbench"
+    headline = ("average", "single", "cross")
+    need = ("index", "question", *LETTERS, "answer", "category", "image")
 
     def read(self, problems: list[str]) -> list[Example]:
         seen: Counter[str] = Counter()
@@ -49,5 +49,4 @@ class HRBench(ChoiceBenchmark):
                 group=group,
             )
 
-        need = ("index", "question", *LETTERS, "answer", "category", "image")
-        return self.collect(question, problems, need)
+        return self.collect(question, problems)

@@ -9,20 +9,17 @@ are made.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Replies, split_by
+from cof.eval.data.base import Answers, split_by
 from cof.eval.data.choice import ROTATION, ChoiceBenchmark, choice_prompt, rotate_options
 from cof.eval.data.files import Row, collect
 from cof.eval.examples import Example
 from cof.eval.figures import Figure
-from cof.eval.rules import Rules
 
 LETTERS = "ABCD"
-NEEDED = ("index", "question", "A", "B", "image")
 
 
 @dataclass(frozen=True)
@@ -32,23 +29,21 @@ class MMBench(ChoiceBenchmark):
     Questions of a split without answers (test) are asked, and only unparsed replies counted.
     """
 
-    name: ClassVar[str] = "mmbench"
-    headline: ClassVar[tuple[str, ...]] = ("circular", "asked once")
+    name = "mmbench"
+    headline = ("circular", "asked once")
+    need = ("index", "question", "A", "B", "image")
 
     def read(self, problems: list[str]) -> list[Example]:
-        rows = self.collect(lambda row: [row], problems, NEEDED)
+        rows = self.collect(lambda row: [row], problems)
         by_index = {row.text("index"): row for row in rows}
         rotate = all(len(index) < len(str(ROTATION)) for index in by_index)
         return collect(lambda row: self._questions(row, by_index, rotate), problems, rows)
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """In percent: `circular`, `asked once`, circular by l2-category and by category, and
         `unparsed`, the share of replies in which no option was found."""
-        answers = self.read_answers(examples, replies, rules)
-        unparsed = {"unparsed": answers.unparsed(examples)}
-        known = [e for e in examples if e.answer]
+        unparsed = {"unparsed": answers.unparsed(answers.examples)}
+        known = [e for e in answers.examples if e.answer]
         if not known:
             return unparsed
         figures = {

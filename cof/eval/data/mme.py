@@ -8,14 +8,14 @@ or with `images/` and `questions_answers_YN/`), from result files (`<task>.txt` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, Replies, image_path, split_by
-from cof.eval.data.files import Row, collect
+from cof.eval.data.base import Answers, Benchmark, split_by
+from cof.eval.data.files import Row
 from cof.eval.examples import Example
 from cof.eval.figures import Figure, total
 from cof.eval.rules import MME as READERS
@@ -28,6 +28,8 @@ PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity",
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation",
              "code_reasoning")
 # fmt: on
+TASKS = (*PERCEPTION, *COGNITION)
+_APART = "questions_answers_YN"
 ASKS = "Please answer yes or no."
 
 
@@ -36,9 +38,10 @@ class MME(Benchmark):
     """A task's score is 100 * (acc + acc+), acc+ being the share of images with both answers
     right; perception (ten tasks) reaches 2000, cognition (four) 800."""
 
-    name: ClassVar[str] = "mme"
-    headline: ClassVar[tuple[str, ...]] = ("perception", "cognition")
-    patterns: ClassVar[tuple[str, ...]] = ("*.parquet", "data/*.parquet")
+    name = "mme"
+    headline = ("perception", "cognition")
+    patterns = ("*.parquet", "data/*.parquet")
+    need = ("question_id", "image", "question", "answer", "category")
 
     def read(self, problems: list[str]) -> list[Example]:
         asked: Counter[str] = Counter()
@@ -52,10 +55,11 @@ class MME(Benchmark):
                 group = f"{task}/{group}"
             asked[group] += 1
             text = row.text("question")
+            folders = (task, f"{task}/images", ".", "images", "../images")
             short = self.prompt_style in ("llava", "lmms-eval")
             yield Example(
                 id=f"{group}-{asked[group]}",
-                image=self.image_of(row, group) if row.image else Path(row.text("image")),
+                image=self.image_of(row, group if row.image else row.text("image"), *folders),
                 prompt=text.replace(ASKS, "").rstrip() + SHORT_ANSWER if short else text,
                 answer=answer,
                 kind=task,
@@ -63,18 +67,10 @@ class MME(Benchmark):
                 question=text.replace(ASKS, "").strip(),
             )
 
-        # in some archives the tasks lie one folder further down
-        folders = [self.path, *(path for path in sorted(self.path.glob("*")) if path.is_dir())]
-        root = next(filter(_tasks, folders), self.path)
-        tasks = _tasks(root)
-        if tasks:
-            rows = (self._lines(root, task, file) for task in tasks for file in tasks[task])
-            examples = collect(question, problems, *rows)
-        else:
-            need = ("question_id", "image", "question", "answer", "category")
-            examples = self.collect(question, problems, need)
+        examples = self.collect(question, problems)
         there = split_by("kind", examples)
-        problems += [f"{task} has no questions" for task in tasks if task not in there]
+        empty = (task for task in TASKS if (self._root / task).is_dir() and task not in there)
+        problems += [f"{task} has no questions" for task in empty]
         problems += [
             f"{group} has {n} question{'s' * (n > 1)} instead of two"
             for group, n in asked.items()
@@ -85,14 +81,11 @@ class MME(Benchmark):
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return READERS[rules](text)
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """`perception`, `cognition`, each task's score, acc and acc+ in percent, and `unparsed`
         replies. Sums are over the tasks that the data has."""
-        answers = self.read_answers(examples, replies, rules)
         details: dict[str, Figure] = {}
-        for task, asked in split_by("kind", examples).items():
+        for task, asked in split_by("kind", answers.examples).items():
             acc, plus = answers.share(asked), answers.share_of_groups(asked)
             details |= {task: total([acc, plus]), f"{task} acc": acc, f"{task} acc+": plus}
         sums = {
@@ -100,32 +93,44 @@ class MME(Benchmark):
             for name, tasks in (("perception", PERCEPTION), ("cognition", COGNITION))
             if any(task in details for task in tasks)
         }
-        return {**sums, **details, "unparsed": answers.unparsed(examples)}
+        return {**sums, **details, "unparsed": answers.unparsed(answers.examples)}
 
-    def _lines(self, root: Path, task: str, file: Path) -> Iterator[Row]:
+    @property
+    def files(self) -> list[Path]:
+        return _texts(self._root) or super().files
+
+    def rows(self, file: Path) -> Iterator[Row]:
+        if file.suffix != ".txt":
+            yield from super().rows(file)
+            return
+        folder = file.parent.parent if file.parent.name == _APART else file.parent
+        each = folder.name in TASKS  # image has a text of its own
+        task = folder.name if each else file.stem
         try:
             lines = file.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise CofError(f"{file} cannot be read: {error}.") from error
-        base = self.images or root
         for number, line in enumerate(lines, start=1):
-            cells = line.split("\t") if file.parent == root else [file.stem, *line.split("\t")]
+            cells = [file.stem, *line.split("\t")] if each else line.split("\t")
             name, question, answer = (*cells, "", "")[:3]
-            image = image_path([base / task, base / task / "images", root / task], name)
-            fields = {"category": task, "question_id": f"{task}/{Path(name).stem}", "image": image}
             if line.strip():
-                yield Row(
-                    file, f"line {number}", {**fields, "question": question, "answer": answer}
-                )
+                group = f"{task}/{Path(name).stem}"
+                fields = {"category": task, "question_id": group, "image": name}
+                fields |= {"question": question, "answer": answer}
+                yield Row(file, f"line {number}", fields)
+
+    @cached_property
+    def _root(self) -> Path:
+        """Where the tasks lie; in some archives that is one folder further down."""
+        below = (path for path in sorted(self.path.glob("*")) if path.is_dir())
+        return next(filter(_texts, (self.path, *below)), self.path)
 
 
-def _tasks(root: Path) -> dict[str, list[Path]]:
-    """The tasks in a folder, each with its texts: one of all images, or one for each image."""
-    found = {}
-    for task in (*PERCEPTION, *COGNITION):
-        texts, apart = root / task, root / task / "questions_answers_YN"
-        if (root / f"{task}.txt").is_file():
-            found[task] = [root / f"{task}.txt"]
-        elif texts.is_dir():
-            found[task] = sorted((apart if apart.is_dir() else texts).glob("*.txt"))
+def _texts(root: Path) -> list[Path]:
+    """The files of the tasks: one for all of a task's images, or one for each image."""
+    found = []
+    for task in TASKS:
+        whole, apart = root / f"{task}.txt", root / task / _APART
+        texts = (apart if apart.is_dir() else root / task).glob("*.txt")
+        found += [whole] if whole.is_file() else sorted(texts)
     return found

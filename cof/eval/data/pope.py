@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
 
 from cof.errors import CofError
-from cof.eval.data.base import Answers, Benchmark, Replies, split_by
-from cof.eval.data.files import Row
+from cof.eval.data.base import Answers, Benchmark, split_by
+from cof.eval.data.files import Row, read_rows
 from cof.eval.examples import Example
 from cof.eval.figures import Figure, ratio, total
 from cof.eval.rules import POPE as READERS
@@ -27,38 +27,37 @@ KINDS = ("random", "popular", "adversarial")
 class POPE(Benchmark):
     """Papers quote F1 with "yes" as the positive answer, in percent."""
 
-    name: ClassVar[str] = "pope"
-    headline: ClassVar[tuple[str, ...]] = tuple(f"{kind} f1" for kind in KINDS)
+    name = "pope"
+    headline = tuple(f"{kind} f1" for kind in KINDS)
 
     # the hub's repository has the same questions in data/ and in Full/
-    patterns: ClassVar[tuple[str, ...]] = (
+    patterns = (
         *(f"{folder}*pope_*.json*" for folder in ("", "*/", "*/*/")),
         *("*.parquet", "data/*.parquet", "*/*.parquet"),
     )
-    one_split: ClassVar[bool] = False
+    one_split = False
 
     def read(self, problems: list[str]) -> list[Example]:
-        parquet = any(file.suffix == ".parquet" for file in self.files)
-        need = ("question", "answer") if parquet else ("text", "label", "image")
-        examples = self.collect(self._question, problems, need)
+        examples = self.collect(self._question, problems)
         return sorted(examples, key=lambda e: KINDS.index(e.kind))
+
+    def rows(self, file: Path) -> Iterator[Row]:
+        parquet = file.suffix == ".parquet"
+        return read_rows(file, ("question", "answer") if parquet else ("text", "label", "image"))
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return READERS[rules](text)
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """F1 of each kind, then accuracy, precision, recall, yes ratio and unparsed replies, all in
         percent; and their means over the kinds.
 
         An unparsed reply is wrong. VLMEvalKit counts it as "no" in recall; lmms-eval leaves it out
         of recall, and its yes ratio is that of the true answers.
         """
-        answers = self.read_answers(examples, replies, rules)
         parts = {
-            kind: yes_no_figures(asked, answers, rules)
-            for kind, asked in split_by("kind", examples).items()
+            kind: yes_no_figures(asked, answers)
+            for kind, asked in split_by("kind", answers.examples).items()
         }
         names = list(next(iter(parts.values()), {}))
         return {
@@ -88,22 +87,20 @@ class POPE(Benchmark):
         )
 
 
-def yes_no_figures(
-    examples: Sequence[Example], answers: Answers, rules: Rules
-) -> dict[str, Figure]:
+def yes_no_figures(examples: Sequence[Example], answers: Answers) -> dict[str, Figure]:
     """Figures in percent, `yes` being the positive answer.
 
     F1 = 2 hits / (2 hits + false alarms + misses), a ratio of counts.
     """
 
     def figure(count: Callable[[str | None, str], tuple[float, float]]) -> Figure:
-        return ratio(
-            ((e.id, *count(answers.read[e.id], e.answer)) for e in examples), answers.clusters
-        )
+        counts = ((e.id, *count(answers.read[e.id], e.answer)) for e in examples)
+        return ratio(counts, answers.clusters)
+
+    lmms = answers.rules == "lmms-eval"
 
     def missed(answer: str | None, true: str) -> bool:
-        counts = answer == "no" or (answer is None and rules != "lmms-eval")
-        return true == "yes" and counts
+        return true == "yes" and (answer == "no" or (answer is None and not lmms))
 
     def f1(answer: str | None, true: str) -> tuple[float, float]:
         hit = answer == true == "yes"
@@ -118,8 +115,6 @@ def yes_no_figures(
         "accuracy": answers.share(examples),
         "precision": figure(lambda answer, true: (answer == true == "yes", answer == "yes")),
         "recall": figure(recall),
-        "yes ratio": figure(
-            lambda answer, true: ((true if rules == "lmms-eval" else answer) == "yes", 1)
-        ),
+        "yes ratio": figure(lambda answer, true: ((true if lmms else answer) == "yes", 1)),
         "unparsed": answers.unparsed(examples),
     }

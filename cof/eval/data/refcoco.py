@@ -7,13 +7,12 @@ Read from JSON lines with an image's path, an expression and `bbox` as `[x1, y1,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, Replies, read_region
+from cof.eval.data.base import Answers, Benchmark, read_region
 from cof.eval.data.files import Row, collect
 from cof.eval.data.refer import is_refer, read_refer
 from cof.eval.examples import Example
@@ -29,10 +28,11 @@ class RefCOCO(Benchmark):
     """The figure is the share of boxes with an IoU of 0.5 or more, in the frame of the original
     image."""
 
-    name: ClassVar[str] = "refcoco"
-    headline: ClassVar[tuple[str, ...]] = ()
-    stage_one: ClassVar[bool] = True
-    patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.parquet", "*/*.parquet")
+    name = "refcoco"
+    headline = ()
+    stage_one = True
+    patterns = ("*.jsonl", "*.parquet", "*/*.parquet")
+    need = ("bbox",)
 
     def read(self, problems: list[str]) -> list[Example]:
         refer, numbers = is_refer(self.path), count()
@@ -57,12 +57,10 @@ class RefCOCO(Benchmark):
 
         if refer:
             return collect(questions, problems, read_refer(self.path))
-        return self.collect(questions, problems, ("bbox",))
+        return self.collect(questions, problems)
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return None  # there is no answer but the box
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         return {}

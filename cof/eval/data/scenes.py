@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, Replies, read_annotation, split_by
+from cof.eval.data.base import Answers, Benchmark, read_annotation, split_by
 from cof.eval.data.files import Row
 from cof.eval.examples import Example
 from cof.eval.figures import Figure
@@ -16,7 +15,6 @@ from cof.eval.scoring import exact_match
 from cof.tiny.benchmark import FINE
 from cof.tiny.scenes import COLORS, LETTERS, SHAPES
 
-NEEDED = ("id", "image", "question", "answer", "kind", "region", "num_objects", "targets")
 YES_NO = ("yes", "no")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "digit": tuple("0123456789"),
@@ -40,12 +38,13 @@ class Scenes(Benchmark):
 
     kinds: tuple[str, ...] = ()
 
-    name: ClassVar[str] = "scenes"
-    headline: ClassVar[tuple[str, ...]] = ("fine", "accuracy")
-    patterns: ClassVar[tuple[str, ...]] = ("questions.jsonl",)
+    name = "scenes"
+    headline = ("fine", "accuracy")
+    patterns = ("questions.jsonl",)
+    need = ("id", "image", "question", "answer", "kind", "region", "num_objects", "targets")
 
     def read(self, problems: list[str]) -> list[Example]:
-        examples = self.collect(self._question, problems, NEEDED)
+        examples = self.collect(self._question, problems)
         return [e for e in examples if not self.kinds or e.kind in self.kinds]
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
@@ -53,11 +52,9 @@ class Scenes(Benchmark):
         choices = YES_NO if example.answer in YES_NO else _CHOICES.get(example.kind, ())
         return exact_match(text, example.answer, choices).parsed
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """In percent: accuracy on the `fine` kinds, all, and each kind, and `unparsed` replies."""
-        answers = self.read_answers(examples, replies, rules)
+        examples = answers.examples
         fine = [e for e in examples if e.kind in FINE]
         return {
             **({"fine": answers.share(fine)} if fine else {}),

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, Replies
+from cof.eval.data.base import Answers, Benchmark
 from cof.eval.data.files import Row, collect, read_rows
 from cof.eval.examples import Example
-from cof.eval.figures import Figure, find_clusters, ratio
+from cof.eval.figures import Figure, ratio
 from cof.eval.json_files import read_json_object
 from cof.eval.rules import Rules, vqa_accuracy, vqa_normalized
 from cof.eval.scoring import Score
@@ -31,14 +30,10 @@ NEEDED = ("question_id", "image_id", "question", "answers")
 class TextVQA(Benchmark):
     """VQA accuracy after the official normalisation; all rule sets have the same."""
 
-    name: ClassVar[str] = "textvqa"
-    headline: ClassVar[tuple[str, ...]] = ("accuracy",)
-    has_ocr: ClassVar[bool] = True
-    patterns: ClassVar[tuple[str, ...]] = (
-        "TextVQA_[0-9]*val*.json",
-        "*val*.parquet",
-        "*/*val*.parquet",
-    )
+    name = "textvqa"
+    headline = ("accuracy",)
+    has_ocr = True
+    patterns = ("TextVQA_[0-9]*val*.json", "*val*.parquet", "*/*val*.parquet")
 
     def read(self, problems: list[str]) -> list[Example]:
         words = self._recognised(problems)
@@ -68,12 +63,11 @@ class TextVQA(Benchmark):
         parsed = self.parse(example, text, self.rules)
         return Score(parsed, vqa_accuracy(text, example.answers) >= 0.5)
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """`accuracy`: the mean VQA accuracy in percent."""
-        agreed = ((e.id, vqa_accuracy(replies[e.id] or "", e.answers), 1) for e in examples)
-        return {"accuracy": ratio(agreed, find_clusters(examples))}
+        said = ((e, answers.replies[e.id] or "") for e in answers.examples)
+        agreed = ((e.id, vqa_accuracy(text, e.answers), 1) for e, text in said)
+        return {"accuracy": ratio(agreed, answers.clusters)}
 
     def _prompt(self, question: str, words: Sequence[str]) -> str:
         if self.prompt_style == "official":

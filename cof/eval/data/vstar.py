@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import ClassVar
 
 from cof.errors import CofError
 from cof.eval.data.base import read_region
 from cof.eval.data.choice import ROTATION, ChoiceBenchmark, choice_prompt, rotate_options
-from cof.eval.data.files import Row, collect
+from cof.eval.data.files import Row
 from cof.eval.examples import Example
 from cof.eval.json_files import read_json_object
 
@@ -34,27 +34,32 @@ class VStar(ChoiceBenchmark):
     are not comparable.
     """
 
-    name: ClassVar[str] = "vstar"
-    headline: ClassVar[tuple[str, ...]] = ("average", *KINDS)
+    name = "vstar"
+    headline = ("average", *KINDS)
+    patterns = ("*/*.json",)
+    one_split = False
 
     def read(self, problems: list[str]) -> list[Example]:
-        files = [file for kind in KINDS for file in sorted((self.path / kind).glob("*.json"))]
-        if not files:
-            raise CofError(f"{self.path} has no JSON files in {' or '.join(KINDS)}.")
-        return collect(self._questions, problems, *map(_read, files, count()))
+        return self.collect(partial(self._questions, count()), problems)
 
-    def _questions(self, row: Row) -> Iterator[Example]:
+    def rows(self, file: Path) -> Iterator[Row]:
+        if file.parent.name in KINDS:
+            record = read_json_object(file, "download it again")
+            yield Row.of_json(file, "", record, ("question", "options", "bbox"))
+
+    def _questions(self, numbers: Iterator[int], row: Row) -> Iterator[Example]:
         kind, question, options = row.file.parent.name, row.text("question"), row.fields["options"]
         if not isinstance(options, list) or not 2 <= len(options) <= 26:
             raise CofError("options are no list of 2 to 26")
-        image = self.image_of(row, f"{kind}/{row.file.stem}", ".")
+        image = self.image_of(row, row.file.stem, kind, ".")
         region = read_region(row, image)
+        number = next(numbers)
         likelihood = self.prompt_style == "official"
         for turns in range(1 if likelihood else len(options)):
             shown, answer = rotate_options([*map(str, options)], "A", turns)
             prompt = choice_prompt(self.prompt_style, question, shown)
             yield Example(
-                id=str(row.fields["number"] + turns * ROTATION),
+                id=str(number + turns * ROTATION),
                 image=image,
                 prompt=question if likelihood else prompt,
                 answer=answer,
@@ -66,8 +71,3 @@ class VStar(ChoiceBenchmark):
                 group=f"{kind}/{row.file.stem}",
                 likelihood=likelihood,
             )
-
-
-def _read(file: Path, number: int) -> Iterator[Row]:
-    record = {**read_json_object(file, "download it again"), "number": number}
-    yield Row.of_json(file, "", record, ("question", "options", "bbox"))
