@@ -17,11 +17,10 @@ import numpy as np
 from cof.errors import CofError
 from cof.eval.data.files import Row, T, collect, data_files, read_rows, shards
 from cof.eval.data.refer import is_refer
-from cof.eval.examples import Embedded, Example
+from cof.eval.examples import Embedded, Example, Score
 from cof.eval.figures import Clusters, Figure, find_clusters, group_right, ratio, share
 from cof.eval.images import image_digest, open_image, read_image_wh
 from cof.eval.rules import RULES, Rules
-from cof.eval.scoring import Score
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import region_from_boxes
 

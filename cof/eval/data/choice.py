@@ -49,10 +49,8 @@ def rotate_options(options: Sequence[str], answer: str, turns: int) -> tuple[tup
     >>> rotate_options(("red", "blue"), "", 1)
     (('blue', 'red'), '')
     """
-    moved = (*options[turns:], *options[:turns])
-    if not answer:
-        return moved, ""
-    return moved, ascii_uppercase[(ascii_uppercase.index(answer) - turns) % len(options)]
+    place = (ascii_uppercase.index(answer or "A") - turns) % len(options)
+    return (*options[turns:], *options[:turns]), answer and ascii_uppercase[place]
 
 
 def choice_prompt(

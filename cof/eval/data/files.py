@@ -99,6 +99,8 @@ def read_rows(path: Path, need: Sequence[str]) -> Iterator[Row]:
         yield from read(path, need)
     except CofError:
         raise
+    except ModuleNotFoundError as error:
+        raise CofError(f"Reading {path.name} takes pyarrow: pip install 'cof[eval]'.") from error
     except Exception as error:  # on damaged data readers raise many kinds
         raise CofError(f"{path.name}: cannot be read ({error})") from error
 
@@ -122,7 +124,7 @@ def data_files(path: Path, patterns: Sequence[str], *, one_split: bool) -> list[
         return [path]
     if not path.is_dir():
         return shards(path)
-    files = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
+    files = first_files(path, patterns)
     if not files:
         raise CofError(
             f"{path} holds no data ({', '.join(patterns)}): name the folder or file of the data "
@@ -132,6 +134,11 @@ def data_files(path: Path, patterns: Sequence[str], *, one_split: bool) -> list[
     if one_split and len(splits) > 1:
         raise CofError(f"Name one of {', '.join(splits)}: each is a split of its own.")
     return files
+
+
+def first_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of the first pattern that has any, sorted."""
+    return next(filter(None, (sorted(folder.glob(pattern)) for pattern in patterns)), [])
 
 
 def shards(path: Path) -> list[Path]:
@@ -162,8 +169,8 @@ def _read_tsv(path: Path, need: Sequence[str]) -> Iterator[Row]:
                 problem = f"{len(cells)} columns instead of {len(head)} (truncated?)"
             if len(fields.get("image", "")) > 64:  # else another row's index
                 del fields["image"]
-                read = partial(_tsv_image, path, offset, head.index("image"), place)
-                image = Embedded(place, read)
+                cell = partial(_tsv_cell, path, offset, head.index("image"))
+                image = _embedded(path, place, cell)
             if cells:  # no blank line
                 yield Row(path, place, fields, image, problem)
             offset, line = file.tell(), table.line_num + 1
@@ -174,21 +181,34 @@ def _csv(lines: Iterable[bytes]) -> Any:
     return csv.reader((line.decode("utf-8-sig") for line in lines), delimiter="\t")
 
 
-def _tsv_image(path: Path, offset: int, column: int, place: str) -> bytes:
+def _tsv_cell(path: Path, offset: int, column: int) -> Any:
     with path.open("rb") as file:
         file.seek(offset)
-        return _base64(next(_csv(file))[column], path, place)
+        return next(_csv(file))[column]
 
 
-def _base64(text: str, path: Path, place: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise CofError(f"{path.name}, {place}: the image is no base64 ({error}).") from error
+def _embedded(path: Path, place: str, cell: Callable[[], Any]) -> Embedded:
+    """The image in a cell: as base64, as bytes, or as bytes beside a path."""
+
+    def load() -> bytes:
+        try:
+            value = cell()
+            data = value.get("bytes") if isinstance(value, dict) else value
+            if isinstance(data, str):
+                data = base64.b64decode(data, validate=True)
+            if not isinstance(data, bytes):
+                raise ValueError("there is none")
+        except Exception as error:  # on damaged data readers raise many kinds
+            raise CofError(f"{path.name}, {place}: the image cannot be read ({error}).") from error
+        return data
+
+    return Embedded(place, load)
 
 
 def _read_parquet(path: Path, need: Sequence[str]) -> Iterator[Row]:
-    file = _open_parquet(path)
+    from pyarrow.parquet import ParquetFile
+
+    file = ParquetFile(path)
     head = file.schema_arrow.names
     _check_columns(path, head, need)
     columns = [name for name in head if name != "image"]
@@ -197,34 +217,19 @@ def _read_parquet(path: Path, need: Sequence[str]) -> Iterator[Row]:
         for n, fields in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
             number += 1
             place = f"row {number}"
-            image = Embedded(place, partial(_parquet_image, path, group, n, place))
+            image = _embedded(path, place, partial(_parquet_cell, path, group, n))
             yield Row(path, place, fields, image if "image" in head else None)
 
 
-def _open_parquet(path: Path) -> Any:
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError as error:
-        raise CofError(f"Reading {path.name} takes pyarrow: pip install 'cof[eval]'.") from error
-    return ParquetFile(path)
-
-
-def _parquet_image(path: Path, group: int, n: int, place: str) -> bytes:
-    try:
-        cell = _parquet_images(path, group)[n].as_py()
-    except Exception as error:  # Arrow's readers raise many kinds on damaged data
-        raise CofError(f"{path.name}, {place}: the image cannot be read ({error}).") from error
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    if isinstance(data, str):
-        return _base64(data, path, place)
-    if not isinstance(data, bytes):
-        raise CofError(f"{path.name}, {place}: there is no image.")
-    return data
+def _parquet_cell(path: Path, group: int, n: int) -> Any:
+    return _parquet_images(path, group)[n].as_py()
 
 
 @lru_cache(maxsize=1)  # images are asked for in order
 def _parquet_images(path: Path, group: int) -> Any:
-    return _open_parquet(path).read_row_group(group, columns=["image"]).column("image")
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(path).read_row_group(group, columns=["image"]).column("image")
 
 
 def _check_columns(path: Path, head: Sequence[str], need: Sequence[str]) -> None:

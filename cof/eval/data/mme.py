@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cof.errors import CofError
 from cof.eval.data.base import Answers, Benchmark, split_by
-from cof.eval.data.files import Row
+from cof.eval.data.files import Row, first_files
 from cof.eval.examples import Example
 from cof.eval.figures import Figure, total
 from cof.eval.rules import MME as READERS
@@ -29,7 +29,6 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
              "code_reasoning")
 # fmt: on
 TASKS = (*PERCEPTION, *COGNITION)
-_APART = "questions_answers_YN"
 ASKS = "Please answer yes or no."
 
 
@@ -100,18 +99,17 @@ class MME(Benchmark):
         return _texts(self._root) or super().files
 
     def rows(self, file: Path) -> Iterator[Row]:
-        if file.suffix != ".txt":
+        if file.suffix != ".txt" or file == self.path:
             yield from super().rows(file)
             return
-        folder = file.parent.parent if file.parent.name == _APART else file.parent
-        each = folder.name in TASKS  # image has a text of its own
-        task = folder.name if each else file.stem
+        folders = file.relative_to(self._root).parts[:-1]  # none: one text for all images
+        task = folders[0] if folders else file.stem
         try:
             lines = file.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise CofError(f"{file} cannot be read: {error}.") from error
         for number, line in enumerate(lines, start=1):
-            cells = [file.stem, *line.split("\t")] if each else line.split("\t")
+            cells = [file.stem] * bool(folders) + line.split("\t")
             name, question, answer = (*cells, "", "")[:3]
             if line.strip():
                 group = f"{task}/{Path(name).stem}"
@@ -128,9 +126,6 @@ class MME(Benchmark):
 
 def _texts(root: Path) -> list[Path]:
     """The files of the tasks: one for all of a task's images, or one for each image."""
-    found = []
-    for task in TASKS:
-        whole, apart = root / f"{task}.txt", root / task / _APART
-        texts = (apart if apart.is_dir() else root / task).glob("*.txt")
-        found += [whole] if whole.is_file() else sorted(texts)
-    return found
+    kinds = ("{}.txt", "{}/questions_answers_YN/*.txt", "{}/*.txt")
+    patterns = ([kind.format(task) for kind in kinds] for task in TASKS)
+    return [file for each in patterns for file in first_files(root, each)]

@@ -10,8 +10,7 @@ from cof.eval.data.base import Answers, Benchmark, read_annotation, split_by
 from cof.eval.data.files import Row
 from cof.eval.examples import Example
 from cof.eval.figures import Figure
-from cof.eval.rules import Rules
-from cof.eval.scoring import exact_match
+from cof.eval.rules import Rules, named_choice
 from cof.tiny.benchmark import FINE
 from cof.tiny.scenes import COLORS, LETTERS, SHAPES
 
@@ -50,7 +49,7 @@ class Scenes(Benchmark):
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         # whether a count or an object is as stated is a yes/no question whatever its kind
         choices = YES_NO if example.answer in YES_NO else _CHOICES.get(example.kind, ())
-        return exact_match(text, example.answer, choices).parsed
+        return named_choice(text, choices)
 
     def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """In percent: accuracy on the `fine` kinds, all, and each kind, and `unparsed` replies."""

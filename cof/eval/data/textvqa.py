@@ -10,20 +10,20 @@ LLaVA-1.5's published figure has the image's recognised text in the prompt, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cof.errors import CofError
 from cof.eval.data.base import Answers, Benchmark
-from cof.eval.data.files import Row, collect, read_rows
-from cof.eval.examples import Example
+from cof.eval.data.files import Row
+from cof.eval.examples import Example, Score
 from cof.eval.figures import Figure, ratio
 from cof.eval.json_files import read_json_object
 from cof.eval.rules import Rules, vqa_accuracy, vqa_normalized
-from cof.eval.scoring import Score
 from cof.prompting.dialects import SHORT_ANSWER
 
-NEEDED = ("question_id", "image_id", "question", "answers")
+RECOGNISED = "TextVQA_Rosetta_OCR_v0.2_val.json"
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,11 @@ class TextVQA(Benchmark):
     name = "textvqa"
     headline = ("accuracy",)
     has_ocr = True
+    need = ("question_id", "image_id", "question", "answers")
     patterns = ("TextVQA_[0-9]*val*.json", "*val*.parquet", "*/*val*.parquet")
 
     def read(self, problems: list[str]) -> list[Example]:
-        words = self._recognised(problems)
-
-        def question(row: Row) -> Iterator[Example]:
-            name, text = row.text("image_id"), row.text("question")
-            answers = _texts(row, "answers")
-            if not answers:
-                raise CofError("no list of answers")
-            seen = words.get(name) or _texts(row, "ocr_tokens")
-            yield Example(
-                id=row.text("question_id"),
-                image=self.image_of(row, name, "train_images", "images", "."),
-                prompt=self._prompt(text, seen),
-                answer=max(answers, key=answers.count),
-                question=text,
-                answers=answers,
-            )
-
-        return collect(question, problems, *map(_read, self.files))
+        return self.collect(self._question, problems)
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return vqa_normalized(text) or None
@@ -69,6 +53,19 @@ class TextVQA(Benchmark):
         agreed = ((e.id, vqa_accuracy(text, e.answers), 1) for e, text in said)
         return {"accuracy": ratio(agreed, answers.clusters)}
 
+    def _question(self, row: Row) -> Iterator[Example]:
+        answers = _texts(row, "answers")
+        if not answers:
+            raise CofError("no list of answers")
+        yield Example(
+            id=row.text("question_id"),
+            image=self.image_of(row, row.text("image_id"), "train_images", "images", "."),
+            prompt=self._prompt(row.text("question"), _texts(row, "ocr_tokens")),
+            answer=max(answers, key=answers.count),
+            question=row.text("question"),
+            answers=answers,
+        )
+
     def _prompt(self, question: str, words: Sequence[str]) -> str:
         if self.prompt_style == "official":
             return question
@@ -78,19 +75,26 @@ class TextVQA(Benchmark):
         text = f"\nReference OCR token: {', '.join(words)}" if shown else ""
         return question + text + SHORT_ANSWER
 
-    def _recognised(self, problems: list[str]) -> dict[str, tuple[str, ...]]:
-        """The words in each image, where they have a file of their own."""
-        if self.prompt_style != "llava-ocr" or self.files[0].suffix == ".parquet":
-            return {}
-        files = sorted(self.files[0].parent.glob("*OCR*val*.json"))
-        if not files:
-            problems.append("no recognised text (TextVQA_Rosetta_OCR_v0.2_val.json) beside it")
+    def rows(self, file: Path) -> Iterator[Row]:
+        if file.suffix == ".parquet":
+            yield from super().rows(file)
+            return
+        words: dict[str, Any] = {}
+        if self.prompt_style == "llava-ocr":
+            beside = sorted(file.parent.glob("*OCR*val*.json"))
+            if not beside:
+                raise CofError(f"{file.name}: no recognised text ({RECOGNISED}) beside it")
+            words = {str(each.get("image_id")): each.get("ocr_tokens") for each in _data(beside[0])}
+        for number, record in enumerate(_data(file), start=1):
+            row = Row.of_json(file, f"record {number}", record, self.need)
+            yield replace(row, fields={**row.fields, "ocr_tokens": words.get(row.text("image_id"))})
 
-        def words(row: Row) -> list[tuple[str, tuple[str, ...]]]:
-            return [(row.text("image_id"), _texts(row, "ocr_tokens"))]
 
-        rows = (_read(file, ("image_id", "ocr_tokens")) for file in files)
-        return dict(collect(words, problems, *rows))
+def _data(file: Path) -> list[dict[str, Any]]:
+    records = read_json_object(file, "download it again").get("data")
+    if not isinstance(records, list):
+        raise CofError(f"{file.name}: no list `data` in it")
+    return [each if isinstance(each, dict) else {} for each in records]
 
 
 def _texts(row: Row, field: str) -> tuple[str, ...]:
@@ -98,14 +102,3 @@ def _texts(row: Row, field: str) -> tuple[str, ...]:
     if not isinstance(values, list):
         raise CofError(f"{field} is no list")
     return tuple(map(str, values))
-
-
-def _read(file: Path, need: Sequence[str] = NEEDED) -> Iterator[Row]:
-    if file.suffix == ".parquet":
-        yield from read_rows(file, need)
-        return
-    records = read_json_object(file, "download it again").get("data")
-    if not isinstance(records, list):
-        raise CofError(f"{file.name}: no list `data` in it")
-    for number, record in enumerate(records, start=1):
-        yield Row.of_json(file, f"record {number}", record, need)
