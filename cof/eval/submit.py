@@ -12,9 +12,6 @@ from cof.eval.store import Store
 _DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "L2-category")
 """Columns of the data that the server does not want, as LLaVA-1.5's script leaves them out."""
 
-_PLACE = 6
-"""Column of the prediction, from 0."""
-
 
 def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
     """Write the xlsx file: the data's own rows, rotations included, with one method's replies as
@@ -49,7 +46,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
             "mmbench` to its end, without --limit and --shard."
         )
     columns = [name for name in table[0].fields if name not in _DROPPED]
-    columns.insert(_PLACE, "prediction")
+    columns.insert(6, "prediction")  # its place in the files that the server knows
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     sheet.append(columns)

@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from cof.errors import CofError
-from cof.eval.data.files import Row, T, collect, data_files, read_rows, shards
+from cof.eval.data.files import Row, collect, data_files, read_rows, shards
 from cof.eval.data.refer import is_refer
 from cof.eval.examples import Embedded, Example, Score
 from cof.eval.figures import Clusters, Figure, find_clusters, group_right, ratio, share
 from cof.eval.images import image_digest, open_image, read_image_wh
+from cof.eval.json_files import T
 from cof.eval.rules import RULES, Rules
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import region_from_boxes
@@ -124,9 +125,7 @@ class Benchmark(ABC):
         if self.prompt_style == "llava-ocr" and not self.has_ocr:
             raise CofError(f"{self.name} has no recognised text: its prompt style is llava.")
         if not 0 < self.share <= 1:
-            raise CofError(
-                f"share is the validation part's, above 0 and at most 1, not {self.share}."
-            )
+            raise CofError(f"The validation part's share is in 0..1, not {self.share}.")
         part, parts = self.shard
         if not 1 <= part <= parts:
             raise CofError(f"A shard is i/n with i from 1 to n, such as 2/4, not {part}/{parts}.")
@@ -185,11 +184,10 @@ class Benchmark(ABC):
         """
         examples, problems = self._read
         if problems:
-            shown = "; ".join(problems[:_MOST_SHOWN])
-            rest = f"; and {len(problems) - _MOST_SHOWN} more" * (len(problems) > _MOST_SHOWN)
             raise CofError(
-                f"{self.path} has {len(problems)} problem{'s' * (len(problems) > 1)}: {shown}"
-                f"{rest}. List all with `cof eval {self.name} {self.path} --check`."
+                f"{self.path} has {len(problems)} problem{'s' * (len(problems) > 1)}: "
+                f"{'; '.join(problems[:_MOST_SHOWN])}. List all with `cof eval {self.name} "
+                f"{self.path} --check`."
             )
         chosen = select(part_of(examples, self.part, self.share), self.limit, self.shard)
         if not chosen:
@@ -226,7 +224,7 @@ class Benchmark(ABC):
             return replace(row.image, name=name or row.where)
         endings = ("",) if Path(name).suffix.lower() in IMAGE_ENDINGS else IMAGE_ENDINGS
         tried = [
-            base / folder / f"{each}{ending}"
+            Path(os.path.normpath(base / folder / f"{each}{ending}"))
             for each in dict.fromkeys((name, Path(name).name))
             for base in filter(None, (self.images, row.file.parent))
             for folder in folders
@@ -263,12 +261,10 @@ class Benchmark(ABC):
         """With the true regions of `annotations.jsonl` beside the data, if there is one: lines
         with id (of the question, or of its group), region, num_objects and single."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        path = folder / "annotations.jsonl"
-        if not path.is_file():
-            return examples
-        rows = read_rows(path, ("id", "region", "num_objects", "single"))
+        need = ("id", "region", "num_objects", "single")
+        rows = (read_rows(path, need) for path in folder.glob("annotations.jsonl"))
         known = dict(
-            collect(lambda row: [(row.text("id"), read_annotation(row.fields))], problems, rows)
+            collect(lambda row: [(row.text("id"), read_annotation(row.fields))], problems, *rows)
         )
         return [
             replace(example, **(known.get(example.id) or known.get(example.group) or {}))
@@ -341,9 +337,8 @@ def split_by(field: str, examples: Iterable[Example]) -> dict[Any, list[Example]
     have none."""
     found: dict[Any, list[Example]] = {}
     for example in examples:
-        if value := getattr(example, field):
-            found.setdefault(value, []).append(example)
-    return found
+        found.setdefault(getattr(example, field), []).append(example)
+    return {value: asked for value, asked in found.items() if value}
 
 
 def read_region(row: Row, image: Path | Embedded, *, corners: bool = False) -> XYXY:

@@ -8,14 +8,13 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cof.errors import CofError
 from cof.eval.examples import Embedded
-from cof.eval.json_files import parse_json
-
-T = TypeVar("T")
+from cof.eval.json_files import T, parse_json
 
 _NOTHING = "nan"
 """How pandas may have spelled an empty cell; "None" can be an option's text."""
@@ -169,8 +168,9 @@ def _read_tsv(path: Path, need: Sequence[str]) -> Iterator[Row]:
                 problem = f"{len(cells)} columns instead of {len(head)} (truncated?)"
             if len(fields.get("image", "")) > 64:  # else another row's index
                 del fields["image"]
-                cell = partial(_tsv_cell, path, offset, head.index("image"))
-                image = _embedded(path, place, cell)
+                image = _embedded(
+                    path, place, partial(_tsv_cell, path, offset, head.index("image"))
+                )
             if cells:  # no blank line
                 yield Row(path, place, fields, image, problem)
             offset, line = file.tell(), table.line_num + 1
@@ -212,11 +212,10 @@ def _read_parquet(path: Path, need: Sequence[str]) -> Iterator[Row]:
     head = file.schema_arrow.names
     _check_columns(path, head, need)
     columns = [name for name in head if name != "image"]
-    number = 0
+    numbers = count(1)
     for group in range(file.num_row_groups):
         for n, fields in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
-            number += 1
-            place = f"row {number}"
+            place = f"row {next(numbers)}"
             image = _embedded(path, place, partial(_parquet_cell, path, group, n))
             yield Row(path, place, fields, image if "image" in head else None)
 

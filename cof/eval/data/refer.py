@@ -42,20 +42,15 @@ def read_refer(path: Path) -> Iterator[Row]:
         splits = {str(ref["split"]) for ref in refs}
         for ref in refs:
             if ref["split"] == split:
-                fields = {name: images[ref["image_id"]][name] for name in _OF_IMAGE}
-                fields["bbox"] = boxes[ref["ann_id"]]
+                about = {**images[ref["image_id"]], "bbox": boxes[ref["ann_id"]]}
                 for sentence in ref["sentences"]:
-                    asked = {name: sentence[name] for name in ("sent_id", "sent")}
-                    yield Row(file, f"expression {asked['sent_id']}", fields | asked)
+                    yield Row(file, f"expression {sentence['sent_id']}", about | sentence)
     except (IndexError, KeyError, TypeError) as error:
         raise CofError(
             f"{file.name} and {_INSTANCES} do not belong together ({error!r})"
         ) from error
     if split not in splits:
         raise CofError(f"{file} has no split {split!r}, but {', '.join(sorted(splits))}.")
-
-
-_OF_IMAGE = ("file_name", "width", "height")
 
 
 def _partition(path: Path) -> tuple[Path, str]:

@@ -9,7 +9,7 @@ LLaVA-1.5's published figure has the image's recognised text in the prompt, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,23 +57,18 @@ class TextVQA(Benchmark):
         answers = _texts(row, "answers")
         if not answers:
             raise CofError("no list of answers")
+        question, style = row.text("question"), self.prompt_style
+        words = ", ".join(_texts(row, "ocr_tokens"))
+        seen = f"\nReference OCR token: {words}" if style == "llava-ocr" else ""
+        asked = question.capitalize() if style == "lmms-eval" else question
         yield Example(
             id=row.text("question_id"),
             image=self.image_of(row, row.text("image_id"), "train_images", "images", "."),
-            prompt=self._prompt(row.text("question"), _texts(row, "ocr_tokens")),
+            prompt=question if style == "official" else asked + seen + SHORT_ANSWER,
             answer=max(answers, key=answers.count),
-            question=row.text("question"),
+            question=question,
             answers=answers,
         )
-
-    def _prompt(self, question: str, words: Sequence[str]) -> str:
-        if self.prompt_style == "official":
-            return question
-        if self.prompt_style == "lmms-eval":
-            return question.capitalize() + SHORT_ANSWER
-        shown = self.prompt_style == "llava-ocr"
-        text = f"\nReference OCR token: {', '.join(words)}" if shown else ""
-        return question + text + SHORT_ANSWER
 
     def rows(self, file: Path) -> Iterator[Row]:
         if file.suffix == ".parquet":
