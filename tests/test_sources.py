@@ -207,10 +207,8 @@ class _Runs:
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
-        *(
-            ("refs(unc).p", text, "cannot be read")
-            for text in (pickle.dumps([_Runs()]), b"", b"no")
-        ),
+        ("refs(unc).p", pickle.dumps([_Runs()]), "cannot be read"),
+        ("refs(unc).p", b"\x80no pickle", "cannot be read"),
         ("instances.json", b'{"images": [], "annotations": []}', "do not belong together"),
     ],
 )
