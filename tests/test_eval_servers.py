@@ -165,7 +165,7 @@ def test_what_servers_cannot_do_is_refused_at_the_start(
         with pytest.raises(CofError, match="cannot say how likely"):
             likely.run([PLAIN])
         settings = BASE.changed(grounder="detector", detector="/a/model")
-        with pytest.raises(CofError, match="chooses its detector itself"):
+        with pytest.raises(CofError, match="detector is chosen by the server"):
             run.run([Method(settings)])
         with pytest.raises(CofError, match="The question has 4001 characters"):  # its own limit
             replace(run, task=wordy).run([PLAIN])
@@ -234,7 +234,7 @@ def test_what_the_command_refuses(pair: list[Server], task: Scenes, tmp_path: Pa
         (
             ["--server", url, "--grounder", "detector", "--set", "detector=x"],
             KEY,
-            "A server chooses its detector itself",
+            "cof.detector is chosen by the server",
         ),
         (["--server", ","], KEY, "There is no server to ask"),
     ):

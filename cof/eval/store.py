@@ -21,21 +21,9 @@ ENCODING = "encoding"
 _ADVICE = "delete the file to begin anew"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a step took for one question: its share of its batch.
-
-    Attributes:
-        seconds: of wall clock.
-        passes: through the decoder, of the whole batch; None: the engine does not show them.
-    """
-
-    seconds: float
-    passes: int | None
-
-
-Costs = dict[str, dict[str, Cost]]
-"""By step (a method's key, a grounding's key, `encoding`) and question."""
+Costs = dict[str, dict[str, float]]
+"""By step (a method's key, a grounding's key, `encoding`) and question: seconds of wall clock, its
+share of its batch."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +85,10 @@ class Store:
     def __getitem__(self, key: tuple[str, str]) -> Record:
         return self._records[key]
 
+    def get(self, key: tuple[str, str]) -> Record | None:
+        """The record of `(method, question id)`, if it is there."""
+        return self._records.get(key)
+
     @property
     def ids(self) -> set[str]:
         """All questions that have a record."""
@@ -138,11 +130,9 @@ def costs_path(answers: Path) -> Path:
     return answers.with_suffix(".costs.jsonl")
 
 
-def log_cost(
-    answers: Path, step: str, ids: Sequence[str], seconds: float, passes: int | None
-) -> None:
+def log_cost(answers: Path, step: str, ids: Sequence[str], seconds: float) -> None:
     """Add the cost of a batch to the file beside a store."""
-    line = json.dumps([step, list(ids), round(seconds, 4), passes])
+    line = json.dumps([step, list(ids), round(seconds, 4)])
     with costs_path(answers).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
@@ -155,26 +145,16 @@ def read_costs(answers: Path) -> Costs:
     """
     drop_torn_line(costs_path(answers))
     costs: Costs = {}
-    for batch in read_json_lines(costs_path(answers), _batch_cost, _ADVICE):
-        cost = Cost(batch.seconds / len(batch.ids), batch.passes)
-        costs.setdefault(batch.step, {}).update(dict.fromkeys(batch.ids, cost))
+    for step, ids, seconds in read_json_lines(costs_path(answers), _batch_cost, _ADVICE):
+        costs.setdefault(step, {}).update(dict.fromkeys(ids, seconds / len(ids)))
     return costs
 
 
-@dataclass(frozen=True)
-class _BatchCost:
-    step: str
-    ids: tuple[str, ...]
-    seconds: float
-    passes: int | None
-
-
-def _batch_cost(values: Any) -> _BatchCost:
-    step, ids, seconds, passes = values
-    cost = from_json(_BatchCost, {"step": step, "ids": ids, "seconds": seconds, "passes": passes})
-    if not cost.ids:
-        raise ValueError("a batch without questions")
-    return cost
+def _batch_cost(values: Any) -> tuple[str, list[str], float]:
+    step, ids, seconds, *_ = values  # release 0.2.0 counted passes, too
+    if not (isinstance(ids, list) and ids and all(isinstance(id, str) for id in (step, *ids))):
+        raise ValueError("no batch of questions")
+    return step, ids, float(seconds)
 
 
 def _line(record: Record) -> str:
