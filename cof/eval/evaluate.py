@@ -91,25 +91,29 @@ class Evaluation:
         with progress_bar(console) as bar:
             for name, task in tasks.items():
                 folder = task_folder(out, name, tasks)
-                write_atomically(
-                    folder / "questions.jsonl", write_questions(_all_shards(task).examples)
-                )
-                write_atomically(
-                    folder / "data.json", json.dumps(_locate_data(task, folder)) + "\n"
-                )
+                questions = write_questions(_all_shards(task).examples)
+                write_atomically(folder / "questions.jsonl", questions)
+                place = json.dumps(_locate_data(task, folder))
+                write_atomically(folder / "data.json", place + "\n")
+                path = answers_path(folder, task.shard)
                 how = (self.batch_size, self.max_new_tokens, self.seed)
-                runner = Runner(engine, task, answers_path(folder, task.shard), *how)
+                runner = Runner(engine, task, path, *how)
                 shards = [] if task.shard[1] > 1 else find_shards(folder)
                 if shards:
-                    store = Store(runner.path)
-                    for path in shards:
-                        store.append(Store(path).records())
+                    store = Store(path)
+                    for each in shards:
+                        store.append(Store(each).records())
                 counter = bar.add_task(name, total=len(task.examples))
                 runner.run(methods, self.grounded, partial(bar.advance, counter))
                 examples = make_portable(task.examples)
-                replies[name] = Replies.read(examples, [*shards, runner.path])
+                replies[name] = Replies.read(examples, [*shards, path])
         results = write_results(about, self.methods, tasks, replies, out, **more)
-        tell_errors(results, console)
+        for name, numbers in results["tasks"].items():
+            if refused := max(numbers["errors"].values(), default=0):
+                console.print(
+                    f"{name}: {refused} question{'s' * (refused > 1)} could not be asked and count "
+                    "as wrong; `error` in answers.jsonl says why."
+                )
         return results
 
     def describe(
@@ -128,17 +132,6 @@ class Evaluation:
             "batch_size": None if isinstance(engine, RemoteCoF) else self.batch_size,
             "seed": self.seed,
         }
-
-
-def tell_errors(results: Mapping[str, Any], console: Console) -> None:
-    """Say how many questions were refused, and so count as wrong."""
-    for name, numbers in results["tasks"].items():
-        refused = max(numbers["errors"].values(), default=0)
-        if refused:
-            console.print(
-                f"{name}: {refused} question{'s' * (refused > 1)} could not be asked and count as "
-                "wrong; `error` in answers.jsonl says why."
-            )
 
 
 def task_folder(out: Path, name: str, tasks: Mapping[str, Any]) -> Path:
