@@ -180,16 +180,15 @@ def _costs(
     means = {}
     for name, method in methods.items():
         ids = [e.id for e in examples if answers[name][e.id].error is None]
-        mean = _mean_cost(method, answers.get("plain", {}), costs, ids)
-        if mean is not None:
-            means[name] = mean
+        means[name] = _mean_cost(method, answers.get("plain", {}), costs, ids)
     plain = means.get("plain")
     return {
         name: {
-            "seconds": round(seconds * len(examples), 2),
-            "ratio": round(seconds / plain, 3) if plain else None,
+            "seconds": round(mean * len(examples), 2),
+            "ratio": round(mean / plain, 3) if plain else None,
         }
-        for name, seconds in means.items()
+        for name, mean in means.items()
+        if mean is not None
     }
 
 
