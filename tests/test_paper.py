@@ -39,9 +39,6 @@ def test_published_figures_add_up() -> None:
     for (model, row), total in SUMS.items():
         assert len(PUBLISHED[model][row]) == len(FIGURES)
         assert sum(PUBLISHED[model][row]) == pytest.approx(total)
-
-
-def test_published_by_name() -> None:
     assert published("llava-hf/llava-1.5-13b-hf") is PUBLISHED["LLaVA-1.5-13B"]
     assert published("/models/instructblip-vicuna-13b") is PUBLISHED["InstructBLIP-13B"]
     assert published("somebody/else") == {}
@@ -121,34 +118,6 @@ def test_archives_beside_the_data_are_passed_over(tmp_path: Path) -> None:
     assert find_parts(tmp_path)["mme"] == MME(tmp_path / "mme_release")
     formats.mme_parquet(tmp_path / "mme-00000-of-00001.parquet")
     assert find_parts(tmp_path)["mme"] == MME(tmp_path / "mme-00000-of-00001.parquet")
-
-
-def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
-    found = find_parts(data(tmp_path / "data"))
-    settings = default_settings("llava-hf/llava-1.5-7b-hf")
-
-    def run(out: Path, breaks_after: int | None) -> int:
-        engine = FakeEngine(reply, name="llava-hf/llava-1.5-7b-hf")
-        left[0] = breaks_after
-        run_paper(engine, settings, found, out, console=Console(quiet=True))
-        return sum(len(call) for call, _ in engine.calls)
-
-    left: list[int | None] = [None]
-
-    def reply(request: Request) -> str:
-        if left[0] is not None:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-        return right(request)
-
-    whole = run(tmp_path / "whole", None)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", whole // 2)
-    assert not (tmp_path / "cut" / "results.json").exists()
-    assert run(tmp_path / "cut", None) < 0.7 * whole
-    for name in ("table.md", "pope/answers.jsonl"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_missing_data(tmp_path: Path) -> None:

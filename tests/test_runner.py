@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import formats
 import pytest
-from fakes import AnyEngine, describe
+from fakes import AnyEngine
 from models import checkpoint
 from PIL import Image
 
@@ -26,11 +24,10 @@ from cof.eval.images import open_image
 from cof.eval.methods import PLAIN, Method, grounding_key
 from cof.eval.runner import Runner
 from cof.eval.store import ENCODING, Record, Store, costs_path, read_costs
-from cof.geometry.regions import Region
 from cof.pipeline import CoF, Query
 from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
-from cof.types import Decoding, Highlight, Request
+from cof.types import Decoding, Request
 
 BASE = Settings(expand=1.0, strength=4.0)
 METHODS = [
@@ -223,25 +220,6 @@ def test_the_embedded_model_ends_with_the_same_answers_wherever_its_store_is_cut
             assert again.confidence == pytest.approx(record.confidence, abs=1e-3)
 
 
-def test_a_batch_is_its_questions_one_by_one(folder: Path, tmp_path: Path) -> None:
-    engine = TransformersEngine.from_pretrained(checkpoint("llava"))
-    task = Scenes(folder, limit=8)
-    methods = [
-        PLAIN,
-        Method(BASE.changed(released=True)),
-        Method(BASE.changed(grounder="attention", strength=8.0, scope="text")),
-        Method(BASE, "oracle"),
-    ]
-    first = Runner(engine, task, tmp_path / "7.jsonl", batch_size=7, max_new_tokens=3)
-    store = first.run(methods)
-    for record in replace(first, path=tmp_path / "1.jsonl", batch_size=1).run(methods).records():
-        same = store[record.method, record.id]
-        assert same.confidence == pytest.approx(record.confidence, abs=1e-3)
-        assert replace(same, confidence=None) == replace(record, confidence=None)
-    for method in methods:
-        check_pipeline(method, first, store, engine)
-
-
 def test_official_vstar_asks_for_the_most_probable_option(tmp_path: Path) -> None:
     engine = TransformersEngine.from_pretrained(checkpoint("llava"))
     task = VStar(formats.vstar(tmp_path), prompt_style="official")
@@ -400,19 +378,3 @@ def test_a_torn_line_of_costs_is_dropped(folder: Path, tmp_path: Path) -> None:
         path.write_bytes(line)
         with pytest.raises(CofError, match="line 1 is damaged"):
             read_costs(run.path)
-
-
-def test_the_trace_of_a_request_tells_what_matters() -> None:
-    """Or the tests above would compare nothing."""
-    image = Image.new("RGB", (8, 8))
-    region = Region(boxes=((0.0, 0.0, 0.5, 0.5),))
-    requests = [
-        Request(image, "a"),
-        Request(image, "b"),
-        Request(Image.new("RGB", (8, 8), "red"), "a"),
-        Request(image, "a", Highlight(region, 2.0)),
-        Request(image, "a", Highlight(region, 3.0)),
-        Request(image, "a", beside=image),
-    ]
-    assert max(Counter(map(describe, requests)).values()) == 1
-    assert json.dumps(describe(requests[0]))

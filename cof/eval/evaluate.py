@@ -84,7 +84,18 @@ class Evaluation:
             CofError: the data has problems, `out` holds answers of another run, or no server
                 answers.
         """
-        about = self.describe(engine, tasks)
+        first = next(iter(tasks.values()))
+        asked = [e for task in tasks.values() for e in _all_shards(task).examples]
+        about = {
+            "prompt_style": first.prompt_style,
+            "limit": first.limit,
+            "data": questions_digest(asked),
+            **describe_engine(engine),
+            "max_new_tokens": self.max_new_tokens,
+            # servers make batches of their own
+            "batch_size": None if isinstance(engine, RemoteCoF) else self.batch_size,
+            "seed": self.seed,
+        }
         check_same_run(out / "run.json", about)
         methods = list(self.methods.values())
         replies = {}
@@ -115,23 +126,6 @@ class Evaluation:
                     "as wrong; `error` in answers.jsonl says why."
                 )
         return results
-
-    def describe(
-        self, engine: Engine | RemoteCoF, tasks: Mapping[str, Benchmark]
-    ) -> dict[str, Any]:
-        """Everything that answers of one run have in common, and that reports cite."""
-        first = next(iter(tasks.values()))
-        asked = [e for task in tasks.values() for e in _all_shards(task).examples]
-        return {
-            "prompt_style": first.prompt_style,
-            "limit": first.limit,
-            "data": questions_digest(asked),
-            **describe_engine(engine),
-            "max_new_tokens": self.max_new_tokens,
-            # servers make batches of their own
-            "batch_size": None if isinstance(engine, RemoteCoF) else self.batch_size,
-            "seed": self.seed,
-        }
 
 
 def task_folder(out: Path, name: str, tasks: Mapping[str, Any]) -> Path:
