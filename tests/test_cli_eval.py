@@ -50,15 +50,6 @@ def test_synthetic_benchmarks(tmp_path: Path, name: str) -> None:
     assert "rules `vlmevalkit`" in (out / "table.md").read_text("utf-8")
 
 
-def test_stage_one_alone(tmp_path: Path) -> None:
-    path = formats.refcoco(tmp_path / "data")
-    result = invoke("refcoco", path, *llava(), "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert "IoU" in result.output
-    shown = CliRunner().invoke(cli.app, ["report", str(tmp_path / "out")])
-    assert shown.exit_code == 0, shown.output
-
-
 def test_check(tmp_path: Path) -> None:
     formats.pope(tmp_path)
     good = invoke("pope", tmp_path, "--check")

@@ -20,7 +20,6 @@ from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
 from cof.eval.data.refcoco import RefCOCO
-from cof.eval.data.vstar import VStar
 from cof.eval.evaluate import Evaluation
 from cof.eval.examples import Example
 from cof.eval.methods import PLAIN, Method, grounding_key
@@ -72,14 +71,6 @@ def test_figures_under_every_rule_set(tmp_path: Path) -> None:
     assert numbers["changed"]["whole"]["fixed"][:2] == ["random-1", "random-3"]
     assert numbers["changed"]["cof"] == {"fixed": [], "broken": []}  # no box: the plain model
     assert numbers["grounding"][grounding_key(SETTINGS.grounders[0])]["all"]["found"]["value"] == 0
-
-
-def test_true_regions_add_oracle_and_control(tmp_path: Path) -> None:
-    results = run(VStar(formats.vstar(tmp_path / "data")), tmp_path / "out", AnyEngine())
-    assert list(results["methods"]) == ["plain", "whole", "cof", "oracle", "random"]
-    numbers = results["tasks"]["vstar"]
-    assert numbers["grounding"][grounding_key(SETTINGS.grounders[0])]["all"]["centre"]["n"] == 4
-    assert set(numbers["groups"]) == {"all", "direct_attributes", "relative_position"}
 
 
 def test_only_boxes_are_measured_on_referring_expressions(tmp_path: Path) -> None:

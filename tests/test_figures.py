@@ -73,14 +73,6 @@ def test_wilson_is_scipys_at_95_percent(total: int) -> None:
         assert wilson(right, total) == pytest.approx((expected.low, expected.high))
 
 
-def test_independent_questions_have_wilsons_interval() -> None:
-    figure = share(*draw(400, 0.7, 3), scale=1.0)
-    numbers = compare({"plain": figure})["plain"]
-    right = sum(figure.units.values())
-    assert numbers["value"] == pytest.approx(right / 400, abs=1e-6)
-    assert (numbers["low"], numbers["high"]) == pytest.approx(wilson(right, 400), abs=3e-3)
-
-
 def test_differences_and_ratios_have_95_percent_intervals() -> None:
     """Of many independent questions: the mean and 1.96 standard errors, not 1.64."""
     rng = np.random.default_rng(0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import formats
 import pytest
 from fakes import AnyEngine
-from models import checkpoint
+from models import checkpoint, picture
 from PIL import Image
 
 from cof.engines.base import Engine
@@ -20,9 +22,11 @@ from cof.errors import CofError
 from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.vstar import VStar
-from cof.eval.images import open_image
+from cof.eval.examples import Embedded, Example
+from cof.eval.images import image_digest, open_image, read_image_wh
+from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, grounding_key
-from cof.eval.runner import Runner
+from cof.eval.runner import Runner, like_batches
 from cof.eval.store import ENCODING, Record, Store, costs_path, read_costs
 from cof.pipeline import CoF, Query
 from cof.settings import Settings
@@ -185,15 +189,6 @@ def test_killed_within_a_line_and_resumed(
     path = tmp_path / "a.jsonl"
     path.write_bytes(whole[0][: int(share * len(whole[0]))])
     make_runner(folder, path).run(MANY)
-    assert path.read_bytes() == whole[0]
-
-
-def test_phases_and_order_do_not_matter(
-    folder: Path, tmp_path: Path, whole: tuple[bytes, int]
-) -> None:
-    path = tmp_path / "a.jsonl"
-    make_runner(folder, path).run(MANY[3:])
-    make_runner(folder, path).run(MANY[:3][::-1])
     assert path.read_bytes() == whole[0]
 
 
@@ -378,3 +373,70 @@ def test_a_torn_line_of_costs_is_dropped(folder: Path, tmp_path: Path) -> None:
         path.write_bytes(line)
         with pytest.raises(CofError, match="line 1 is damaged"):
             read_costs(run.path)
+
+
+# Batches
+
+
+def ask(id: int, image: object, prompt: str) -> Example:
+    return Example(str(id), Path(str(image)), prompt, "")
+
+
+def test_every_question_once_and_images_together(tmp_path: Path) -> None:
+    for image in range(7):
+        formats.save(tmp_path / f"{image}", image, {3: (60, 50), 4: (8, 8)}.get(image, (40, 30)))
+    examples = [ask(n, tmp_path / f"{n % 7}", "?" * (1 + n * 5 % 11)) for n in range(40)]
+    batches = list(like_batches(examples, 6))
+    assert [len(batch) for batch in batches] == [6] * 6 + [4]
+    flat = [example for batch in batches for example in batch]
+    assert sorted(int(example.id) for example in flat) == list(range(40))
+    images = [Path(str(example.image)).name for example in flat]
+    assert len([a for a, b in itertools.pairwise(images) if a != b]) == 6
+    assert (images[0], images[-1]) == ("4", "3")
+    for image in set(images):
+        lengths = [len(e.prompt) for e, of in zip(flat, images, strict=True) if of == image]
+        assert lengths == sorted(lengths)
+
+
+def test_like_questions_share_a_batch(tmp_path: Path) -> None:
+    examples = [ask(n, f"{n}", "?" * (10 if n % 2 else 100)) for n in range(16)]
+    padded = [
+        max(len(example.prompt) for example in batch) * len(batch)
+        for batch in like_batches(examples, 4)
+    ]
+    assert sum(padded) == sum(len(example.prompt) for example in examples)
+    # in a run too
+    write_benchmark(tmp_path / "scenes", "test", num_objects=(4,), scenes=4)  # one is not square
+    engine = AnyEngine()
+    Runner(engine, Scenes(tmp_path / "scenes"), tmp_path / "a.jsonl", batch_size=7).run([PLAIN])
+    pixels = [[r.image.size[0] * r.image.size[1] for r in requests] for requests, _ in engine.calls]
+    assert list(itertools.chain(*pixels)) == sorted(itertools.chain(*pixels))
+
+
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture((40, 30)).save(path, exif=exif)
+    assert read_image_wh(path) == (30, 40)
+    data = path.read_bytes()
+    assert read_image_wh(Embedded("inside", lambda: data)) == (30, 40)
+    assert read_image_wh(Embedded("broken", lambda: data[:50])) is None
+    assert image_digest(path) == image_digest(Embedded("elsewhere", lambda: data))
+    with pytest.raises(CofError, match="cannot be read"):
+        image_digest(tmp_path / "none.jpg")
+
+
+def test_shards_may_write_the_same_file_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+
+    def write(number: int) -> None:
+        for _ in range(50):
+            write_atomically(path, f"{number}" * 10_000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    text = path.read_text("utf-8")
+    assert len(text) == 10_000
+    assert len(set(text)) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
