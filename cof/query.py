@@ -46,6 +46,7 @@ class Query:
         settings: the settings of this query; None: the pipeline's.
         beside: a second image, which the model sees after the first when it answers; regions are
             of the first.
+        options: the answer is the most probable of these replies; empty: the model writes one.
     """
 
     image: ImageSource | EncodedImage
@@ -58,6 +59,7 @@ class Query:
     grounding_question: str | None = None
     settings: Settings | None = None
     beside: ImageSource | None = None
+    options: Sequence[str] = ()
 
 
 QueryLike: TypeAlias = "Query | Mapping[str, Any] | tuple[ImageSource | EncodedImage, str]"
@@ -75,6 +77,7 @@ class Sample:
         grounding_question: the question that stage 1 gets.
         encoded: the image as the caller encoded it; None: it is not encoded yet.
         beside: the second image, upright RGB; None: there is none.
+        options: the replies to choose among; empty: the model writes its own.
     """
 
     image: Image
@@ -84,6 +87,7 @@ class Sample:
     grounding_question: str
     encoded: EncodedImage | None = None
     beside: Image | None = None
+    options: tuple[str, ...] = ()
 
     @classmethod
     def from_query(
@@ -120,7 +124,8 @@ class Sample:
             settings = settings.changed(strength=query.strength)
         about = query.grounding_question
         about = question if about is None else check_question(about)
-        return cls(image, question, region, settings, about, encoded, beside)
+        options = tuple(query.options)
+        return cls(image, question, region, settings, about, encoded, beside, options)
 
     @property
     def engine_calls(self) -> int:

@@ -32,7 +32,7 @@ MUTATIONS = (
     ("engines/transformers/option_scoring", "steps[at][row, token]", "steps[0][row, token]"),
     ("eval/data/pope", "return 2 * hit, 2 * hit +", "return 2 * hit, hit +"),
     ("eval/figures", "sums >= observed", "sums > observed"),
-    ("eval/store", "(r.method, r.id) not in self._records}", "r.id}"),
+    ("eval/store", "(r.method, r.id) not in self}", "r.id}"),
     ("eval/rules", '"no" if {"No", "not", "no"} &', '"no" if {"No", "not"} &'),
 )
 """The file, the text of the line, and what stands there instead."""
