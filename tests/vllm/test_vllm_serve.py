@@ -109,7 +109,9 @@ def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None
     ours = local.batch(asked, decoding=SHORT)
     assert [told(answer) for answer in theirs] == [told(answer) for answer in ours]
     for their, our in zip(theirs, ours, strict=True):
-        close = 1e-3 if our.settings.option("boxes") == "template" else 1e-5  # among the tokens it allows
+        close = (
+            1e-3 if our.settings.option("boxes") == "template" else 1e-5
+        )  # among the tokens it allows
         assert their.confidence == pytest.approx(our.confidence, abs=close)
     assert [answer.plain() for answer in theirs[::3]] == [answer.plain() for answer in ours[::3]]
     assert len({answer.text for answer in ours}) > 3
