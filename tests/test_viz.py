@@ -29,7 +29,6 @@ from cof.viz import (
     heat,
     overlay,
     page,
-    same_answer,
     save_overlay,
 )
 from cof.viz.panels import FOUND, TRUE, USED, cells_of_pixels, lines, spread
@@ -261,10 +260,6 @@ class TestPage:
         assert page.footnote(answer, read(engine(), answer)).endswith(
             f"3 layers and 4 heads. {says}"
         )
-
-    def test_same_answer(self) -> None:
-        assert same_answer("Yes.", " yes")
-        assert not same_answer("no", "yes")
 
 
 class TestSaving:
