@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from PIL import Image
 from cof import Contrast, Prompt
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.lmms.adapter import MODEL_OPTIONS, EvalRequest, answer_requests, load_pipeline
+from cof.lmms.adapter import EvalRequest, answer_requests
 from cof.pipeline import CoF
 from cof.settings import Settings
 from cof.tiny.questions import verify
@@ -150,31 +149,15 @@ def test_one_image_each(images: int) -> None:
         _ = request("x", images=images).query
 
 
-def test_options() -> None:
+def test_options(plugin: Any) -> None:
     """As `lmms_eval.utils.handle_arg_string` reads them."""
     read = {"focus": "contrast", "boxes": "template", "released": True, "layers": "0-1+3"}
-    read |= {"heads": 1, "strength": 4, "guidance": 2}
-    assert load_pipeline(pretrained=str(checkpoint("llava")), **read).settings == Settings(
+    read |= {"heads": 1, "strength": 4, "guidance": 2, "pretrained": str(checkpoint("llava"))}
+    assert plugin.CoFModel(**read).cof.settings == Settings(
         Prompt(boxes="template"),
         Contrast(4.0, layers=(0, 1, 3), heads=(1,), guidance=2),
         released=True,
     )
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"lambda": 2}, "no option 'lambda'; did you mean strength"),
-        ({"grounder": "mine"}, "grounder must be one of"),
-        ({"layers": 0.5}, "layers takes numbers and ranges"),
-    ],
-)
-def test_options_that_are_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(CofError, match=says):
-        load_pipeline(pretrained=str(checkpoint("llava")), **options)
-
-
-def test_arguments_of_from_pretrained_are_options() -> None:
-    known = inspect.signature(CoF.from_pretrained).parameters
-    ours = {"pretrained" if name == "model" else name for name in known}
-    assert ours - {"settings", "allow_url", "engine_options"} == set(MODEL_OPTIONS)
+    for options, says in (({"lambda": 2}, "did you mean strength"), ({"layers": 0.5}, "ranges")):
+        with pytest.raises(CofError, match=says):
+            plugin.CoFModel(pretrained=str(checkpoint("llava")), **options)

@@ -181,10 +181,9 @@ def _last(answer: Answer, ask: Ask, **content: Any) -> dict[str, Any]:
 def _read_messages(messages: list[_Message], limits: Limits) -> tuple[str, list[str]]:
     """The question and the addresses of its images."""
     if [message.role for message in messages] != ["user"]:
-        raise ApiError(
-            400,
+        raise CofError(
             "Send one message of the role user, with an image and a question: earlier turns and "
-            "system messages are not supported.",
+            "system messages are not supported."
         )
     parts = messages[0].content
     question = "\n".join(part.text for part in parts if isinstance(part, _Text))
