@@ -335,34 +335,22 @@ class TestRefusals:
 
 
 class Held(FakeEngine):
-    """Answers nothing until it may go on."""
+    """Says nothing, or one word of each reply, until it may go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, begins: bool = False) -> None:
         super().__init__(reply, dialect=TINY)
-        self.began, self.go = Event(), Event()
-
-    def generate(self, requests: Any, decoding: Decoding, on_text: Any = None) -> Any:
-        self.began.set()
-        assert self.go.wait(10)
-        return super().generate(requests, decoding, on_text)
-
-
-class Slow(FakeEngine):
-    """Says one word of each reply, and goes on when it may."""
-
-    def __init__(self) -> None:
-        super().__init__(reply, dialect=TINY)
-        self.go = Event()
-        self.done = 0
+        self.began, self.go, self.begins, self.done = Event(), Event(), begins, 0
 
     def generate(self, requests: Any, decoding: Decoding, on_text: Any = None) -> Any:
         def tell(place: int, piece: str) -> None:
-            if piece.startswith(" "):
+            if self.begins and piece.startswith(" "):
                 assert self.go.wait(10)
                 if "break" in requests[place].prompt:
-                    raise RuntimeError(f"cannot read {requests[place].prompt}")
+                    raise RuntimeError
             on_text(place, piece)
 
+        self.began.set()
+        assert self.begins or self.go.wait(10)
         replies = super().generate(requests, decoding, on_text and tell)
         self.done += 1
         return replies
@@ -407,8 +395,8 @@ def text_in(event: Any) -> str:
 
 class TestStreaming:
     @contextmanager
-    def app(self, **limits: Any) -> Iterator[tuple[Slow, Any, TestClient]]:
-        engine = Slow()
+    def app(self, **limits: Any) -> Iterator[tuple[Held, Any, TestClient]]:
+        engine = Held(begins=True)
         app = create_app(CoF(engine, Settings(focus="none")), "fake", limits=Limits(**limits))
         with TestClient(app) as client:
             yield engine, app, client
@@ -425,7 +413,7 @@ class TestStreaming:
     def test_pieces_come_while_the_answer_is_made(
         self, question: str, limits: dict[str, Any], error: str
     ) -> None:
-        async def visit(engine: Slow, app: Any) -> None:
+        async def visit(engine: Held, app: Any) -> None:
             client = Visit(question, cof={})
             answered = client.start(app)
             assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
@@ -454,7 +442,7 @@ class TestStreaming:
     def test_a_client_that_leaves_in_the_middle(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cof.server.worker.WINDOW_S", 10)  # until a batch is full
 
-        async def visit(engine: Slow, app: Any) -> None:
+        async def visit(engine: Held, app: Any) -> None:
             stays, leaves, waits = Visit("stays"), Visit("leaves"), Visit("waits", max_tokens=9)
             tasks = [client.start(app) for client in (stays, leaves)]
             for client in (stays, leaves):
