@@ -97,9 +97,9 @@ BOX_QUESTION = f"{QUESTION}\nWhere?"  # the reply is four tokens
 PLAIN = Settings(focus="none")
 
 
-def chat(question: str = QUESTION, address: str = "") -> dict[str, Any]:
-    """A request in OpenAI's format, about the fourth scene or the image at an address."""
-    url = address or data_url(Image.open(SCENES[3]))
+def chat(question: str = QUESTION, image: Any = None) -> dict[str, Any]:
+    """A request in OpenAI's format, about the fourth scene, another image, or one at an address."""
+    url = image if isinstance(image, str) else data_url(image or Image.open(SCENES[3]))
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
     return {"model": "tiny-early", "messages": [{"role": "user", "content": content}]}
 
@@ -221,7 +221,7 @@ def test_what_the_client_refuses(remote: RemoteCoF, server: Server) -> None:
 def test_no_private_address_is_fetched(remote: RemoteCoF, server: Server) -> None:
     for address in (server.url, "http://localhost/", "http://2130706433/", "http://[::1]:80/"):
         with pytest.raises(CofError, match="is not on the public internet"):
-            remote._ask("POST", CHAT, chat(address=address))
+            remote._ask("POST", CHAT, chat(image=address))
 
 
 def test_slow_and_broken_clients_hold_up_nobody(remote: RemoteCoF, server: Server) -> None:

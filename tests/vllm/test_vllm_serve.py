@@ -20,12 +20,12 @@ pytest.importorskip("vllm.version")
 import openai
 from PIL import Image
 from processes import KEY, Server, free_port
-from test_serve import QUESTION, SCENES, told
+from test_serve import QUESTION, SCENES, chat, told
 from typer.testing import CliRunner
 
 from cof import CoF, CofError, Decoding, Query, Settings
 from cof.cli import app
-from cof.client import RemoteCoF, data_url
+from cof.client import RemoteCoF
 
 VLLM = ["--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
 ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1", "--block-size", "32"]
@@ -87,12 +87,6 @@ def succeeded(server: Server) -> list[float]:
     return [first + second, third + fourth]
 
 
-def message(image: Any, question: str = QUESTION) -> dict[str, Any]:
-    url = image if isinstance(image, str) else data_url(image)
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-    return {"model": "tiny-early", "messages": [{"role": "user", "content": parts}]}
-
-
 def post(server: Server, path: str, body: bytes, key: str = KEY) -> tuple[int, str]:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     request = urllib.request.Request(server.url + path, body, headers)
@@ -133,7 +127,7 @@ def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: Remote
 def test_requests_without_cof_are_vllms(client: openai.OpenAI, local: CoF) -> None:
     image = local(SCENES[3], QUESTION).image
     reply = client.chat.completions.create(
-        **message(image), temperature=0, max_tokens=8, logprobs=True, top_logprobs=2
+        **chat(image=image), temperature=0, max_tokens=8, logprobs=True, top_logprobs=2
     )
     plain = local.batch([Query(image, QUESTION, settings=Settings(focus="none"))], decoding=SHORT)
     (choice,) = reply.choices
@@ -155,14 +149,14 @@ def test_requests_without_cof_are_vllms(client: openai.OpenAI, local: CoF) -> No
     ids=["file", "address", "damaged", "large"],
 )
 def test_bad_images(server: Server, image: Any, sentence: str, cof: Any) -> None:
-    body = json.dumps(message(image) | ({"cof": cof} if cof else {})).encode()
+    body = json.dumps(chat(image=image) | ({"cof": cof} if cof else {})).encode()
     status, reply = post(server, "/v1/chat/completions", body)
     assert status == (413 if "pixels" in sentence else 400)
     assert sentence in json.loads(reply)["error"]["message"]
 
 
 def test_routes_and_keys(server: Server) -> None:
-    ask = json.dumps(message(Image.new("RGB", (64, 64)))).encode()
+    ask = json.dumps(chat(image=Image.new("RGB", (64, 64)))).encode()
     assert post(server, "/invocations", ask)[0] == 404
     assert post(server, "/scale_elastic_ep", b"{}")[0] == 404
     assert post(server, "/v1/chat/completions", ask, key="wrong")[0] == 401
@@ -186,7 +180,7 @@ def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
 @pytest.mark.parametrize("cof", [None, {"strength": 4.0}], ids=["plain", "cof"])
 def test_streaming(client: openai.OpenAI, local: CoF, cof: Any) -> None:
     image, question = local(SCENES[3], QUESTION).image, local.engine.dialect.grounding_prompt("it")
-    body = message(image, question) | {"temperature": 0, "max_tokens": 24}
+    body = chat(question, image) | {"temperature": 0, "max_tokens": 24}
     extra = {"cof": cof} if cof else {}
     whole = client.chat.completions.create(**body, extra_body=extra)
     chunks = list(client.chat.completions.create(**body, extra_body=extra, stream=True))
