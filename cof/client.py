@@ -8,7 +8,9 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from functools import cache, partial
+from itertools import count
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,8 +80,8 @@ class RemoteCoF:
             import httpx2
         except ImportError:
             raise CofError("Asking a server needs httpx2: pip install 'cof[serve]'.") from None
-        Settings().changed(**settings)
         self.settings = settings
+        self._settings = Settings().changed(**settings)
         self.allow_url = allow_url
         self._servers = Servers(url, retry_s)
         self.urls = self._servers.urls
@@ -88,12 +90,8 @@ class RemoteCoF:
             timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
-        self._lost = (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.TimeoutException)
-        self._failed = (httpx2.HTTPError, httpx2.InvalidURL)
         try:
-            self.model = _served(self._ask("GET", _MODELS))
-            if len(self.urls) > 1:
-                self._check_models()
+            self.model = self._find_model()
         except CofError:
             self.close()
             raise
@@ -146,7 +144,6 @@ class RemoteCoF:
         `on_text` is called in these threads, in one of them at a time.
         """
         asked = [as_query(item) for item in queries]
-        pool = ThreadPoolExecutor(batch_size, "cof-client")
         telling = Lock()
 
         def tell(place: int, piece: str) -> None:
@@ -154,33 +151,33 @@ class RemoteCoF:
             with telling:
                 on_text(place, piece)
 
+        def ask(place: int, query: Query) -> Answer:
+            sent = on_text and SentText(partial(tell, place))
+            try:
+                return self._answer(query, decoding or Decoding(), sent)
+            except CofError as error:
+                if on_error == "raise" or isinstance(error, ServerError):
+                    raise
+                return refused_answer(NO_IMAGE, query.question, self._settings, error)
+
+        pool = ThreadPoolExecutor(batch_size, "cof-client")
         try:
-            waiting = []
-            for place, query in enumerate(asked):
-                text = None if on_text is None else SentText(partial(tell, place))
-                waiting.append(pool.submit(self._answer, query, decoding or Decoding(), text))
-            answers = []
-            for query, answer in zip(asked, waiting, strict=True):
-                try:
-                    answers.append(answer.result())
-                except CofError as error:
-                    if on_error == "raise" or isinstance(error, ServerError):
-                        raise
-                    settings = Settings().changed(**self.settings)
-                    answers.append(refused_answer(NO_IMAGE, query.question, settings, error))
-            return answers
+            return list(pool.map(ask, count(), asked))
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _answer(self, query: Query, decoding: Decoding, sent: SentText | None) -> Answer:
         question = check_question(query.question)
+        if decoding.num_beams != 1 or decoding.box_template is not None:
+            raise CofError("A server decodes without num_beams and box_template: leave them out.")
         image = self._ready(query.image)
         shown = [image] if query.beside is None else [image, self._ready(query.beside)]
         parts = [{"type": "image_url", "image_url": {"url": of.pixels}} for of in shown]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
-            **_decoding_fields(decoding),
+            "max_tokens": decoding.max_new_tokens,
+            **{name: getattr(decoding, name) for name in ("temperature", "top_p", "seed")},
         }
         own = {"cof": self._options(query), "stream": sent is not None}
         reply = self._ask("POST", _CHAT, {**body, **own}, sent)
@@ -200,38 +197,28 @@ class RemoteCoF:
             other = self._ask("POST", _CHAT, {**body, "cof": {"focus": "none"}})
             return str(other["choices"][0]["message"]["content"])
 
-        region = EVERYTHING if look["whole"] else Region(boxes=boxes) if boxes else None
-        return Answer(
-            text=text,
-            boxes=boxes,
-            raw_boxes=_boxes(look["raw_boxes"]),
-            found=look["found"],
-            grounder=look["grounder"],
-            grounding_text=look["grounding_text"],
-            confidence=look["confidence"],
-            reason=look["reason"],
-            region=region,
-            settings=Settings(**look["settings"]),
-            timings=Timings(look["timings"]["ground_s"], look["timings"]["answer_s"]),
-            image=image.image,
-            question=question,
-            num_tokens=look["num_tokens"],
-            answer_confidence=look["answer_confidence"],
-            _plain=plain,
-        )
+        told = {each.name: look[each.name] for each in fields(Answer) if each.name in look}
+        told |= {
+            "boxes": boxes,
+            "raw_boxes": _boxes(look["raw_boxes"]),
+            "region": EVERYTHING if look["whole"] else Region(boxes=boxes) if boxes else None,
+            "settings": Settings(**look["settings"]),
+            "timings": Timings(look["timings"]["ground_s"], look["timings"]["answer_s"]),
+        }
+        return Answer(**told, text=text, image=image.image, question=question, _plain=plain)
 
     def _ready(self, source: ImageSource | EncodedImage) -> EncodedImage:
         """What `encode` makes; an image that an engine has encoded is its pixels here."""
-        if not isinstance(source, EncodedImage):
-            return self.encode(source)
-        return source if isinstance(source.pixels, str) else self.encode(source.image)
+        if isinstance(source, EncodedImage) and isinstance(source.pixels, str):
+            return source
+        return self.encode(source.image if isinstance(source, EncodedImage) else source)
 
     def _options(self, query: Query) -> dict[str, Any]:
         """What the request's `cof` holds."""
-        boxes, region = query.boxes, query.region
+        region = query.region
         if region is not None and not region.whole and region.mask is None:
-            boxes, region = region.boxes, None
-        if query.mask is not None or region is not None:
+            query = replace(query, boxes=region.boxes, region=None)
+        if query.mask is not None or query.region is not None:
             raise CofError("Masks do not travel to a server: give boxes or a polygon.")
         if query.options:
             raise CofError(
@@ -240,28 +227,25 @@ class RemoteCoF:
             )
         own = query.settings.as_dict() if query.settings is not None else self.settings
         own = {name: value for name, value in own.items() if (name, value) != ("detector", None)}
-        given = {
-            "strength": query.strength,
-            "boxes": boxes,
-            "polygon": query.polygon,
-            "grounding_question": query.grounding_question,
-        }
+        names = ("strength", "boxes", "polygon", "grounding_question")
+        given = {name: getattr(query, name) for name in names}
         return own | {name: value for name, value in given.items() if value is not None}
 
-    def _check_models(self) -> None:
-        """Refuse servers of different models. One that is away is asked again later; should it
-        have another model then, it refuses the first request."""
-        for url in self.urls:
+    def _find_model(self) -> str:
+        """The name of the model that all servers have. One that is away is asked again later;
+        should it have another model then, it refuses the first request."""
+        model = str(self._ask("GET", _MODELS)["data"][0]["id"])
+        for url in self.urls if len(self.urls) > 1 else ():
             try:
-                model = _served(self._send(url, "GET", _MODELS))
+                other = self._send(url, "GET", _MODELS)["data"][0]["id"]
             except Away as problem:
                 warnings.warn(f"{problem} It is asked again later.", CofWarning, stacklevel=4)
                 continue
-            if model != self.model:
+            if other != model:
                 raise ServerError(
-                    f"{url} serves {model}, and another server {self.model}: name servers of one "
-                    "model."
+                    f"{url} serves {other}, and another server {model}: name servers of one model."
                 )
+        return model
 
     def _ask(self, *request: Any) -> dict[str, Any]:
         """The reply to a request (`_send`), of the first server that gives one."""
@@ -282,58 +266,52 @@ class RemoteCoF:
             ServerError: it gives no answers, whatever it is asked.
             CofError: it refuses this request.
         """
+        import httpx2
+
         try:
-            if sent is None:
-                reply = self._http.request(method, url + path, json=body)
-            else:
-                reply = self._stream(method, url + path, body, sent)
-        except self._lost as error:
+            with self._http.stream(method, url + path, json=body) as reply:
+                status, content = _read(reply, sent)
+        except (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.TimeoutException) as error:
             raise Away(f"{url} cannot be reached: {error}.") from None
-        except self._failed as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ServerError(f"{url} cannot be asked: {error}.") from None
-        content = _content(reply)
-        if reply.status_code == 200 and content:
+        if status == 200 and content:
             return content
         told = content.get("error")  # vLLM's 401 has a text there
         sentence = told.get("message") if isinstance(told, dict) else told
-        if sentence and reply.status_code == 400:
+        if sentence and status == 400:
             raise CofError(sentence)
-        failure = Away if reply.status_code in _BUSY else ServerError
+        failure = Away if status in _BUSY else ServerError
         if sentence:
             raise failure(f"{url}: {sentence}")
-        raise failure(f"{url} answered {reply.status_code}, so it is no cof serve.")
-
-    def _stream(
-        self, method: str, url: str, body: Mapping[str, Any] | None, sent: SentText
-    ) -> httpx2.Response:
-        """The reply to a request with `stream`, as it would be without."""
-        import httpx2
-
-        sent.begin()
-        text = ""
-        last: dict[str, Any] = {}
-        with self._http.stream(method, url, json=body) as reply:
-            if not reply.headers.get("content-type", "").startswith("text/event-stream"):
-                reply.read()
-                return reply
-            for line in filter(None, reply.iter_lines()):
-                data = line.removeprefix("data: ")
-                if data == "[DONE]":
-                    whole = {**last, "choices": [{"message": {"content": text}}]}
-                    return httpx2.Response(200, json=whole)
-                last = json.loads(data)
-                if "error" in last:  # too late for a status
-                    status = 503 if last["error"].get("code") == "stopping" else 500
-                    return httpx2.Response(status, json=last)
-                if piece := last["choices"][0]["delta"].get("content"):
-                    text += piece
-                    sent.grow(piece)
-        raise httpx2.RemoteProtocolError("the stream broke off")
+        raise failure(f"{url} answered {status}, so it is no cof serve.")
 
 
-def _served(models: Mapping[str, Any]) -> str:
-    """The name of the model that a server tells."""
-    return str(models["data"][0]["id"])
+def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str, Any]]:
+    """A reply's status and its JSON object (empty if it is none), if it was streamed what they
+    would be without."""
+    import httpx2
+
+    if sent is None or not reply.headers.get("content-type", "").startswith("text/event-stream"):
+        try:
+            content = json.loads(reply.read())
+        except ValueError:
+            content = {}
+        return reply.status_code, content if isinstance(content, dict) else {}
+    sent.begin()
+    text = ""
+    last: dict[str, Any] = {}
+    for line in filter(None, reply.iter_lines()):
+        data = line.removeprefix("data: ")
+        if data == "[DONE]":
+            return 200, {**last, "choices": [{"message": {"content": text}}]}
+        last = json.loads(data)
+        if "error" in last:  # too late for a status
+            return (503 if last["error"].get("code") == "stopping" else 500), last
+        if piece := last["choices"][0]["delta"].get("content"):
+            text += piece
+            sent.grow(piece)
+    raise httpx2.RemoteProtocolError("the stream broke off")
 
 
 def data_url(image: Image) -> str:
@@ -343,25 +321,5 @@ def data_url(image: Image) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _decoding_fields(decoding: Decoding) -> dict[str, Any]:
-    if decoding.num_beams != 1 or decoding.box_template is not None:
-        raise CofError("A server decodes without num_beams and box_template: leave them out.")
-    fields = {
-        "max_tokens": decoding.max_new_tokens,
-        "temperature": decoding.temperature,
-        "top_p": decoding.top_p,
-    }
-    return fields if decoding.seed is None else {**fields, "seed": decoding.seed}
-
-
 def _boxes(boxes: Sequence[Sequence[float]]) -> tuple[XYXY, ...]:
     return tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes)
-
-
-def _content(reply: httpx2.Response) -> dict[str, Any]:
-    """The JSON object of a reply; empty if it is none."""
-    try:
-        content = reply.json()
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}

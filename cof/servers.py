@@ -3,52 +3,32 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from threading import Lock
 from typing import TypeVar
 
 from cof.errors import CofError, ServerError
 
 Reply = TypeVar("Reply")
 
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 5.0
+_PAUSE_S = 1.0
+"""How long a server that is away is left alone; ours say so too (`Retry-After`)."""
+
+_LOOK_S = 0.02
+"""How often a request that waits looks whether a server is there again."""
 
 
 class Away(ServerError):
     """A server cannot be reached, or takes no more requests at the moment."""
 
 
-@dataclass(eq=False)
-class _Server:
-    """One of them.
-
-    Attributes:
-        url: without a slash at the end.
-        under_way: requests that it is answering.
-        is_away: whether the last request to end brought no reply.
-        away_until: when it is tried again, by one request.
-        pause: how long it was left alone the last time, seconds.
-    """
-
-    url: str
-    under_way: int = 0
-    is_away: bool = False
-    away_until: float = 0.0
-    pause: float = 0.0
-
-    def is_ready(self, now: float) -> bool:
-        """Whether it may be asked; after being away it gets one request, to see if it is back."""
-        return not self.is_away or (self.away_until <= now and not self.under_way)
-
-
 class Servers:
     """Servers that give the same answers.
 
-    Each request goes to the one with the fewest under way. A server that is away is left alone,
-    each time for longer, while the others are asked; what it had begun is sent to another one.
+    Each request goes to the one with the fewest under way. One that is away is left alone but for
+    one request a second, while the others are asked; what it had begun is sent to another one.
     """
 
     def __init__(self, urls: str | Sequence[str], retry_s: float) -> None:
@@ -64,10 +44,11 @@ class Servers:
         self.urls = tuple(dict.fromkeys(url.strip().rstrip("/") for url in given if url.strip()))
         if not self.urls:
             raise CofError("There is no server to ask: give a URL such as http://127.0.0.1:8000.")
-        self._servers = [_Server(url) for url in self.urls]
         self._retry_s = retry_s
-        self._changed = threading.Condition()
-        self._problem: Away | None = None
+        self._under_way: Counter[str] = Counter()  # requests, by URL
+        self._away_until: dict[str, float] = {}  # of those that gave no reply to the last request
+        self._problem = Away()
+        self._lock = Lock()
 
     def ask(self, send: Callable[[str], Reply]) -> Reply:
         """What a request brings from one of the servers.
@@ -81,59 +62,50 @@ class Servers:
         """
         ends, is_first = time.monotonic() + self._retry_s, True
         while True:
-            server = self._take(ends)
-            sent, problem = time.monotonic(), None
+            url, away_until = self._take(ends), 0.0
             try:
-                return send(server.url)
-            except Away as error:
-                problem = error
-                now = time.monotonic()
+                return send(url)
+            except Away as problem:
+                self._problem, now = problem, time.monotonic()
+                # not all that ask a server come back to it at once
+                away_until = now + _PAUSE_S * random.uniform(0.5, 1)
                 if is_first:  # what it took until then was no waiting
                     ends, is_first = now + self._retry_s, False
                 elif now > ends:
-                    raise self._give_up(problem) from None
+                    raise self._none_answers from None
             finally:
-                self._give_back(server, sent, problem)
+                with self._lock:
+                    self._under_way[url] -= 1
+                    self._away_until.pop(url, None)
+                    if away_until:
+                        self._away_until[url] = away_until
 
-    def _take(self, ends: float) -> _Server:
-        """The server to ask, once one is ready.
+    def _take(self, ends: float) -> str:
+        """The server to ask, once one is ready; after being away it gets one request at first, to
+        see if it is back.
 
         Raises:
-            Away: none will be until then.
+            Away: none is until then.
         """
-        with self._changed:
-            while True:
-                now = time.monotonic()
-                ready = [server for server in self._servers if server.is_ready(now)]
+        while True:
+            with self._lock:
+                now, busy = time.monotonic(), self._under_way
+                ready = [
+                    url
+                    for url in self.urls
+                    if (until := self._away_until.get(url)) is None
+                    or (until <= now and not busy[url])
+                ]
                 if ready:
-                    server = min(ready, key=lambda server: server.under_way)
-                    server.under_way += 1
-                    return server
-                pauses = [s.away_until - now for s in self._servers if s.away_until > now]
-                wait = min(pauses, default=None)
-                tried = len(pauses) < len(self._servers)  # one has a request that may bring it back
-                if wait is not None and not tried and now + wait > ends:
-                    assert self._problem is not None
-                    raise self._give_up(self._problem)
-                self._changed.wait(wait)
+                    url = min(ready, key=busy.__getitem__)
+                    busy[url] += 1
+                    return url
+                if now > ends and not any(busy.values()):  # one under way may bring a server back
+                    raise self._none_answers
+            time.sleep(_LOOK_S)
 
-    def _give_up(self, last: Away) -> Away:
-        if len(self._servers) == 1:
-            return last
-        return Away(f"None of {len(self._servers)} servers answers; the last one: {last}")
-
-    def _give_back(self, server: _Server, sent: float, problem: Away | None) -> None:
-        """The request that was sent to a server then has ended, well or with a problem."""
-        with self._changed:
-            server.under_way -= 1
-            now = time.monotonic()
-            if problem is None:
-                server.is_away, server.away_until, server.pause = False, 0.0, 0.0
-            else:
-                self._problem = problem
-                server.is_away = True
-                if sent >= server.away_until:  # all that it had begun fails at once, and is one try
-                    server.pause = min(max(2 * server.pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-                    # not all that ask a server come back to it at once
-                    server.away_until = now + server.pause * random.uniform(0.5, 1)
-            self._changed.notify_all()
+    @property
+    def _none_answers(self) -> Away:
+        if len(self.urls) == 1:
+            return self._problem
+        return Away(f"None of {len(self.urls)} servers answers; the last one: {self._problem}")

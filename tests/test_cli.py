@@ -41,33 +41,12 @@ class Loaded:
 
     def __init__(self) -> None:
         self.engine = FakeEngine(reply, dialect=TINY)
-        self.model: str | None = None
-        self.options: dict[str, Any] = {}
-        self.settings: dict[str, Any] = {}
 
-    def __call__(
-        self,
-        model: str | None,
-        *,
-        preset: str | None,
-        dtype: str | None,
-        device_map: str | None,
-        engine_options: dict[str, Any],
-        engine: str = "transformers",
-        quantization: str | None = None,
-        **settings: Any,
-    ) -> CoF:
-        self.model = model
-        self.settings = settings
-        self.options = {
-            "engine": engine,
-            "preset": preset,
-            "dtype": dtype,
-            "device_map": device_map,
-            "quantization": quantization,
-            **engine_options,
-        }
-        return CoF(self.engine, Settings(expand=1.0).changed(**settings))
+    def __call__(self, model: str | None, engine_options: dict[str, Any], **options: Any) -> CoF:
+        loading = ("preset", "dtype", "device_map", "engine", "quantization")
+        own = {name: options.pop(name) for name in loading if name in options}
+        self.model, self.options, self.settings = model, own | engine_options, options
+        return CoF(self.engine, Settings(expand=1.0).changed(**options))
 
 
 @pytest.fixture
@@ -103,6 +82,7 @@ def test_json_is_one_object(loaded: Loaded, image: str) -> None:
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     shown = json.loads(result.stdout)
+    assert len(loaded.engine.calls) == 3
     assert list(shown)[:3] == ["answer", "plain_answer", "boxes"]
     assert {"found", "grounder", "grounding_text", "confidence", "reason"} <= shown.keys()
     assert (shown["answer"], shown["plain_answer"]) == ("[7]", "1")
@@ -112,10 +92,11 @@ def test_json_is_one_object(loaded: Loaded, image: str) -> None:
     assert set(shown["timings"]) == {"ground_s", "answer_s"}
 
 
-def test_plain_answer_only_on_request(loaded: Loaded, image: str) -> None:
-    result = run("ask", image, QUESTION, "--json")
+def test_plain_answer_only_on_request(loaded: Loaded, image: str, tmp_path: Path) -> None:
+    target = str(tmp_path / "overlay.png")
+    result = run("ask", image, QUESTION, "--json", "--save", target, "--max-new-tokens", "5")
     assert "plain_answer" not in json.loads(result.stdout)
-    assert len(loaded.engine.calls) == 2
+    assert [decoding.max_new_tokens for _, decoding in loaded.engine.calls[1:]] == [5]
 
 
 def test_text_output_keeps_brackets(loaded: Loaded, image: str) -> None:
@@ -148,20 +129,13 @@ def test_how_a_model_is_loaded(loaded: Loaded, image: str) -> None:
         "--model m --preset paper --dtype bfloat16 --device cpu --load engine=vllm"
         " --load quantization=4bit --load tensor-parallel-size=2"
     )
-    expected = {
-        "engine": "vllm",
-        "preset": "paper",
-        "dtype": "bfloat16",
-        "device_map": "cpu",
-        "quantization": "4bit",
-    }
+    expected = {"preset": "paper", "dtype": "bfloat16", "device_map": "cpu"}
     for command in ("ask", "ground"):
         assert run(command, image, QUESTION, *arguments).exit_code == 0
-        own = {**expected, "tensor_parallel_size": 2}
+        own = {"engine": "vllm", "quantization": "4bit", "tensor_parallel_size": 2} | expected
         assert (loaded.model, loaded.options, loaded.settings) == ("m", own, {})
         assert run(command, image, QUESTION).exit_code == 0
-        usual = dict.fromkeys(expected) | {"engine": "transformers"}
-        assert (loaded.model, loaded.options) == ("tiny", usual)
+        assert (loaded.model, loaded.options) == ("tiny", dict.fromkeys(expected))
 
 
 def test_loading_options_that_an_engine_does_not_take(image: str) -> None:
@@ -176,12 +150,9 @@ def test_a_newcomer_reads_all_options_at_once() -> None:
 
 
 def test_several_grounders(loaded: Loaded, image: str) -> None:
-    options = ("--grounder", "prompt+whole")
-    assert (
-        json.loads(run("ask", image, QUESTION, *options, "--json").stdout)["grounder"] == "prompt"
-    )
-    text = run("ask", image, QUESTION, *options).stdout
-    assert "found by" in text
+    ask = ("ask", image, QUESTION, "--grounder", "prompt+whole")
+    assert json.loads(run(*ask, "--json").stdout)["grounder"] == "prompt"
+    assert "found by" in run(*ask).stdout
 
 
 @pytest.mark.parametrize(
@@ -200,11 +171,6 @@ def test_boxes(loaded: Loaded, image: str, arguments: str) -> None:
     assert len(loaded.engine.calls) == 1
 
 
-def test_max_new_tokens(loaded: Loaded, image: str) -> None:
-    run("ask", image, QUESTION, "--max-new-tokens", "5")
-    assert loaded.engine.calls[-1][1].max_new_tokens == 5
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -212,12 +178,9 @@ def test_max_new_tokens(loaded: Loaded, image: str) -> None:
         (["ask", "IMAGE", " "], "question is empty"),
         (["ask", "IMAGE", QUESTION, "--box", "1", "2", "3", "4"], "outside 0..1"),
         (["ask", "IMAGE", QUESTION, "--box", "-0.5", "0", "1", "1"], "outside 0..1"),
-        (["ask", "IMAGE", QUESTION, "--box", "nan", "0", "1", "1"], "outside 0..1"),
         (["ask", "IMAGE", QUESTION, "--box", "0.1", "0.2", "0.3"], "four numbers"),
         (["ask", "IMAGE", QUESTION, "--strength", "nan"], "lambda"),
-        (["ask", "IMAGE", QUESTION, "--strength", "-1"], "lambda"),
         (["ask", "IMAGE", QUESTION, "--set", "layers=5-2"], "layers takes numbers"),
-        (["ask", "IMAGE", QUESTION, "--set", "heads=x"], "heads takes numbers"),
         (["ask", "IMAGE", QUESTION, "--set", "scope=some"], "all, text"),
         (["ask", "IMAGE", QUESTION, "--set", "scope"], "--set takes NAME=VALUE, such as scope="),
         (["ask", "IMAGE", QUESTION, "--set", "scpoe=text"], "did you mean scope?"),
@@ -230,7 +193,6 @@ def test_max_new_tokens(loaded: Loaded, image: str) -> None:
         (["ask", "IMAGE", QUESTION, "--save", "/a.doc"], ".png, .jpg or .webp"),
         (["ask", "https://example.org/a.png", QUESTION], "--allow-url"),
         (["ground", "absent.png", QUESTION], "no image file"),
-        (["ground", "IMAGE", ""], "question is empty"),
     ],
 )
 def test_refusals(loaded: Loaded, image: str, arguments: list[str], says: str) -> None:
@@ -238,9 +200,8 @@ def test_refusals(loaded: Loaded, image: str, arguments: list[str], says: str) -
     assert says in sentence
 
 
-@pytest.mark.parametrize("arguments", [["ask", "x.png"], ["ask", "x.png", "?", "--nonsense"]])
-def test_usage_errors(arguments: list[str]) -> None:
-    result = run(*arguments)
+def test_usage_errors() -> None:
+    result = run("ask", "x.png", "?", "--nonsense")
     assert result.exit_code == 2
     assert "Traceback" not in result.output
 
@@ -284,23 +245,22 @@ def test_warnings_are_notes_and_leave_json_alone(loaded: Loaded, image: str) -> 
     assert result.stderr == "Note: It is cropped away.\n"
 
 
-def test_ground(loaded: Loaded, image: str) -> None:
+@pytest.mark.parametrize(
+    ("reply", "boxes", "says"),
+    [
+        ("[0.2, 0.2, 0.4, 0.6]", [[0.2, 0.2, 0.4, 0.6]], "0.200  0.200  0.400  0.600"),
+        ("[bold]no idea", [], "no four numbers"),
+    ],
+)
+def test_ground(loaded: Loaded, image: str, reply: str, boxes: list[Any], says: str) -> None:
+    loaded.engine = FakeEngine(lambda request: reply)
     shown = json.loads(run("ground", image, QUESTION, "--json").stdout)
-    assert shown["boxes"] == [[0.2, 0.2, 0.4, 0.6]]
-    assert (shown["found"], shown["confidence"]) == (True, pytest.approx(0.5))
+    assert (shown["boxes"], shown["found"]) == (boxes, bool(boxes))
+    assert shown["confidence"] == pytest.approx(0.5)
     text = run("ground", image, QUESTION).stdout
-    assert "0.200  0.200  0.400  0.600" in text
-    assert "[0.2, 0.2, 0.4, 0.6]" in text
+    assert says in text
+    assert reply in text
     assert len(loaded.engine.calls) == 2
-
-
-def test_ground_that_finds_nothing(loaded: Loaded, image: str) -> None:
-    loaded.engine = FakeEngine(lambda request: "[bold]no idea")
-    shown = json.loads(run("ground", image, QUESTION, "--json").stdout)
-    assert (shown["boxes"], shown["found"]) == ([], False)
-    text = run("ground", image, QUESTION).stdout
-    assert "no four numbers" in text
-    assert "[bold]no idea" in text
 
 
 @pytest.mark.parametrize("command", ["ask", "ground"])
@@ -332,67 +292,37 @@ def test_models_lists_families_and_the_papers_settings() -> None:
 
 
 def test_save(loaded: Loaded, image: str, tmp_path: Path) -> None:
-    target = tmp_path / "overlay.png"
-    assert run("ask", image, QUESTION, "--save", str(target)).exit_code == 0
-    with Image.open(target) as picture:
-        assert picture.format == "PNG"
-        bare = picture.height
-    assert run("ask", image, QUESTION * 30, "--save", str(target)).exit_code == 0
-    with Image.open(target) as picture:
-        assert picture.height > bare  # the question is in it
+    target, heights = tmp_path / "overlay.png", []
+    for question in (QUESTION, QUESTION * 30):
+        assert run("ask", image, question, "--save", str(target)).exit_code == 0
+        with Image.open(target) as picture:
+            assert picture.format == "PNG"
+            heights.append(picture.height)
+    assert heights[0] < heights[1]  # the question is in it
 
 
-def test_save_asks_for_no_plain_answer_of_its_own(
-    loaded: Loaded, image: str, tmp_path: Path
-) -> None:
-    target = str(tmp_path / "overlay.png")
-    run("ask", image, QUESTION, "--save", target)
-    assert len(loaded.engine.calls) == 2
-    run("ask", image, QUESTION, "--save", target, "--compare")
-    assert len(loaded.engine.calls) == 5
-
-
-def test_demo(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "demo"
-    folder.mkdir()
-    Image.new("RGB", (32, 32)).save(folder / "scene.png")
-    items = [
-        {"image": "scene.png", "question": QUESTION, "answer": "[7]"},
-        {"image": "scene.png", "question": QUESTION, "answer": "4"},
-    ]
-    (folder / "questions.json").write_text(json.dumps(items))
-    monkeypatch.setattr("cof.cli.look.DEMO", folder)
-    monkeypatch.setenv("COLUMNS", "300")
-    result = run("demo", "--out", str(tmp_path / "out"))
-    assert result.exit_code == 0, result.output
-    pictures = [tmp_path / "out" / name for name in ("01-scene.png", "02-scene.png")]
-    for part in (QUESTION, "[7]", "truth", "plain", "confidence 50%", *map(str, pictures)):
-        assert part in result.stdout
-    assert "Right: plain 0 of 2, CoF 1 of 2." in result.stdout
-    for picture in pictures:
-        Image.open(picture).verify()
-
-
-def test_demo_without_truth(
-    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("truths", [("[7]", "4"), ()])
+def test_demo(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truths: tuple[str, ...]
 ) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "scene.png")
-    items = [{"image": "scene.png", "question": QUESTION}]
+    item = {"image": "scene.png", "question": QUESTION}
+    items = [item | {"answer": truth} for truth in truths] or [item]
     (tmp_path / "questions.json").write_text(json.dumps(items))
     monkeypatch.setattr("cof.cli.look.DEMO", tmp_path)
-    loaded.engine = FakeEngine(lambda request: "no idea", dialect=TINY)
+    monkeypatch.setenv("COLUMNS", "300")
+    if not truths:
+        loaded.engine = FakeEngine(lambda request: "no idea", dialect=TINY)
     result = run("demo", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
-    assert "none" in result.stdout  # no box
-    assert "Right" not in result.stdout
-
-
-def test_demo_cannot_write(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "questions.json").write_text("[]")
-    monkeypatch.setattr("cof.cli.look.DEMO", tmp_path)
-    blocker = tmp_path / "file"
-    blocker.touch()
-    assert "file" in refused(run("demo", "--out", str(blocker / "out")))
+    pictures = [tmp_path / "out" / f"{number + 1:02}-scene.png" for number in range(len(items))]
+    for picture in pictures:
+        Image.open(picture).verify()
+    told = ("[7]", "truth", "confidence 50%") if truths else ("none",)  # there is no box
+    for part in (QUESTION, "plain", *told, *map(str, pictures)):
+        assert part in result.stdout
+    assert ("Right: plain 0 of 2, CoF 1 of 2." in result.stdout) == bool(truths)
+    assert "scene.png" in refused(run("demo", "--out", str(tmp_path / "scene.png" / "out")))
 
 
 def test_settings_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:

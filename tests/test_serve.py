@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import signal
 import socket
@@ -20,6 +19,7 @@ from cof import Answer, CoF, CofError, Decoding, Query, Settings
 from cof.client import RemoteCoF, data_url
 
 SCENES = sorted((ROOT / "cof/demo").glob("scene-*.png"))
+CHAT = "/v1/chat/completions"
 QUESTION = "What letter is on the green square?"
 
 
@@ -81,13 +81,10 @@ def test_the_same_answers_as_in_this_process(remote: RemoteCoF, local: CoF) -> N
         assert their.image.tobytes() == our.image.tobytes()
     assert [answer.plain() for answer in theirs[::4]] == [answer.plain() for answer in ours[::4]]
     assert len({answer.text for answer in ours}) > 3
-
-
-def test_sampling_from_a_seed(remote: RemoteCoF, local: CoF) -> None:
-    decoding = Decoding(max_new_tokens=4, temperature=3.0, seed=5)
-    asked = [(scene, QUESTION) for scene in SCENES[:3]]
-    theirs = [answer.text for answer in remote.batch(asked, decoding=decoding)]
-    assert theirs == [local(*of, decoding=decoding).text for of in asked]
+    sampled = Decoding(max_new_tokens=4, temperature=3.0, seed=5)
+    theirs = remote.batch([(scene, QUESTION) for scene in SCENES[:3]], decoding=sampled)
+    for their, scene in zip(theirs, SCENES[:3], strict=True):
+        assert their.text == local(scene, QUESTION, decoding=sampled).text
 
 
 @pytest.fixture
@@ -96,56 +93,48 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def test_the_openai_package(client: openai.OpenAI, local: CoF) -> None:
-    data = base64.b64encode(SCENES[3].read_bytes()).decode()
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-    messages: Any = [{"role": "user", "content": [image, {"type": "text", "text": QUESTION}]}]
-    (model,) = client.models.list()
-    answer = local(SCENES[3], QUESTION)
-
-    plain = client.chat.completions.create(model=model.id, messages=messages)
-    assert plain.choices[0].message.content == answer.plain() != answer.text
-
-    focused: Any = client.chat.completions.create(
-        model=model.id, messages=messages, extra_body={"cof": {}}
-    )
-    assert focused.choices[0].message.content == answer.text
-    assert focused.cof["boxes"] == [list(box) for box in answer.boxes]
-
-    with pytest.raises(openai.BadRequestError, match="n is not supported"):
-        client.chat.completions.create(model=model.id, messages=messages, n=2)
-    with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
-        client.with_options(api_key="wrong").models.list()
-
-
 BOX_QUESTION = f"{QUESTION}\nWhere?"  # the reply is four tokens
 PLAIN = Settings(focus="none")
 
 
-def test_the_openai_package_streaming(client: openai.OpenAI, local: CoF) -> None:
-    image = {"type": "image_url", "image_url": {"url": data_url(Image.open(SCENES[3]))}}
-    content = [image, {"type": "text", "text": BOX_QUESTION}]
-    ask: Any = {"model": "tiny-early", "messages": [{"role": "user", "content": content}]}
-    chunks: list[Any] = list(client.chat.completions.create(**ask, stream=True))
+def chat(question: str = QUESTION, image: Any = None) -> dict[str, Any]:
+    """A request in OpenAI's format, about the fourth scene, another image, or one at an address."""
+    url = image if isinstance(image, str) else data_url(image or Image.open(SCENES[3]))
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    return {"model": "tiny-early", "messages": [{"role": "user", "content": content}]}
+
+
+def test_the_openai_package(client: openai.OpenAI, local: CoF) -> None:
+    (model,) = client.models.list()
+    answer, create = local(SCENES[3], QUESTION), client.chat.completions.create
+    assert model.id == "tiny-early"
+    assert create(**chat()).choices[0].message.content == answer.plain() != answer.text
+    focused: Any = create(**chat(), extra_body={"cof": {}})
+    assert focused.choices[0].message.content == answer.text
+    assert focused.cof["boxes"] == [list(box) for box in answer.boxes]
+
+    chunks: list[Any] = list(create(**chat(BOX_QUESTION), stream=True))
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
     assert len(pieces) == 4
     heard: list[str] = []
-    answer = CoF(local.engine, PLAIN)(SCENES[3], BOX_QUESTION, on_text=heard.append)
+    CoF(local.engine, PLAIN)(SCENES[3], BOX_QUESTION, on_text=heard.append)
     assert pieces == heard
-    assert "".join(pieces) == answer.text
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * 5 + ["stop"]
 
-    stream: Any = client.chat.completions.create(**ask, stream=True, extra_body={"cof": {}})
-    *first, last = stream
-    focused = local(SCENES[3], BOX_QUESTION)
-    assert "".join(chunk.choices[0].delta.content for chunk in first) == focused.text
-    assert last.cof["boxes"] == [list(box) for box in focused.boxes]
+    *first, last = create(**chat(BOX_QUESTION), stream=True, extra_body={"cof": {}})
+    closer = local(SCENES[3], BOX_QUESTION)
+    assert "".join(chunk.choices[0].delta.content for chunk in first) == closer.text
+    assert last.cof["boxes"] == [list(box) for box in closer.boxes]
 
+    with pytest.raises(openai.BadRequestError, match="n is not supported"):
+        create(**chat(), n=2)
     with pytest.raises(openai.BadRequestError, match="layers"):
-        client.chat.completions.create(**ask, stream=True, extra_body={"cof": {"layers": [99]}})
+        create(**chat(), stream=True, extra_body={"cof": {"layers": [99]}})
+    with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+        client.with_options(api_key="wrong").models.list()
 
 
-def test_streaming_by_connect(remote: RemoteCoF, local: CoF) -> None:
+def test_streaming_by_connect(remote: RemoteCoF) -> None:
     decoding = Decoding(max_new_tokens=8)
     asked = [*queries(), Query(SCENES[3], BOX_QUESTION, settings=PLAIN)]
     heard: dict[int, list[str]] = {number: [] for number in range(len(asked))}
@@ -156,10 +145,6 @@ def test_streaming_by_connect(remote: RemoteCoF, local: CoF) -> None:
     assert len(heard[len(asked) - 1]) == 4
     again = remote.batch(asked, decoding=decoding)
     assert [told(answer) for answer in answers] == [told(answer) for answer in again]
-
-    pieces: list[str] = []
-    answer = remote(SCENES[3], QUESTION, on_text=pieces.append)
-    assert "".join(pieces) == answer.text == local(SCENES[3], QUESTION).text
 
     class Stop(Exception):
         pass
@@ -176,18 +161,12 @@ def test_streaming_by_connect(remote: RemoteCoF, local: CoF) -> None:
 def test_clients_that_leave_while_text_is_streamed(
     server: Server, remote: RemoteCoF, local: CoF
 ) -> None:
-    content = [
-        {"type": "image_url", "image_url": {"url": data_url(Image.open(SCENES[3]))}},
-        {"type": "text", "text": BOX_QUESTION},
-    ]
-    ask = {"model": remote.model, "messages": [{"role": "user", "content": content}]}
+    ask = {**chat(BOX_QUESTION), "stream": True}
     asked = [Query(scene, QUESTION) for scene in SCENES[:4]]
     with ThreadPoolExecutor() as pool:
         stay = pool.submit(remote.batch, asked, batch_size=2)
         for _ in range(4):
-            with remote._http.stream(
-                "POST", f"{server.url}/v1/chat/completions", json={**ask, "stream": True}
-            ) as leaves:
+            with remote._http.stream("POST", f"{server.url}{CHAT}", json=ask) as leaves:
                 assert next(leaves.iter_lines()).startswith("data: ")
         answers = stay.result(60)
     assert [told(answer) for answer in answers] == [told(answer) for answer in local.batch(asked)]
@@ -235,28 +214,14 @@ def test_what_the_client_refuses(remote: RemoteCoF, server: Server) -> None:
         CoF.connect(server.url, api_key="wrong")
     with pytest.raises(CofError, match="no option 'lambda'"):
         CoF.connect(server.url, **{"lambda": 2})
-    with pytest.raises(CofError, match="cannot be reached"):
-        RemoteCoF(f"http://127.0.0.1:{free_port()}", retry_s=0.2)
     with pytest.raises(CofError, match="cannot be asked"):
         CoF.connect("gopher://127.0.0.1")
 
 
 def test_no_private_address_is_fetched(remote: RemoteCoF, server: Server) -> None:
     for address in (server.url, "http://localhost/", "http://2130706433/", "http://[::1]:80/"):
-        body = {
-            "model": remote.model,
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image_url", "image_url": {"url": address}},
-                        {"type": "text", "text": QUESTION},
-                    ],
-                }
-            ],
-        }
         with pytest.raises(CofError, match="is not on the public internet"):
-            remote._ask("POST", "/v1/chat/completions", body)
+            remote._ask("POST", CHAT, chat(image=address))
 
 
 def test_slow_and_broken_clients_hold_up_nobody(remote: RemoteCoF, server: Server) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import logging
 import re
@@ -23,8 +22,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cof.cli import app as commands
+from cof.client import data_url
 from cof.engines.fake import FakeEngine
-from cof.errors import OutOfMemory
+from cof.errors import CofError, OutOfMemory
 from cof.pipeline import CoF, Query
 from cof.prompting.dialects import TINY
 from cof.server.app import create_app
@@ -52,12 +52,7 @@ def reply(request: Request) -> str:
     return "focused" if request.highlight else "plain answer"
 
 
-def data_url(image: Image.Image, format: str = "PNG") -> str:
-    data = io.BytesIO()
-    image.save(data, format)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-
-
+TIFF = base64.b64encode(b"II*\0\x08\0\0\0").decode()
 IMAGE = data_url(Image.new("RGB", (64, 64), "red"))
 
 
@@ -171,6 +166,8 @@ class TestAnswers:
             assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["fake"]
             assert client.get("/health").json() == {"status": "ok"}
         assert client.get("/health").status_code == 503
+        late = client.post(CHAT, json=body())
+        assert (late.status_code, "being stopped" in message(late)) == (503, True)
 
     def test_metrics(self) -> None:
         with serving() as client:
@@ -195,66 +192,45 @@ def url(address: str) -> dict[str, Any]:
     return body(QUESTION, address)
 
 
-BAD: dict[str, tuple[dict[str, Any], int, str]] = {
-    "another model": ({"model": "gpt-4"}, 404, "no model 'gpt-4' here; there is 'fake'"),
-    "several answers": ({"n": 2}, 400, "n is not supported"),
-    "tools": ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
-    "usage": ({"stream_options": {"include_usage": True}}, 400, "stream_options is not supported"),
-    "unknown": ({"top_k": 5}, 400, "top_k is not supported"),
-    "no messages": ({"messages": []}, 400, "Send one message of the role user"),
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "several answers": ({"n": 2}, "n is not supported"),
+    "tools": ({"tools": [{"type": "function"}]}, "tools is not supported"),
+    "usage": ({"stream_options": {"include_usage": True}}, "stream_options is not supported"),
+    "unknown": ({"top_k": 5}, "top_k is not supported"),
+    "no messages": ({"messages": []}, "Send one message of the role user"),
     "an earlier turn": (
         {"messages": [{"role": "system", "content": "x"}, *body()["messages"]]},
-        400,
         "Send one message of the role user",
     ),
-    "no image": (text_of("What?"), 400, "There is no image"),
-    "audio": (text_of([{"type": "input_audio"}]), 400, "input_audio"),
-    "no question": (body(" "), 400, "The question is empty"),
-    "a long question": (body("x" * 5000), 413, "5000 characters, above 4000"),
-    "three images": (body(QUESTION, IMAGE, IMAGE, IMAGE), 400, "3 images, above 2"),
-    "a path": (url("/etc/passwd"), 400, "takes a data: URL"),
-    "a file": (url("file:///etc/passwd"), 400, "takes a data: URL"),
-    "an address": (url("https://example.com/a.png"), 400, "fetches no addresses"),
-    "no base64": (url("data:image/png;base64,@@@"), 400, "not valid base64"),
-    "another encoding": (url("data:image/png,abc"), 400, "begins data:image/png;base64,"),
-    "no image data": (url("data:image/png;base64,aGVsbG8="), 400, "not an image of the kinds PNG"),
-    "TIFF": (url(data_url(Image.new("L", (9, 9)), "TIFF")), 400, "not an image of the kinds PNG"),
-    "too many pixels": (url(data_url(Image.new("1", (200, 101)))), 413, "200x101 pixels"),
-    "too long": ({"max_tokens": 513}, 400, "max_tokens is above 512"),
-    "no tokens": ({"max_tokens": 0}, 400, "max_new_tokens must be a whole number above 0"),
-    "hot": ({"temperature": -1}, 400, "temperature must be"),
-    "top_p": ({"top_p": 2}, 400, "top_p must be"),
-    "seed": ({"seed": -1}, 400, "seed must be"),
-    "cof: a list": ({"cof": []}, 400, "cof: Input should be an object"),
-    "cof: unknown": ({"cof": {"lambda": 2}}, 400, "no option 'lambda'"),
-    "cof: a bad value": ({"cof": {"strength": "much"}}, 400, r"strength \(lambda\) must be"),
-    "cof: no box": ({"cof": {"boxes": []}}, 400, "boxes is empty"),
-    "cof: pixels": ({"cof": {"boxes": [[10, 10, 20, 20]]}}, 400, "outside 0..1"),
-    "cof: many boxes": ({"cof": {"boxes": [[0, 0, 1, 1]] * 65}}, 400, "length of 65, above 64"),
-    "cof: a polygon": ({"cof": {"polygon": [[0, 0], [1, 1]]}}, 400, "at least three"),
-    "cof: both": (
-        {"cof": {"boxes": [[0, 0, 1, 1]], "polygon": [[0, 0], [1, 1], [1, 0]]}},
-        400,
-        "Give one of boxes, polygon",
-    ),
-    "cof: a detector": (
-        {"cof": {"grounder": "detector", "detector": "/x"}},
-        400,
-        "chosen by the server",
-    ),
-    "cof: no detector": ({"cof": {"grounder": "detector"}}, 400, "detector"),
-    "cof: given nothing": ({"cof": {"grounder": "given"}}, 400, "box"),
-    "cof: a long box": ({"cof": {"grounding_max_new_tokens": 10**9}}, 400, "above 512"),
-    "cof: a long prompt": (
-        {"cof": {"grounding_prompt": "{question}" + "x" * 4000}},
-        400,
-        "longer than 4000 characters",
-    ),
-    "two images beside": (
-        {**body(QUESTION, IMAGE, IMAGE), "cof": {"focus": "beside"}},
-        400,
-        "shows the region as the second image",
-    ),
+    "no image": (text_of("What?"), "There is no image"),
+    "audio": (text_of([{"type": "input_audio"}]), r"^messages\.0\.content\.0: .*input_audio"),
+    "no question": (body(" "), "The question is empty"),
+    "three images": (body(QUESTION, IMAGE, IMAGE, IMAGE), "3 images, above 2"),
+    "a path": (url("/etc/passwd"), "takes a data: URL"),
+    "a file": (url("file:///etc/passwd"), "takes a data: URL"),
+    "an address": (url("https://example.com/a.png"), "fetches no addresses"),
+    "no base64": (url("data:image/png;base64,@@@"), "not valid base64"),
+    "another encoding": (url("data:image/png,abc"), "begins data:image/png;base64,"),
+    "no image data": (url("data:image/png;base64,aGVsbG8="), "not an image of the kinds PNG"),
+    "TIFF": (url("data:image/tiff;base64," + TIFF), "not an image of the kinds PNG"),
+    "too long": ({"max_tokens": 513}, "max_tokens is above 512"),
+    "no tokens": ({"max_tokens": 0}, "max_new_tokens must be a whole number above 0"),
+    "cof: a list": ({"cof": []}, "cof: Input should be an object"),
+    "cof: unknown": ({"cof": {"lambda": 2}}, "no option 'lambda'"),
+    "cof: a bad value": ({"cof": {"strength": "much"}}, r"strength \(lambda\) must be"),
+    "cof: no box": ({"cof": {"boxes": []}}, "boxes is empty"),
+    "cof: many boxes": ({"cof": {"boxes": [[0, 0, 1, 1]] * 65}}, "length of 65, above 64"),
+    "cof: a polygon": ({"cof": {"polygon": [[0, 0], [1, 1]]}}, "at least three"),
+    "cof: a detector": ({"cof": {"grounder": "detector", "detector": "/x"}}, "by the server"),
+    "cof: no detector": ({"cof": {"grounder": "detector"}}, "detector"),
+    "cof: a long box": ({"cof": {"grounding_max_new_tokens": 10**9}}, "above 512"),
+    "beside": ({**body(QUESTION, IMAGE, IMAGE), "cof": {"focus": "beside"}}, "second image"),
+}
+OTHERS: dict[str, tuple[dict[str, Any], str, int]] = {
+    "another model": ({"model": "gpt-4"}, "no model 'gpt-4' here; there is 'fake'", 404),
+    "a long question": (body("x" * 5000), "5000 characters, above 4000", 413),
+    "a long prompt": ({"cof": {"grounding_prompt": "{question}" + "x" * 4000}}, "4010 char", 413),
+    "too many pixels": (url(data_url(Image.new("1", (200, 101)))), "200x101 pixels", 413),
 }
 
 
@@ -265,9 +241,9 @@ def small() -> Iterator[TestClient]:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("name", BAD)
+    @pytest.mark.parametrize("name", [*BAD, *OTHERS])
     def test_bad_requests(self, name: str, small: TestClient) -> None:
-        change, status, sentence = BAD[name]
+        change, sentence, status = OTHERS[name] if name in OTHERS else (*BAD[name], 400)
         response = small.post(CHAT, json={**body(), **change})
         assert response.status_code == status
         assert re.search(sentence, message(response))
@@ -305,23 +281,34 @@ class TestRefusals:
             assert client.get("/v1/models").status_code == 401
             assert client.get("/health").status_code == 200
 
+    def test_a_full_queue(self) -> None:
+        held = Held()
+        with serving(held, max_batch=1, max_queue=1) as client, ThreadPoolExecutor() as pool:
+            taken = [pool.submit(client.post, CHAT, json=body()) for _ in range(2)]
+            while "cof_under_way 2.0" not in client.get("/metrics").text.splitlines():
+                pass
+            response = client.post(CHAT, json=body())
+            assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+            assert "Too many requests" in message(response)
+            held.go.set()
+            assert [each.result().status_code for each in taken] == [200, 200]
+
     def test_no_answer_in_time(self) -> None:
         held = Held()
         with serving(held, timeout_s=0.2) as client:
             response = client.post(CHAT, json=body())
             held.go.set()
             assert client.post(CHAT, json=body()).status_code == 200
-        assert (response.status_code, message(response)) == (
-            504,
-            "There was no answer in 0.2 s: ask for less.",
-        )
+        assert response.status_code == 504
+        assert message(response) == "There was no answer in 0.2 s: ask for less."
 
-    def test_a_crash_in_the_engine(self, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_crash_in_the_engine(self, caplog: pytest.LogCaptureFixture, stream: bool) -> None:
         with serving() as client:
-            response = client.post(CHAT, json=body("crash: my secret"))
+            response = client.post(CHAT, json=body("crash: my secret", stream=stream))
             assert response.status_code == 500
             assert message(response) == "The engine failed on this request."
-            response = client.post(CHAT, json=body("memory"))
+            response = client.post(CHAT, json=body("memory", stream=stream))
             assert response.status_code == 503
             assert "out of memory" in message(response)
             assert client.post(CHAT, json=body()).status_code == 200
@@ -346,64 +333,24 @@ class TestRefusals:
         for private in ("secret", "focused", IMAGE[40:80]):
             assert private not in "".join(lines)
 
-    def test_a_client_that_goes_leaves_the_queue(self) -> None:
-        held = Held()
-        cof = CoF(held, Settings(focus="none"))
-        app = create_app(cof, "fake")
-        data = json.dumps(body("gone")).encode()
-        messages = iter([{"type": "http.request", "body": data}, {"type": "http.disconnect"}])
-
-        async def receive() -> Any:
-            return next(messages)
-
-        async def send(_: Any) -> None:
-            pass
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": CHAT,
-            "query_string": b"",
-            "headers": [],
-        }
-        with TestClient(app) as client, ThreadPoolExecutor() as pool:
-            first = pool.submit(client.post, CHAT, json=body("stays"))
-            assert held.began.wait(5)
-            asyncio.run(app(scope, receive, send))
-            held.go.set()
-            assert first.result().status_code == 200
-        assert [request.prompt for call, _ in held.calls for request in call] == ["stays"]
-
 
 class Held(FakeEngine):
-    """Answers nothing until it may go on."""
+    """Says nothing, or one word of each reply, until it may go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, begins: bool = False) -> None:
         super().__init__(reply, dialect=TINY)
-        self.began, self.go = Event(), Event()
-
-    def generate(self, requests: Any, decoding: Decoding, on_text: Any = None) -> Any:
-        self.began.set()
-        assert self.go.wait(10)
-        return super().generate(requests, decoding, on_text)
-
-
-class Slow(FakeEngine):
-    """Says one word of each reply, and goes on when it may."""
-
-    def __init__(self) -> None:
-        super().__init__(reply, dialect=TINY)
-        self.go = Event()
-        self.done = 0
+        self.began, self.go, self.begins, self.done = Event(), Event(), begins, 0
 
     def generate(self, requests: Any, decoding: Decoding, on_text: Any = None) -> Any:
         def tell(place: int, piece: str) -> None:
-            if piece.startswith(" "):
+            if self.begins and piece.startswith(" "):
                 assert self.go.wait(10)
                 if "break" in requests[place].prompt:
-                    raise RuntimeError(f"cannot read {requests[place].prompt}")
+                    raise RuntimeError
             on_text(place, piece)
 
+        self.began.set()
+        assert self.begins or self.go.wait(10)
         replies = super().generate(requests, decoding, on_text and tell)
         self.done += 1
         return replies
@@ -419,13 +366,7 @@ class Visit:
         self._asked = False
 
     def start(self, app: Any) -> asyncio.Task[None]:
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": CHAT,
-            "query_string": b"",
-            "headers": [],
-        }
+        scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": []}
         return asyncio.create_task(app(scope, self._receive, self._send))
 
     async def next(self) -> Any:
@@ -454,73 +395,54 @@ def text_in(event: Any) -> str:
 
 class TestStreaming:
     @contextmanager
-    def app(self, **limits: Any) -> Iterator[tuple[Slow, Any, TestClient]]:
-        engine = Slow()
+    def app(self, **limits: Any) -> Iterator[tuple[Held, Any, TestClient]]:
+        engine = Held(begins=True)
         app = create_app(CoF(engine, Settings(focus="none")), "fake", limits=Limits(**limits))
         with TestClient(app) as client:
             yield engine, app, client
             engine.go.set()
 
-    def test_pieces_come_while_the_answer_is_made(self) -> None:
-        async def visit(engine: Slow, app: Any) -> None:
-            client = Visit("What?", cof={})
+    @pytest.mark.parametrize(
+        ("question", "limits", "error"),
+        [
+            ("What?", {}, ""),
+            ("break", {}, "The engine failed on this request."),
+            ("What?", {"timeout_s": 1}, "There was no answer in 1 s: ask for less."),
+        ],
+    )
+    def test_pieces_come_while_the_answer_is_made(
+        self, question: str, limits: dict[str, Any], error: str
+    ) -> None:
+        async def visit(engine: Held, app: Any) -> None:
+            client = Visit(question, cof={})
             answered = client.start(app)
             assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
             assert (client.status, engine.done) == (200, 0)
-            engine.go.set()
-            assert text_in(await client.next()) == " answer"
-            assert (await client.next())["cof"]["num_tokens"] == 2
-            assert await client.next() is None
-            await answered
-
-        with self.app() as (engine, app, _):
-            asyncio.run(visit(engine, app))
-
-    def test_a_failure_after_the_first_piece(self, caplog: pytest.LogCaptureFixture) -> None:
-        async def visit(engine: Slow, app: Any) -> None:
-            client = Visit("break: my secret")
-            answered = client.start(app)
-            assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
-            engine.go.set()
-            error = (await client.next())["error"]
-            assert error["message"] == "The engine failed on this request."
-            assert (error["code"], error["type"]) == ("engine_failed", "server_error")
+            if not limits:
+                engine.go.set()
+            event = await client.next()
+            if error:
+                assert event["error"]["message"] == error
+                assert event["error"]["type"] == "server_error"
+            else:
+                assert text_in(event) == " answer"
+                assert (await client.next())["cof"]["num_tokens"] == 2
+                assert await client.next() is None
             await answered
             assert client.heard.empty()
 
-        with self.app() as (engine, app, client):
+        with self.app(**limits) as (engine, app, client):
             asyncio.run(visit(engine, app))
+            engine.go.set()
             assert client.post(CHAT, json=body()).status_code == 200
             lines = client.get("/metrics").text.splitlines()
-            assert 'cof_errors_total{kind="engine_failed"} 1.0' in lines
             assert "cof_under_way 0.0" in lines
-        log = [JsonFormatter().format(r) for r in caplog.records if r.name.startswith("cof")]
-        assert "my secret" not in "".join(log)
-
-    @pytest.mark.parametrize(("question", "status"), [("crash", 500), ("memory", 503), (" ", 400)])
-    def test_a_failure_before_the_first_piece(self, question: str, status: int) -> None:
-        with serving() as client:
-            response = client.post(CHAT, json=body(question, stream=True))
-            assert response.status_code == status
-            assert message(response)
-
-    def test_no_end_in_time(self) -> None:
-        async def visit(app: Any) -> None:
-            client = Visit("What?")
-            answered = client.start(app)
-            assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
-            error = (await client.next())["error"]
-            assert error["message"] == "There was no answer in 1 s: ask for less."
-            await answered
-
-        with self.app(timeout_s=1) as (_, app, client):
-            asyncio.run(visit(app))
-            assert "cof_under_way 0.0" in client.get("/metrics").text.splitlines()
+            assert ('cof_errors_total{kind="engine_failed"} 1.0' in lines) == (question == "break")
 
     def test_a_client_that_leaves_in_the_middle(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cof.server.worker.WINDOW_S", 10)  # until a batch is full
 
-        async def visit(engine: Slow, app: Any) -> None:
+        async def visit(engine: Held, app: Any) -> None:
             stays, leaves, waits = Visit("stays"), Visit("leaves"), Visit("waits", max_tokens=9)
             tasks = [client.start(app) for client in (stays, leaves)]
             for client in (stays, leaves):
@@ -550,10 +472,10 @@ PICTURE = Image.new("RGB", (64, 48))
 
 class TestWorker:
     @contextmanager
-    def working(self, max_batch: int = 16, max_queue: int = 16) -> Iterator[tuple[Held, Worker]]:
+    def working(self, max_batch: int = 16) -> Iterator[tuple[Held, Worker]]:
         """A worker whose engine is busy with one query until it may go on."""
         held = Held()
-        worker = Worker(CoF(held, Settings(expand=1.0)), max_batch, max_queue, Metrics())
+        worker = Worker(CoF(held, Settings(expand=1.0)), max_batch, Metrics())
         first = worker.submit(query("first"), Decoding())
         assert held.began.wait(5)
         yield held, worker
@@ -562,93 +484,54 @@ class TestWorker:
         assert first.result(0).text == "plain answer"
 
     def test_what_arrives_together_is_answered_together(self) -> None:
+        """But what is sampled from a seed alone, so that it always draws the same."""
         with self.working() as (held, worker):
             waiting = [worker.submit(query(str(n)), Decoding()) for n in range(3)]
-            other = worker.submit(query("other"), Decoding(max_new_tokens=5))
-            held.go.set()
-            assert [future.result(5).question for future in waiting] == ["0", "1", "2"]
-            assert other.result(5).text == "plain answer"
-        calls = [[request.prompt for request in call] for call, _ in held.calls]
-        assert calls == [["first"], ["0", "1", "2"], ["other"]]
-
-    def test_queries_with_a_seed_are_sampled_alone(self) -> None:
-        with self.working() as (held, worker):
+            waiting.append(worker.submit(query("other"), Decoding(max_new_tokens=5)))
             seeded = Decoding(temperature=1.0, seed=1)
-            waiting = [worker.submit(query(str(n)), seeded) for n in range(2)]
+            waiting += [worker.submit(query("seeded"), seeded) for _ in range(2)]
             held.go.set()
-            assert all(future.result(5) for future in waiting)
-        assert [len(call) for call, _ in held.calls] == [1, 1, 1]
+            assert [future.result(5).question for future in waiting[:3]] == ["0", "1", "2"]
+            assert {future.result(5).text for future in waiting} == {"plain answer"}
+        calls = [[request.prompt for request in call] for call, _ in held.calls]
+        assert calls == [["first"], ["0", "1", "2"], ["other"], ["seeded"], ["seeded"]]
 
     def test_one_that_fails_fails_alone(self) -> None:
         with self.working() as (held, worker):
             questions = ["a", "b", "crash", "c", "memory", "d"]
             waiting = [worker.submit(query(question), Decoding()) for question in questions]
             held.go.set()
-            failures = [future.exception(5) for future in waiting]
-        assert [type(failure) for failure in failures] == [
-            type(None),
-            type(None),
-            ApiError,
-            type(None),
-            OutOfMemory,
-            type(None),
-        ]
+            failures = {n: future.exception(5) for n, future in enumerate(waiting)}
+        kinds = {n: type(failure) for n, failure in failures.items() if failure}
+        assert kinds == {2: RuntimeError, 4: OutOfMemory}
 
     def test_a_batch_that_fails_after_pieces_sends_nothing_twice(self) -> None:
+        """And an answer that differs from what was sent fails alone."""
         with self.working() as (held, worker):
             told: list[list[str]] = [[], [], []]
             whole = FakeEngine._stream
 
             def broken(replies: Any, on_text: Any) -> None:
-                whole(held, replies[:2], on_text)
-                if len(replies) > 1:
-                    raise RuntimeError
-
-            held._stream = broken  # type: ignore[method-assign]
-            waiting = [
-                worker.submit(query(str(n)), Decoding(), pieces.append)
-                for n, pieces in enumerate(told)
-            ]
-            held.go.set()
-            assert [future.result(5).text for future in waiting] == ["plain answer"] * 3
-        assert told == [["plain", " answer"]] * 3
-
-    def test_an_answer_that_differs_from_what_was_sent_fails_alone(self) -> None:
-        with self.working() as (held, worker):
-            told: list[str] = []
-            whole = FakeEngine._stream
-
-            def broken(replies: Any, on_text: Any) -> None:
-                if len(replies) > 1:
+                if len(replies) == 3:
                     on_text(0, "another")
+                    on_text(1, "plain")
                     raise RuntimeError
                 whole(held, replies, on_text)
 
             held._stream = broken  # type: ignore[method-assign]
-            waiting = [worker.submit(query("a"), Decoding(), told.append)]
-            waiting.append(worker.submit(query("b"), Decoding(), lambda _: None))
+            waiting = [worker.submit(query("?"), Decoding(), pieces.append) for pieces in told]
             held.go.set()
             with pytest.raises(ApiError, match="another text than the one sent") as error:
                 waiting[0].result(5)
             assert (error.value.status, error.value.code) == (500, "answer_changed")
-            assert waiting[1].result(5).text == "plain answer"
-        assert told == ["another"]
-
-    def test_a_full_queue(self) -> None:
-        with self.working(max_queue=2) as (_, worker):
-            taken = [worker.submit(query("taken"), Decoding()) for _ in range(2)]
-            with pytest.raises(ApiError, match="Too many requests") as error:
-                worker.submit(query("refused"), Decoding())
-            assert (error.value.status, error.value.headers) == (429, {"Retry-After": "1"})
-        assert all(future.result(5) for future in taken)
+            assert [future.result(5).text for future in waiting[1:]] == ["plain answer"] * 2
+        assert told == [["another"], ["plain", " answer"], ["plain", " answer"]]
 
     def test_closing_answers_what_waits_and_takes_no_more(self) -> None:
         with self.working(max_batch=2) as (_, worker):
             waiting = [worker.submit(query("waits"), Decoding()) for _ in range(5)]
         assert all(future.result(0) for future in waiting)
         assert not worker.alive
-        with pytest.raises(ApiError, match="being stopped"):
-            worker.submit(query("late"), Decoding())
 
 
 def query(question: str) -> Query:
@@ -658,24 +541,16 @@ def query(question: str) -> Query:
 PUBLIC, OTHER = "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"
 PRIVATE = [
     "127.0.0.1",
-    "127.8.8.8",
-    "0.0.0.0",
     "10.1.2.3",
-    "172.16.0.1",
-    "192.168.1.1",
     "100.64.0.1",
     "169.254.169.254",
     "168.63.129.16",
     "192.0.0.192",
-    "100.100.100.200",
     "224.0.0.1",
-    "255.255.255.255",
-    "::",
     "::1",
     "fe80::1%eth0",
     "fd00:ec2::254",
     "ff02::1",
-    "::ffff:127.0.0.1",
     "::ffff:169.254.169.254",
     "64:ff9b::7f00:1",
     "2002:7f00:1::",
@@ -723,38 +598,17 @@ class TestAddresses:
     @pytest.mark.parametrize("address", PRIVATE)
     def test_addresses_that_are_not_public(self, address: str) -> None:
         assert not is_public(address)
-        with pytest.raises(ApiError, match="is not on the public internet"):
+        with pytest.raises(CofError, match="is not on the public internet"):
             self.fetch("http://images.test/a.png", {"images.test": [[PUBLIC, address]]})
-
-    @pytest.mark.parametrize("address", [PUBLIC, OTHER, "8.8.8.8"])
-    def test_public_addresses(self, address: str) -> None:
-        assert is_public(address)
 
     def test_it_connects_to_the_address_that_was_checked(self) -> None:
         rebinding = {"images.test": [[PUBLIC], ["127.0.0.1"]]}
+        assert all(map(is_public, (PUBLIC, OTHER, "8.8.8.8")))
         data, (request,) = self.fetch("https://images.test:8443/a.png?b=c", rebinding)
         assert data == b"x"
         assert (request.url.host, request.url.port, request.url.path) == (PUBLIC, 8443, "/a.png")
         assert request.headers["host"] == "images.test:8443"
         assert request.extensions["sni_hostname"] == "images.test"
-
-    def test_every_redirect_is_checked(self) -> None:
-        def network(request: httpx2.Request) -> httpx2.Response:
-            if request.url.path == "/a":
-                return httpx2.Response(302, headers={"location": "/b"})
-            if request.url.path == "/b":
-                return httpx2.Response(302, headers={"location": "http://inside.test/"})
-            raise AssertionError("it went inside")
-
-        hosts = {"images.test": [[PUBLIC], [PUBLIC]], "inside.test": [["10.0.0.1"]]}
-        with pytest.raises(ApiError, match=r"inside\.test is not on the public internet"):
-            self.fetch("http://images.test/a", hosts, network)
-
-    def test_a_host_that_moves_between_redirects(self) -> None:
-        hosts = {"images.test": [[PUBLIC], ["127.0.0.1"]]}
-        moved = httpx2.Response(302, headers={"location": "/b"})
-        with pytest.raises(ApiError, match="is not on the public internet"):
-            self.fetch("http://images.test/a", hosts, lambda request: moved)
 
     @pytest.mark.parametrize(
         ("location", "sentence"),
@@ -765,34 +619,29 @@ class TestAddresses:
             ("http://127.0.0.1/", "not on the public internet"),
             ("http://[::1]/", "not on the public internet"),
             ("http://images.test/again", "redirects"),
+            ("http://inside.test/", r"inside\.test is not on the public internet"),
+            ("http://moves.test/", "not on the public internet"),
         ],
     )
     def test_redirects_elsewhere(self, location: str, sentence: str) -> None:
-        hosts = {"images.test": [[PUBLIC]] * 9}
+        hosts = {"images.test": [[PUBLIC]] * 9, "moves.test": [[PUBLIC], ["127.0.0.1"]]}
+        hosts["inside.test"] = [[PUBLIC, "10.0.0.1"]]
         moved = httpx2.Response(302, headers={"location": location})
-        with pytest.raises(ApiError, match=sentence):
+        with pytest.raises(CofError, match=sentence):
             self.fetch("http://images.test/a", hosts, lambda request: moved)
 
-    def test_what_is_too_large(self) -> None:
-        with pytest.raises(ApiError, match="more than 100 bytes") as error:
-            self.fetch(f"http://{PUBLIC}/", network=lambda _: streamed(b"x" * 101))
-        assert error.value.status == 413
-
-    def test_what_takes_too_long(self) -> None:
-        async def slow(request: httpx2.Request) -> httpx2.Response:
-            await asyncio.sleep(5)
-            raise AssertionError("it waited")
-
-        with pytest.raises(ApiError, match=r"did not answer in 0\.1 s"):
-            self.fetch(f"http://{PUBLIC}/", network=slow, timeout_s=0.1)
-
     @pytest.mark.parametrize(
-        ("address", "status", "sentence"),
-        [(f"http://{PUBLIC}/", 404, "404"), ("http://[", 200, "cannot be fetched")],
+        ("address", "network", "sentence"),
+        [
+            (PUBLIC, lambda _: streamed(b"x" * 101), "more than 100 bytes"),
+            (PUBLIC, lambda _: asyncio.sleep(5), r"did not answer in 0\.1 s"),
+            (PUBLIC, lambda _: httpx2.Response(404), "404"),
+            ("[", lambda _: httpx2.Response(200), "cannot be fetched"),
+        ],
     )
-    def test_what_cannot_be_fetched(self, address: str, status: int, sentence: str) -> None:
-        with pytest.raises(ApiError, match=sentence):
-            self.fetch(address, network=lambda _: httpx2.Response(status))
+    def test_what_cannot_be_fetched(self, address: str, network: Any, sentence: str) -> None:
+        with pytest.raises(CofError, match=sentence):
+            self.fetch(f"http://{address}", network=network, timeout_s=0.1)
 
     def test_a_server_that_may_fetch(self) -> None:
         async def resolve(host: str, port: int) -> list[str]:
@@ -805,28 +654,22 @@ class TestAddresses:
             answer = client.post(CHAT, json=url("https://images.test/star.png"))
             assert answer.status_code == 200
             refused = client.post(CHAT, json=url("http://localhost:8000/metrics"))
-            assert (refused.status_code, message(refused)) == (
-                400,
-                "localhost is not on the public internet: send the image's data.",
-            )
+            assert refused.status_code == 400
+            assert "localhost is not on the public internet" in message(refused)
 
 
 def test_serving_without_its_packages_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "cof.server.app")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     result = CliRunner().invoke(commands, ["serve"])
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "Serving needs fastapi: pip install 'cof[serve]'.\n",
-    )
+    assert result.exit_code == 2
+    assert result.stderr == "Serving needs fastapi: pip install 'cof[serve]'.\n"
 
 
 def test_what_vllm_takes_needs_vllm() -> None:
     result = CliRunner().invoke(commands, ["serve", "tiny", "--", "--tensor-parallel-size", "2"])
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "--tensor-parallel-size is for vllm serve: add --engine vllm, or leave it out.\n",
-    )
+    assert result.exit_code == 2
+    assert "--tensor-parallel-size is for vllm serve: add --engine vllm" in result.stderr
 
 
 @pytest.mark.skipif(find_spec("vllm.version") is not None, reason="vLLM is here")

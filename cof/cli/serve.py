@@ -72,9 +72,8 @@ def serve(
             }
             run_vllm(name, served, options, api_key=api_key, flags=flags, more=vllm or [])
             return
-        from cof.server.app import create_app
+        from cof.server.app import create_app, run
         from cof.server.images import Fetcher
-        from cof.server.run import run
     except ImportError as error:
         raise CofError(f"Serving needs {error.name}: pip install 'cof[serve]'.") from None
 

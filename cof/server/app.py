@@ -1,4 +1,4 @@
-"""The server's routes."""
+"""The server's routes, and how they are served."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from cof.answer import Answer
-from cof.errors import CofError
 from cof.pipeline import CoF
 from cof.server.errors import ApiError, as_api_error
 from cof.server.images import Fetcher
 from cof.server.limits import Limits
-from cof.server.logs import RequestLog
+from cof.server.logs import RequestLog, start_logging
 from cof.server.metrics import Metrics
 from cof.server.protocol import completion, event, events
 from cof.server.service import Service
@@ -27,6 +27,9 @@ from cof.server.worker import Worker
 
 CLOSING_S = 30
 """How long the engine may go on with what waits when the server is stopped."""
+
+CONNECTIONS = 512
+"""The most at a time; beyond it uvicorn answers 503."""
 
 
 def create_app(
@@ -47,8 +50,9 @@ def create_app(
         fetcher: fetches images from addresses; None: they are refused.
     """
     limits, metrics = limits or Limits(), Metrics()
-    worker = Worker(cof, limits.max_batch, limits.max_queue, metrics)
-    return service_app(Service(worker, cof.settings, model, metrics, limits, fetcher), api_key)
+    worker, most = Worker(cof, limits.max_batch, metrics), limits.max_queue + limits.max_batch
+    service = Service(worker, cof.settings, model, metrics, limits, fetcher, most)
+    return service_app(service, api_key)
 
 
 def service_app(service: Service, api_key: str | None = None) -> FastAPI:
@@ -61,6 +65,7 @@ def service_app(service: Service, api_key: str | None = None) -> FastAPI:
         await asyncio.to_thread(service.worker.close, CLOSING_S)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.service = service
     app.add_middleware(RequestLog, metrics=service.metrics)
 
     def count(request: Request, error: Exception) -> ApiError:
@@ -73,7 +78,7 @@ def service_app(service: Service, api_key: str | None = None) -> FastAPI:
         failure = count(request, error)
         return JSONResponse(failure.body, failure.status, failure.headers)
 
-    for kind in (ApiError, CofError, HTTPException):
+    for kind in (ApiError, HTTPException):
         app.add_exception_handler(kind, refused)
 
     def check_key(request: Request) -> None:
@@ -86,26 +91,21 @@ def service_app(service: Service, api_key: str | None = None) -> FastAPI:
     @app.post("/v1/chat/completions", dependencies=[Depends(check_key)])
     async def chat(request: Request) -> Response:
         try:
-            ask, updates = await service.answer(request)
-        except (ApiError, CofError):
-            raise
+            ask, first, later = await service.answer(request)
         except Exception as error:
-            raise as_api_error(error) from error
+            raise as_api_error(error) from None
 
         async def stream() -> AsyncGenerator[str, None]:
-            async with aclosing(updates):
+            async with aclosing(later):
                 try:
-                    async for content in events(updates, ask, model):
+                    async for content in events(first, later, ask, model):
                         yield content
                 except Exception as error:  # too late for a status
                     yield event(count(request, error).body)
 
-        if ask.stream:
-            return EventStream(stream())
-        async with aclosing(updates):
-            answer = await anext(updates)
-        assert isinstance(answer, Answer)
-        return JSONResponse(completion(answer, ask, model))
+        if isinstance(first, Answer) and not ask.stream:
+            return JSONResponse(completion(first, ask, model))
+        return StreamingResponse(stream(), media_type="text/event-stream")
 
     @app.get("/v1/models", dependencies=[Depends(check_key)])
     async def models() -> dict[str, Any]:
@@ -119,20 +119,21 @@ def service_app(service: Service, api_key: str | None = None) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events. Where the client goes, their generator ends at once."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
-        super().__init__(events)
-        self._events = events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):
-            await super().__call__(scope, receive, send)
+def run(app: FastAPI, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM, and then answer what was asked before."""
+    start_logging()
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=60,
+    )

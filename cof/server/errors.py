@@ -62,5 +62,5 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(error.status_code, f"{error.detail}.", "no_such_route")
     if isinstance(error, CofError):
         return ApiError(400, str(error))
-    _log.error("A request failed.", exc_info=error)
-    return ApiError(500, "The server failed on this request.", "fault")
+    _log.error("The engine failed.", exc_info=error)
+    return ApiError(500, "The engine failed on this request.", "engine_failed")

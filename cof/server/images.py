@@ -5,24 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
 import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 import httpx2
-from PIL.Image import Image
 
-from cof.images import load_image
-from cof.limits import UPLOAD_FORMATS
-from cof.server.errors import ApiError
+from cof.errors import CofError, TooLarge
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """A host and a port -> its IP addresses."""
 
+_TOO_LARGE = "An image has more than {:,} bytes: send a smaller one."
 _DATA = re.compile(r"data:[^,]{0,100};base64,")
 _NOT_PUBLIC = [
     ipaddress.ip_network(network)
@@ -40,17 +36,17 @@ def from_data(address: str, max_bytes: int) -> bytes:
     """The bytes in a `data:` URL.
 
     Raises:
-        ApiError: they are no base64, or more than `max_bytes`.
+        CofError: they are no base64, or more than `max_bytes`.
     """
     head = _DATA.match(address)
     if head is None:
-        raise ApiError(400, "A data: URL of an image begins data:image/png;base64, or alike.")
+        raise CofError("A data: URL of an image begins data:image/png;base64, or alike.")
     if (len(address) - head.end()) * 3 // 4 > max_bytes + 2:
-        raise _too_large(max_bytes)
+        raise TooLarge(_TOO_LARGE.format(max_bytes))
     try:
         return base64.b64decode(address[head.end() :], validate=True)
     except (binascii.Error, ValueError):
-        raise ApiError(400, "The data: URL of the image is not valid base64.") from None
+        raise CofError("The data: URL of the image is not valid base64.") from None
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -83,11 +79,11 @@ class _PublicOnly(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         url, host = request.url, request.url.raw_host.decode("ascii")
         if url.scheme not in ("http", "https") or url.userinfo:
-            raise ApiError(400, "Images are fetched from http(s) addresses without a password.")
+            raise CofError("Images are fetched from http(s) addresses without a password.")
         port = url.port or (443 if url.scheme == "https" else 80)
         addresses = await self._resolve(host, port)
         if not addresses or not all(map(is_public, addresses)):
-            raise ApiError(400, f"{host} is not on the public internet: send the image's data.")
+            raise CofError(f"{host} is not on the public internet: send the image's data.")
         there = httpx2.Request(
             request.method,
             url.copy_with(host=addresses[0]),
@@ -120,16 +116,16 @@ class Fetcher:
         """The bytes at an address.
 
         Raises:
-            ApiError: it is not public, cannot be read in time, or holds more than `max_bytes`.
+            CofError: it is not public, cannot be read in time, or holds more than `max_bytes`.
         """
         host = address.split("?")[0]
         try:
             return await asyncio.wait_for(self._fetch(address), self.timeout_s)
         except asyncio.TimeoutError:
-            raise ApiError(400, f"{host} did not answer in {self.timeout_s:g} s.") from None
+            raise CofError(f"{host} did not answer in {self.timeout_s:g} s.") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             reason = str(error) or type(error).__name__
-            raise ApiError(400, f"{host} cannot be fetched: {reason}.") from None
+            raise CofError(f"{host} cannot be fetched: {reason}.") from None
 
     async def _fetch(self, address: str) -> bytes:
         inner = self.transport or httpx2.AsyncHTTPTransport(trust_env=False)
@@ -146,33 +142,5 @@ class Fetcher:
             async for chunk in reply.aiter_raw():
                 data += chunk
                 if len(data) > self.max_bytes:
-                    raise _too_large(self.max_bytes)
+                    raise TooLarge(_TOO_LARGE.format(self.max_bytes))
             return bytes(data)
-
-
-def _too_large(max_bytes: int) -> ApiError:
-    return ApiError(
-        413, f"An image has more than {max_bytes:,} bytes: send a smaller one.", "too_large"
-    )
-
-
-class Decoder:
-    """Decodes images; equal data that is still in use gives the same image, so that it is encoded
-    once in a batch."""
-
-    def __init__(self, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
-        self._in_use: WeakValueDictionary[bytes, Image] = WeakValueDictionary()
-
-    def __call__(self, data: bytes) -> Image:
-        """The upright RGB image in these bytes.
-
-        Raises:
-            CofError: they are none of `UPLOAD_FORMATS`, or too large.
-        """
-        key = hashlib.sha256(data).digest()
-        image = self._in_use.get(key)
-        if image is None:
-            image = load_image(data, max_pixels=self._max_pixels, formats=UPLOAD_FORMATS)
-            self._in_use[key] = image
-        return image

@@ -7,8 +7,6 @@ from typing import Annotated
 
 from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
-MIB = 2**20
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -28,4 +26,4 @@ class Limits:
     @property
     def max_body_bytes(self) -> int:
         """Of a request: its images in base64, and one MiB for the rest."""
-        return self.max_images * self.max_image_bytes * 4 // 3 + MIB
+        return self.max_images * self.max_image_bytes * 4 // 3 + 2**20

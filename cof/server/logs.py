@@ -61,7 +61,8 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
-        about = scope.setdefault("state", {})["about"] = {"id": uuid.uuid4().hex[:12]}
+        about: dict[str, Any] = {"id": uuid.uuid4().hex[:12]}
+        scope.setdefault("state", {})["about"] = about
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -77,12 +78,7 @@ class RequestLog:
             path = getattr(scope.get("route"), "path", "other")  # a stranger's paths are no labels
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.seconds.observe(seconds)
-            fields = {
-                "method": scope["method"],
-                "path": path,
-                "status": status,
-                "seconds": round(seconds, 4),
-                **about,
-            }
+            about |= {"method": scope["method"], "path": path, "status": status}
+            about["seconds"] = round(seconds, 4)
             quiet = path in ("/health", "/metrics")  # which are asked for every few seconds
-            _log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
+            _log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": about})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cof.types import Timings
 
@@ -16,17 +16,17 @@ class Metrics:
     """The counters of one server.
 
     Args:
-        registry: where they are kept; None: in one of their own.
+        registry: where they are kept; None: one of their own.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self._registry = registry or CollectorRegistry()
-        own = self._registry
+        self.registry = own = registry or CollectorRegistry()
+        seconds = partial(Histogram, buckets=_SECONDS, registry=own)
         self.requests = Counter("cof_requests", "Requests", ["path", "status"], registry=own)
         self.errors = Counter("cof_errors", "Requests not answered", ["kind"], registry=own)
-        self.seconds = _histogram("cof_request_seconds", "From a request's head to its end", own)
-        self._ground = _histogram("cof_ground_seconds", "Encoding and stage 1, of a batch", own)
-        self._answer = _histogram("cof_answer_seconds", "Stage 2, of a batch", own)
+        self.seconds = seconds("cof_request_seconds", "From a request's head to its end")
+        self._ground = seconds("cof_ground_seconds", "Encoding and stage 1, of a batch")
+        self._answer = seconds("cof_answer_seconds", "Stage 2, of a batch")
         self._batch = Histogram(
             "cof_batch_size", "Requests in a batch", buckets=_SIZES, registry=own
         )
@@ -37,23 +37,8 @@ class Metrics:
             multiprocess_mode="livesum",
         )
 
-    def watch_queue(self, length: Callable[[], int]) -> None:
-        """Show how many requests wait for the engine."""
-        queue = Gauge(
-            "cof_queue_length", "Requests that wait for the engine", registry=self._registry
-        )
-        queue.set_function(length)
-
     def batch(self, size: int, timings: Timings) -> None:
         """Count a batch that was answered."""
         self._batch.observe(size)
         self._ground.observe(timings.ground)
         self._answer.observe(timings.answer)
-
-    def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-
-def _histogram(name: str, help: str, registry: CollectorRegistry) -> Histogram:
-    return Histogram(name, help, buckets=_SECONDS, registry=registry)

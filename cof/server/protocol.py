@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cof.answer import Answer
-from cof.query import check_question
+from cof.errors import CofError, TooLarge
+from cof.query import Query, check_question
 from cof.server.errors import ApiError
 from cof.server.limits import Limits
 from cof.settings import Settings
@@ -58,15 +52,9 @@ class _Image(_Part):
     image_url: _Address
 
 
-def _as_parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
 class _Message(_Part):
     role: str
-    content: Annotated[
-        list[Annotated[_Text | _Image, Field(discriminator="type")]], BeforeValidator(_as_parts)
-    ]
+    content: str | list[Annotated[_Text | _Image, Field(discriminator="type")]]
 
 
 class _Chat(_Part):
@@ -102,17 +90,13 @@ class Ask:
     """A checked request.
 
     Attributes:
-        addresses: of its images: `data:`, `http:` or `https:`.
-        settings: of both stages; without `cof` in the request they leave the model as it is.
-        region: those of `boxes`, `polygon` and `grounding_question` that are given (`Query`).
+        query: with the addresses of its images; without `cof` in the request its settings leave
+            the model as it is.
         with_cof: whether the request has `cof`, so that the answer has it too.
     """
 
-    question: str
-    addresses: tuple[str, ...]
+    query: Query
     decoding: Decoding
-    settings: Settings
-    region: dict[str, Any]
     with_cof: bool
     stream: bool
 
@@ -131,53 +115,44 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
     try:
         chat = _Chat.model_validate_json(body)
     except ValidationError as error:
-        raise ApiError(400, _sentence(error)) from None
+        raise CofError(_sentence(error)) from None
     if chat.model != model:
         raise ApiError(
             404, f"There is no model {chat.model!r} here; there is {model!r}.", "model_not_found"
         )
     question, addresses = _read_messages(chat.messages, limits)
     options = {"focus": "none"} if chat.cof is None else dict(chat.cof)
-    region = {name: options.pop(name) for name in _REGION if name in options}
+    region: dict[str, Any] = {name: options.pop(name) for name in _REGION if name in options}
     if isinstance(options.get("boxes"), list):  # as a text it is the setting: free or template
         region["boxes"] = options.pop("boxes")
     for name, places in region.items():
-        if isinstance(places, str) and len(places) > limits.max_question:
-            raise _too_long(f"cof.{name} has {len(places)}", limits)
+        if isinstance(places, str):
+            _check_length(f"cof.{name}", places, limits)
         if isinstance(places, list) and len(places) > limits.max_boxes:
-            raise ApiError(
-                400, f"cof.{name} has a length of {len(places)}, above {limits.max_boxes}."
-            )
+            raise CofError(f"cof.{name} has a length of {len(places)}, above {limits.max_boxes}.")
     changed = settings.changed(**options)
     _check_settings(changed, settings, limits)
-    return Ask(
-        question=question,
-        addresses=addresses,
-        decoding=_decoding(chat, limits),
-        settings=changed,
-        region=region,
-        with_cof=chat.cof is not None,
-        stream=bool(chat.stream),
-    )
+    image, *beside = addresses
+    query = Query(image, question, settings=changed, beside=beside[0] if beside else None, **region)
+    return Ask(query, _decoding(chat, limits), chat.cof is not None, bool(chat.stream))
 
 
 def completion(answer: Answer, ask: Ask, model: str) -> dict[str, Any]:
     """The answer, as OpenAI's server would give it, and with `cof` where the request had it."""
     message = {"role": "assistant", "content": answer.text, "refusal": None}
-    head = _head("chat.completion", model)
-    return head | _choice(_finish_reason(answer, ask), message=message) | _look(answer, ask)
+    return _head("chat.completion", model) | _last(answer, ask, message=message)
 
 
-async def events(updates: AsyncIterator[str | Answer], ask: Ask, model: str) -> AsyncIterator[str]:
+async def events(
+    update: str | Answer, later: AsyncGenerator[str | Answer, None], ask: Ask, model: str
+) -> AsyncGenerator[str, None]:
     """Server-sent events: each piece of the text as it comes, and the answer with the last one."""
     head = _head("chat.completion.chunk", model)
     yield event(head | _choice(None, delta={"role": "assistant", "content": ""}))
-    async for update in updates:
-        if isinstance(update, str):
-            yield event(head | _choice(None, delta={"content": update}))
-        else:
-            reason = _finish_reason(update, ask)
-            yield event(head | _choice(reason, delta={}) | _look(update, ask))
+    while isinstance(update, str):
+        yield event(head | _choice(None, delta={"content": update}))
+        update = await anext(later)
+    yield event(head | _last(update, ask, delta={}))
     yield "data: [DONE]\n\n"
 
 
@@ -196,77 +171,66 @@ def _choice(finish_reason: str | None, **content: Any) -> dict[str, Any]:
     return {"choices": [choice]}
 
 
-def _finish_reason(answer: Answer, ask: Ask) -> str:
-    return "length" if answer.num_tokens >= ask.decoding.max_new_tokens else "stop"
+def _last(answer: Answer, ask: Ask, **content: Any) -> dict[str, Any]:
+    """The choice that ends an answer, and `cof` beside it where the request had it."""
+    reason = "length" if answer.num_tokens >= ask.decoding.max_new_tokens else "stop"
+    look = {"cof": answer.as_dict()} if ask.with_cof else {}
+    return _choice(reason, **content) | look
 
 
-def _look(answer: Answer, ask: Ask) -> dict[str, Any]:
-    """`cof` beside an answer whose request had it."""
-    return {"cof": answer.as_dict()} if ask.with_cof else {}
-
-
-def _read_messages(messages: list[_Message], limits: Limits) -> tuple[str, tuple[str, ...]]:
+def _read_messages(messages: list[_Message], limits: Limits) -> tuple[str, list[str]]:
     """The question and the addresses of its images."""
     if [message.role for message in messages] != ["user"]:
-        raise ApiError(
-            400,
+        raise CofError(
             "Send one message of the role user, with an image and a question: earlier turns and "
-            "system messages are not supported.",
+            "system messages are not supported."
         )
     parts = messages[0].content
     question = "\n".join(part.text for part in parts if isinstance(part, _Text))
-    addresses = tuple(part.image_url.url for part in parts if isinstance(part, _Image))
+    addresses = [part.image_url.url for part in parts if isinstance(part, _Image)]
     if not addresses:
-        raise ApiError(400, "There is no image: add a part of the type image_url.")
+        raise CofError("There is no image: add a part of the type image_url.")
     if len(addresses) > limits.max_images:
-        raise ApiError(
-            400, f"There are {len(addresses)} images, above {limits.max_images}: send fewer."
-        )
-    if len(question) > limits.max_question:
-        raise _too_long(f"The question has {len(question)}", limits)
+        raise CofError(f"There are {len(addresses)} images, above {limits.max_images}: send fewer.")
+    _check_length("The question", question, limits)
     return check_question(question), addresses
 
 
 def _decoding(chat: _Chat, limits: Limits) -> Decoding:
-    longest = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
-    given: dict[str, Any] = {
-        "max_new_tokens": longest,
-        "temperature": chat.temperature,
-        "top_p": chat.top_p,
-        "seed": chat.seed,
-    }
-    decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
+    given = chat.model_dump(include={"temperature", "top_p", "seed"}, exclude_none=True)
+    for longest in (chat.max_tokens, chat.max_completion_tokens):
+        given |= {} if longest is None else {"max_new_tokens": longest}
+    decoding = Decoding(**given)
     if decoding.max_new_tokens > limits.max_tokens:
-        raise ApiError(400, f"max_tokens is above {limits.max_tokens}: ask for less.")
+        raise CofError(f"max_tokens is above {limits.max_tokens}: ask for less.")
     return decoding
 
 
 def _check_settings(settings: Settings, own: Settings, limits: Limits) -> None:
     """Refuse what would load a model, or run for long."""
     if settings.option("detector") != own.option("detector"):
-        raise ApiError(400, "cof.detector is chosen by the server: leave it out.")
+        raise CofError("cof.detector is chosen by the server: leave it out.")
     longest = "grounding_max_new_tokens"
     if (settings.option(longest) or 0) > max(limits.max_tokens, own.option(longest) or 0):
-        raise ApiError(
-            400, f"cof.grounding_max_new_tokens is above {limits.max_tokens}: ask for less."
-        )
-    if len(settings.option("grounding_prompt") or "") > limits.max_question:
-        raise ApiError(
-            400, f"cof.grounding_prompt is longer than {limits.max_question} characters."
-        )
+        raise CofError(f"cof.grounding_max_new_tokens is above {limits.max_tokens}: ask for less.")
+    _check_length("cof.grounding_prompt", settings.option("grounding_prompt") or "", limits)
 
 
-def _too_long(what: str, limits: Limits) -> ApiError:
-    """A limit of the server, not of the model."""
-    return ApiError(413, f"{what} characters, above {limits.max_question}.", "too_large")
+def _check_length(what: str, text: str, limits: Limits) -> None:
+    """
+    Raises:
+        TooLarge: it is longer than the server allows, whatever the model does.
+    """
+    if len(text) > limits.max_question:
+        raise TooLarge(f"{what} has {len(text)} characters, above {limits.max_question}.")
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong with a request."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "json_invalid":
-        return f"The body is not JSON: {first['ctx']['error']}."
-    if first["type"] == "extra_forbidden":
+    """What is wrong with a request; of several things the last."""
+    last = error.errors(include_url=False, include_input=False)[-1]
+    place = ".".join(str(part) for part in last["loc"] if "[" not in str(part))  # not of a union
+    if last["type"] == "json_invalid":
+        return f"The body is not JSON: {last['ctx']['error']}."
+    if last["type"] == "extra_forbidden":
         return f"{place} is not supported by this server: leave it out."
-    return f"{place or 'The body'}: {first['msg']}."
+    return f"{place or 'The body'}: {last['msg']}."

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import hashlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import aclosing, suppress
-from functools import partial
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from fastapi import Request
+from PIL.Image import Image
 
 from cof.answer import Answer
+from cof.errors import CofError, TooLarge
+from cof.images import load_image
+from cof.limits import UPLOAD_FORMATS
 from cof.query import Query
 from cof.server.errors import ApiError
-from cof.server.images import Decoder, Fetcher, from_data
+from cof.server.images import Fetcher, from_data
 from cof.server.limits import Limits
 from cof.server.metrics import Metrics
 from cof.server.protocol import Ask, parse
@@ -32,27 +36,18 @@ class Answerer(Protocol):
     @property
     def alive(self) -> bool:
         """Whether it takes queries."""
-        ...
 
-    def submit(
-        self,
-        query: Query,
-        decoding: Decoding,
-        on_text: Callable[[str], object] | None = None,
-    ) -> Future[Answer]:
-        """Ask; cancel the future where nobody waits for the answer any more.
+    def answer(
+        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
+    ) -> Coroutine[Any, Any, Answer]:
+        """The answer; it is worked on until it is there or this is cancelled.
 
         Args:
             on_text: gets the answer's text piece by piece, in another thread.
-
-        Raises:
-            ApiError: it takes no more.
         """
-        ...
 
     def close(self, timeout_s: float) -> None:
         """Answer what was asked, and take no more."""
-        ...
 
 
 class Service:
@@ -65,6 +60,7 @@ class Service:
         metrics: the counters.
         limits: beyond them a request is refused.
         fetcher: fetches images from addresses; None: they are refused.
+        most: how many requests may be under way.
     """
 
     def __init__(
@@ -75,53 +71,56 @@ class Service:
         metrics: Metrics,
         limits: Limits,
         fetcher: Fetcher | None,
+        most: int,
     ) -> None:
         self.worker, self.model, self.metrics, self.limits = worker, model, metrics, limits
         self.started = int(time.time())
         self._settings = settings
-        self._fetcher = fetcher
-        self._decode = Decoder(limits.max_pixels)
-        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "cof-decode")
+        self._fetcher, self._most, self._under_way = fetcher, most, 0
+        self._decoded: WeakValueDictionary[bytes, Image] = WeakValueDictionary()
 
-    async def answer(self, request: Request) -> tuple[Ask, AsyncGenerator[str | Answer, None]]:
-        """The request of an HTTP request, and what comes of it: the pieces of the text as they are
-        decoded, if it is to be streamed, and the answer. The first of them is there.
+    async def answer(
+        self, request: Request
+    ) -> tuple[Ask, str | Answer, AsyncGenerator[str | Answer, None]]:
+        """The request of an HTTP request, what comes of it first, and what comes later: the pieces
+        of the text as they are decoded, if it is to be streamed, and then the answer.
 
         Raises:
             ApiError, CofError: there is no answer.
         """
         ends = asyncio.get_running_loop().time() + self.limits.timeout_s
         try:
-            ask, query = await asyncio.wait_for(self._read(request), self.limits.timeout_s)
+            ask = await asyncio.wait_for(self._read(request), self.limits.timeout_s)
         except asyncio.TimeoutError:
             raise self._late from None
-        updates = self._updates(query, ask, ends)
-        first = await _unless_gone(request, anext(updates))
-        return ask, _chain(first, updates)
+        updates = self._updates(ask, ends)
+        return ask, await _unless_gone(request, anext(updates)), updates
 
-    async def _read(self, request: Request) -> tuple[Ask, Query]:
+    async def _read(self, request: Request) -> Ask:
         body = await read_body(request, self.limits)
-        ask = await self.in_thread(parse, body, self.model, self._settings, self.limits)
+        ask = await asyncio.to_thread(parse, body, self.model, self._settings, self.limits)
         del body
         images = []
-        for address in ask.addresses:
-            data = await self.image_data(address)
-            images.append(await self.in_thread(self._decode, data))
+        for address in filter(None, (ask.query.image, ask.query.beside)):
+            data = await self.image_data(str(address))
+            images.append(await asyncio.to_thread(self._decode, data))
         request.state.about.update(
             cof=ask.with_cof, stream=ask.stream, images=[image.size for image in images]
         )
-        query = Query(
-            images[0],
-            ask.question,
-            settings=ask.settings,
-            beside=images[1] if len(images) > 1 else None,
-            **ask.region,
-        )
-        return ask, query
+        beside = images[1] if len(images) > 1 else None
+        return replace(ask, query=replace(ask.query, image=images[0], beside=beside))
 
-    async def _updates(
-        self, query: Query, ask: Ask, ends: float
-    ) -> AsyncGenerator[str | Answer, None]:
+    def _decode(self, data: bytes) -> Image:
+        """The image in these bytes; equal data that are still in use give the same one, so that it
+        is encoded once in a batch."""
+        key = hashlib.sha256(data).digest()
+        image = self._decoded.get(key)
+        if image is None:
+            image = load_image(data, max_pixels=self.limits.max_pixels, formats=UPLOAD_FORMATS)
+            self._decoded[key] = image
+        return image
+
+    async def _updates(self, ask: Ask, ends: float) -> AsyncGenerator[str | Answer, None]:
         """What comes from the worker's thread until the loop's time `ends`. Closed before the
         answer, it takes the query out of the queue."""
         loop = asyncio.get_running_loop()
@@ -131,19 +130,27 @@ class Service:
             with suppress(RuntimeError):  # the loop has ended, and its clients with it
                 loop.call_soon_threadsafe(arrived.put_nowait, piece)
 
-        def end(answer: asyncio.Future[Answer]) -> None:
+        def end(answer: asyncio.Task[Answer]) -> None:
             if not answer.cancelled():
                 arrived.put_nowait(answer.exception() or answer.result())
 
+        if not self.worker.alive:
+            raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
+        if self._under_way >= self._most:
+            raise ApiError(
+                429, "Too many requests are waiting: ask again in a moment.", "queue_full"
+            )
+        self._under_way += 1
         with self.metrics.under_way.track_inprogress():
             on_text = tell if ask.stream else None
-            answer = asyncio.wrap_future(self.worker.submit(query, ask.decoding, on_text))
+            answer = asyncio.create_task(self.worker.answer(ask.query, ask.decoding, on_text))
             answer.add_done_callback(end)
             timer = loop.call_at(ends, arrived.put_nowait, self._late)
             try:
                 while isinstance(update := await arrived.get(), str):
                     yield update
             finally:
+                self._under_way -= 1
                 timer.cancel()
                 answer.cancel()
         if isinstance(update, BaseException):
@@ -156,22 +163,16 @@ class Service:
             504, f"There was no answer in {self.limits.timeout_s:g} s: ask for less.", "timeout"
         )
 
-    async def in_thread(self, work: Callable[..., Result], *args: Any, **options: Any) -> Result:
-        """The result of work that would hold up the event loop."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(work, *args, **options))
-
     async def image_data(self, address: str) -> bytes:
         """The bytes of an image; no path is ever opened."""
         if address[:5].lower() == "data:":
             return from_data(address, self.limits.max_image_bytes)
         if not address.lower().startswith(("http://", "https://")):
-            raise ApiError(400, "image_url takes a data: URL with the image in base64.")
+            raise CofError("image_url takes a data: URL with the image in base64.")
         if self._fetcher is None:
-            raise ApiError(
-                400,
+            raise CofError(
                 "This server fetches no addresses: send the image as a data: URL, or start it with "
-                "--allow-url.",
+                "--allow-url."
             )
         return await self._fetcher.fetch(address)
 
@@ -179,28 +180,16 @@ class Service:
 async def read_body(request: Request, limits: Limits) -> bytes:
     """
     Raises:
-        ApiError: it is too long.
+        TooLarge: it is too long.
     """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limits.max_body_bytes:
-            raise ApiError(
-                413,
-                f"The request has more than {limits.max_body_bytes:,} bytes: send smaller images.",
-                "too_large",
+            raise TooLarge(
+                f"The request has more than {limits.max_body_bytes:,} bytes: send smaller images."
             )
     return bytes(body)
-
-
-async def _chain(
-    first: Result, others: AsyncGenerator[Result, None]
-) -> AsyncGenerator[Result, None]:
-    """What has come already, and what comes after it."""
-    async with aclosing(others):
-        yield first
-        async for other in others:
-            yield other
 
 
 async def _unless_gone(request: Request, result: Awaitable[Result]) -> Result:

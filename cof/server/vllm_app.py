@@ -6,20 +6,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import logging
 import os
-import threading
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import count
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY
+from pydantic import TypeAdapter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import GracefulHTTPError
 
@@ -47,8 +46,6 @@ CHAT = "/v1/chat/completions"
 OPEN = ("/v1/", "/health", "/ping", "/version", "/load", "/metrics")
 """What begins otherwise is not served: vLLM's `--api-key` does not guard it."""
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class ServeOptions:
@@ -69,9 +66,6 @@ class ServeOptions:
 
     VARIABLE = "COF_SERVE"
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
     def settings_for(self, model: str, dialect: str = "") -> Settings:
         """The settings that requests change.
 
@@ -83,9 +77,7 @@ class ServeOptions:
     @classmethod
     def from_environment(cls) -> ServeOptions:
         """Those that `cof serve` has set; without it, the defaults."""
-        fields = json.loads(os.environ.get(cls.VARIABLE, "{}"))
-        limits = Limits(**fields.pop("limits", {}))
-        return cls(**fields, limits=limits)
+        return TypeAdapter(cls).validate_json(os.environ.get(cls.VARIABLE, "{}"))
 
 
 class Plugin:
@@ -120,12 +112,13 @@ class Plugin:
             ServedClient(engine_client, loop, None), config, processor, name=args.model
         )
         settings = options.settings_for(engine.name, engine.dialect.name)
-        worker = ServedWorker(
-            engine, engine_client, loop, settings, options.limits.max_queue, self._metrics
-        )
+        worker = ServedWorker(engine, engine_client, loop, settings, options.limits, self._metrics)
         model = args.served_model_name[0] if args.served_model_name else args.model
         fetcher = Fetcher(options.limits.max_image_bytes) if options.allow_url else None
-        state.cof = Service(worker, settings, model, self._metrics, options.limits, fetcher)
+        most = options.limits.max_queue
+        state.cof = service_app(
+            Service(worker, settings, model, self._metrics, options.limits, fetcher, most)
+        )
 
 
 class Gate:
@@ -137,26 +130,22 @@ class Gate:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._vllm: ASGIApp = RequestLog(app, metrics)
         self._metrics = metrics
-        self._ours: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http":
-            await self._vllm(scope, receive, send)
-            return
+        app, path = self._vllm, scope.get("path", "").removeprefix(scope.get("root_path", ""))
         try:
-            if not path.startswith(OPEN):
+            if scope["type"] == "http" and not path.startswith(OPEN):
                 raise ApiError(404, "There is no such route here.", "no_such_route")
-            app = self._vllm
-            if scope["method"] == "POST":
-                service: Service = scope["app"].state.cof
+            if scope.get("method") == "POST":
+                ours: FastAPI = scope["app"].state.cof
+                service: Service = ours.state.service
                 body = await read_body(Request(scope, receive), service.limits)
                 if path == CHAT:
-                    fields = await service.in_thread(_parse, body)
+                    fields = await asyncio.to_thread(_parse, body)
                     if fields.get("cof") is None:
                         body = await _check_images(service, fields, body)
                     else:
-                        app = self._ours = self._ours or service_app(service)
+                        app = ours
                 receive = _replay(body, receive)
         except (ApiError, CofError) as error:
             failure = as_api_error(error)
@@ -180,16 +169,15 @@ class ServedWorker:
         async_llm: Any,
         loop: asyncio.AbstractEventLoop,
         settings: Settings,
-        most: int,
+        limits: Limits,
         metrics: Metrics,
     ) -> None:
         self._engine, self._async_llm, self._loop = engine, async_llm, loop
-        self._settings, self._most, self._metrics = settings, most, metrics
-        self._threads = ThreadPoolExecutor(most, "cof-answer")
+        self._settings, self._metrics = settings, metrics
+        self._threads = ThreadPoolExecutor(limits.max_queue, "cof-answer")
         self._ranks = range(len(async_llm.engine_core.engine_ranks_managed))
         self._under_way: Counter[int] = Counter()  # by rank
-        self._first = count()
-        self._lock = threading.Lock()
+        self._given: Counter[int] = Counter()
         self._closed = False
 
     @property
@@ -197,66 +185,32 @@ class ServedWorker:
         """Whether it takes queries."""
         return not self._closed and not self._async_llm.errored
 
-    def submit(
-        self,
-        query: Query,
-        decoding: Decoding,
-        on_text: Callable[[str], object] | None = None,
-    ) -> Future[Answer]:
+    async def answer(
+        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
+    ) -> Answer:
         """See `cof.server.service.Answerer`."""
-        if self._closed:
-            raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
-        with self._lock:
-            if self._under_way.total() >= self._most:
-                raise ApiError(
-                    429, "Too many requests are waiting: ask again in a moment.", "queue_full"
-                )
-            first = next(self._first)  # of equals, each gets its turn
-            rank = min(
-                self._ranks, key=lambda r: (self._under_way[r], (r - first) % len(self._ranks))
-            )
-            self._under_way[rank] += 1
+        # of equals, each gets its turn
+        rank = min(self._ranks, key=lambda each: (self._under_way[each], self._given[each]))
         client = ServedClient(self._async_llm, self._loop, rank if len(self._ranks) > 1 else None)
-        answer: Future[Answer] = Future()
-        answer.add_done_callback(lambda done: client.cancel() if done.cancelled() else None)
-        self._threads.submit(self._answer, client, rank, query, decoding, on_text, answer)
+        cof = CoF(self._engine.with_client(client), self._settings)
+        ask = partial(cof.batch, [query], decoding=decoding, on_text=for_one(on_text))
+        self._given[rank] += 1
+        self._under_way[rank] += 1
+        try:
+            (answer,) = await self._loop.run_in_executor(self._threads, ask)
+        except RequestAborted as error:
+            raise ApiError(503, str(error), "stopping") from None
+        except GracefulHTTPError:
+            raise ApiError(503, "The engine is full: ask again in a moment.", "full") from None
+        finally:
+            client.cancel()  # where nobody waits for it any more
+            self._under_way[rank] -= 1
+        self._metrics.batch(1, answer.timings)
         return answer
 
     def close(self, timeout_s: float) -> None:
         """Take no more; vLLM answers what it has begun, or not, by its `--shutdown-timeout`."""
         self._closed = True
-
-    def _answer(
-        self,
-        client: ServedClient,
-        rank: int,
-        query: Query,
-        decoding: Decoding,
-        on_text: Callable[[str], object] | None,
-        answer: Future[Answer],
-    ) -> None:
-        outcome: Answer | Exception
-        try:
-            cof = CoF(self._engine.with_client(client), self._settings)
-            (outcome,) = cof.batch([query], decoding=decoding, on_text=for_one(on_text))
-            self._metrics.batch(1, outcome.timings)
-        except RequestAborted as error:
-            outcome = ApiError(503, str(error), "stopping")
-        except CofError as error:
-            outcome = error
-        except GracefulHTTPError:
-            outcome = ApiError(503, "The engine takes no more: ask again in a moment.", "full")
-        except Exception:
-            _log.exception("The engine failed.")
-            outcome = ApiError(500, "The engine failed on this request.", "engine_failed")
-        with self._lock:
-            self._under_way[rank] -= 1
-        if not answer.set_running_or_notify_cancel():  # nobody waits for it
-            return
-        if isinstance(outcome, Exception):
-            answer.set_exception(outcome)
-        else:
-            answer.set_result(outcome)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -285,7 +239,7 @@ async def _check_images(service: Service, fields: dict[str, Any], body: bytes) -
                 continue
             data = await service.image_data(address)
             limit = service.limits.max_pixels
-            await service.in_thread(check_image, data, max_pixels=limit, formats=UPLOAD_FORMATS)
+            await asyncio.to_thread(check_image, data, max_pixels=limit, formats=UPLOAD_FORMATS)
             if address[:5].lower() != "data:":
                 url = "data:image/png;base64," + base64.b64encode(data).decode()
                 part["image_url"] = {**image, "url": url} if isinstance(image, dict) else url

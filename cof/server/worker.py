@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+
+from prometheus_client import Gauge
 
 from cof.answer import Answer
 from cof.errors import CofError
@@ -21,8 +23,6 @@ from cof.types import Decoding
 
 WINDOW_S = 0.005
 """How long the first request of a batch waits for others."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +41,11 @@ class Worker:
     A query that fails, whatever the reason, gets its exception; the others and the thread go on.
     """
 
-    def __init__(self, cof: CoF, max_batch: int, max_queue: int, metrics: Metrics) -> None:
+    def __init__(self, cof: CoF, max_batch: int, metrics: Metrics) -> None:
         self._cof, self._max_batch, self._metrics = cof, max_batch, metrics
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._max_queue = max_queue
-        metrics.watch_queue(self._jobs.qsize)
+        about = ("cof_queue_length", "Requests that wait for the engine")
+        Gauge(*about, registry=metrics.registry).set_function(self._jobs.qsize)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="cof-engine", daemon=True)
         self._thread.start()
@@ -56,28 +56,18 @@ class Worker:
         return self._thread.is_alive() and not self._closed
 
     def submit(
-        self,
-        query: Query,
-        decoding: Decoding,
-        on_text: Callable[[str], object] | None = None,
+        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
     ) -> Future[Answer]:
-        """Put a query into the queue; cancel the future while it waits to take it out.
-
-        Args:
-            on_text: gets the answer's text piece by piece, in the worker's thread.
-
-        Raises:
-            ApiError: the queue is full, or the server is being stopped.
-        """
-        if self._closed:
-            raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
-        if self._jobs.qsize() >= self._max_queue:
-            raise ApiError(
-                429, "Too many requests are waiting: ask again in a moment.", "queue_full"
-            )
+        """Put a query into the queue; cancel the future while it waits to take it out."""
         job = Job(query, decoding, on_text and SentText(on_text))
         self._jobs.put(job)
         return job.answer
+
+    async def answer(
+        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
+    ) -> Answer:
+        """See `cof.server.service.Answerer`."""
+        return await asyncio.wrap_future(self.submit(query, decoding, on_text))
 
     def close(self, timeout_s: float) -> None:
         """Answer what waits, and end the thread."""
@@ -86,40 +76,39 @@ class Worker:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        going = True
-        while going:
-            jobs, going = self._collect()
-            wanted = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
-            for group in _group(wanted):
+        jobs: list[Job | None] = []
+        while not jobs or jobs[-1] is not None:
+            jobs = self._collect()
+            groups: dict[object, list[Job]] = {}
+            for job in filter(None, jobs):
+                # one that samples from a seed is alone, so that it always draws the same
+                alone = job.decoding.temperature > 0 and job.decoding.seed is not None
+                if job.answer.set_running_or_notify_cancel():
+                    groups.setdefault(job if alone else job.decoding, []).append(job)
+            for group in groups.values():
                 self._answer(group)
 
-    def _collect(self) -> tuple[list[Job], bool]:
-        """The next jobs, one at least, and whether there may be more."""
-        jobs: list[Job] = []
-        ends = float("inf")
-        while len(jobs) < self._max_batch:
+    def _collect(self) -> list[Job | None]:
+        """The next jobs, one at least; None is the last."""
+        jobs = [self._jobs.get()]
+        ends = time.monotonic() + WINDOW_S
+        while jobs[-1] is not None and len(jobs) < self._max_batch:
             try:
-                wait = None if not jobs else max(0.0, ends - time.monotonic())
-                job = self._jobs.get(timeout=wait)
+                jobs.append(self._jobs.get(timeout=max(0.0, ends - time.monotonic())))
             except queue.Empty:
                 break
-            if job is None:
-                return jobs, False
-            if not jobs:
-                ends = time.monotonic() + WINDOW_S
-            jobs.append(job)
-        return jobs, True
+        return jobs
 
     def _answer(self, jobs: list[Job]) -> None:
         """Answer jobs of one decoding together; if that fails, each half by itself."""
         texts = [job.text for job in jobs]
+        for text in filter(None, texts):
+            text.begin()
 
         def tell(place: int, piece: str) -> None:
             if (text := texts[place]) is not None:
                 text.grow(piece)
 
-        for text in filter(None, texts):
-            text.begin()
         try:
             answers = self._cof.batch(
                 [job.query for job in jobs],
@@ -128,31 +117,18 @@ class Worker:
                 on_text=tell if any(texts) else None,
             )
         except Exception as error:  # a fault in the engine as well
-            if len(jobs) > 1:
-                middle = len(jobs) // 2
-                self._answer(jobs[:middle])
-                self._answer(jobs[middle:])
+            if len(jobs) == 1:
+                jobs[0].answer.set_exception(error)
                 return
-            if not isinstance(error, CofError):
-                _log.exception("The engine failed.")
-                error = ApiError(500, "The engine failed on this request.", "engine_failed")
-            jobs[0].answer.set_exception(error)
+            middle = len(jobs) // 2
+            for half in (jobs[:middle], jobs[middle:]):
+                self._answer(half)
             return
         self._metrics.batch(len(jobs), answers[0].timings)
         for job, answer in zip(jobs, answers, strict=True):
             try:
                 if job.text is not None:
                     job.text.finish(answer.text)
+                job.answer.set_result(answer)
             except CofError as error:
                 job.answer.set_exception(ApiError(500, str(error), "answer_changed"))
-            else:
-                job.answer.set_result(answer)
-
-
-def _group(jobs: list[Job]) -> Iterator[list[Job]]:
-    """Jobs by decoding; one that samples from a seed is alone, so that it always draws the same."""
-    groups: dict[object, list[Job]] = {}
-    for job in jobs:
-        seeded = job.decoding.temperature > 0 and job.decoding.seed is not None
-        groups.setdefault(job if seeded else job.decoding, []).append(job)
-    yield from groups.values()

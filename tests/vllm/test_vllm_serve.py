@@ -20,12 +20,12 @@ pytest.importorskip("vllm.version")
 import openai
 from PIL import Image
 from processes import KEY, Server, free_port
-from test_serve import QUESTION, SCENES, told
+from test_serve import QUESTION, SCENES, chat, told
 from typer.testing import CliRunner
 
 from cof import CoF, CofError, Decoding, Query, Settings
 from cof.cli import app
-from cof.client import RemoteCoF, data_url
+from cof.client import RemoteCoF
 
 VLLM = ["--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
 ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1", "--block-size", "32"]
@@ -87,12 +87,6 @@ def succeeded(server: Server) -> list[float]:
     return [first + second, third + fourth]
 
 
-def message(image: Any, question: str = QUESTION) -> dict[str, Any]:
-    url = image if isinstance(image, str) else data_url(image)
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-    return {"model": "tiny-early", "messages": [{"role": "user", "content": parts}]}
-
-
 def post(server: Server, path: str, body: bytes, key: str = KEY) -> tuple[int, str]:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     request = urllib.request.Request(server.url + path, body, headers)
@@ -109,7 +103,9 @@ def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None
     ours = local.batch(asked, decoding=SHORT)
     assert [told(answer) for answer in theirs] == [told(answer) for answer in ours]
     for their, our in zip(theirs, ours, strict=True):
-        close = 1e-3 if our.settings.boxes == "template" else 1e-5  # among the tokens it allows
+        close = (
+            1e-3 if our.settings.option("boxes") == "template" else 1e-5
+        )  # among the tokens it allows
         assert their.confidence == pytest.approx(our.confidence, abs=close)
     assert [answer.plain() for answer in theirs[::3]] == [answer.plain() for answer in ours[::3]]
     assert len({answer.text for answer in ours}) > 3
@@ -131,7 +127,7 @@ def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: Remote
 def test_requests_without_cof_are_vllms(client: openai.OpenAI, local: CoF) -> None:
     image = local(SCENES[3], QUESTION).image
     reply = client.chat.completions.create(
-        **message(image), temperature=0, max_tokens=8, logprobs=True, top_logprobs=2
+        **chat(image=image), temperature=0, max_tokens=8, logprobs=True, top_logprobs=2
     )
     plain = local.batch([Query(image, QUESTION, settings=Settings(focus="none"))], decoding=SHORT)
     (choice,) = reply.choices
@@ -153,14 +149,14 @@ def test_requests_without_cof_are_vllms(client: openai.OpenAI, local: CoF) -> No
     ids=["file", "address", "damaged", "large"],
 )
 def test_bad_images(server: Server, image: Any, sentence: str, cof: Any) -> None:
-    body = json.dumps(message(image) | ({"cof": cof} if cof else {})).encode()
+    body = json.dumps(chat(image=image) | ({"cof": cof} if cof else {})).encode()
     status, reply = post(server, "/v1/chat/completions", body)
     assert status == (413 if "pixels" in sentence else 400)
     assert sentence in json.loads(reply)["error"]["message"]
 
 
 def test_routes_and_keys(server: Server) -> None:
-    ask = json.dumps(message(Image.new("RGB", (64, 64)))).encode()
+    ask = json.dumps(chat(image=Image.new("RGB", (64, 64)))).encode()
     assert post(server, "/invocations", ask)[0] == 404
     assert post(server, "/scale_elastic_ep", b"{}")[0] == 404
     assert post(server, "/v1/chat/completions", ask, key="wrong")[0] == 401
@@ -175,7 +171,7 @@ def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
     for settings in (Settings(grounder="attention"), Settings(focus="contrast")):
         with pytest.raises(CofError):
             remote.batch([Query(SCENES[0], QUESTION, settings=settings)])
-    remote._retry_s = 0
+    remote._servers._retry_s = 0
     with pytest.raises(CofError, match="vLLM refuses"):
         remote(SCENES[0], "why " * 600)
     assert remote(SCENES[0], QUESTION).text
@@ -184,7 +180,7 @@ def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
 @pytest.mark.parametrize("cof", [None, {"strength": 4.0}], ids=["plain", "cof"])
 def test_streaming(client: openai.OpenAI, local: CoF, cof: Any) -> None:
     image, question = local(SCENES[3], QUESTION).image, local.engine.dialect.grounding_prompt("it")
-    body = message(image, question) | {"temperature": 0, "max_tokens": 24}
+    body = chat(question, image) | {"temperature": 0, "max_tokens": 24}
     extra = {"cof": cof} if cof else {}
     whole = client.chat.completions.create(**body, extra_body=extra)
     chunks = list(client.chat.completions.create(**body, extra_body=extra, stream=True))
@@ -229,7 +225,7 @@ def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, l
         CoF.connect(server.url, api_key=KEY) as remote,
         ThreadPoolExecutor(16) as pool,
     ):
-        remote._retry_s = 0
+        remote._servers._retry_s = 0
         begun = [pool.submit(remote.batch, [query], decoding=SHORT) for query in asked]
         ends = time.monotonic() + 30
         while server.metric("cof_under_way") < 8 and time.monotonic() < ends:
