@@ -217,7 +217,6 @@ def test_a_run_that_was_stopped_goes_on(
     assert content["limits"] == before["limits"]
     table = (file.parent / "table.md").read_text()
     assert "| smoke | 64 | 2 | 1 | CoF, text |" in table
-    assert (file.parent / "ratios.png").stat().st_size > 1000
     done = len(calls)
     assert ran(tmp_path, arguments) == content  # nothing is left to measure
     assert len(calls) == done

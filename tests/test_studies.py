@@ -111,7 +111,7 @@ class Seer(FakeEngine):
 
 @pytest.fixture(scope="module")
 def seer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Seer]:
-    tasks = PLAN.draw_scenes(tmp_path_factory.mktemp("scenes"))
+    tasks = PLAN.draw(tmp_path_factory.mktemp("scenes"))
     whole = Seer.of([tasks["validation"]["scenes"], tasks["test"]["scenes"]])
     return lambda **options: Seer(known=whole.known, **options)
 
@@ -242,7 +242,7 @@ def test_grids_that_there_are_not(tmp_path: Path, wrong: dict[str, Any], message
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str], str]:
-    tasks = PLAN.draw_synthetic(tmp_path_factory.mktemp("synthetic"), "tiny")
+    tasks = PLAN.draw(tmp_path_factory.mktemp("synthetic"), "tiny")
     return {
         (describe_image(open_image(e.image)), e.prompt): e.answer
         for by_name in tasks.values()
