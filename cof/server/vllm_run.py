@@ -49,13 +49,13 @@ def run_vllm(
     model = str(resolve_model(model))
     check_plugins()
     options.settings_for(model)  # checked before minutes are spent on loading a model
-    _, processor = load_processor(model, options.pad_to_square)
+    config, processor = load_processor(model, options.pad_to_square)
     os.environ |= {
         ServeOptions.VARIABLE: options.to_json(),
         "VLLM_PLUGINS": ",".join(filter(None, [os.environ.get("VLLM_PLUGINS"), Plugin.name])),
         **({"VLLM_API_KEY": api_key} if api_key else {}),  # not in the arguments, which are logged
     }
-    given = {"served_model_name": served_name, **FLAGS, **model_options(processor), **flags}
+    given = {"served_model_name": served_name, **FLAGS, **model_options(config, processor), **flags}
     _serve(["serve", model, *arguments(given), *more])
 
 

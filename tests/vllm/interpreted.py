@@ -13,6 +13,7 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
+from cof.engines.vllm.attention import biased_backend
 from cof.engines.vllm.gpu import BiasedBuilder, BiasedGPUAttention
 
 
@@ -61,10 +62,6 @@ class Plain(CPUAttentionBackendImpl):
         return output
 
 
-class Attention(BiasedGPUAttention, Plain):
-    pass
-
-
 class StockBuilder(CPUAttentionMetadataBuilder):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -79,15 +76,14 @@ class StockBuilder(CPUAttentionMetadataBuilder):
         )
 
 
-class Builder(BiasedBuilder, StockBuilder):
-    pass
-
-
-class Backend(CPUAttentionBackend):
+class StockBackend(CPUAttentionBackend):
     @staticmethod
-    def get_impl_cls() -> type[Attention]:
-        return Attention
+    def get_impl_cls() -> type[Plain]:
+        return Plain
 
     @staticmethod
-    def get_builder_cls() -> type[Builder]:
-        return Builder
+    def get_builder_cls() -> type[StockBuilder]:
+        return StockBuilder
+
+
+Backend = biased_backend(StockBackend, BiasedGPUAttention, BiasedBuilder)

@@ -41,18 +41,13 @@ def _products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LENGTHS = (70, 45, 9)
 """Keys of each request, so far."""
+SCALE = 0.3
 QUERIES = (70, 13, 1)
 """Of this step: a whole prompt, a chunk of one, and an answer's token."""
 
 
 def plain(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor,
-    last: Tensor,
-    scale: float,
-    window: int,
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, last: Tensor, window: int
 ) -> Tensor:
     """Attention of `(Q, heads, D)`, the last of S tokens, to `(S, KV heads, D)` in float64.
 
@@ -64,14 +59,11 @@ def plain(
     if window:
         visible &= position - key < window
     mask = bias.double()[:, None].masked_fill(~visible, -math.inf)
-    return nn.functional.scaled_dot_product_attention(
-        query.double().transpose(0, 1)[None],
-        keys.double().transpose(0, 1)[None],
-        values.double().transpose(0, 1)[None],
-        attn_mask=mask[None],
-        scale=scale,
-        enable_gqa=True,
-    )[0].transpose(0, 1)
+    parts = (part.double().transpose(0, 1)[None] for part in (query, keys, values))
+    attended = nn.functional.scaled_dot_product_attention(
+        *parts, attn_mask=mask[None], scale=SCALE, enable_gqa=True
+    )
+    return attended[0].transpose(0, 1)
 
 
 @pytest.mark.parametrize(
@@ -85,13 +77,7 @@ def plain(
     ],
 )
 def test_it_is_attention_with_a_mask(
-    heads: int,
-    kv_heads: int,
-    size: int,
-    block: int,
-    window: int,
-    dtype: torch.dtype,
-    bidirectional: bool,
+    heads: int, kv_heads: int, size: int, block: int, window: int, dtype: Any, bidirectional: bool
 ) -> None:
     torch.manual_seed(0)
     count, layers, layer = sum(QUERIES), 3, 1
@@ -110,7 +96,8 @@ def test_it_is_attention_with_a_mask(
     starts = (20, 0, 0)  # queries of each request's that are not biased
 
     tiles, last_keys, first = [], [], 0
-    for row, (length, queries, skip) in enumerate(zip(LENGTHS, QUERIES, starts, strict=True)):
+    requests = list(enumerate(zip(LENGTHS, QUERIES, starts, strict=True)))
+    for row, (length, queries, skip) in requests:
         for at in range(skip, queries, TILE):
             tiles.append((row, row, first + at, length - queries + at, min(TILE, queries - at)))
         position = torch.arange(length - queries, length)
@@ -126,24 +113,18 @@ def test_it_is_attention_with_a_mask(
     )
     output = torch.full((count, heads, size), 7.0, dtype=dtype, device=DEVICE)
     asked, cached, table = (part.to(DEVICE) for part in (query, cache, blocks))
-    attend(asked, cached, table, output, biased, layer=layer, scale=0.3, window=window)
+    attend(asked, cached, table, output, biased, layer=layer, scale=SCALE, window=window)
     output = output.cpu()
 
     first = 0
-    for row, (length, queries, skip) in enumerate(zip(LENGTHS, QUERIES, starts, strict=True)):
+    for row, (length, queries, skip) in requests:
         tokens = cache[blocks[row].long()].transpose(1, 2).reshape(-1, kv_heads, 2 * size)[:length]
         bias = torch.zeros(heads, length)
         known = min(length, values.shape[1])
         bias[:, :known] = values[row, :known]
-        expected = plain(
-            query[first : first + queries],
-            *tokens.split(size, dim=-1),
-            bias,
-            last[first : first + queries],
-            0.3,
-            window,
-        )
-        got = output[first : first + queries]
+        own = slice(first, first + queries)
+        expected = plain(query[own], *tokens.split(size, -1), bias, last[own], window)
+        got = output[own]
         chosen = gates[row, layer]
         close = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
         assert (got[skip:, chosen] - expected[skip:, chosen]).abs().max() < close
