@@ -46,12 +46,10 @@ QUERIES = (70, 13, 1)
 """Of this step: a whole prompt, a chunk of one, and an answer's token."""
 
 
-def plain(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, last: Tensor, window: int
-) -> Tensor:
-    """Attention of `(Q, heads, D)`, the last of S tokens, to `(S, KV heads, D)` in float64.
-
-    `bias`: `(heads, S)`; `last`: `(Q,)`, the last key of each query."""
+def plain(*parts: Tensor, scale: float, window: int = 0) -> Tensor:
+    """Attention in float64 of `(Q, heads, D)`, the last of S tokens, to keys and values
+    `(S, KV heads, D)`, with a bias `(heads, S)` and `(Q,)`, the last key of each query."""
+    query, keys, values, bias, last = parts
     count, length = len(query), len(keys)
     position = torch.arange(length - count, length)[:, None]
     key = torch.arange(length)
@@ -59,9 +57,9 @@ def plain(
     if window:
         visible &= position - key < window
     mask = bias.double()[:, None].masked_fill(~visible, -math.inf)
-    parts = (part.double().transpose(0, 1)[None] for part in (query, keys, values))
+    wide = (part.double().transpose(0, 1)[None] for part in (query, keys, values))
     attended = nn.functional.scaled_dot_product_attention(
-        *parts, attn_mask=mask[None], scale=SCALE, enable_gqa=True
+        *wide, attn_mask=mask[None], scale=scale, enable_gqa=True
     )
     return attended[0].transpose(0, 1)
 
@@ -123,7 +121,9 @@ def test_it_is_attention_with_a_mask(
         known = min(length, values.shape[1])
         bias[:, :known] = values[row, :known]
         own = slice(first, first + queries)
-        expected = plain(query[own], *tokens.split(size, -1), bias, last[own], window)
+        expected = plain(
+            query[own], *tokens.split(size, -1), bias, last[own], scale=SCALE, window=window
+        )
         got = output[own]
         chosen = gates[row, layer]
         close = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]

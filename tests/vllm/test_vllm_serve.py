@@ -187,25 +187,17 @@ def test_streaming(client: openai.OpenAI, local: CoF, cof: Any) -> None:
     assert (getattr(chunks[-1], "cof", None) is not None) == bool(cof)
 
 
-def test_without_our_plugins_it_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*options: str) -> str:
+        result = CliRunner().invoke(app, ["serve", "tiny-early", "--engine", "vllm", *options])
+        assert result.exit_code == 2
+        return result.stderr
+
+    assert "--device is for the transformers engine" in refused("--device", "cpu")
+    assert "nope" in refused("--grounder", "none", "--preset", "nope")
     none = metadata.EntryPoints()
     monkeypatch.setattr("cof.server.vllm_run.entry_points", lambda group: none)
-    result = CliRunner().invoke(app, ["serve", "tiny-early", "--engine", "vllm"])
-    assert result.exit_code == 2
-    assert "has no vllm.general_plugins" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--device", "cpu"], "--device is for the transformers engine"),
-        (["--grounder", "none", "--preset", "nope"], "nope"),
-    ],
-)
-def test_refusals_before_anything_is_loaded(options: list[str], sentence: str) -> None:
-    result = CliRunner().invoke(app, ["serve", "tiny-early", "--engine", "vllm", *options])
-    assert result.exit_code == 2
-    assert sentence in result.stderr
+    assert "has no vllm.general_plugins" in refused()
 
 
 def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, local: CoF) -> None:

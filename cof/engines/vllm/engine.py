@@ -188,11 +188,8 @@ class VllmEngine:
         return [self._generation(output, decoding) for output in outputs]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
-        images = [request.pil_image]
-        if isinstance(request.beside, EncodedImage):
-            images.append(request.beside.image)
-        elif request.beside is not None:
-            images.append(request.beside)
+        asked = (request.image, request.beside) if request.beside else (request.image,)
+        images = [each.image if isinstance(each, EncodedImage) else each for each in asked]
         text = self.chat.text(request, len(images))
         special = adds_special_tokens(self.processor, text)
         with self._processing:
