@@ -333,7 +333,7 @@ class TestLlavaLoading:
             "{% endfor %}{% endfor %} ASSISTANT:"
         )
         assert prompts_of(made, [PLAIN]).inputs["input_ids"].tolist() == expected.tolist()
-        assert made.chat.render("{x}") == "USER: <image>\n{x} ASSISTANT:"
+        assert engine("llava").chat.render("{x}") == "USER: <image>\n{x} ASSISTANT:"
 
 
 class TestErrors:
