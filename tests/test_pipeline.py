@@ -293,7 +293,6 @@ def bad_queries() -> list[tuple[Any, str]]:
         (Query(SQUARE, QUESTION, strength=-1), "lambda"),
         (Query(SQUARE, QUESTION, strength=float("nan")), "lambda"),
         (Query(SQUARE, QUESTION, settings={"strength": 2}), "takes cof.Settings"),
-        (Query(SQUARE, QUESTION, settings=Settings(grounder="given")), "--box"),
         (Query(SQUARE, QUESTION, grounding_question=""), "question is empty"),
         (Query(SQUARE, QUESTION, grounding_question="\udfff"), "surrogate"),
         ((SQUARE, None), "question is empty"),
@@ -379,6 +378,8 @@ def test_errors_are_raised_unless_they_are_to_be_returned(item: Any, says: str) 
 def test_bad_options_of_a_batch() -> None:
     with pytest.raises(CofError, match="raise or return"):
         CoF(engine()).batch([], on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(CofError, match="--box"):
+        ask(engine(), grounder="given")
     with pytest.raises(CofError, match="batch_size"):
         CoF(engine()).batch([], batch_size=0)
 
