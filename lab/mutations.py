@@ -29,7 +29,7 @@ MUTATIONS = (
     ("stages", "return [max(each, key=", "return [min(each, key="),
     ("grounders/attention", "theirs + float(", "theirs + 0 * float("),
     ("engines/transformers/prefix_cache", "cached = max(reused)", "cached = min(reused)"),
-    ("engines/transformers/option_scoring", "steps[at][row, token]", "steps[0][row, token]"),
+    ("engines/transformers/generation", "steps[at][row, token]", "steps[0][row, token]"),
     ("eval/data/pope", "return 2 * hit, 2 * hit +", "return 2 * hit, hit +"),
     ("eval/figures", "sums >= observed", "sums > observed"),
     ("eval/store", "(r.method, r.id) not in self}", "r.id}"),
@@ -38,8 +38,8 @@ MUTATIONS = (
 """The file, the text of the line, and what stands there instead."""
 
 TESTS = (
-    "token_coverage families boxes attention stages grounders prefix_cache option_scoring engine "
-    "pipeline focuses soft runner figures rules benchmarks parity same_answers"
+    "token_coverage families boxes attention stages grounders matrix prefix_cache engine "
+    "pipeline focuses runner figures rules benchmarks parity same_answers"
 )
 
 

@@ -6,9 +6,9 @@ switched to them with `set_attn_implementation`; no class is patched.
 * `DECODER`: the stock SDPA function, with a mask function that writes the bias into the mask. The
   mask is built once per forward pass and shared by all layers. Only highlights on a subset of
   layers or heads change it in each layer. Where the stock function needs no mask and the sequence
-  is long, queries and keys may carry the bias in dimensions of their own (`widening`).
+  is long, queries and keys may carry the bias in dimensions of their own.
 * `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
-  modules that `attach_cross_attention` has numbered. (Self- and cross-attention share one mask
+  modules that `attach` has numbered. (Self- and cross-attention share one mask
   function there, so the bias cannot be in the mask.)
 
 The bias travels in a `ContextVar` that `reweight` sets. While it is unset, both are the stock
@@ -18,11 +18,11 @@ implementation bit for bit, so they can stay switched on. Each thread has its ow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,40 +30,36 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows
-from cof.attention.widening import widened
+from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows, spread, widened
 from cof.errors import CofError
 
 DECODER = "cof_decoder"
 CROSS_ATTENTION = "cof_cross_attention"
-_TAG = "cof_cross_attention_tag"  # attribute of tagged modules
-
-
-@dataclass(frozen=True)
-class _Tag:
-    """The tag of a cross-attention module: its number, from 0, and the queries to record."""
-
-    number: int
-    recorded: slice
+_TAG = "cof_cross_attention_tag"
+"""The attribute of a cross-attention module with its number, from 0, and the queries to record."""
 
 
 @dataclass
 class _Reweighting:
-    """A bias in use, and how often it was applied.
-
-    Attributes:
-        masks: how many passes, or cross-attention modules, added it.
-        gated: how many layers chose among heads since the last of these.
-    """
+    """A bias in use, and whether a pass has read it."""
 
     bias: Bias
-    masks: int = 0
-    gated: int = 0
+    read: bool = False
 
 
 _BRANCHES: ContextVar[Tensor | None] = ContextVar("cof_branches", default=None)
 _REWEIGHTING: ContextVar[_Reweighting | None] = ContextVar("cof_reweighting", default=None)
 _WEIGHTS: ContextVar[list[Tensor] | None] = ContextVar("cof_weights", default=None)
+Value = TypeVar("Value")
+
+
+@contextmanager
+def _use(variable: ContextVar[Value | None], value: Value | None) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 @contextmanager
@@ -74,32 +70,21 @@ def reweight(bias: Bias | None) -> Iterator[None]:
 
     Raises:
         RuntimeError: at the end, if no attention of an attached model ran inside, so that the bias
-            was never read; or if layers or heads were chosen and the decoder ran inside
-            torch.compile.
+            was never read.
     """
     if bias is None or bias.idle:
         yield
         return
     current = _Reweighting(bias)
-    token = _REWEIGHTING.set(current)
-    try:
+    with _use(_REWEIGHTING, current):
         yield
-    finally:
-        _REWEIGHTING.reset(token)
-    if not current.masks:
+    if not current.read:
         raise RuntimeError("the attention bias was never read: the model is not attached")
-    if bias.gate is not None and not current.gated:
-        raise RuntimeError("layers and heads cannot be chosen inside torch.compile")
 
 
-@contextmanager
-def use_branches(branches: Branches) -> Iterator[None]:
+def use_branches(branches: Branches) -> AbstractContextManager[None]:
     """Treat the last tokens that a model reads as branches, inside the `with`."""
-    token = _BRANCHES.set(branches.visible if branches.visible.numel() else None)
-    try:
-        yield
-    finally:
-        _BRANCHES.reset(token)
+    return _use(_BRANCHES, branches.visible if branches.visible.numel() else None)
 
 
 @contextmanager
@@ -111,79 +96,45 @@ def record_weights() -> Iterator[list[Tensor]]:
     `softmax(A + mask)`, with the bias if one is set, in float32.
     """
     weights: list[Tensor] = []
-    token = _WEIGHTS.set(weights)
-    try:
+    with _use(_WEIGHTS, weights):
         yield weights
-    finally:
-        _WEIGHTS.reset(token)
 
 
-def attach_decoder(model: Any) -> None:
-    """Switch the text decoder of `model` to `DECODER`.
-
-    Raises:
-        CofError: its attention cannot be reweighted (it is not compatible with SDPA).
-    """
-    _switch(model, "text_config", DECODER)
-
-
-def attach_qformer(model: Any) -> int:
-    """Switch the Q-Former of `model` to `CROSS_ATTENTION`; return its number of cross-attention
-    layers.
-
-    Raises:
-        CofError: its attention cannot be reweighted, or it has no module named
-            `*.crossattention.attention`.
-    """
-    modules = [m for name, m in model.named_modules() if name.endswith(".crossattention.attention")]
-    if not modules:
-        raise CofError(
-            f"{type(model).__name__} has no cross-attention to reweight; "
-            "use a LLaVA, BLIP-2 or InstructBLIP checkpoint."
-        )
-    attach_cross_attention(model, "qformer_config", modules)
-    return len(modules)
-
-
-def attach_cross_attention(
-    model: Any, subconfig: str, modules: Sequence[nn.Module], *, last_query: bool = False
+def attach(
+    model: Any, subconfig: str, modules: Sequence[nn.Module] = (), *, last_query: bool = False
 ) -> None:
-    """Switch the part of `model` with this config to `CROSS_ATTENTION`, and tag its modules.
+    """Let the attention of the part of `model` with this config be reweighted.
 
     Args:
-        modules: the cross-attention modules whose keys are the image's, in the order of the layers.
+        modules: the cross-attention modules whose keys are the image's, in the order of the layers;
+            empty: the part is a decoder, whose self-attention is meant.
         last_query: whether `record_weights` gets the weights of the last query, not the mean.
 
     Raises:
         CofError: its attention cannot be reweighted (it is not compatible with SDPA).
     """
-    _switch(model, subconfig, CROSS_ATTENTION)
-    recorded = slice(-1, None) if last_query else slice(None)
-    for number, module in enumerate(modules):
-        setattr(module, _TAG, _Tag(number, recorded))
-
-
-def _switch(model: Any, subconfig: str, name: str) -> None:
+    name = CROSS_ATTENTION if modules else DECODER
     config: Any = getattr(model.config, subconfig, None)
     owners = [m for m in model.modules() if getattr(m, "config", None) is config]
     # transformers checks this for the name "sdpa" only; and SDPA ignores softcaps.
     takes_sdpa = any(getattr(m, "_supports_sdpa", False) for m in owners)
     if takes_sdpa and not getattr(config, "attn_logit_softcapping", None):
         model.set_attn_implementation({subconfig: name})
-        if config._attn_implementation == name:
-            return
-    raise CofError(
-        f"{type(model).__name__} does not let its attention be reweighted (its {subconfig} does "
-        "not run on PyTorch's scaled-dot-product attention); choose another model."
-    )
+    if getattr(config, "_attn_implementation", None) != name:
+        raise CofError(
+            f"{type(model).__name__} does not let its attention be reweighted (its {subconfig} "
+            "does not run on PyTorch's scaled-dot-product attention); choose another model."
+        )
+    recorded = slice(-1, None) if last_query else slice(None)
+    for number, module in enumerate(modules):
+        setattr(module, _TAG, (number, recorded))
 
 
 def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     """transformers' mask function for `DECODER`."""
     current = _REWEIGHTING.get()
     if current is not None:
-        current.masks += 1
-        current.gated = 0
+        current.read = True
     bias = None if current is None else current.bias
     return make_mask(bias, _BRANCHES.get(), *shape, **kwargs)
 
@@ -196,25 +147,20 @@ def _decoder_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Stock SDPA, without the bias in the layers and heads that are not chosen.
-
-    torch.compile cannot read a ContextVar. `generate` with a static cache builds the mask outside
-    the compiled forward pass, so a bias without gates needs nothing here.
-    """
-    if torch.compiler.is_compiling():
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    """Stock SDPA, without the bias in the layers and heads that are not chosen."""
     current = _REWEIGHTING.get()
     size = value.shape[-1]
     if current is not None:
         bias = current.bias
         gate = torch.ones(query.shape[0], 1, device=query.device)
         if bias.gate is not None:
-            current.gated += 1
             gate = repeat_rows(bias.gate[:, module.layer_idx], query.shape[0])  # (B, H)
         if attention_mask is None:
             kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
-            added, late = _by_position(bias, query, key.shape[2])
-            where = gate[:, :, None] * late[:, None]
+            added, late = spread(bias, query.shape[0], query.shape[2], key.shape[2])  # no cache
+            added, where = added.to(query.device, torch.float32), gate[:, :, None]
+            if late is not None:
+                where = where * late.to(query.device)[:, None]
             query, key, value = widened(query, key, value, added, where, kwargs["scaling"])
         elif bias.gate is not None:
             visible = attention_mask > torch.finfo(attention_mask.dtype).min
@@ -223,17 +169,6 @@ def _decoder_attention(
     _record(query[:, :, -1:], key, attention_mask, kwargs.get("scaling"))
     out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return out[..., :size], None
-
-
-def _by_position(bias: Bias, query: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """What is added at each of the keys, `(B, K)`, and for which queries, `(B, Q)`; no cache."""
-    batch_size, device = query.shape[0], query.device
-    values = repeat_rows(bias.values, batch_size).to(device, torch.float32)
-    added = nn.functional.pad(values, (0, keys - values.shape[1]))
-    at = torch.arange(query.shape[2], device=device)[None]
-    if bias.q_from is None:
-        return added, torch.ones_like(at)
-    return added, at >= repeat_rows(bias.q_from, batch_size).to(device)[:, None]
 
 
 def _cross_attention(
@@ -248,14 +183,12 @@ def _cross_attention(
     current, tag = _REWEIGHTING.get(), getattr(module, _TAG, None)
     if current is not None and tag is not None:
         bias = current.bias
-        current.masks += 1
-        current.gated += 1
-        batch_size, others = query.shape[0], key.shape[2] - bias.values.shape[1]
-        # the keys after the image's are a resampler's own latents
-        values = nn.functional.pad(repeat_rows(bias.values, batch_size), (0, others))
-        added = values.to(query)[:, None, None, :]  # (B, 1, 1, K)
+        current.read = True
+        # zeros for the keys after the image's, a resampler's own latents
+        added, _ = spread(bias, query.shape[0], query.shape[2], key.shape[2])
+        added = added.to(query)[:, None, None]  # (B, 1, 1, K)
         if bias.gate is not None:
-            gate = repeat_rows(bias.gate[:, tag.number], batch_size)
+            gate = repeat_rows(bias.gate[:, tag[0]], query.shape[0])
             added = added * gate.to(query)[:, :, None, None]
         if attention_mask is None:
             attention_mask = added
@@ -264,7 +197,7 @@ def _cross_attention(
         else:
             attention_mask = attention_mask + added
     if tag is not None:
-        _record(query[:, :, tag.recorded], key, attention_mask, kwargs.get("scaling"))
+        _record(query[:, :, tag[1]], key, attention_mask, kwargs.get("scaling"))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -282,11 +215,10 @@ def _record(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | No
     weights.append(scores.softmax(-1).mean(2))
 
 
-def _register(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
-    AttentionInterface.register(name, attention)
+for _name, _attention, _mask in (
+    (DECODER, _decoder_attention, _decoder_mask),
+    (CROSS_ATTENTION, _cross_attention, sdpa_mask),
+):
+    AttentionInterface.register(_name, _attention)
     # Without a mask function of the same name padding and causality would be dropped silently.
-    AttentionMaskInterface.register(name, mask)
-
-
-_register(DECODER, _decoder_attention, _decoder_mask)
-_register(CROSS_ATTENTION, _cross_attention, sdpa_mask)
+    AttentionMaskInterface.register(_name, _mask)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
+
+from cof.types import OnText
 
 _OPEN = re.compile(r"(\s|\ufffd| n'?| '[rv]?)\Z")
 """An end of text that may still change: white space, which is stripped at a reply's end; a
@@ -64,3 +66,43 @@ class TextStream:
 
     def _decode(self, ids: Sequence[int], **options: Any) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, **options))
+
+
+class BatchStreamer:
+    """The replies of a batch as text while transformers' `generate` chooses their tokens: its
+    `streamer`.
+
+    Args:
+        tokenizer: the model's.
+        ends: the tokens that end a reply.
+        places: what `on_text` gets as the place of each row; rows after them (the other branches of
+            guidance) are not told of.
+        on_text: gets the pieces.
+    """
+
+    def __init__(
+        self, tokenizer: Any, ends: Container[int], places: Sequence[int], on_text: OnText
+    ) -> None:
+        self._ends, self._on_text = ends, on_text
+        self._open = {row: (place, TextStream(tokenizer)) for row, place in enumerate(places)}
+        self._ids: list[list[int]] = [[] for _ in places]
+
+    def put(self, value: Any) -> None:
+        """The prompts, a `(B, L)` tensor, and then the tokens of each step, `(B,)`."""
+        for row, token in enumerate(value.tolist() if value.dim() == 1 else ()):
+            if row in self._open:
+                done = token in self._ends
+                self._ids[row] += [] if done else [token]
+                self._tell(row, done)
+
+    def end(self) -> None:
+        """What was held back of the replies that have no end token."""
+        for row in list(self._open):
+            self._tell(row, True)
+
+    def _tell(self, row: int, done: bool) -> None:
+        place, stream = self._open[row]
+        if done:
+            del self._open[row]
+        if piece := stream.feed(self._ids[row], done=done):
+            self._on_text(place, piece)

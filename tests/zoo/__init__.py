@@ -1,61 +1,48 @@
 """Tiny random models of every family, with their real processors, in hub layout.
 
-`zoo(name)` saves one in a temporary folder, once per test run, and returns its path. `tests/models`
-has those of the paper.
+`folder(name)` saves one in a temporary folder, once per test run, and returns its path; `engine`
+and `stock` load it. `tests/models` has those of the paper.
 """
 
 from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import models
+import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForImageTextToText
 
+from cof.engines.transformers.engine import TransformersEngine
 from zoo import cross_attention, grids, rasters, tiles
 from zoo.parts import Made
 
-_MADE_BY: tuple[Callable[[], Made], ...] = (
-    tiles.llava_next,
-    tiles.llava_onevision,
-    grids.qwen2_vl,
-    grids.qwen2_5_vl,
-    grids.qwen3_vl,
-    grids.qwen3_vl_moe,
-    grids.qwen3_5,
-    grids.qwen3_5_moe,
-    tiles.internvl,
-    rasters.gemma3,
-    tiles.smolvlm,
-    tiles.idefics3,
-    rasters.paligemma,
-    grids.glm4v,
-    grids.glm4v_moe,
-    grids.glm46v,
-    tiles.aya_vision,
-    rasters.vipllava,
-    rasters.pixtral,
-    rasters.mistral3,
-    rasters.gemma4,
-    rasters.janus,
-    rasters.deepseek_vl,
-    grids.exaone4_5,
-    grids.video_llama_3,
-)
-_CROSS_ATTENTION_BY: tuple[Callable[[], Made], ...] = (
-    cross_attention.mllama,
-    cross_attention.kosmos2,
-)
 
-BUILDERS: dict[str, Callable[[], Made]] = {make.__name__: make for make in _MADE_BY}
+def _made_by(*modules: ModuleType) -> dict[str, Callable[[], Made]]:
+    """The public functions that are defined in a module."""
+    return {
+        name: make
+        for module in modules
+        for name, make in vars(module).items()
+        if getattr(make, "__module__", "") == module.__name__ and name[0] != "_"
+    }
+
+
+BUILDERS = _made_by(tiles, grids, rasters)
 """Models whose image tokens stand in the decoder."""
 
-CROSS_ATTENTION: dict[str, Callable[[], Made]] = {
-    make.__name__: make for make in _CROSS_ATTENTION_BY
-}
+CROSS_ATTENTION = _made_by(cross_attention)
 """Models that read the image through cross-attention."""
+
+PAPER = list(models.BUILDERS)
+EVERY = [*PAPER, *BUILDERS, *CROSS_ATTENTION]
 
 
 @functools.cache
@@ -73,3 +60,43 @@ def zoo(name: str) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def folder(name: str) -> Path:
+    """Of a model of the zoo or of the paper."""
+    return models.checkpoint(name) if name in PAPER else zoo(name)
+
+
+@functools.cache
+def engine(name: str) -> TransformersEngine:
+    """Ours; tests leave it as it is."""
+    return TransformersEngine.from_pretrained(folder(name))
+
+
+@functools.cache
+def stock(name: str) -> Any:
+    """transformers' own model, as it is loaded."""
+    return AutoModelForImageTextToText.from_pretrained(folder(name)).eval()
+
+
+def assert_same(one: Sequence[Any], other: Sequence[Any], tolerance: float = 5e-5) -> None:
+    """Generations are the same but for rounding."""
+    for a, b in zip(one, other, strict=True):
+        assert (a.text, a.token_ids) == (b.text, b.token_ids)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=tolerance)
+
+
+@contextmanager
+def counted(made: TransformersEngine) -> Iterator[list[int]]:
+    """How many new tokens each forward pass of the decoder reads."""
+    lengths: list[int] = []
+
+    def count(module: nn.Module, args: Any, kwargs: Any) -> None:
+        lengths.append(kwargs["inputs_embeds"].shape[1])
+
+    decoder = made.model.model.language_model
+    handle = decoder.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield lengths
+    finally:
+        handle.remove()

@@ -46,16 +46,3 @@ def group_by_size(sizes: Sequence[int], budget: int) -> list[list[int]]:
             groups.append([])
         groups[-1].append(row)
     return groups
-
-
-def split_by_size(groups: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[list[int]]:
-    """The same rows in groups of one size each, which need no padding.
-
-    >>> split_by_size([[0, 1, 2]], [10, 30, 10])
-    [[0, 2], [1]]
-    """
-    return [
-        [row for row in rows if sizes[row] == size]
-        for rows in groups
-        for size in sorted({sizes[row] for row in rows})
-    ]

@@ -12,13 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cof.attention.bias_mask import Branches
+from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.engines.transformers.prefix_cache import Prompts, extend_prompts
 from cof.prompting.box_template import CompiledBoxTemplate, Node, PartialBox, marginals
 from cof.types import Generation
@@ -29,19 +31,6 @@ worth so many tokens: after the first pass, a box of two digits a number took 0.
 one row and 0.75 for sixteen (0.3 B decoder, 620 tokens, bfloat16, one CPU core)."""
 
 ROOT = -1  # where a tree begins: after the tokens that are settled
-
-
-class Reader(Protocol):
-    """An adapter that can continue from a KV cache (`decoder_adapter`)."""
-
-    def read(self, prompts: Prompts, branches: Branches, cache: Any) -> tuple[Tensor, Any]:
-        """One pass over the tokens that `cache` lacks, and over branches, which it does not keep.
-
-        Returns:
-            Logits `(B, 1 + N, V)` after the prompts' last token and after each of the N tokens of
-            the branches, and the cache.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -71,40 +60,34 @@ def build_tree(box: PartialBox, budget: int) -> Tree:
         if len(choices) > left:
             break
         after = {(at, token): tree.asked[at].choose(token) for at, token in choices}
-        paths = {
-            (at, token): longer.tokens[len(tree.asked[at].tokens) :]
-            for (at, token), longer in after.items()
-            if not longer.done
-        }
-        if sum(map(len, paths.values())) > left:
+        longer = {choice: box for choice, box in after.items() if not box.done}
+        paths = [box.tokens[len(tree.asked[at].tokens) :] for (at, _), box in longer.items()]
+        if sum(map(len, paths)) > left:
             break
         level = []
-        for (at, token), path in paths.items():
+        for ((at, token), box), path in zip(longer.items(), paths, strict=True):
             node = at
             for token_on_path in path:
                 tree.tokens.append(token_on_path)
                 tree.parents.append(node)
                 node = len(tree.tokens) - 1
             tree.ends[at, token] = node
-            tree.asked[node] = after[at, token]
+            tree.asked[node] = box
             level.append(node)
     return tree
 
 
 def stack_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> Branches:
     """The trees of B rows as tensors, padded on the right."""
-    longest = max(len(tree.tokens) for tree in trees)
-    tokens = torch.full((len(trees), longest), pad_id)
-    seen = torch.zeros(len(trees), longest, dtype=torch.long)
-    visible = torch.zeros(len(trees), longest, longest, dtype=torch.bool)
+    rows = [torch.tensor(tree.tokens, dtype=torch.long) for tree in trees]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_id)
+    longest, sizes = tokens.shape[1], torch.tensor(list(map(len, rows)))
+    seen = (torch.arange(longest) < sizes[:, None]).long()
+    visible = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1)
     for row, tree in enumerate(trees):
-        size = len(tree.tokens)
-        tokens[row, :size] = torch.tensor(tree.tokens, dtype=torch.long)
-        seen[row, :size] = 1
         for node, parent in enumerate(tree.parents):
             if parent != ROOT:
-                visible[row, node] = visible[row, parent]
-            visible[row, node, node] = True
+                visible[row, node] |= visible[row, parent]
     return Branches(tokens.to(device), seen.to(device), visible.to(device))
 
 
@@ -144,7 +127,7 @@ class _Row:
 
 
 def decode_boxes(
-    reader: Reader,
+    adapter: DecoderAdapter,
     prompts: Prompts,
     template: CompiledBoxTemplate,
     pad_id: int,
@@ -155,7 +138,7 @@ def decode_boxes(
     """One box for each of B prompts; all rows choose at the same time.
 
     Args:
-        reader: the model.
+        adapter: of the model.
         prompts: what to read before the boxes.
         template: of the boxes.
         pad_id: the padding token.
@@ -167,17 +150,17 @@ def decode_boxes(
     budget = min(row_branches, branches // len(prompts.features))
     rows = [_Row(template.start()) for _ in prompts.features]
     device = prompts.inputs["input_ids"].device
-    cache = None
+    prompts = adapter.with_cache(prompts)
     while not all(row.box.done for row in rows):
         # Rows that are done, or have fewer tokens to read than others, are padded.
         pending = [() if row.box.done else row.box.tokens[row.num_cached :] for row in rows]
         prompts = extend_prompts(prompts, pending, pad_id)
         trees = [Tree() if row.box.done else build_tree(row.box, budget) for row in rows]
-        logits, cache = reader.read(prompts, stack_trees(trees, pad_id, device), cache)
+        logits = adapter.read(prompts, stack_trees(trees, pad_id, device))
         for row, tree, logprobs in zip(rows, trees, _read_choices(trees, logits), strict=True):
             row.num_cached = len(row.box.tokens)
             row.take(tree, logprobs)
-    return [row.generation() for row in rows], cache
+    return [row.generation() for row in rows], prompts.cache
 
 
 def _read_choices(trees: Sequence[Tree], logits: Tensor) -> list[dict[int, dict[int, float]]]:

@@ -2,41 +2,26 @@
 
 `QFormerAdapter`: a Q-Former attends to the image, once for each question. `MllamaAdapter`: some
 layers of the decoder do. `Kosmos2Adapter`: latent queries do, and their outputs stand in the
-prompt. All have the methods of `decoder_adapter.Adapter`.
+prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from cof.attention.registry import attach_cross_attention, attach_qformer, record_weights, reweight
-from cof.engines.transformers.prefix_cache import Prefix, Prompts
+from cof.attention.registry import reweight
+from cof.engines.transformers.adapter import Adapter, Pixels
+from cof.engines.transformers.prefix_cache import Prompts
 from cof.families.special_tokens import SpecialTokens, tokenize, unescape
 
-if TYPE_CHECKING:
-    from cof.families.family import Family
 
-
-def stack_pixels(name: str, pixels: Sequence[Mapping[str, Any]], model: Any) -> Tensor:
-    """One array of the processor's output for each image -> a batch on the model's device."""
-    return move_to(torch.cat([torch.as_tensor(image[name]) for image in pixels]), model)
-
-
-def move_to(value: Tensor, model: Any) -> Tensor:
-    """A tensor on the model's device, and in the model's dtype if it is floating-point."""
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)
-
-
-class CrossAttentionAdapter:
-    """What all adapters for cross-attention have in common."""
-
-    takes_padding: ClassVar[bool] = True
+class CrossAttentionAdapter(Adapter):
+    """What these adapters have in common."""
 
     def place(
         self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
@@ -44,44 +29,27 @@ class CrossAttentionAdapter:
         # Every query of a cross-attention comes after the image, so both scopes are the same.
         return torch.stack(list(added)), None
 
-    def resume(self, prompts: Prompts, prefixes: Sequence[Prefix | None], beams: int) -> Prompts:
-        return prompts
 
-
-@dataclass(frozen=True, eq=False)
 class QFormerAdapter(CrossAttentionAdapter):
-    """Image features are keys of the Q-Former's cross-attention (InstructBLIP, BLIP-2).
+    """Image features are keys of the Q-Former's cross-attention (InstructBLIP, BLIP-2)."""
 
-    Attributes:
-        model: with `CROSS_ATTENTION` attention switched on and its cross-attention tagged.
-        processor: its processor.
-        shape: how many `(cross-attention layers, heads)` can be chosen.
-    """
-
-    model: Any
-    processor: Any
-    shape: tuple[int, int]
     attention_source: ClassVar[str] = "the Q-Former"
+    part: ClassVar[str] = "qformer_config"
 
-    @classmethod
-    def attach(cls, model: Any, processor: Any, family: Family) -> QFormerAdapter:
-        layers = attach_qformer(model)
-        return cls(model, processor, (layers, model.config.qformer_config.num_attention_heads))
+    @property
+    def looking(self) -> list[nn.Module]:
+        layers = self.model.qformer.encoder.layer
+        return [layer.crossattention.attention for layer in layers if layer.has_cross_attention]
 
     @property
     def generator(self) -> Any:
-        """The module whose `generate` runs."""
         return self.model.language_model
 
-    def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        vision = self.model.vision_model(
-            pixel_values=stack_pixels("pixel_values", pixels, self.model)
-        )
+    def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
+        vision = self.model.vision_model(pixel_values=self.stack("pixel_values", pixels))
         return list(vision.last_hidden_state)
 
-    def tokenize(
-        self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
-    ) -> dict[str, Tensor]:
+    def tokenize(self, texts: list[str], pixels: Sequence[Sequence[Pixels]]) -> dict[str, Tensor]:
         # Left padding would stand between the queries and the text and change T5's positions, which
         # are distances.
         side = "right" if self.generator.config.is_encoder_decoder else "left"
@@ -107,23 +75,17 @@ class QFormerAdapter(CrossAttentionAdapter):
         inputs["attention_mask"] = torch.cat([torch.ones_like(queries), seen], dim=1)
         return inputs
 
-    def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
+    def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
         inputs = prompts.inputs
         embeddings = self.model.get_input_embeddings()(inputs["input_ids"])
-        image_tokens = self._run_qformer(prompts).to(embeddings)
         is_query = (inputs["input_ids"] == self.model.config.image_token_id)[..., None]
         return self.generator.generate(
-            inputs_embeds=embeddings.masked_scatter(is_query, image_tokens),
+            inputs_embeds=embeddings.masked_scatter(is_query, self.look(prompts).to(embeddings)),
             attention_mask=inputs["attention_mask"],
             **kwargs,
         )
 
-    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
-        with record_weights() as recorded:
-            self._run_qformer(prompts)
-        return list(torch.stack(recorded, dim=1).cpu())
-
-    def _run_qformer(self, prompts: Prompts) -> Tensor:
+    def look(self, prompts: Prompts, **kwargs: Any) -> Tensor:
         """The image tokens, `(B, queries, decoder width)`: `get_image_features` from the vision
         features on."""
         model, inputs, keys = self.model, prompts.inputs, torch.stack(prompts.features)
@@ -131,54 +93,24 @@ class QFormerAdapter(CrossAttentionAdapter):
         text: dict[str, Tensor] = {}
         if "qformer_input_ids" in inputs:  # InstructBLIP's Q-Former reads the question as well
             seen = inputs["qformer_attention_mask"]
-            all_queries = torch.ones(queries.shape[:2], dtype=seen.dtype, device=seen.device)
             text["input_ids"] = inputs["qformer_input_ids"]
-            text["attention_mask"] = torch.cat([all_queries, seen], dim=1)
+            text["attention_mask"] = nn.functional.pad(seen, (queries.shape[1], 0), value=1)
         with reweight(prompts.bias):
             output = model.qformer(
-                query_embeds=queries,
-                encoder_hidden_states=keys,
-                encoder_attention_mask=torch.ones(
-                    keys.shape[:2], dtype=torch.long, device=keys.device
-                ),
-                return_dict=True,
-                **text,
+                query_embeds=queries, encoder_hidden_states=keys, return_dict=True, **text
             ).last_hidden_state[:, : queries.shape[1]]
         # BLIP-2 keeps its Q-Former in float32.
         projected: Tensor = model.language_projection(output.to(keys.dtype))
         return projected
 
 
-@dataclass(frozen=True, eq=False)
 class MllamaAdapter(CrossAttentionAdapter):
-    """Image features are keys of the decoder's cross-attention layers (Llama 3.2 Vision).
+    """Image features are keys of the decoder's cross-attention layers (Llama 3.2 Vision)."""
 
-    Attributes:
-        model: with `CROSS_ATTENTION` attention switched on and its cross-attention layers tagged.
-        processor: its processor.
-        shape: how many `(cross-attention layers, heads)` can be chosen.
-    """
-
-    model: Any
-    processor: Any
-    shape: tuple[int, int]
-    attention_source: ClassVar[str] = "the answer's first token"
-
-    @classmethod
-    def attach(cls, model: Any, processor: Any, family: Family) -> MllamaAdapter:
-        text = model.config.text_config
-        layers = text.cross_attention_layers
-        adapter = cls(model, processor, (len(layers), text.num_attention_heads))
-        attach_cross_attention(model, "text_config", adapter._cross_attention, last_query=True)
-        return adapter
+    last_query: ClassVar[bool] = True
 
     @property
-    def generator(self) -> Any:
-        """The module whose `generate` runs."""
-        return self.model
-
-    @property
-    def _cross_attention(self) -> list[Any]:
+    def looking(self) -> list[nn.Module]:
         layers = self.model.model.language_model.layers
         return [layers[number].cross_attn for number in self._layers]
 
@@ -186,17 +118,15 @@ class MllamaAdapter(CrossAttentionAdapter):
     def _layers(self) -> list[int]:
         return list(self.model.config.text_config.cross_attention_layers)
 
-    def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
         """`(tiles * (1 + patches), D)` for each image, the CLS token of each tile first."""
-        inner = self.model.model
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-        vision = inner.vision_model(**{name: stack_pixels(name, pixels, inner) for name in names})
+        inner = self.model.model
+        vision = inner.vision_model(**{name: self.stack(name, pixels) for name in names})
         features = inner.multi_modal_projector(vision.last_hidden_state)
         return list(features.reshape(len(pixels), -1, features.shape[-1]))
 
-    def tokenize(
-        self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
-    ) -> dict[str, Tensor]:
+    def tokenize(self, texts: list[str], pixels: Sequence[Sequence[Pixels]]) -> dict[str, Tensor]:
         tokenizer = self.processor.tokenizer
         # Its chat template writes the start token itself, and it must not come twice.
         bos = tokenizer.bos_token
@@ -207,7 +137,7 @@ class MllamaAdapter(CrossAttentionAdapter):
         inputs["cross_attention_mask"] = after[:, :, None, None] * tiles[:, None]
         return inputs
 
-    def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
+    def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
         states = torch.stack(prompts.features)
         states = states.repeat_interleave(kwargs["generation_config"].num_beams, dim=0)
         with reweight(prompts.bias):
@@ -215,19 +145,14 @@ class MllamaAdapter(CrossAttentionAdapter):
                 **prompts.inputs, past_key_values=self._image_cache(states), **kwargs
             )
 
-    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
-        cache = self._image_cache(torch.stack(prompts.features))
-        with reweight(prompts.bias), record_weights() as recorded:
-            self.model(**prompts.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return list(torch.stack(recorded, dim=1).cpu())
-
     def _image_cache(self, states: Tensor) -> DynamicCache:
         """A KV cache of the image alone, from its features `(B, K, D)`.
 
         Given the features instead, `generate` would add them to the cache at every step.
         """
         cache = DynamicCache()
-        for number, attention in zip(self._layers, self._cross_attention, strict=True):
+        attention: Any
+        for number, attention in zip(self._layers, self.looking, strict=True):
             shape = (*states.shape[:2], attention.num_key_value_heads, attention.head_dim)
             keys = attention.k_proj(states).view(shape).transpose(1, 2)
             values = attention.v_proj(states).view(shape).transpose(1, 2)
@@ -235,46 +160,34 @@ class MllamaAdapter(CrossAttentionAdapter):
         return cache
 
 
-@dataclass(frozen=True, eq=False)
 class Kosmos2Adapter(CrossAttentionAdapter):
-    """Image features are keys of the latent queries that make Kosmos-2's image tokens.
+    """Image features are keys of the latent queries that make Kosmos-2's image tokens."""
 
-    Attributes:
-        model: with `CROSS_ATTENTION` attention switched on and its resampler tagged.
-        processor: its processor.
-        shape: how many `(cross-attention layers, heads)` can be chosen: one layer.
-    """
-
-    model: Any
-    processor: Any
-    shape: tuple[int, int]
     attention_source: ClassVar[str] = "the latent queries"
     # transformers counts padding as text in the positions of new tokens.
     takes_padding: ClassVar[bool] = False
 
-    @classmethod
-    def attach(cls, model: Any, processor: Any, family: Family) -> Kosmos2Adapter:
-        resampler = model.image_to_text_projection.x_attn
+    @property
+    def looking(self) -> list[nn.Module]:
+        return [self.model.image_to_text_projection.x_attn]
+
+    def attach(self) -> None:
+        super().attach()
         # With SDPA transformers lets query i attend to the first i + 1 keys only; in its eager
         # attention, and in the model as it was trained, every query attends to every patch.
-        resampler.is_causal = False
-        attach_cross_attention(model, "text_config", [resampler])
-        return cls(model, processor, (1, model.config.text_config.attention_heads))
+        self.model.image_to_text_projection.x_attn.is_causal = False
 
     @property
     def generator(self) -> Any:
-        """The module whose `generate` runs."""
         return self.model.text_model
 
-    def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
         """`(1 + patches, D)` for each image, the CLS token first."""
-        vision = self.model.vision_model(stack_pixels("pixel_values", pixels, self.model))
+        vision = self.model.vision_model(self.stack("pixel_values", pixels))
         features = self.model.vision_model.model.post_layernorm(vision.last_hidden_state)
         return list(nn.functional.normalize(features, dim=-1))
 
-    def tokenize(
-        self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
-    ) -> dict[str, Tensor]:
+    def tokenize(self, texts: list[str], pixels: Sequence[Sequence[Pixels]]) -> dict[str, Tensor]:
         processor, count = self.processor, self.model.config.latent_query_num
         tokenizer = processor.tokenizer
         # A completion model: a prompt in its own notation stays as it is, others become questions.
@@ -293,18 +206,10 @@ class Kosmos2Adapter(CrossAttentionAdapter):
         inputs["image_embeds_position_mask"] = is_image
         return inputs
 
-    def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
-        return self.generator.generate(
-            **prompts.inputs, image_embeds=self._run_resampler(prompts), **kwargs
-        )
+    def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
+        return self.generator.generate(**prompts.inputs, image_embeds=self.look(prompts), **kwargs)
 
-    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
-        with record_weights() as recorded:
-            self._run_resampler(prompts)
-        patches = len(prompts.features[0])  # the keys after them are the latent queries
-        return list(torch.stack(recorded, dim=1)[..., :patches].cpu())
-
-    def _run_resampler(self, prompts: Prompts) -> Tensor:
+    def look(self, prompts: Prompts, **kwargs: Any) -> Tensor:
         """The image tokens, `(B, latent queries, decoder width)`, from the vision features on."""
         with reweight(prompts.bias):
             tokens: Tensor = self.model.image_to_text_projection(torch.stack(prompts.features))[0]

@@ -1,129 +1,54 @@
-"""Adapters: where the bias is attached in a model, and what differs for the engine.
+"""The adapter of models whose image tokens stand in the prompt, and all adapters by name.
 
-`DecoderAdapter`: image tokens stand in the prompt, and the decoder's self-attention is reweighted.
-The adapters of models that read the image through cross-attention are in `cross_attention_adapter`.
+The decoder's self-attention is reweighted. The adapters of models that read the image through
+cross-attention are in `cross_attention_adapter`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention.bias_mask import Branches
-from cof.attention.registry import attach_decoder, record_weights, reweight, use_branches
+from cof.attention.registry import reweight, use_branches
+from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.cross_attention_adapter import (
     Kosmos2Adapter,
     MllamaAdapter,
     QFormerAdapter,
-    move_to,
 )
 from cof.engines.transformers.prefix_cache import (
     Prefix,
     Prompts,
     append_branches,
-    can_crop,
     count_reusable,
+    first_biased,
     full_length_cache,
-    is_unbiased,
-    level_reuse,
+    join_prefixes,
     resume_prompts,
     split_cache,
-    start_cache,
 )
 from cof.families.chat import adds_special_tokens
 from cof.families.special_tokens import tokenize
 
-if TYPE_CHECKING:
-    from cof.families.family import Family
 
-
-class Adapter(Protocol):
-    """Attaches the bias to one model; made by its `attach`.
-
-    Attributes:
-        shape: how many `(layers, heads)` can be chosen.
-        attention_source: whose attention `weights` returns.
-        takes_padding: whether rows of different lengths can run in one batch.
-    """
-
-    shape: tuple[int, int]
-    attention_source: ClassVar[str]
-    takes_padding: ClassVar[bool]
-
-    def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """The processor's output for each image -> its vision features, `(K, ...)`."""
-        ...
-
-    def tokenize(
-        self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
-    ) -> dict[str, Tensor]:
-        """Padded text inputs of B prompts, each about one processed image or more."""
-        ...
-
-    def place(
-        self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """B rows of `(K,)`, one value per image feature -> `Bias.values`, and the end of each row's
-        image (None where every query comes after it)."""
-        ...
-
-    def resume(self, prompts: Prompts, prefixes: Sequence[Prefix | None], beams: int) -> Prompts:
-        """The same prompts, with as much as possible taken from their images' prefixes."""
-        ...
-
-    def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
-        """transformers' `generate` on these prompts, with their bias; tokens that `cache` holds are
-        not computed again."""
-        ...
-
-    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
-        """Each row's attention to its image features, `(layers, heads, K)`, from one pass.
-
-        `kwargs` are those of `generate` for a single token."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class DecoderAdapter:
-    """Image features are decoder tokens.
-
-    Attributes:
-        model: with `DECODER` attention switched on in its text decoder.
-        processor: its processor.
-        shape: how many `(layers, heads)` can be chosen.
-        image_type: the value of image tokens in `token_type_ids`, where the model takes them.
-        bidirectional: whether image tokens attend to later tokens of their image. The states of an
-            image are then reused whole or not at all.
-    """
-
-    model: Any
-    processor: Any
-    shape: tuple[int, int]
-    image_type: int
-    bidirectional: bool = False
-    attention_source: ClassVar[str] = "the answer's first token"
-    takes_padding: ClassVar[bool] = True
-
-    @classmethod
-    def attach(cls, model: Any, processor: Any, family: Family) -> DecoderAdapter:
-        attach_decoder(model)
-        text = model.config.get_text_config()
-        shape = (text.num_hidden_layers, text.num_attention_heads)
-        bidirectional = family.bidirectional(model.config)
-        return cls(model, processor, shape, family.image_type, bidirectional)
+class DecoderAdapter(Adapter):
+    """Image features are decoder tokens."""
 
     @property
-    def generator(self) -> Any:
-        """The module whose `generate` runs."""
-        return self.model
+    def reuses_states(self) -> bool:  # type: ignore[override]
+        """Whether every layer has a KV cache to crop; linear-attention layers have none."""
+        layers = full_length_cache(self.model.config).layers
+        return all(type(layer) is DynamicLayer for layer in layers)
 
-    def encode(self, pixels: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
         """`(K, levels * D)` for each image; Qwen3-VL has deeper levels beside the first.
 
         `(K, 1, D)` where the model takes the features of all images as one tensor.
@@ -140,37 +65,30 @@ class DecoderAdapter:
         features: dict[int, Tensor] = {}
         for rows in alike.values():
             stacked = {
-                name: move_to(torch.cat([images[row][name] for row in rows]), self.model)
+                name: self.move(torch.cat([images[row][name] for row in rows]))
                 for name in images[rows[0]]
             }
             output = features_of(**stacked, return_dict=True)
             features |= zip(rows, _per_image(output, len(rows)), strict=True)
         return [features[index] for index in range(len(images))]
 
-    def tokenize(
-        self, texts: list[str], pixels: Sequence[Sequence[Mapping[str, Any]]]
-    ) -> dict[str, Tensor]:
+    def tokenize(self, texts: list[str], pixels: Sequence[Sequence[Pixels]]) -> dict[str, Tensor]:
         expanded = [self._expand(text, shown) for text, shown in zip(texts, pixels, strict=True)]
         tokenizer = self.processor.tokenizer
-        inputs = tokenize(
-            tokenizer,
-            expanded,
-            add_special_tokens=adds_special_tokens(self.processor, texts[0]),
-        )
+        special = adds_special_tokens(self.processor, texts[0])
+        inputs = tokenize(tokenizer, expanded, add_special_tokens=special)
         takes = inspect.signature(self.model.forward).parameters
         types = {
             name: self._is_image(inputs["input_ids"]).long() * kind
-            for name, kind in (("mm_token_type_ids", 1), ("token_type_ids", self.image_type))
+            for name, kind in (("mm_token_type_ids", 1), ("token_type_ids", self.family.image_type))
             if name in takes
         }
-        grids = {
-            name: torch.cat([torch.as_tensor(image[name]) for row in pixels for image in row])
-            for name in ("image_grid_thw",)
-            if name in takes
-        }
-        return {**inputs, **types, **grids}
+        if "image_grid_thw" in takes:
+            grids = [torch.as_tensor(image["image_grid_thw"]) for row in pixels for image in row]
+            inputs["image_grid_thw"] = torch.cat(grids)
+        return {**inputs, **types}
 
-    def _expand(self, text: str, pixels: Sequence[Mapping[str, Any]]) -> str:
+    def _expand(self, text: str, pixels: Sequence[Pixels]) -> str:
         """A text in which each image token is repeated for all tokens of its image."""
         first, *rest = text.split(str(self.processor.image_token), len(pixels))
         tokens = [self.processor.replace_image_token(dict(image), 0) for image in pixels]
@@ -179,85 +97,83 @@ class DecoderAdapter:
     def place(
         self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        is_image = inputs["input_ids"] == self.model.config.image_token_id  # (B, L)
+        is_image = self._is_image(inputs["input_ids"])
         values = torch.zeros(is_image.shape)
         for row, by_feature in enumerate(added):
             values[row, is_image[row]] = by_feature
-        length = is_image.shape[1]
-        ends = length - is_image.flip(1).int().argmax(1)  # just after the last image token
-        return values, ends
-
-    @property
-    def reuses_states(self) -> bool:
-        """Whether the state after an image can be reused."""
-        return can_crop(full_length_cache(self.model.config))
+        return values, self._image_ends(inputs["input_ids"])
 
     def spans(self, prompts: Prompts) -> tuple[list[int], list[int]]:
         """Where each row's text begins, after its padding, and where its image ends."""
-        ids = prompts.inputs["input_ids"]
         starts = prompts.inputs["attention_mask"].argmax(1)
-        ends = ids.shape[1] - self._is_image(ids).flip(1).int().argmax(1)
-        return starts.tolist(), ends.tolist()
+        return starts.tolist(), self._image_ends(prompts.inputs["input_ids"]).tolist()
 
     def prefixes(self, prompts: Prompts) -> list[Prefix]:
         """The prefix of each row's image, from a pass of its own."""
         starts, ends = self.spans(prompts)
-        length = max(ends)  # nothing after the last image is computed
-        shorter = {
-            name: value[..., :length] if value.shape == prompts.inputs["input_ids"].shape else value
+        ids = prompts.inputs["input_ids"]
+        inputs = {  # nothing after the last image is computed
+            name: value[..., : max(ends)] if value.shape == ids.shape else value
             for name, value in prompts.inputs.items()
         }
-        inputs = shorter | self._positions(shorter)
-        cache = full_length_cache(self.model.config)
-        self.model(
-            **self._inputs(inputs, prompts.features), past_key_values=cache, logits_to_keep=1
-        )
-        return split_cache(cache, inputs["input_ids"], starts, ends)
+        prompts = self.with_cache(replace(prompts, inputs=inputs))
+        self.model(**self._new_inputs(prompts), past_key_values=prompts.cache, logits_to_keep=1)
+        return split_cache(prompts.cache, ids, starts, ends)
 
     def leaves_prefixes(self, prompts: Prompts) -> bool:
         """Whether the pass over these prompts computes their images' prefixes, nothing biased."""
-        return is_unbiased(prompts, self.spans(prompts)[1])
+        return all(
+            first_biased(prompts.bias, row, start) >= end - start
+            for row, (start, end) in enumerate(zip(*self.spans(prompts), strict=True))
+        )
 
     def split_prefixes(self, prompts: Prompts, cache: Any) -> list[Prefix]:
         """The prefix of each row's image, from the cache that a pass over these prompts left."""
         return split_cache(cache, prompts.inputs["input_ids"], *self.spans(prompts))
 
-    def resume(self, prompts: Prompts, prefixes: Sequence[Prefix | None], beams: int) -> Prompts:
+    def resume(self, prompts: Prompts, prefixes: Sequence[Prefix], beams: int) -> Prompts:
         reused = count_reusable(prompts, prefixes)
         # With beams `generate` compares the numbers of image tokens and features. And it passes
         # the types of new tokens only, which mark the image tokens that attend both ways.
-        whole = beams > 1 or self.bidirectional
+        whole = beams > 1 or self.family.bidirectional(self.model.config)
         if not whole:
-            reused = level_reuse(prompts, reused)
+            # The longest rest has to be computed anyway, and the others would be padded to it.
+            lengths = prompts.inputs["attention_mask"].sum(1).tolist()
+            left = max(length - count for length, count in zip(lengths, reused, strict=True))
+            reused = [max(length - left, 0) for length in lengths]
         if not any(reused):
             return prompts
-        shorter = resume_prompts(prompts, prefixes, reused)
-        splits = self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()
-        return prompts if whole and bool(splits) else shorter
+        shorter = resume_prompts(prompts, reused)
+        if whole and bool(self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
+            return prompts
+        return replace(shorter, cache=join_prefixes(prefixes, reused, self.model.config, beams))
 
-    def generate(self, prompts: Prompts, cache: Any = None, **kwargs: Any) -> Any:
-        if cache is None and (prompts.cached or prompts.keeps_states):
-            beams = kwargs["generation_config"].num_beams
-            cache = start_cache(prompts, self.model.config, beams)
-        if cache is not None:
-            kwargs["past_key_values"] = cache
-        inputs = prompts.inputs | self._positions(prompts.inputs)
+    def with_cache(self, prompts: Prompts) -> Prompts:
+        """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
+        if prompts.cache is not None:
+            return prompts
+        return replace(prompts, cache=full_length_cache(self.model.config))
+
+    def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
+        if prompts.cache is not None:
+            kwargs["past_key_values"] = prompts.cache
         with reweight(prompts.bias):
-            return self.model.generate(
-                **self._inputs(inputs, self._new_features(prompts, cache)), **kwargs
-            )
+            return self.model.generate(**self._new_inputs(prompts), **kwargs)
 
-    def read(self, prompts: Prompts, branches: Branches, cache: Any = None) -> tuple[Tensor, Any]:
-        """See `box_decoding.Reader`."""
-        if cache is None:
-            cache = start_cache(prompts, self.model.config)
-        inputs = prompts.inputs | self._positions(prompts.inputs)
-        features = self._new_features(prompts, cache)
+    def read(self, prompts: Prompts, branches: Branches) -> Tensor:
+        """One pass over the tokens that the prompts' cache lacks, which it keeps, and over
+        branches, which it does not keep.
+
+        Returns:
+            Logits `(B, 1 + N, V)` after the prompts' last token and after each of the N tokens of
+            the branches.
+        """
+        cache: Any = prompts.cache
         more = branches.tokens.shape[1]
-        inputs = append_branches(inputs, branches, prompts.answer_type)
+        inputs = append_branches(self._new_inputs(prompts), branches, prompts.answer_type)
         new = inputs["input_ids"].shape[1] - cache.get_seq_length()
         ready = self.model.prepare_inputs_for_generation(
-            **self._inputs(inputs, features),
+            **inputs,
             next_sequence_length=new,
             past_key_values=cache,
             is_first_iteration=cache.get_seq_length() == prompts.cached,
@@ -267,18 +183,18 @@ class DecoderAdapter:
         # EXAONE 4.5 leaves them out, and would count positions in the cache
         ready["position_ids"] = inputs["position_ids"][..., -new:]
         with reweight(prompts.bias), use_branches(branches):
-            logits = self.model(**ready).logits
+            logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)
-        return logits, cache
+        return logits[:, -1 - more :]  # VideoLLaMA 3 gives those of all tokens
 
-    def _new_features(self, prompts: Prompts, cache: Any) -> list[Tensor]:
-        """The features of the image tokens that are not in the cache."""
-        if cache is None:
-            return prompts.features
-        cached_ids = prompts.inputs["input_ids"][:, : cache.get_seq_length()]
-        counts = self._is_image(cached_ids).sum(1).tolist()
-        return [features[n:] for features, n in zip(prompts.features, counts, strict=True)]
+    def _new_inputs(self, prompts: Prompts) -> dict[str, Any]:
+        """The inputs, and the features of the image tokens that are not in the cache."""
+        ids = prompts.inputs["input_ids"]
+        known = 0 if prompts.cache is None else prompts.cache.get_seq_length()
+        counts = self._is_image(ids[:, :known]).sum(1).tolist()
+        features = [of[count:] for of, count in zip(prompts.features, counts, strict=True)]
+        return self._inputs(prompts.inputs | self._positions(prompts.inputs), features)
 
     def _positions(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The position of every token, those in a cache included: `(..., B, L)`.
@@ -289,13 +205,13 @@ class DecoderAdapter:
         ids = inputs["input_ids"]
         return {"position_ids": self.model._prepare_position_ids_for_generation(ids, dict(inputs))}
 
-    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
-        # `generate` handles caches, padding and positions; one token is one pass.
-        with record_weights() as recorded:
-            self.generate(prompts, **kwargs)
-        weights = torch.stack(recorded, dim=1).cpu()  # (B, layers, heads, L)
+    def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:
         is_image = self._is_image(prompts.inputs["input_ids"]).cpu()
         return [row[..., mask] for row, mask in zip(weights, is_image, strict=True)]
+
+    def _image_ends(self, ids: Tensor) -> Tensor:
+        """`(B, L)` token ids -> the place just after each row's last image token."""
+        return ids.shape[1] - self._is_image(ids).flip(1).int().argmax(1)
 
     def _is_image(self, ids: Tensor) -> Tensor:
         return torch.eq(ids, self.model.config.image_token_id)
@@ -325,9 +241,7 @@ def _per_image(output: Any, count: int) -> list[Tensor]:
     return [torch.cat(levels, dim=-1) for levels in zip(pooled, *deeper, strict=True)]
 
 
-ADAPTERS: dict[
-    str, type[DecoderAdapter] | type[QFormerAdapter] | type[MllamaAdapter] | type[Kosmos2Adapter]
-] = {
+ADAPTERS: dict[str, type[Adapter]] = {
     "decoder": DecoderAdapter,
     "qformer": QFormerAdapter,
     "mllama": MllamaAdapter,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,15 +16,21 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
-from cof.engines.transformers.batching import group_by_size, map_in_threads, split_by_size
+from cof.engines.text_stream import BatchStreamer
+from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter
 from cof.engines.transformers.generation import (
+    Forced,
+    Guided,
     collect_generations,
+    collect_scores,
+    guidance,
+    make_contrast,
     make_generation_config,
+    tokenize_replies,
     use_seed,
 )
-from cof.engines.transformers.guidance import Guided, check_decoding, guidance, make_contrast
 from cof.engines.transformers.introspection import (
     States,
     compare_states,
@@ -33,11 +39,9 @@ from cof.engines.transformers.introspection import (
     predict_words,
 )
 from cof.engines.transformers.loading import load, out_of_memory
-from cof.engines.transformers.option_scoring import Forced, collect_scores, tokenize_replies
-from cof.engines.transformers.prefix_cache import LazyPrefix, Prefix, Prompts
+from cof.engines.transformers.prefix_cache import Prefix, Prompts
 from cof.engines.transformers.probing import probe
-from cof.engines.transformers.prompt_builder import PromptBuilder, TokenizedRequests
-from cof.engines.transformers.streaming import BatchStreamer
+from cof.engines.transformers.prompt_builder import PromptBuilder, TokenizedRequests, shown
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat
@@ -46,6 +50,7 @@ from cof.geometry.boxes import Frame
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
 
+Result = TypeVar("Result")
 MAX_BATCH_TOKENS = 16384
 """Sixteen questions about LLaVA-1.5's 576 image tokens; some 3 GB of a 7B model's KV cache."""
 
@@ -53,7 +58,7 @@ VALUES_PER_TOKEN = 3 * 14 * 14  # pixel values of a vision encoder's token, roug
 
 
 class TransformersEngine:
-    """Answers requests with a Hugging Face model; implements `cof.engines.base.Engine`.
+    """Answers requests with a Hugging Face model; implements all protocols of `cof.engines.base`.
 
     Requests in one call may differ in image, prompt, region, strength, scope, layers and heads. A
     call without any highlight runs the stock model, bit for bit.
@@ -78,7 +83,7 @@ class TransformersEngine:
         processor: Any,
         *,
         name: str = "",
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
     ) -> None:
         """Wrap a loaded model and its processor (with a PIL image processor).
 
@@ -89,6 +94,8 @@ class TransformersEngine:
         Raises:
             CofError: an unsupported family, or attention that cannot be reweighted.
         """
+        if max_batch_tokens is None:
+            max_batch_tokens = MAX_BATCH_TOKENS
         if max_batch_tokens < 1:
             raise CofError(f"max_batch_tokens must be at least 1, not {max_batch_tokens}.")
         self.max_batch_tokens = max_batch_tokens
@@ -99,23 +106,14 @@ class TransformersEngine:
         self.processor = processor
         processor.tokenizer.padding_side = "left"
         self.family = probe(self.family, self.model, processor)
-        self.adapter = ADAPTERS[self.family.adapter].attach(model, processor, self.family)
+        self.adapter = ADAPTERS[self.family.adapter](model, processor, self.family)
+        self.adapter.attach()
+        self.takes_two = self.family.takes_two
+        self.attention_source = self.adapter.attention_source
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
-        self.prompt_builder = PromptBuilder(
-            self.family, self.model, self.adapter, self.tokens, self.chat
-        )
+        self.prompt_builder = PromptBuilder(self.adapter, self.tokens, self.chat)
         self._compile = cache(self._compile_template)
-
-    @property
-    def takes_two(self) -> bool:
-        """Whether it can be shown two images at once."""
-        return self.family.takes_two
-
-    @property
-    def attention_source(self) -> str:
-        """Whose attention `image_attention` is."""
-        return self.adapter.attention_source
 
     @classmethod
     def from_pretrained(
@@ -155,8 +153,7 @@ class TransformersEngine:
             pad_to_square=pad_to_square,
             quantization=quantization,
         )
-        budget = MAX_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens
-        return cls(loaded, processor, name=name, max_batch_tokens=budget)
+        return cls(loaded, processor, name=name, max_batch_tokens=max_batch_tokens)
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes.
@@ -178,8 +175,8 @@ class TransformersEngine:
         (`Family.prefill`): the decoder's state after the text before the image and the image,
         behind which answers begin. The first question about the image computes it.
         """
-        lazy = prefill and self.family.prefill and self._reuses_states
-        return self._see(self._process(images), lazy=lazy)
+        lazy = prefill and self.family.prefill and self.adapter.reuses_states
+        return _once(lambda images: self._see(self._process(images), lazy=lazy), images)
 
     def generate(
         self,
@@ -201,30 +198,41 @@ class TransformersEngine:
             CofError: a layer or head the model does not have, or out of memory.
         """
         guided = any(guidance(request) != 1 for request in requests)
-        if guided:
-            check_decoding(decoding)
+        if guided and (decoding.temperature > 0 or decoding.num_beams > 1):
+            # Both branches continue with the same token, but these choose for each row.
+            raise CofError(
+                "focus 'contrast' answers greedily: leave out temperature and num_beams, or use "
+                "focus 'attention'."
+            )
         template = None
         if decoding.box_template is not None and not guided:
             template = self._compile(decoding.box_template)
         longest = decoding.max_new_tokens if template is None else Decoding().max_new_tokens
-        copies = 2 if guided else decoding.num_beams
-        replies: dict[int, Generation] = {}
-        for rows, batch in self.plan(requests, [longest] * len(requests), copies):
-            streamer = None
+
+        def answer(batch: TokenizedRequests, rows: list[int]) -> list[Generation]:
+            more: dict[str, Any] = {}
             if on_text is not None and template is None and decoding.num_beams == 1:
                 ends = self._generation_config(decoding).eos_token_id
-                streamer = BatchStreamer(self.processor.tokenizer, ends, rows, on_text)
-            with torch.inference_mode(), out_of_memory():
-                if guided:
-                    answers = self._answer_guided(batch, decoding, streamer)
-                else:
-                    answers = self._answer(batch, decoding, template, streamer)
-            replies |= zip(rows, answers, strict=True)
-            if on_text is not None and streamer is None:
-                for row, reply in zip(rows, answers, strict=True):
+                more["streamer"] = BatchStreamer(self.processor.tokenizer, ends, rows, on_text)
+            if guided:  # each row with its other branch beside it, in one batch
+                scales = [guidance(request) for request in batch.requests]
+                more["logits_processor"] = LogitsProcessorList([Guided(scales)])
+                both = [*batch.requests, *map(make_contrast, batch.requests)]
+                batch = self.prompt_builder.tokenize(both)
+            prompts = self._prompts(batch, decoding.num_beams, first=not guided)
+            replies, states = self.decode(prompts, decoding, template, **more)
+            if any(map(_is_unfilled, batch.images)):
+                prefixes = self._decoder().split_prefixes(prompts, states)
+                for image, prefix in zip(batch.images, prefixes, strict=True):
+                    image.prefix.fill(prefix)
+            if on_text is not None and "streamer" not in more:
+                for row, reply in zip(rows, replies, strict=True):
                     if reply.text:
                         on_text(row, reply.text)
-        return [replies[row] for row in range(len(requests))]
+            return replies[: len(rows)]
+
+        copies = 2 if guided else decoding.num_beams
+        return self._run(requests, [longest] * len(requests), answer, copies)
 
     def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
         """Refuse prompts that are too long, before the model runs.
@@ -238,16 +246,7 @@ class TransformersEngine:
     def score_replies(
         self, requests: Sequence[Request], replies: Sequence[str]
     ) -> list[Generation]:
-        """How likely each reply is to its request, highlights applied but for their guidance.
-
-        Args:
-            requests: as for `generate`; the same one may come with several replies.
-            replies: one for each.
-
-        Returns:
-            The replies as if the model had given them. Unlike in `generate` the end token is among
-            `token_ids` and `logprobs`, so that a reply is likely if it also ends there, with
-            whichever of the model's end tokens.
+        """See `ReplyScorer`; a reply may end with any of the model's end tokens.
 
         Raises:
             CofError: a reply cannot be encoded, or out of memory.
@@ -256,17 +255,17 @@ class TransformersEngine:
         tokens = tokenize_replies(
             self.chat, replies, ends[0], alone=self.adapter.generator.config.is_encoder_decoder
         )
-        scored: dict[int, Generation] = {}
-        for rows, batch in self.plan(requests, [len(ids) for ids in tokens]):
+
+        def score(batch: TokenizedRequests, rows: list[int]) -> list[Generation]:
             texts, ids = [replies[row] for row in rows], [tokens[row] for row in rows]
             settings = self._generation_config(Decoding(max_new_tokens=max(map(len, ids))))
             forced = LogitsProcessorList([Forced(ids, settings.pad_token_id)])
-            with torch.inference_mode(), out_of_memory():
-                output = self.adapter.generate(
-                    self._resume(batch), generation_config=settings, logits_processor=forced
-                )
-            scored |= zip(rows, collect_scores(texts, ids, output.logits, ends), strict=True)
-        return [scored[row] for row in range(len(requests))]
+            output = self.adapter.generate(
+                self._prompts(batch), generation_config=settings, logits_processor=forced
+            )
+            return collect_scores(texts, ids, output.logits, ends)
+
+        return self._run(requests, list(map(len, tokens)), score)
 
     def plan(
         self, requests: Sequence[Request], new_tokens: Sequence[int], copies: int = 1
@@ -287,37 +286,19 @@ class TransformersEngine:
         if not requests:
             return []
         whole = self._tokenize(requests, new_tokens)
-        seen = iter(self._see([image for shown in whole.images for image in shown]))
-        whole = replace(whole, images=[[next(seen) for _ in shown] for shown in whole.images])
+        whole = replace(whole, requests=_with_images(whole.requests, self._see))
         sizes = [(n + new) * copies for n, new in zip(whole.lengths, new_tokens, strict=True)]
         groups = group_by_size(sizes, self.max_batch_tokens)
         if not self.adapter.takes_padding:
-            groups = split_by_size(groups, whole.lengths)
+            groups = [
+                [row for row in rows if whole.lengths[row] == length]
+                for rows in groups
+                for length in sorted({whole.lengths[row] for row in rows})
+            ]
         if len(groups) == 1:
             return [(groups[0], whole)]
-        return [
-            (
-                rows,
-                self.prompt_builder.tokenize(
-                    [whole.requests[row] for row in rows], [whole.images[row] for row in rows]
-                ),
-            )
-            for rows in groups
-        ]
-
-    def prefill(self, batch: TokenizedRequests, beams: int = 1) -> Prompts:
-        """Prompts that begin behind the prefixes of their images.
-
-        Where no prefix is known yet and the prompts' own pass leaves them, nothing is computed
-        beforehand: the prompts are run whole then, and their states are kept.
-        """
-        prompts, images = self.prompt_builder.prompts(batch), batch.first_images
-        lazy = {id(image) for image in images if _is_unfilled(image)}
-        # With several questions about one image its prefix is better computed once, beforehand.
-        each_once = len(lazy) == len(images) and all(len(shown) == 1 for shown in batch.images)
-        if beams == 1 and each_once and self._decoder().leaves_prefixes(prompts):
-            return replace(prompts, keeps_states=True)
-        return self.adapter.resume(prompts, self._prefixes(images), beams)
+        tokenize = self.prompt_builder.tokenize
+        return [(rows, tokenize([whole.requests[row] for row in rows])) for rows in groups]
 
     def decode(
         self,
@@ -343,76 +324,45 @@ class TransformersEngine:
         ), output.past_key_values
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
-        """The paper's M for an image of this size: which image tokens get the bias.
-
-        Returns:
-            `(grid_h, grid_w)`, or `(tokens,)` for families whose tokens are no single raster.
-        """
+        """See `AttentionReader`: the paper's M."""
         return self.tokens.mask(image_wh, highlight)
 
     def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """The attention of the answer's first token to each image token, the highlight applied.
-
-        For a Q-Former it is the mean attention of its queries.
-
-        Returns:
-            `(layers, heads, grid_h, grid_w)` in 0..1: shares of all the attention; the rest goes to
-            text (and CLS). `(layers, heads, tokens)` where the tokens are no single raster.
-        """
+        """See `AttentionReader`; for a Q-Former it is the mean attention of its queries."""
         return self.image_attentions([request])[0]
 
     def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
-        """`image_attention` of many requests, in one pass if `max_batch_tokens` allows it; prefixes
-        are reused."""
-        config = self._generation_config(Decoding(max_new_tokens=1))
+        """See `StateReader`; prefixes are reused."""
         return self._read(
-            requests, lambda prompts, rows: self.adapter.weights(prompts, generation_config=config)
+            requests,
+            lambda prompts, rows, one: self.adapter.weights(prompts, generation_config=one),
         )
 
     def phrase_similarities(
         self, requests: Sequence[Request], phrases: Sequence[str], states: States = "values"
     ) -> list[NDArray[np.float32]]:
-        """Cosine similarity of the decoder's cached states of a phrase and of the image tokens.
-
-        Args:
-            phrases: one part of each request's prompt.
-            states: `values` or `keys`.
-
-        Returns:
-            For each request the similarity with each of the phrase's T tokens,
-            `(layers, T, *tokens)`; NaN for layers without a KV cache (linear attention).
+        """See `StateReader`.
 
         Raises:
             CofError: the image is not among the decoder's tokens.
         """
         adapter = self._decoder()
+        texts = [(self.chat.text(asked), asked.prompt.strip()) for asked in requests]  # as chats do
         places = [
-            find_phrase(
-                self.processor.tokenizer,
-                self.chat.text(request),
-                phrase,
-                within=request.prompt.strip(),  # some chats strip it
-            )
-            for request, phrase in zip(requests, phrases, strict=True)
+            find_phrase(self.processor.tokenizer, text, phrase, within=prompt)
+            for (text, prompt), phrase in zip(texts, phrases, strict=True)
         ]
-        config = self._generation_config(Decoding(max_new_tokens=1))
         return self._read(
             requests,
-            lambda prompts, rows: compare_states(
-                adapter, prompts, [places[row] for row in rows], states, generation_config=config
+            lambda prompts, rows, one: compare_states(
+                adapter, prompts, [places[row] for row in rows], states, generation_config=one
             ),
         )
 
     def word_probabilities(
         self, images: Sequence[Image.Image | EncodedImage], words: Sequence[Sequence[str]]
     ) -> list[NDArray[np.float32]]:
-        """The probability of words as the decoder's next one after each image token.
-
-        Args:
-            words: for each image.
-
-        Returns:
-            For each image the probabilities of each word's first token, `(words, *tokens)`.
+        """See `StateReader`: of each word its first token.
 
         Raises:
             CofError: the image is not among the decoder's tokens.
@@ -420,89 +370,77 @@ class TransformersEngine:
         adapter = self._decoder()
         tokenizer, special = self.processor.tokenizer, self.chat.special
         ids = [[find_first_token(tokenizer, word, special) for word in each] for each in words]
-        config = self._generation_config(Decoding(max_new_tokens=1))
-        config.output_hidden_states = True
         return self._read(
             [Request(image, "") for image in images],
-            lambda prompts, rows: predict_words(
-                adapter, prompts, [ids[row] for row in rows], generation_config=config
+            lambda prompts, rows, one: predict_words(
+                adapter, prompts, [ids[row] for row in rows], generation_config=one
             ),
             reuse=False,
         )
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """The centre of what each image token shows, in 0..1 of an image of this size: the layout
-        of `token_mask` and a last axis `(x, y)`; NaN for padding."""
+        """See `StateReader`."""
         return self.tokens.centres(image_wh)
 
-    @property
-    def _reuses_states(self) -> bool:
-        """Whether the decoder's state after an image can be reused."""
-        return isinstance(self.adapter, DecoderAdapter) and self.adapter.reuses_states
-
-    def _answer(
+    def _run(
         self,
-        batch: TokenizedRequests,
-        decoding: Decoding,
-        template: CompiledBoxTemplate | None,
-        streamer: BatchStreamer | None,
-    ) -> list[Generation]:
-        prompts = self.prefill(batch, decoding.num_beams)
-        replies, cache = self.decode(prompts, decoding, template, streamer=streamer)
-        if prompts.keeps_states:
-            prefixes = self._decoder().split_prefixes(prompts, cache)
-            for image, prefix in zip(batch.first_images, prefixes, strict=True):
-                image.prefix.fill(prefix)
-        return replies
+        requests: Sequence[Request],
+        new_tokens: Sequence[int],
+        work: Callable[[TokenizedRequests, list[int]], Sequence[Result]],
+        copies: int = 1,
+    ) -> list[Result]:
+        """What a function makes of each request; it gets the batches of `plan`."""
+        results: dict[int, Result] = {}
+        for rows, batch in self.plan(requests, new_tokens, copies):
+            with torch.inference_mode(), out_of_memory():
+                results |= zip(rows, work(batch, rows), strict=True)
+        return [results[row] for row in range(len(requests))]
 
-    def _answer_guided(
-        self, batch: TokenizedRequests, decoding: Decoding, streamer: BatchStreamer | None
-    ) -> list[Generation]:
-        """Each row with its other branch beside it, in one batch."""
-        branches = self.prompt_builder.tokenize(
-            [*batch.requests, *map(make_contrast, batch.requests)], [*batch.images, *batch.images]
-        )
-        guided = LogitsProcessorList([Guided([guidance(request) for request in batch.requests])])
-        prompts = self._resume(branches)
-        replies, _ = self.decode(prompts, decoding, logits_processor=guided, streamer=streamer)
-        return replies[: len(batch.requests)]
+    def _prompts(self, batch: TokenizedRequests, beams: int = 1, *, first: bool = False) -> Prompts:
+        """Prompts that begin behind the prefixes of their images, computed now where needed.
 
-    def _resume(self, batch: TokenizedRequests) -> Prompts:
-        """Prompts that begin behind the prefixes of their images, computed now where needed."""
-        prompts = self.prompt_builder.prompts(batch)
-        return self.adapter.resume(prompts, self._prefixes(batch.first_images), beams=1)
-
-    def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix | None]:
-        """The prefix of each image, computed now where there is none yet."""
+        Args:
+            first: whether prefixes that are not known yet may be left to the prompts' own pass,
+                where it computes them: the prompts are run whole then, and their states are kept.
+        """
+        prompts, images = self.prompt_builder.prompts(batch), batch.images
         lazy = list({id(image): image for image in images if _is_unfilled(image)}.values())
+        # With several questions about one image its prefix is better computed once, beforehand.
+        each_once = len(lazy) == len(images) and not any(asked.beside for asked in batch.requests)
+        if first and beams == 1 and each_once and self._decoder().leaves_prefixes(prompts):
+            return self._decoder().with_cache(prompts)
         if lazy:
-            batch = self.prompt_builder.tokenize(
-                [Request(image, "") for image in lazy], [[image] for image in lazy]
-            )
-            prefixes = self._decoder().prefixes(self.prompt_builder.prompts(batch))
+            alone = self.prompt_builder.tokenize([Request(image, "") for image in lazy])
+            prefixes = self._decoder().prefixes(self.prompt_builder.prompts(alone))
             for image, prefix in zip(lazy, prefixes, strict=True):
                 image.prefix.fill(prefix)
-        return [image.prefix and image.prefix.value for image in images]
+        known = [image.prefix or Prefix() for image in images]
+        return self.adapter.resume(prompts, known, beams)
 
     def _read(
         self,
         requests: Sequence[Request],
-        read: Callable[[Prompts, list[int]], list[Tensor]],
+        read: Callable[[Prompts, list[int], GenerationConfig], list[Tensor]],
         *,
         reuse: bool = True,
     ) -> list[NDArray[np.float32]]:
-        """What a function reads about each row's image features, `(..., K)`, laid out as tokens.
+        """What a function reads about each row's image features, `(..., K)`, laid out as tokens:
+        `(..., *tokens)` in the layout of `token_mask`.
 
-        It gets the prompts of a batch and the numbers of their requests.
+        It gets the prompts of a batch, the numbers of their requests, and how to run a single pass.
         """
-        laid_out: dict[int, NDArray[np.float32]] = {}
-        for rows, batch in self.plan(requests, [1] * len(requests)):
-            with torch.inference_mode(), out_of_memory():
-                prompts = self._resume(batch) if reuse else self.prompt_builder.prompts(batch)
-                maps = read(prompts, rows)
-            for row, values, image in zip(rows, maps, batch.first_images, strict=True):
-                laid_out[row] = self._lay_out(values.float().numpy(), image.size)
-        return [laid_out[row] for row in range(len(requests))]
+        one = self._generation_config(Decoding(max_new_tokens=1))
+
+        def laid_out(batch: TokenizedRequests, rows: list[int]) -> list[NDArray[np.float32]]:
+            prompts = self._prompts(batch) if reuse else self.prompt_builder.prompts(batch)
+            found = []
+            for values, image in zip(read(prompts, rows, one), batch.images, strict=True):
+                spatial = values[..., self.adapter.first_feature :].float()
+                shape = (*spatial.shape[:-1], *self.tokens.layout(image.size))
+                found.append(spatial.reshape(shape).numpy())
+            return found
+
+        return self._run(requests, [1] * len(requests), laid_out)
 
     def _decoder(self) -> DecoderAdapter:
         if not isinstance(self.adapter, DecoderAdapter):
@@ -512,26 +450,12 @@ class TransformersEngine:
             )
         return self.adapter
 
-    def _lay_out(
-        self, features: NDArray[np.float32], image_wh: tuple[int, int]
-    ) -> NDArray[np.float32]:
-        """`(..., K)` of the image features -> `(..., *tokens)` in the layout of `token_mask`."""
-        layout = self.tokens.layout(image_wh)
-        spatial = features[..., self.family.num_prefix_features(self.model.config) :]
-        return np.asarray(spatial.reshape(*spatial.shape[:-1], *layout), dtype=np.float32)
-
     def _tokenize(
         self, requests: Sequence[Request], new_tokens: Sequence[int]
     ) -> TokenizedRequests:
         """Requests in token ids, their images processed; the model has not run."""
-        requests = self._shown(requests)
-        shown = [
-            [request.image, request.beside] if request.beside else [request.image]
-            for request in requests
-        ]
-        processed = iter(self._process([image for row in shown for image in row]))
-        images = [[next(processed) for _ in row] for row in shown]
-        batch = self.prompt_builder.tokenize(requests, images)
+        requests = _with_images(self._shown(requests), self._process)
+        batch = self.prompt_builder.tokenize(requests)
         limit = self.context_length
         sizes = zip(requests, batch.lengths, new_tokens, strict=True)
         for number, (request, length, new) in enumerate(sizes, 1):
@@ -560,44 +484,44 @@ class TransformersEngine:
         ]
 
     def _process(self, images: Sequence[Image.Image | EncodedImage]) -> list[EncodedImage]:
-        """Images with the image processor's output, which runs once for each distinct object."""
-        pixels = {id(_pil(image)): _pil(image) for image in images if not _is_processed(image)}
-        outputs = map_in_threads(self.tokens.pixels, pixels.values())
-        fresh = {
-            key: EncodedImage(image, output)
-            for (key, image), output in zip(pixels.items(), outputs, strict=True)
-        }
-        return [
-            image if _is_processed(image) else fresh[id(_pil(image))]  # type: ignore[misc]
-            for image in images
-        ]
+        """Images with the image processor's output."""
+
+        def process(image: Image.Image | EncodedImage) -> EncodedImage:
+            if not isinstance(image, EncodedImage):
+                image = EncodedImage(image)
+            if image.pixels is not None:
+                return image
+            return replace(image, pixels=self.tokens.pixels(image.image))
+
+        return map_in_threads(process, images)
 
     def _see(self, images: Sequence[EncodedImage], *, lazy: bool = False) -> list[EncodedImage]:
-        """Processed images with their features, the vision encoder run once for each object.
+        """Processed images with their features.
 
         With `lazy` those that are new also get a prefix, to be filled in.
         """
-        new = list({id(image): image for image in images if image.features is None}.values())
-        sizes = [np.asarray(i.pixels["pixel_values"]).size // VALUES_PER_TOKEN for i in new]
-        seen: dict[int, EncodedImage] = {}
+        seen = list(images)
+        new = [number for number, image in enumerate(images) if image.features is None]
+        sizes = [np.asarray(seen[n].pixels["pixel_values"]).size // VALUES_PER_TOKEN for n in new]
         with torch.inference_mode(), out_of_memory():
-            for rows in group_by_size(sizes, self.max_batch_tokens):
-                encoded = self.adapter.encode([new[row].pixels for row in rows])
-                for row, features in zip(rows, encoded, strict=True):
-                    prefix = LazyPrefix() if lazy else None
-                    seen[id(new[row])] = replace(new[row], features=features, prefix=prefix)
-        return [seen.get(id(image), image) for image in images]
+            for group in group_by_size(sizes, self.max_batch_tokens):
+                numbers = [new[place] for place in group]
+                encoded = self.adapter.encode([seen[number].pixels for number in numbers])
+                for number, features in zip(numbers, encoded, strict=True):
+                    prefix = Prefix() if lazy else None
+                    seen[number] = replace(seen[number], features=features, prefix=prefix)
+        return seen
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        def encode(texts: list[str]) -> list[list[int]]:
-            ids: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False)[
-                "input_ids"
-            ]
-            return ids
-
         compiled = None
-        if self._reuses_states:
-            compiled = compile_box_template(template, encode, self.chat.render(""))
+        if self.adapter.reuses_states:
+            compiled = compile_box_template(
+                template,
+                lambda texts: self.processor.tokenizer(texts, add_special_tokens=False)[
+                    "input_ids"
+                ],
+                self.chat.render(""),
+            )
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not keep the "
@@ -612,14 +536,24 @@ class TransformersEngine:
         return make_generation_config(decoding, self.model, self.adapter.generator, tokenizer)
 
 
-def _pil(image: Image.Image | EncodedImage) -> Image.Image:
-    return image.image if isinstance(image, EncodedImage) else image
+def _once(work: Callable[[list[Any]], list[EncodedImage]], images: Sequence[Any]) -> list[Any]:
+    """What a function makes of images; it gets each distinct object once."""
+    distinct = {id(image): image for image in images}
+    made = dict(zip(distinct, work(list(distinct.values())), strict=True))
+    return [made[id(image)] for image in images]
 
 
-def _is_processed(image: Image.Image | EncodedImage) -> bool:
-    return isinstance(image, EncodedImage) and image.pixels is not None
+def _with_images(
+    requests: Sequence[Request], work: Callable[[list[Any]], list[EncodedImage]]
+) -> list[Request]:
+    """Requests about what a function makes of their images; it gets each distinct one once."""
+    made = iter(_once(work, [image for request in requests for image in shown(request)]))
+    return [
+        replace(request, image=next(made), beside=request.beside and next(made))
+        for request in requests
+    ]
 
 
 def _is_unfilled(image: EncodedImage) -> bool:
     """Whether its prefix is still to be computed."""
-    return image.prefix is not None and image.prefix.value is None
+    return image.prefix is not None and not image.prefix.token_ids

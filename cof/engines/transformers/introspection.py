@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -76,7 +75,7 @@ def compare_states(
         For each row `(layers, T, K)`; NaN for layers without keys and values (linear attention).
     """
     ids = prompts.inputs["input_ids"]
-    cache = adapter.generate(replace(prompts, keeps_states=True), **kwargs).past_key_values
+    cache = adapter.generate(adapter.with_cache(prompts), **kwargs).past_key_values
     is_image = torch.eq(ids, adapter.model.config.image_token_id)
     similarities = []
     for row, tokens in enumerate(places):
@@ -87,9 +86,8 @@ def compare_states(
                 layers.append(torch.full((len(tokens), int(is_image[row].sum())), torch.nan))
                 continue
             joined = cached[row].transpose(0, 1).flatten(1).float()  # (L, key heads * head size)
-            phrase = torch.nn.functional.normalize(joined[list(tokens)], dim=-1)
-            image = torch.nn.functional.normalize(joined[is_image[row]], dim=-1)
-            layers.append((phrase @ image.T).cpu())
+            joined = torch.nn.functional.normalize(joined, dim=-1)
+            layers.append((joined[list(tokens)] @ joined[is_image[row]].T).cpu())
         similarities.append(torch.stack(layers))
     return similarities
 
@@ -102,14 +100,13 @@ def predict_words(
     Args:
         prompts: without prefixes, since the states of all image tokens are needed.
         token_ids: T tokens of the vocabulary for each row.
-        kwargs: of `generate`, for a single token; its config asks for hidden states.
+        kwargs: of `generate`, for a single token.
 
     Returns:
         For each row `(T, K)`.
     """
-    hidden = adapter.generate(prompts, **kwargs).hidden_states[0][
-        -1
-    ]  # of the last layer, normalised
+    output = adapter.generate(prompts, output_hidden_states=True, **kwargs)
+    hidden = output.hidden_states[0][-1]  # of the last layer, normalised
     is_image = torch.eq(prompts.inputs["input_ids"], adapter.model.config.image_token_id)
     head, config = adapter.model.get_output_embeddings(), adapter.model.config
     cap = config.get_text_config().final_logit_softcapping if config.model_type in _CAPPED else None

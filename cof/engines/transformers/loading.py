@@ -15,6 +15,8 @@ from cof.errors import CofError, OutOfMemory
 from cof.families import Family, family_of
 from cof.families.processors import load_processor
 
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
 
 def load(
     name: str,
@@ -151,12 +153,7 @@ def _quantized(wanted: Any, dtype: str | torch.dtype | None) -> dict[str, Any]:
 
 def _as_device(device: str | dict[str, Any]) -> torch.device | None:
     """A single device; None for a map that accelerate has to work out."""
-    if not isinstance(device, str) or device in (
-        "auto",
-        "balanced",
-        "balanced_low_0",
-        "sequential",
-    ):
+    if not isinstance(device, str) or device in _MAPS:
         return None
     try:
         place = torch.device(device)

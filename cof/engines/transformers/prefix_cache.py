@@ -16,38 +16,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cof.attention.bias_mask import Bias, Branches
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Prefix:
     """The KV cache of the text before an image and of the image, without any bias.
+
+    It is empty until the first question about the image fills it in.
 
     Attributes:
         token_ids: its P tokens.
         states: keys and values of each layer, `(1, key heads, P, head size)`; never written to.
     """
 
-    token_ids: tuple[int, ...]
-    states: tuple[tuple[Tensor, Tensor], ...]
+    token_ids: tuple[int, ...] = ()
+    states: tuple[tuple[Tensor, Tensor], ...] = ()
 
-
-@dataclass(eq=False)
-class LazyPrefix:
-    """The prefix of one image, which the first question about the image fills in.
-
-    Attributes:
-        value: None until then. It depends on the image alone.
-    """
-
-    value: Prefix | None = None
-
-    def fill(self, prefix: Prefix) -> None:
-        """Set the value; a second one, from a thread that asked at the same time, is dropped."""
-        if self.value is None:
-            self.value = prefix
+    def fill(self, other: Prefix) -> None:
+        """Take what another one holds; a second time, from a thread that asked at the same time,
+        nothing."""
+        if not self.token_ids:
+            self.states = other.states
+            self.token_ids = other.token_ids  # last: other threads look at these
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,25 +51,18 @@ class Prompts:
         inputs: padded token ids, `(B, L)`, and the model's other text inputs.
         features: the vision features of each row's images.
         bias: what is added to attention scores; None: nothing.
-        prefixes: of each row's image; empty if nothing is reused.
-        reused: how many leading tokens of each row are taken from its prefix.
+        cache: the keys and values of their leading tokens; None: it is made by the first pass. A
+            pass adds to it, so that such prompts are run once.
+        cached: how many columns of `inputs` the cache holds before the first pass.
         answer_type: the value of answer tokens in `token_type_ids`, where the model takes them.
-        keeps_states: whether their states are read afterwards, so that the KV cache of every layer
-            must be of full length.
     """
 
     inputs: dict[str, Tensor]
     features: list[Tensor]
     bias: Bias | None = None
-    prefixes: tuple[Prefix, ...] = ()
-    reused: tuple[int, ...] = ()
+    cache: DynamicCache | None = None
+    cached: int = 0
     answer_type: int = 0
-    keeps_states: bool = False
-
-    @property
-    def cached(self) -> int:
-        """The length of the KV cache before the first pass."""
-        return max(self.reused, default=0)
 
 
 def full_length_cache(config: Any) -> DynamicCache:
@@ -93,17 +79,11 @@ def full_length_cache(config: Any) -> DynamicCache:
     return cache
 
 
-def can_crop(cache: DynamicCache) -> bool:
-    """Whether every layer has a KV cache to crop; linear-attention layers have none."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
 def split_cache(
-    cache: DynamicCache, token_ids: Tensor, starts: Sequence[int], ends: Sequence[int]
+    cache: Any, token_ids: Tensor, starts: Sequence[int], ends: Sequence[int]
 ) -> list[Prefix]:
     """The part of each row from its start to its end, of `(B, L)` tokens; copied, so that the rest
     of the cache can be freed."""
-    layers: list[Any] = cache.layers
     return [
         Prefix(
             tuple(token_ids[row, start:end].tolist()),
@@ -112,79 +92,55 @@ def split_cache(
                     layer.keys[row : row + 1, :, start:end].clone(),
                     layer.values[row : row + 1, :, start:end].clone(),
                 )
-                for layer in layers
+                for layer in cache.layers
             ),
         )
         for row, (start, end) in enumerate(zip(starts, ends, strict=True))
     ]
 
 
-def start_cache(prompts: Prompts, config: Any, beams: int = 1) -> DynamicCache:
-    """A new KV cache that holds the reused prefixes, each row once for every beam."""
-    cache = full_length_cache(config)
-    fill_cache(cache, prompts)
-    if beams > 1:
-        cache.batch_repeat_interleave(beams)
-    return cache
-
-
-def fill_cache(cache: Cache, prompts: Prompts) -> None:
-    """Put the reused prefixes into an empty cache, padded on the left."""
-    rows = list(zip(prompts.prefixes, prompts.reused, strict=True))
+def join_prefixes(
+    prefixes: Sequence[Prefix], reused: Sequence[int], config: Any, beams: int = 1
+) -> DynamicCache:
+    """A new KV cache of the first `reused` tokens of each prefix, padded on the left, each row once
+    for every beam."""
+    cache, most = full_length_cache(config), max(reused)
+    some = prefixes[reused.index(most)]  # where nothing is reused, any will do
+    rows = [(prefix if n else some, n) for prefix, n in zip(prefixes, reused, strict=True)]
 
     def align(states: Tensor, count: int) -> Tensor:
-        missing = prompts.cached - count
         used = states[:, :, :count]
-        return pad(used, (0, 0, missing, 0)) if missing else used  # padding by 0 would copy
+        # padding by 0 would copy
+        return used if count == most else pad(used, (0, 0, most - count, 0))
 
-    for number in range(len(rows[0][0].states) if rows else 0):
+    for number in range(len(some.states)):
         keys, values = (
             torch.cat([align(prefix.states[number][part], count) for prefix, count in rows])
             for part in (0, 1)
         )
         cache.update(keys, values, number)
+    if beams > 1:
+        cache.batch_repeat_interleave(beams)
+    return cache
 
 
-def count_reusable(prompts: Prompts, prefixes: Sequence[Prefix | None]) -> list[int]:
+def count_reusable(prompts: Prompts, prefixes: Sequence[Prefix]) -> list[int]:
     """How many leading tokens of each row are in its prefix and before its first biased one."""
     ids = prompts.inputs["input_ids"].cpu()
     padding = prompts.inputs["attention_mask"].argmax(1).tolist()
     return [
-        0
-        if prefix is None
-        else _common_length(ids[row, start:], prefix, _first_biased(prompts.bias, row, start))
+        _common_length(ids[row, start:], prefix, first_biased(prompts.bias, row, start))
         for row, (start, prefix) in enumerate(zip(padding, prefixes, strict=True))
     ]
 
 
-def level_reuse(prompts: Prompts, most: Sequence[int]) -> list[int]:
-    """At most so many leading tokens of each row, such that all rows have equally many left.
-
-    The longest rest has to be computed anyway, and the others would be padded to it."""
-    lengths = prompts.inputs["attention_mask"].sum(1).tolist()
-    left = max(length - count for length, count in zip(lengths, most, strict=True))
-    return [max(length - left, 0) for length in lengths]
-
-
-def is_unbiased(prompts: Prompts, ends: Sequence[int]) -> bool:
-    """Whether no bias changes the keys and values of any row up to its end."""
-    starts = prompts.inputs["attention_mask"].argmax(1).tolist()
-    return all(
-        _first_biased(prompts.bias, row, start) >= end - start
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True))
-    )
-
-
-def resume_prompts(
-    prompts: Prompts, prefixes: Sequence[Prefix | None], reused: Sequence[int]
-) -> Prompts:
+def resume_prompts(prompts: Prompts, reused: Sequence[int]) -> Prompts:
     """The same left-padded prompts as [padding | reused | padding | rest].
 
     The rest, which is left to compute, is one rectangle then.
 
     Args:
-        reused: how many tokens of each row's prefix to reuse; 0 where it has none. At least one
-            row reuses some.
+        reused: how many leading tokens of each row will be in the cache; not all 0.
     """
     ids, seen = prompts.inputs["input_ids"], prompts.inputs["attention_mask"]
     length, counts = ids.shape[1], torch.tensor(reused, device=ids.device)[:, None]
@@ -205,14 +161,7 @@ def resume_prompts(
     if bias is not None:
         # No remaining token moves to the left, so `q_from` still holds.
         bias = replace(bias, values=bias.values.gather(1, source.to(bias.values.device)))
-    placeholder = next(prefix for prefix in prefixes if prefix is not None)
-    return replace(
-        prompts,
-        inputs=inputs,
-        bias=bias,
-        prefixes=tuple(prefix or placeholder for prefix in prefixes),  # placeholders are never read
-        reused=tuple(reused),
-    )
+    return replace(prompts, inputs=inputs, bias=bias, cached=cached)
 
 
 def extend_prompts(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: int) -> Prompts:
@@ -220,42 +169,41 @@ def extend_prompts(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: in
     longest = max(map(len, tokens))
     if not longest:
         return prompts
-    ids = prompts.inputs["input_ids"]
-    padded = [[pad_id] * (longest - len(row)) + list(row) for row in tokens]
+    device = prompts.inputs["input_ids"].device
+    ids = [[pad_id] * (longest - len(row)) + list(row) for row in tokens]
     seen = [[0] * (longest - len(row)) + [1] * len(row) for row in tokens]
-    types = [[prompts.answer_type] * longest] * len(ids)
-    more = {"input_ids": padded, "attention_mask": seen, "token_type_ids": types}
-    nothing = torch.zeros(len(ids), longest, dtype=torch.long, device=ids.device)
-    inputs = {}
-    for name, value in prompts.inputs.items():
-        if value.shape == ids.shape:
-            new = torch.tensor(more[name], device=ids.device) if name in more else nothing
-            value = torch.cat([value, new], dim=1)
-        inputs[name] = value
-    return replace(prompts, inputs=inputs)
+    more = (torch.tensor(ids, device=device), torch.tensor(seen, device=device))
+    return replace(prompts, inputs=_append(prompts.inputs, *more, prompts.answer_type))
 
 
 def append_branches(
-    inputs: Mapping[str, Tensor], branches: Branches, answer_type: int
-) -> dict[str, Tensor]:
+    inputs: Mapping[str, Any], branches: Branches, answer_type: int
+) -> dict[str, Any]:
     """Inputs with branches at their end, each node at the position after its parent's."""
     depth = branches.visible.sum(2)  # (B, N): a node attends to its ancestors and itself
-    more = {
-        "input_ids": branches.tokens,
-        "attention_mask": branches.seen,
-        "token_type_ids": torch.full_like(branches.tokens, answer_type),
-        "position_ids": inputs["position_ids"][..., -1:] + depth,
+    positions = inputs["position_ids"][..., -1:] + depth
+    return _append(inputs, branches.tokens, branches.seen, answer_type, position_ids=positions)
+
+
+def _append(
+    inputs: Mapping[str, Any], ids: Tensor, seen: Tensor, answer_type: int, **more: Tensor
+) -> dict[str, Any]:
+    """Inputs with N tokens of answers at the end of each row."""
+    more |= {
+        "input_ids": ids,
+        "attention_mask": seen,
+        "token_type_ids": torch.full_like(ids, answer_type),
     }
-    nothing, length = torch.zeros_like(branches.tokens), inputs["input_ids"].shape[1]
+    length, nothing = inputs["input_ids"].shape[1], torch.zeros_like(ids)
     return {
         name: torch.cat([value, more.get(name, nothing)], dim=-1)
-        if value.shape[-1] == length
+        if isinstance(value, Tensor) and value.shape[-1] == length
         else value
         for name, value in inputs.items()
     }
 
 
-def _first_biased(bias: Bias | None, row: int, start: int) -> int:
+def first_biased(bias: Bias | None, row: int, start: int) -> int:
     """The first token of a row whose state the bias may change, counted from `start`; `sys.maxsize`
     if there is none."""
     if bias is None or (bias.q_from is not None and int(bias.q_from[row]) > 0):

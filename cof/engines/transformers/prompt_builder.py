@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cof.attention.bias_mask import Bias, make_gates
+from cof.engines.transformers.adapter import Adapter
 from cof.engines.transformers.batching import map_in_threads
 from cof.engines.transformers.prefix_cache import Prompts
-from cof.families import Family
 from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.types import EncodedImage, Request
@@ -23,20 +23,18 @@ class TokenizedRequests:
     """B requests in token ids, before anything is biased or moved to a device.
 
     Attributes:
-        requests: what is asked.
-        images: what each row shows, the image that a highlight is about first; they need the
-            processor's output here, and their features in `PromptBuilder.prompts`.
+        requests: what is asked, about images with the processor's output, and in
+            `PromptBuilder.prompts` with their features.
         inputs: padded token ids, `(B, L)`, and what else the model takes beside them.
     """
 
     requests: Sequence[Request]
-    images: Sequence[Sequence[EncodedImage]]
     inputs: dict[str, Tensor]
 
     @property
-    def first_images(self) -> list[EncodedImage]:
+    def images(self) -> list[EncodedImage]:
         """The image of each row that a highlight is about."""
-        return [images[0] for images in self.images]
+        return [request.image for request in self.requests]  # type: ignore[misc]
 
     @property
     def lengths(self) -> list[int]:
@@ -45,39 +43,34 @@ class TokenizedRequests:
         return lengths
 
 
+def shown(request: Request) -> list[Any]:
+    """The images of a request, the one that a highlight is about first."""
+    return [request.image, request.beside] if request.beside else [request.image]
+
+
 @dataclass(frozen=True, eq=False)
 class PromptBuilder:
     """Builds a model's prompts.
 
     Attributes:
-        family: what is known of its kind.
-        model: transformers' own.
-        adapter: where the bias goes (`decoder_adapter.Adapter`).
-        tokens: the model's image tokens.
+        adapter: of the model.
+        tokens: its image tokens.
         chat: writes its chats.
     """
 
-    family: Family
-    model: Any
-    adapter: Any
+    adapter: Adapter
     tokens: ImageTokens
     chat: Chat
 
-    def tokenize(
-        self, requests: Sequence[Request], images: Sequence[Sequence[EncodedImage]]
-    ) -> TokenizedRequests:
-        """Requests in token ids, each about one image or more.
+    def tokenize(self, requests: Sequence[Request]) -> TokenizedRequests:
+        """Requests in token ids.
 
         Raises:
             CofError: a prompt cannot be encoded.
         """
-        texts = [
-            self.chat.text(request, len(shown))
-            for request, shown in zip(requests, images, strict=True)
-        ]
-        pixels = [[image.pixels for image in shown] for shown in images]
-        inputs = self.adapter.tokenize(texts, pixels)
-        return TokenizedRequests(requests, images, inputs)
+        texts = [self.chat.text(request, len(shown(request))) for request in requests]
+        pixels = [[image.pixels for image in shown(request)] for request in requests]
+        return TokenizedRequests(requests, self.adapter.tokenize(texts, pixels))
 
     def prompts(self, batch: TokenizedRequests) -> Prompts:
         """Tokenized requests where the model is, with the bias of their highlights.
@@ -85,13 +78,12 @@ class PromptBuilder:
         Raises:
             CofError: a layer or head the model does not have.
         """
-        device = self.model.device
-        features = [torch.cat([image.features for image in shown]) for shown in batch.images]
+        features = [torch.cat([i.features for i in shown(request)]) for request in batch.requests]
         return Prompts(
-            {name: value.to(device) for name, value in batch.inputs.items()},
+            {name: self.adapter.move(value) for name, value in batch.inputs.items()},
             features,
             self._bias(batch, list(map(len, features))),
-            answer_type=self.family.answer_type,
+            answer_type=self.adapter.family.answer_type,
         )
 
     def _bias(self, batch: TokenizedRequests, num_features: Sequence[int]) -> Bias | None:
@@ -103,20 +95,18 @@ class PromptBuilder:
             return None
 
         def bias_row(row: int) -> Tensor:
-            highlight, image = highlights[row], batch.images[row][0]
+            highlight, image = highlights[row], batch.images[row]
             added = torch.zeros(num_features[row])
             if highlight is not None:
-                start, end = self.family.num_prefix_features(self.model.config), len(image.features)
-                by_token = self.tokens.bias(image.size, highlight)
-                added[start:end] = torch.from_numpy(by_token.ravel())
+                start = self.adapter.first_feature
+                by_token = torch.from_numpy(self.tokens.bias(image.size, highlight).ravel())
+                added[start : len(image.features)] = by_token
             return added
 
         added = map_in_threads(bias_row, range(len(highlights)))
         values, image_ends = self.adapter.place(added, batch.inputs)
-        scopes = [highlight.scope if highlight else None for highlight in highlights]
-        text_only = torch.tensor([scope == "text" for scope in scopes])
-        device = self.model.device
-        q_from = None
+        text_only = torch.tensor([bool(of and of.scope == "text") for of in highlights])
+        q_from, device = None, self.adapter.model.device
         if image_ends is not None and bool(text_only.any()):
             q_from = torch.where(text_only, image_ends, 0).to(device)
         gate = make_gates(

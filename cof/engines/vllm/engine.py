@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from cof.attention.bias_mask import make_gates
 from cof.engines.text_stream import TextStream
-from cof.engines.transformers.guidance import guidance
+from cof.engines.transformers.generation import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
 from cof.engines.vllm.clients import Client, OfflineClient, OnOutput
