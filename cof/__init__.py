@@ -15,28 +15,19 @@ __version__ = "0.3.0"
 
 # Names are imported on first use, so that `import cof` loads neither torch nor numpy.
 _HOME = {
-    "cof.answer": ("Answer",),
-    "cof.errors": ("CofError", "CofWarning"),
-    "cof.focuses": ("Attention", "Beside", "Contrast", "Crop", "Overlay", "Soft", "Unchanged"),
-    "cof.geometry.regions": ("Region",),
-    "cof.grounders": (
-        "Detector",
-        "Given",
-        "Logits",
-        "Nowhere",
-        "Prompt",
-        "RelativeAttention",
-        "Relevance",
-        "Whole",
-    ),
-    "cof.looking": ("look", "look_args"),
-    "cof.pipeline": ("CoF",),
-    "cof.presets": ("preset",),
-    "cof.query": ("Query",),
-    "cof.settings": ("Settings",),
-    "cof.types": ("Decoding",),
+    "cof.answer": "Answer",
+    "cof.errors": "CofError CofWarning",
+    "cof.focuses": "Attention Beside Contrast Crop Overlay Soft Unchanged",
+    "cof.geometry.regions": "Region",
+    "cof.grounders": "Detector Given Logits Nowhere Prompt RelativeAttention Relevance Whole",
+    "cof.looking": "look look_args",
+    "cof.pipeline": "CoF",
+    "cof.presets": "preset",
+    "cof.query": "Query",
+    "cof.settings": "Settings",
+    "cof.types": "Decoding",
 }
-_MODULES = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [*_MODULES, "__version__"]
 

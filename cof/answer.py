@@ -82,19 +82,13 @@ class Answer:
 
     def as_dict(self) -> dict[str, Any]:
         """How it came about, ready for JSON; boxes are `[x1, y1, x2, y2]` in 0..1 of the image."""
+        plain = "boxes raw_boxes found grounder grounding_text confidence reason num_tokens"
         return {
-            "boxes": self.boxes,
-            "raw_boxes": self.raw_boxes,
-            "whole": self.region is not None and self.region.whole,
-            "found": self.found,
-            "grounder": self.grounder,
-            "grounding_text": self.grounding_text,
-            "confidence": self.confidence,
-            "reason": self.reason,
+            **{name: getattr(self, name) for name in plain.split()},
             **({"reasoning": self.reasoning} if self.reasoning else {}),
-            "num_tokens": self.num_tokens,
             "answer_confidence": self.answer_confidence,
-            "timings": dict(self.timings.as_dict()),
+            "whole": self.region is not None and self.region.whole,
+            "timings": self.timings.as_dict(),
             "settings": self.settings.as_dict(),
         }
 

@@ -229,6 +229,11 @@ class RemoteCoF:
             query = replace(query, boxes=region.boxes, region=None)
         if query.mask is not None or query.region is not None:
             raise CofError("Masks do not travel to a server: give boxes or a polygon.")
+        if query.options:
+            raise CofError(
+                "Servers cannot say how likely a reply is: leave options out (cof eval: choose "
+                "another --prompt-style, or leave --server out)."
+            )
         own = query.settings.as_dict() if query.settings is not None else self.settings
         own = {name: value for name, value in own.items() if (name, value) != ("detector", None)}
         names = ("strength", "boxes", "polygon", "grounding_question")

@@ -51,11 +51,12 @@ def values_of(owner: Any) -> dict[str, Any]:
 
 def make(method: Any, options: Mapping[str, Any]) -> Any:
     """The method with those of the options that are its own."""
-    own = {}
-    for each in options_of(method):
-        for name in (each.name, f"{method.name}.{each.name}"):
-            if name in options:
-                own[each.name] = options[name]
+    own = {
+        each.name: options[name]
+        for each in options_of(method)
+        for name in (each.name, f"{method.name}.{each.name}")
+        if name in options
+    }
     return method(**own) if isinstance(method, type) else replace(method, **own)
 
 

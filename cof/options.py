@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
@@ -105,18 +106,21 @@ def check_characters(name: str, text: str) -> None:
         ) from None
 
 
-def positive(name: str, value: Any) -> float:
-    number = _as_float(value)
-    if not 0 < number < math.inf:
-        raise CofError(f"{name} must be a finite number above 0, not {value!r}.")
-    return number
+def _number(what: str, fits: Callable[[float], bool]) -> Check:
+    def check(name: str, value: Any) -> float:
+        number = math.nan
+        if not isinstance(value, bool) and isinstance(value, Real):
+            with suppress(OverflowError):
+                number = float(value)
+        if not fits(number):
+            raise CofError(f"{name} must be {what}, not {value!r}.")
+        return number
+
+    return check
 
 
-def fraction(name: str, value: Any) -> float:
-    number = _as_float(value)
-    if not 0 <= number <= 1:
-        raise CofError(f"{name} must be a number in 0..1, not {value!r}.")
-    return number
+positive = _number("a finite number above 0", lambda number: 0 < number < math.inf)
+fraction = _number("a number in 0..1", lambda number: 0 <= number <= 1)
 
 
 def count(name: str, value: Any) -> int:
@@ -167,13 +171,3 @@ def _one_of(choices: tuple[str, ...]) -> Check:
         return value
 
     return check
-
-
-def _as_float(value: Any) -> float:
-    """NaN for what is not a number, or too large for a float."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan

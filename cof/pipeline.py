@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
 
 from cof.answer import Answer, refused_answer
-from cof.engines.base import Engine, LengthChecker
+from cof.engines.base import Engine, LengthChecker, ReplyScorer
 from cof.errors import CofError
 from cof.images import load_image
 from cof.presets import default_settings
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from cof.images import ImageSource
 
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
-
-OnError = Literal["raise", "return"]
 
 
 class CoF:
@@ -217,7 +216,7 @@ class CoF:
         *,
         decoding: Decoding | None = None,
         batch_size: int = 16,
-        on_error: OnError = "raise",
+        on_error: Literal["raise", "return"] = "raise",
         on_text: OnText | None = None,
         on_thought: OnText | None = None,
     ) -> list[Answer]:
@@ -240,7 +239,7 @@ class CoF:
         Raises:
             CofError: a query is refused, and errors are not returned.
         """
-        if on_error not in get_args(OnError):
+        if on_error not in ("raise", "return"):
             raise CofError(f"on_error must be raise or return, not {on_error!r}.")
         if batch_size < 1:
             raise CofError(f"batch_size must be at least 1, not {batch_size}.")
@@ -323,14 +322,15 @@ class CoF:
             self.engine.check_lengths(requests, decoding)
         before = time.perf_counter()
         unsure = [number for number, sample in enumerate(samples) if sample.drafts]
-        plain = self.engine.generate([requests[n] for n in unsure], decoding) if unsure else []
+        asked = [samples[number] for number in unsure]
+        plain = self._generate([requests[n] for n in unsure], asked, decoding, {}) if unsure else []
         drafts = list(map(dict(zip(unsure, plain, strict=True)).get, range(len(samples))))
         drafted = time.perf_counter()
         looks = locate(self.engine, samples, requests, drafts)
         grounded = time.perf_counter()
         outcomes = answer(
             lambda requests, numbers: self._generate(
-                requests, decoding, [texts.get(samples[number]) for number in numbers]
+                requests, [samples[number] for number in numbers], decoding, texts
             ),
             samples,
             requests,
@@ -374,9 +374,38 @@ class CoF:
         return answers
 
     def _generate(
+        self,
+        requests: Sequence[Request],
+        samples: Sequence[Sample],
+        decoding: Decoding,
+        texts: Mapping[Sample, SentText],
+    ) -> list[Generation]:
+        """A reply to each sample: the most probable of its options, or what the model writes."""
+        scored = [(n, option) for n, sample in enumerate(samples) for option in sample.options]
+        if not scored:
+            return self._write(requests, decoding, [texts.get(sample) for sample in samples])
+        if not isinstance(self.engine, ReplyScorer):
+            raise CofError(
+                f"{self.engine.name} cannot say how likely a reply is: use a transformers model."
+            )
+        free = [n for n, sample in enumerate(samples) if not sample.options]
+        written = [texts.get(samples[n]) for n in free]
+        replies = dict(
+            zip(free, self._write([requests[n] for n in free], decoding, written), strict=True)
+        )
+        asked, options = [requests[n] for n, _ in scored], [option for _, option in scored]
+        for (n, _), reply in zip(scored, self.engine.score_replies(asked, options), strict=True):
+            best = replies.setdefault(n, reply)
+            if fmean(reply.logprobs) > fmean(best.logprobs):  # of equals the first
+                replies[n] = reply
+        return [replies[n] for n in range(len(samples))]
+
+    def _write(
         self, requests: Sequence[Request], decoding: Decoding, texts: Sequence[SentText | None]
     ) -> list[Generation]:
         """Replies, and the text of each as it grows, unless several are for one sample."""
+        if not requests:
+            return []
         alone = [text if texts.count(text) == 1 else None for text in texts]
         if not any(alone):
             return self.engine.generate(requests, decoding)
@@ -414,7 +443,7 @@ class CoF:
         """The plain answer, generated now if it is not known."""
         if known is not None:
             return known.text
-        return self.engine.generate([sample.request], decoding)[0].text
+        return self._generate([sample.request], [sample], decoding, {})[0].text
 
 
 def _engine_class(name: str) -> Any:

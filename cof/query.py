@@ -53,6 +53,7 @@ class Query:
         grounding_question: the question that stage 1 gets, such as one without options and answer
             instruction; None: `question`, or the last text of the chat.
         settings: the settings of this query; None: the pipeline's.
+        options: the answer is the most probable of these replies; empty: the model writes one.
         system: the system message; None: that of the settings.
         messages: instead of `question`, a whole chat (`cof.messages.read_messages`).
     """
@@ -66,6 +67,7 @@ class Query:
     strength: float | None = None
     grounding_question: str | None = None
     settings: Settings | None = None
+    options: Sequence[str] = ()
     system: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
 
@@ -105,11 +107,13 @@ class Sample:
         request: the chat, as the engine takes it, with the caller's own region if there is one.
         settings: the query's or else the pipeline's, with this query's changes.
         grounding_question: the question that stage 1 gets.
+        options: the replies to choose among; empty: the model writes its own.
     """
 
     request: Request
     settings: Settings
     grounding_question: str
+    options: tuple[str, ...] = ()
 
     @property
     def image(self) -> Image:
@@ -155,7 +159,7 @@ class Sample:
         about = query.grounding_question
         about = chat.prompt if about is None else check_question(about)
         request = Request(image, chat.prompt, region=region, chat=chat.turns, others=others)
-        return cls(request, settings, about)
+        return cls(request, settings, about, tuple(query.options))
 
     @property
     def engine_calls(self) -> int:

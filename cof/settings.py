@@ -170,11 +170,7 @@ class Settings(Options):
             *find_grounders(kept.get("grounder", "prompt")),
             find_focus(kept.get("focus", "attention")),
         ]
-        used = {
-            "grounder",
-            "focus",
-            *(name for each in (cls, *methods) for name in values_of(each)),
-        }
+        used = {"grounder", "focus"}.union(*map(values_of, (cls, *methods)))
         others = owners()  # options of methods that are not in use
         return cls(
             **{name: value for name, value in kept.items() if name in used or name not in others}

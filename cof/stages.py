@@ -121,7 +121,11 @@ def answer(
     outcomes: list[list[Outcome]] = [[] for _ in samples]
     for position, (number, look) in enumerate(asked):
         outcomes[number].append(Outcome(replies[position], look))
-    return [max(each, key=lambda outcome: _first_logprob(outcome.reply)) for each in outcomes]
+    # an empty reply's () is below all others
+    return [
+        max(each, key=lambda outcome: outcome.reply.logprobs[outcome.reply.start :][:1])
+        for each in outcomes
+    ]
 
 
 def isolate(
@@ -141,8 +145,3 @@ def isolate(
             return {part[0]: error}
     middle = len(part) // 2
     return isolate(part[:middle], work) | isolate(part[middle:], work)
-
-
-def _first_logprob(reply: Generation) -> float:
-    first = reply.logprobs[reply.start : reply.start + 1]
-    return first[0] if first else float("-inf")

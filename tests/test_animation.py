@@ -41,13 +41,10 @@ def cof(**settings: object) -> CoF:
 
 @pytest.mark.parametrize(("name", "kind"), [("a.webp", "WEBP"), ("a.gif", "GIF")])
 def test_one_frame_for_each_strength(tmp_path: Path, name: str, kind: str) -> None:
-    image = picture((60, 40))
-    save_animation(
-        tmp_path / name, cof(), image, QUESTION, strengths=(1, 4, 64), region=REGION, decoding=SHORT
-    )
-    frames = draw_frames(
-        cof(), image, QUESTION, strengths=(1, 4, 64), region=REGION, decoding=SHORT
-    )
+    asked = (cof(), picture((60, 40)), QUESTION)
+    options = {"strengths": (1, 4, 64), "region": REGION, "decoding": SHORT}
+    save_animation(tmp_path / name, *asked, **options)
+    frames = draw_frames(*asked, **options)
     with Image.open(tmp_path / name) as saved:
         assert (saved.format, saved.n_frames, saved.info["loop"]) == (kind, 3, 0)
         assert saved.size == frames[0].size

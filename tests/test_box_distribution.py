@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from cof.geometry.box_distribution import expected_mask
 from cof.geometry.boxes import Frame
+from cof.geometry.heatmap import expected_mask
 from cof.prompting.dialects import Order
 
 NUMBERS = tuple(str(n) for n in range(0, 101, 10))

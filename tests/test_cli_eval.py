@@ -50,28 +50,6 @@ def test_synthetic_benchmarks(tmp_path: Path, name: str) -> None:
     assert "rules `vlmevalkit`" in (out / "table.md").read_text("utf-8")
 
 
-def test_stage_one_alone(tmp_path: Path) -> None:
-    path = formats.refcoco(tmp_path / "data")
-    result = invoke("refcoco", path, *llava(), "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert "IoU" in result.output
-    shown = CliRunner().invoke(cli.app, ["report", str(tmp_path / "out")])
-    assert shown.exit_code == 0, shown.output
-
-
-def test_shards(tmp_path: Path) -> None:
-    path = formats.tsv(tmp_path / "dev.tsv", formats.mmbench_rows())
-    arguments = ("mmbench", path, *llava(), "--out", tmp_path / "out")
-    for shard in ("1/2", "2/2"):
-        assert invoke(*arguments, "--shard", shard).exit_code == 0
-    assert invoke(*arguments).exit_code == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
-    assert results["tasks"]["mmbench"]["questions"] == 6
-    refused = invoke(*arguments, "--shard", "half")
-    assert refused.exit_code == 2
-    assert refused.stderr == "--shard takes i/n, such as 2/4, not 'half'.\n"
-
-
 def test_check(tmp_path: Path) -> None:
     formats.pope(tmp_path)
     good = invoke("pope", tmp_path, "--check")
@@ -94,6 +72,7 @@ def test_refusals(tmp_path: Path) -> None:
     for arguments, message in (
         ((path, "--rules", "mine"), "There are no rules 'mine'"),
         ((path, "--prompt-style", "mine"), "There is no prompt style 'mine'"),
+        ((path, "--shard", "half"), "--shard takes i/n, such as 2/4, not 'half'."),
         ((tmp_path / "nowhere",), "There is no"),
     ):
         result = invoke("mme", *arguments)

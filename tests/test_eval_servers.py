@@ -164,9 +164,6 @@ def test_what_servers_cannot_do_is_refused_at_the_start(
         likely = replace(run, task=VStar(formats.vstar(tmp_path), prompt_style="official"))
         with pytest.raises(CofError, match="cannot say how likely"):
             likely.run([PLAIN])
-        settings = BASE.changed(grounder="detector", detector="/a/model")
-        with pytest.raises(CofError, match="chooses its detector itself"):
-            run.run([Method(settings)])
         with pytest.raises(CofError, match="The question has 4001 characters"):  # its own limit
             replace(run, task=wordy).run([PLAIN])
     assert Store(tmp_path / "a.jsonl").records() == []
@@ -201,9 +198,6 @@ def test_the_command_is_killed_and_goes_on(
     assert result.exit_code == 0, result.output
     assert asked(pair) - begins <= 12 * 5 + 12  # and those under way when it was killed
 
-    one = invoke(*arguments(task, tmp_path / "one", "--server", pair[0].url))
-    assert one.exit_code == 0, one.output
-    check_same(Store(answers), Store(tmp_path / "one" / "answers.jsonl"))
     text = (tmp_path / "two" / "results.json").read_text("utf-8")
     results = json.loads(text)
     assert results["about"]["model"] == "tiny-early"
@@ -234,7 +228,7 @@ def test_what_the_command_refuses(pair: list[Server], task: Scenes, tmp_path: Pa
         (
             ["--server", url, "--grounder", "detector", "--set", "detector=x"],
             KEY,
-            "A server chooses its detector itself",
+            "cof.detector is chosen by the server",
         ),
         (["--server", ","], KEY, "There is no server to ask"),
     ):

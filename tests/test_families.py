@@ -1,8 +1,7 @@
-"""Every family: where boxes land among image tokens, and the bias against the formula.
+"""Every family: where boxes land among image tokens, and how they are written.
 
 Placement is held against the model's own features, with attention that mixes nothing in the vision
-tower; reweighting against softmax(A + log(lambda) M) written out in transformers' own pipeline,
-from pixels to logits, through prefill and three decode steps.
+tower. The bias on these tokens: tests/test_matrix.py.
 """
 
 from __future__ import annotations
@@ -13,25 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from models import checkpoint, picture, prompts_of
+from models import checkpoint, picture
 from PIL import Image
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForImageTextToText
-from transformers.integrations.sdpa_attention import repeat_kv
-from transformers.masking_utils import eager_mask
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 from zoo import BUILDERS, CROSS_ATTENTION, zoo
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.families import FAMILIES
-from cof.families.token_coverage import INSIDE, token_coverage
+from cof.families.token_coverage import INSIDE
 from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import Region, coverage_image
-from cof.pipeline import CoF
 from cof.prompting.box_parsing import parse_boxes
-from cof.settings import Settings
-from cof.types import Decoding, Generation, Highlight, Request
+from cof.types import Decoding, Highlight, Request
 
 PAPER: dict[str, dict[str, Any]] = {
     "llava": {},
@@ -51,33 +44,8 @@ BOXES: dict[str, XYXY] = {
     "a line": (0.1, 0.5, 0.9, 0.5001),
     "all": (0.0, 0.0, 1.0, 1.0),
 }
-RAW = {"paligemma": "<image>{prompt}"}  # the processor adds the start token and the newline itself
 EVERY = [*BUILDERS, *CROSS_ATTENTION]
 STEPS = 4  # the prefill's token and three decode steps
-
-
-_hand: dict[str, Any] = {}
-
-
-def _by_hand(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
-) -> tuple[Tensor, Tensor]:
-    """softmax(A + log(lambda) M), every query, every layer."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = query @ key.transpose(2, 3) * scaling + mask
-    if _hand.setdefault("first", module) is module:
-        # sliding windows forget: keys are counted from the end then
-        length = query.shape[2]
-        _hand["seen"] = length if length > 1 else _hand["seen"] + 1
-    keys = _hand["keys"] - (_hand["seen"] - key.shape[2])
-    scores[..., keys[keys >= 0]] += math.log(_hand["strength"])
-    weights = scores.softmax(-1)
-    return (weights @ value).transpose(1, 2), weights
-
-
-AttentionInterface.register("test_families_by_hand", _by_hand)
-AttentionMaskInterface.register("test_families_by_hand", eager_mask)
 
 
 def load(name: str, **options: Any) -> TransformersEngine:
@@ -88,11 +56,6 @@ def load(name: str, **options: Any) -> TransformersEngine:
 @functools.cache
 def engine(name: str) -> TransformersEngine:
     return load(name)
-
-
-@functools.cache
-def stock(name: str) -> Any:
-    return AutoModelForImageTextToText.from_pretrained(zoo(name)).eval()
 
 
 @functools.cache
@@ -115,53 +78,8 @@ def request(size: str, strength: float, box: str = "middle", **kwargs: Any) -> R
     return Request(picture(SIZES[size]), "which digit?", highlight)
 
 
-def by_transformers(
-    name: str, asked: Request, attention: str | None = None
-) -> tuple[list[Tensor], Tensor]:
-    """Logits of transformers' own processor and model, and where the image tokens are."""
-    made, model = engine(name), stock(name)
-    text = RAW.get(name, made.chat.render("{prompt}")).format(prompt=asked.prompt)
-    arrays = made.processor(images=asked.image, text=text, return_tensors="np")
-    inputs = {key: torch.from_numpy(value) for key, value in arrays.items() if key != "labels"}
-    is_image = inputs["input_ids"][0] == model.config.image_token_id
-    if attention is not None:
-        highlight = asked.highlight
-        assert highlight is not None
-        mask = torch.from_numpy(made.token_mask(asked.image.size, highlight).ravel())
-        _hand.clear()
-        _hand.update(keys=is_image.nonzero().ravel()[mask], strength=highlight.strength)
-    model.set_attn_implementation({"text_config": attention or "sdpa"})
-    with torch.inference_mode():
-        logits = model.generate(**inputs, **_plain_decoding()).logits
-    return logits, is_image
-
-
-def _plain_decoding() -> dict[str, Any]:
-    return {
-        "max_new_tokens": STEPS,
-        "min_new_tokens": STEPS,
-        "do_sample": False,
-        "pad_token_id": 0,
-        "return_dict_in_generate": True,
-        "output_logits": True,
-    }
-
-
-def ours(name: str, asked: Request) -> list[Tensor]:
-    made = engine(name)
-    with torch.inference_mode():
-        prompts = prompts_of(made, [asked])
-        return made.adapter.generate(prompts, **_plain_decoding()).logits
-
-
 def gap(one: list[Tensor], other: list[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
-
-
-def assert_same(one: list[Generation], other: list[Generation]) -> None:
-    for a, b in zip(one, other, strict=True):
-        assert a.token_ids == b.token_ids
-        assert a.logprobs == pytest.approx(b.logprobs, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", [*EVERY, *PAPER])
@@ -173,7 +91,7 @@ class TestPlacement:
         shown = made.tokens.visibility(wh)
         for label, box in BOXES.items():
             region = Region(boxes=(box,))
-            share = np.nan_to_num(token_coverage(made.tokens.token_means, shown, region)).ravel()
+            share = np.nan_to_num(shown.coverage(region)).ravel()
             white_box = coverage_image(region, wh)
             touched = changes(made, black, white_box.convert("RGB")) > 1e-11
             np.testing.assert_array_equal(share > 1e-9, touched, err_msg=label)
@@ -202,49 +120,6 @@ class TestPlacement:
         for highlight in highlights:
             (reply,) = made.generate([Request(picture(wh), "which?", highlight)], Decoding(1))
             assert math.isfinite(reply.logprobs[0])
-
-
-@pytest.mark.parametrize("name", BUILDERS)
-class TestReweighting:
-    @pytest.mark.parametrize("size", SIZES)
-    def test_idle_is_stock(self, name: str, size: str) -> None:
-        expected, _ = by_transformers(name, request(size, 1.0))
-        assert gap(ours(name, request(size, 1.0)), expected) <= 1e-5
-
-    @pytest.mark.parametrize("size", ["wide", "tall"])
-    def test_bias_is_the_formula(self, name: str, size: str) -> None:
-        asked = request(size, 12.0)
-        expected, is_image = by_transformers(name, asked, "test_families_by_hand")
-        result = ours(name, asked)
-        assert gap(result, expected) <= 3e-5
-        plain, _ = by_transformers(name, request(size, 1.0))
-        assert float((result[0] - plain[0]).abs().max()) > 0.02
-        assert int(is_image.sum()) == engine(name).token_mask(SIZES[size], asked.highlight).size
-
-
-@pytest.mark.parametrize("name", EVERY)
-class TestBatches:
-    def test_batch_is_single(self, name: str) -> None:
-        last = (engine(name).adapter.shape[0] - 1,)
-        rows = [
-            request("wide", 9.0),
-            request("tall", 0.2, "left edge", scope="text"),
-            request("tiny", 1.0),
-            request("wide", 30.0, "bottom right corner", layers=last, heads=(0, 2)),
-        ]
-        rows[1] = Request(rows[1].image, "a much longer question?", rows[1].highlight)
-        for decoding in (Decoding(max_new_tokens=STEPS), Decoding(STEPS, num_beams=2)):
-            together = engine(name).generate(rows, decoding)
-            alone = [engine(name).generate([row], decoding)[0] for row in rows]
-            assert_same(together, alone)
-
-    def test_attention_shows_the_highlight(self, name: str) -> None:
-        made = engine(name)
-        before = made.image_attention(request("wide", 1.0))
-        after = made.image_attention(request("wide", 12.0))
-        inside = made.token_mask(SIZES["wide"], request("wide", 12.0).highlight)
-        assert before.shape[2:] == inside.shape
-        assert after[..., inside].sum() > before[..., inside].sum()
 
 
 NATIVE = {
@@ -295,16 +170,3 @@ def test_every_listed_family_is_proved() -> None:
     listed = {kind for family in FAMILIES for kind in family.model_types}
     proved = {kind for name in (*EVERY, *PAPER) for kind in engine(name).family.model_types}
     assert listed == proved
-
-
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl", "paligemma"])
-def test_the_pipeline_runs(name: str) -> None:
-    cof = CoF(engine(name), Settings(strength=30.0))
-    pairs = [(picture(SIZES["wide"]), "which digit?"), (picture(SIZES["tall"]), "which one?")]
-    short = Decoding(max_new_tokens=STEPS)
-    own = cof.batch(pairs, decoding=short)  # the model itself is asked for the boxes
-    assert all(answer.grounding_text for answer in own)
-    given = cof.batch([{"image": i, "question": q, "boxes": [BOXES["middle"]]} for i, q in pairs])
-    assert [answer.found for answer in given] == [True, True]
-    plain = engine(name).generate([Request(*pairs[0])], short)[0].text
-    assert own[0].plain() == plain

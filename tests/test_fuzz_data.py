@@ -7,7 +7,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from cof.errors import CofError
+from cof.eval.data import BENCHMARKS
 from cof.eval.data.base import Benchmark
-from cof.eval.data.hrbench import HRBench
-from cof.eval.data.mmbench import MMBench
-from cof.eval.data.mme import MME
-from cof.eval.data.pope import POPE
-from cof.eval.data.refcoco import RefCOCO
-from cof.eval.data.scenes import Scenes
-from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
 from cof.eval.evaluate import Evaluation
 from cof.eval.examples import Example
@@ -40,16 +33,6 @@ from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set, and the file of it that is damaged."""
-
-    make: Callable[[Path], Path]
-    file: str
-    reader: Callable[..., Benchmark]
-    options: tuple[tuple[str, Any], ...] = ()
-
-
 def scenes(folder: Path) -> Path:
     write_benchmark(folder, "test", num_objects=(4,), scenes=1)
     return folder
@@ -61,55 +44,33 @@ def annotated(folder: Path) -> Path:
     return folder
 
 
-SOURCES = {
-    "JSON lines": Source(formats.pope, "coco_pope_popular.json", POPE),
-    "TSV": Source(lambda f: formats.tsv(f / "dev.tsv", formats.mmbench_rows()), "dev.tsv", MMBench),
-    "TSV cycles": Source(
-        lambda f: formats.tsv(f / "4k.tsv", formats.hrbench_rows()), "4k.tsv", HRBench
-    ),
-    "parquet": Source(lambda f: formats.pope_parquet(f / "a.parquet"), "a.parquet", POPE),
-    "parquet pairs": Source(lambda f: formats.mme_parquet(f / "a.parquet"), "a.parquet", MME),
-    "parquet words": Source(
-        lambda f: formats.textvqa_parquet(f / "val.parquet"),
-        "val.parquet",
-        TextVQA,
-        (("prompt_style", "llava-ocr"),),
-    ),
-    "MME folder": Source(formats.mme, "color/1.txt", MME),
-    "annotations": Source(annotated, "annotations.jsonl", MME),
-    "V*": Source(formats.vstar, "direct_attributes/sa_1.json", VStar),
-    "V* image": Source(formats.vstar, "direct_attributes/sa_1.jpg", VStar),
-    "TextVQA": Source(formats.textvqa, "TextVQA_0.5.1_val.json", TextVQA),
-    "recognised text": Source(
-        formats.textvqa_ocr,
-        "TextVQA_Rosetta_OCR_v0.2_val.json",
-        TextVQA,
-        (("prompt_style", "llava-ocr"),),
-    ),
-    "RefCOCO": Source(formats.refcoco, "refcoco_val.jsonl", RefCOCO),
-    "REFER pickle": Source(lambda f: formats.refer(f) / "val", "refs(unc).p", RefCOCO),
-    "REFER instances": Source(lambda f: formats.refer(f) / "val", "instances.json", RefCOCO),
-    "scenes": Source(scenes, "questions.jsonl", Scenes),
-}
+OCR = "TextVQA_Rosetta_OCR_v0.2_val.json"
+# a benchmark, its data set, and the file of it that is damaged
+SOURCES: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("pope", formats.pope, "coco_pope_popular.json"),
+    ("pope", lambda f: formats.pope_parquet(f / "a.parquet"), "a.parquet"),
+    ("mmbench", lambda f: formats.tsv(f / "dev.tsv", formats.mmbench_rows()), "dev.tsv"),
+    ("hrbench", lambda f: formats.tsv(f / "4k.tsv", formats.hrbench_rows()), "4k.tsv"),
+    ("mme", lambda f: formats.mme_parquet(f / "a.parquet"), "a.parquet"),
+    ("mme", formats.mme, "color/1.txt"),
+    ("mme", annotated, "annotations.jsonl"),
+    ("vstar", formats.vstar, "direct_attributes/sa_1.json"),
+    ("vstar", formats.vstar, "direct_attributes/sa_1.jpg"),
+    ("textvqa", formats.textvqa_ocr, "TextVQA_0.5.1_val.json"),
+    ("textvqa", formats.textvqa_ocr, OCR),
+    ("textvqa", lambda f: formats.textvqa_parquet(f / "val.parquet"), "val.parquet"),
+    ("refcoco", formats.refcoco, "refcoco_val.jsonl"),
+    ("refcoco", lambda f: formats.refer(f) / "val", "refs(unc).p"),
+    ("refcoco", lambda f: formats.refer(f) / "val", "instances.json"),
+    ("scenes", scenes, "questions.jsonl"),
+]
+# fmt: off
 ODD = [
-    b"[" * 20_000,
-    b"9" * 5000,
-    b'"\\ud800"',
-    b"NaN",
-    b"1e999",
-    b"-1",
-    b"null",
-    b"{}",
-    b"[[]]",
-    b'{"a": 1}',
-    b'"' + b"a/" * 3000 + b'"',
-    b'"\\u0000"',
-    "²".encode(),
-    b"\xff\xfe",
-    b"\t",
-    b"\n",
+    b"[" * 20_000, b"9" * 5000, b'"\\ud800"', b"NaN", b"1e999", b"-1", b"null", b"{}", b"[[]]",
+    b'{"a": 1}', b'"' + b"a/" * 3000 + b'"', b'"\\u0000"', "²".encode(), b"\xff\xfe", b"\t", b"\n",
     b"",
 ]
+# fmt: on
 
 
 def damage(content: bytes, kind: str, seed: int) -> bytes:
@@ -138,16 +99,6 @@ KINDS = st.sampled_from(["cut", "flip", "insert", "replace"])
 SEEDS = st.integers(0, 10**6)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, bytes]]:
-    """For each source the path of the data set, and the damaged file as it was."""
-    found = {}
-    for name, source in SOURCES.items():
-        folder = tmp_path_factory.mktemp("data")
-        found[name] = (source.make(folder), (folder / source.file).read_bytes())
-    return found
-
-
 def sentence(act: Callable[[], object]) -> str:
     """The refusal of an act, or nothing; every other error is a defect."""
     start = time.perf_counter()
@@ -162,19 +113,22 @@ def sentence(act: Callable[[], object]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", SOURCES)
-@settings(derandomize=True, database=None, max_examples=40, deadline=None)
-@given(kind=KINDS, seed=SEEDS)
+@pytest.mark.parametrize(("name", "make", "file"), SOURCES)
 def test_damaged_data_are_problems(
-    made: dict[str, tuple[Path, bytes]], name: str, kind: str, seed: int
+    tmp_path: Path, name: str, make: Callable[[Path], Path], file: str
 ) -> None:
-    source, (path, content) = SOURCES[name], made[name]
-    folder = next(p for p in (path, *path.parents) if (p / source.file).exists())
-    (folder / source.file).write_bytes(damage(content, kind, seed))
-    try:
-        assert "\n\n" not in sentence(lambda: use(source.reader(path, **dict(source.options))))
-    finally:
-        (folder / source.file).write_bytes(content)
+    path = make(tmp_path)
+    content = (tmp_path / file).read_bytes()
+    style: Any = "llava-ocr" if name == "textvqa" else "llava"
+
+    @settings(derandomize=True, database=None, max_examples=40, deadline=None)
+    @given(kind=KINDS, seed=SEEDS)
+    def check(kind: str, seed: int) -> None:
+        (tmp_path / file).write_bytes(damage(content, kind, seed))
+        task = BENCHMARKS[name]
+        assert "\n\n" not in sentence(lambda: use(task(path, prompt_style=style)))
+
+    check()
 
 
 def use(task: Benchmark) -> None:
@@ -191,8 +145,7 @@ def use(task: Benchmark) -> None:
 
 # Finished runs
 
-FILES = ("results.json", "answers.jsonl", "answers.costs.jsonl", "questions.jsonl", "run.json")
-FILES += ("data.json",)
+FILES = "results.json answers.jsonl answers.costs.jsonl questions.jsonl run.json data.json"
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +160,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", FILES.split())
 @settings(derandomize=True, database=None, max_examples=8, deadline=None)
 @given(kind=KINDS, seed=SEEDS)
 def test_damaged_results_are_refused(run: Path, file: str, kind: str, seed: int) -> None:

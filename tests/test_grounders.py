@@ -129,13 +129,9 @@ class TestEveryReader:
 
 
 class TestAttention:
-    @pytest.mark.parametrize("smoothing", [0.0, 1.0])
     @pytest.mark.parametrize("layers", [None, (0, 2)])
-    def test_relative_attention_by_hand(
-        self, layers: tuple[int, ...] | None, smoothing: float, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_relative_attention_by_hand(self, layers: tuple[int, ...] | None) -> None:
         request = rows()[0]
-        monkeypatch.setattr(RelativeAttention, "smoothing", smoothing)
         (grounding,) = RelativeAttention(layers).locate(engine(), [request])
         asked, generic = (
             engine().image_attention(Request(request.image, text + SHORT_ANSWER))
@@ -143,7 +139,7 @@ class TestAttention:
         )
         chosen = [1] if layers is None else list(layers)  # 14/32 of three layers
         ours, theirs = (of[chosen].mean((0, 1)) for of in (asked, generic))
-        heat = ours / (theirs + smoothing * theirs[visible(request)].mean())
+        heat = ours / (theirs + theirs[visible(request)].mean())
         np.testing.assert_allclose(found(grounding).heat_map, mask_of(heat, request), rtol=1e-4)
 
     def test_one_pass_for_each_question_and_one_for_each_picture(

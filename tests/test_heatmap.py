@@ -105,13 +105,15 @@ def by_brute_force(heat: HeatMap, sizes: list[int]) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_window_is_the_sharpest_of_the_hottest(seed: int) -> None:
+def test_the_window_is_the_sharpest_of_the_hottest(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edges = np.linspace(0, 1, 13)
     heat = HeatMap(np.random.default_rng(seed).random((12, 12)) ** 4, edges, edges)
     x, y, n = by_brute_force(heat, [2, 3, 4, 5])
-    ratios = [n * 5 / 12 for n in (2, 3, 4, 5)]
+    monkeypatch.setattr("cof.geometry.heatmap.RATIOS", [n * 5 / 12 for n in (2, 3, 4, 5)])
     np.testing.assert_allclose(
-        sliding_window(heat, (100, 100), side=0.2, ratios=ratios),
+        sliding_window(heat, (100, 100)),
         [x / 12, y / 12, (x + n) / 12, (y + n) / 12],
     )
 

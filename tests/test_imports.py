@@ -43,7 +43,7 @@ ON_REQUEST = {
 by name."""
 
 LIGHT = [
-    "errors geometry.boxes geometry.regions geometry.heatmap geometry.box_distribution",
+    "errors geometry.boxes geometry.regions geometry.heatmap",
     "prompting.dialects prompting.box_parsing prompting.box_template prompting.noun_phrases",
     "types images engines.base engines.fake options grounders focuses settings query pipeline",
     "limits viz web.render cli lmms client server.app",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ from PIL import Image
 from cof import Contrast, Prompt
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.lmms.adapter import MODEL_OPTIONS, EvalRequest, answer_requests, load_pipeline
+from cof.lmms.adapter import EvalRequest, answer_requests
 from cof.pipeline import CoF
 from cof.settings import Settings
 from cof.tiny.questions import verify
@@ -28,36 +26,18 @@ from cof.types import Decoding
 BOX = "[0.1, 0.1, 0.5, 0.5]"
 
 
-@dataclass
-class Instance:
-    args: tuple[Any, ...]
-
-
-@dataclass
-class Hook:
-    seen: list[tuple[str, Any, str]] = field(default_factory=list)
-
-    def add_partial(self, kind: str, request: Any, reply: str) -> None:
-        self.seen.append((kind, request, reply))
-
-
 class Lmms:
     """What `lmms_eval.api.model.lmms` does for its subclasses."""
 
     rank = 0
 
     def __init__(self) -> None:
-        self.cache_hook = Hook()
+        self.seen: list[tuple[str, Any, str]] = []
+        self.cache_hook = SimpleNamespace(add_partial=lambda *reply: self.seen.append(reply))
         self.task_dict: dict[str, Any] = {}
 
     def clean(self) -> None:
         self.cleaned = True
-
-
-@dataclass(frozen=True)
-class Manifest:
-    model_id: str
-    simple_class_path: str
 
 
 @pytest.fixture
@@ -68,7 +48,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     for name, known in (
         ("lmms_eval.api.model", {"lmms": Lmms}),
-        ("lmms_eval.models.registry_v2", {"ModelManifest": Manifest}),
+        ("lmms_eval.models.registry_v2", {"ModelManifest": SimpleNamespace}),
     ):
         module = ModuleType(name)
         vars(module).update(known)
@@ -80,8 +60,9 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules.pop("cof.lmms.model")
 
 
-def instance(documents: list[Any], number: int, prompt: str, **options: Any) -> Instance:
-    return Instance((prompt, options, lambda document: document["images"], number, "task", "test"))
+def instance(number: int, prompt: str, **options: Any) -> SimpleNamespace:
+    args = (prompt, options, lambda document: document["images"], number, "task", "test")
+    return SimpleNamespace(args=args)
 
 
 def request(prompt: str, images: int = 1, **options: Any) -> EvalRequest:
@@ -92,7 +73,7 @@ def request(prompt: str, images: int = 1, **options: Any) -> EvalRequest:
 def test_found_by_its_entry_point(plugin: Any) -> None:
     (found,) = entry_points(group="lmms_eval.models", name="cof")
     manifest = found.load()()
-    assert manifest == Manifest("cof", "cof.lmms.model.CoFModel")
+    assert manifest.model_id == "cof"
     module, _, name = manifest.simple_class_path.rpartition(".")
     assert getattr(sys.modules[module], name) is plugin.CoFModel
     assert plugin.CoFModel.is_simple
@@ -108,7 +89,7 @@ def test_same_answers_as_the_pipeline(plugin: Any) -> None:
     model = plugin.CoFModel(batch_size="4", device="cpu", **options)
     model.task_dict = {"task": {"test": documents}}
     requests = [
-        instance(documents, number, prompt, max_new_tokens=3, temperature=0, until=["\n\n"])
+        instance(number, prompt, max_new_tokens=3, temperature=0, until=["\n\n"])
         for number, prompt in enumerate(prompts)
     ]
     queries = [(doc["images"][0], prompt) for doc, prompt in zip(documents, prompts, strict=True)]
@@ -116,7 +97,7 @@ def test_same_answers_as_the_pipeline(plugin: Any) -> None:
     expected = [answer.text for answer in answers]
     assert model.generate_until(requests) == expected
     assert expected != [answer.plain() for answer in answers]
-    assert sorted(reply for _, _, reply in model.cache_hook.seen) == sorted(expected)
+    assert sorted(reply for _, _, reply in model.seen) == sorted(expected)
     model.clean()
     assert model.cleaned
     assert not hasattr(model, "cof")
@@ -168,49 +149,15 @@ def test_one_image_each(images: int) -> None:
         _ = request("x", images=images).query
 
 
-def as_lmms_eval_reads(text: str) -> Any:
-    """A value of `--model_args`, as `lmms_eval.utils.handle_arg_string` reads it."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text.isnumeric():
-        return int(text)
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def test_options() -> None:
-    options = (
-        "focus=contrast,boxes=template,released=true,layers=0-1+3,heads=1,strength=4,guidance=2"
-    )
-    read = {
-        name: as_lmms_eval_reads(text) for name, text in (o.split("=") for o in options.split(","))
-    }
-    assert load_pipeline(pretrained=str(checkpoint("llava")), **read).settings == Settings(
+def test_options(plugin: Any) -> None:
+    """As `lmms_eval.utils.handle_arg_string` reads them."""
+    read = {"focus": "contrast", "boxes": "template", "released": True, "layers": "0-1+3"}
+    read |= {"heads": 1, "strength": 4, "guidance": 2, "pretrained": str(checkpoint("llava"))}
+    assert plugin.CoFModel(**read).cof.settings == Settings(
         Prompt(boxes="template"),
         Contrast(4.0, layers=(0, 1, 3), heads=(1,), guidance=2),
         released=True,
     )
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"lambda": 2}, "no option 'lambda'; did you mean strength"),
-        ({"grounder": "mine"}, "grounder must be one of"),
-        ({"layers": 0.5}, "layers takes numbers and ranges"),
-    ],
-)
-def test_options_that_are_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(CofError, match=says):
-        load_pipeline(pretrained=str(checkpoint("llava")), **options)
-
-
-def test_arguments_of_from_pretrained_are_options() -> None:
-    ours = {"pretrained" if name == "model" else name for name in signature(CoF.from_pretrained)}
-    assert ours - {"settings", "allow_url", "engine_options"} == set(MODEL_OPTIONS)
-
-
-def signature(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)
+    for options, says in (({"lambda": 2}, "did you mean strength"), ({"layers": 0.5}, "ranges")):
+        with pytest.raises(CofError, match=says):
+            plugin.CoFModel(pretrained=str(checkpoint("llava")), **options)

@@ -16,12 +16,12 @@ import pytest
 from models import checkpoint
 from rich.console import Console
 
+from cof.eval.data.base import Answers
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE, yes_no_figures
 from cof.eval.evaluate import Evaluation
 from cof.eval.examples import Example
-from cof.eval.figures import find_clusters
 from cof.eval.methods import PLAIN, Method
 from cof.eval.rules import MME as MME_READERS
 from cof.eval.rules import OPTIONS, vqa_accuracy
@@ -123,7 +123,7 @@ def test_pope_answers_and_figures() -> None:
         assert answer == expected, reply
     examples = [Example(str(n), Path(str(n)), "", of) for n, of in enumerate(true)]
     answers = {str(n): answer for n, answer in enumerate(read)}
-    figures = yes_no_figures(examples, answers, find_clusters(examples), "lmms-eval")
+    figures = yes_no_figures(examples, Answers(examples, {}, answers, "lmms-eval"))
     ours = {name: figure.value for name, figure in figures.items()}
     for name, function in (
         ("accuracy", theirs.pope_aggregate_accuracy),

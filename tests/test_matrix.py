@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
 )
@@ -66,25 +67,18 @@ class Formula:
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     crossing: list[nn.Module] = field(default_factory=list)
-    first: nn.Module | None = None
-    seen: int = 0
 
     def add(self, module: Any, scores: Tensor) -> None:
         """Add it to `(1, H, Q, K)` scores."""
-        keys, start = self.keys, 0
+        start = 0
         if self.crossing:
             numbers = [n for n, looking in enumerate(self.crossing) if looking is module]
         else:
-            numbers = [module.layer_idx]
-            self.first = self.first or module
-            count, kept = scores.shape[2:]
-            if self.first is module:
-                self.seen = count if count > 1 else self.seen + 1
-            keys = keys - (self.seen - kept)  # sliding windows forget
-            start = max(self.q_from - (self.seen - count), 0)
+            numbers, (count, seen) = [module.layer_idx], scores.shape[2:]
+            start = max(self.q_from - (seen - count), 0)
         if numbers and (self.layers is None or numbers[0] in self.layers):
             for head in range(scores.shape[1]) if self.heads is None else self.heads:
-                scores[0, head, start:, keys[keys >= 0]] += self.added[keys >= 0]
+                scores[0, head, start:, self.keys] += self.added
 
 
 FORMULA = Formula()
@@ -148,10 +142,17 @@ def by_transformers(name: str, asked: Request) -> tuple[Any, Tensor]:
             places = is_image.nonzero().ravel()[places]
         after = int(is_image.nonzero().max()) + 1 if look.scope == "text" and not crossing else 0
         FORMULA = Formula(places, added, after, look.layers, look.heads, crossing)
+    text_config = model.config.get_text_config()
+    more: dict[str, Any] = {}
+    if not crossing:
+        more["output_attentions"] = asked.highlight is not None
+        if "linear_attention" not in (getattr(text_config, "layer_types", None) or ()):
+            more["past_key_values"] = DynamicCache()  # which forgets nothing
     model.set_attn_implementation({part: attention})
     with torch.inference_mode():
-        weights = {"output_attentions": True} if asked.highlight and not crossing else {}
-        return model.generate(**inputs, generation_config=CONFIG, **weights), is_image
+        output = model.generate(**inputs, generation_config=CONFIG, **more)
+    model.set_attn_implementation({part: "sdpa"})
+    return output, is_image
 
 
 def ours(name: str, asked: Request) -> list[Tensor]:
@@ -184,7 +185,7 @@ class TestFormula:
             "text": Highlight(LOWER, 12.0, "text"),
             "some layers and heads": Highlight(BOX, 40.0, layers=last(name), heads=(0, 2)),
             "soft": Highlight(HEAT, 12.0, graded=True),
-            "lowered": Highlight(EVERYTHING, 0.05),
+            "lowered": Highlight(LOWER, 0.05),
         }[focus]
         for image in (WIDE, TALL)[: 2 if focus == "all" else 1]:
             asked = Request(image, "which digit?", look)
@@ -194,7 +195,7 @@ class TestFormula:
             plain = ours(name, replace(asked, highlight=None))
             assert float((found[0] - plain[0]).abs().max()) > 1e-3
             attention = engine(name).image_attention(asked)
-            assert attention.shape[:2] == engine(name).adapter.shape
+            assert attention.shape[1] == engine(name).adapter.shape[1]
             if not FORMULA.crossing:
                 layers = [of[0, :, -1, is_image] for of in expected.attentions[0] if of is not None]
                 np.testing.assert_allclose(
@@ -239,8 +240,9 @@ class TestFormula:
 
         looking, other = along(6.0), along(1 / 6.0)
         led = other + 3.0 * (looking - other)
-        assert led.argmax(-1).tolist() == list(reply.token_ids)
-        own = looking[range(len(reply.token_ids)), reply.token_ids]
+        steps = range(len(reply.token_ids))
+        assert (led[steps, reply.token_ids] > led.max(-1).values - 1e-4).all()
+        own = looking[steps, reply.token_ids]
         assert reply.logprobs == pytest.approx(own.tolist(), abs=1e-4)
 
 
@@ -254,10 +256,12 @@ class Heard:
         assert piece
         self.pieces.append((place, piece))
 
+    def of(self, place: int) -> list[str]:
+        return [piece for number, piece in self.pieces if number == place]
+
     def check(self, replies: Sequence[Any]) -> None:
-        """The pieces of each reply joined are its text."""
-        told = ["".join(p for n, p in self.pieces if n == row) for row in range(len(replies))]
-        assert told == [reply.text for reply in replies]
+        """The pieces of each reply, an answer or a generation, joined are its text."""
+        assert ["".join(self.of(n)) for n in range(len(replies))] == [r.text for r in replies]
 
 
 def text_rows(name: str) -> list[Request]:
@@ -401,12 +405,8 @@ def test_the_pipeline_is_generate(name: str, grounder: str) -> None:
     """Every family with every grounder and every focus, and every pair of these in some family."""
     turn = EVERY.index(name) + LOOKING.index(grounder)
     focus = list(FOCUSES)[turn % len(FOCUSES)]
-    made, settings = (
-        engine(name),
-        Settings(grounder, focus, grounding_max_new_tokens=STEPS)
-        if grounder == "prompt"
-        else Settings(grounder, focus),
-    )
+    options = {"grounding_max_new_tokens": STEPS} if grounder == "prompt" else {}
+    made, settings = engine(name), Settings(grounder, focus, **options)
     boxes = list(BOX.boxes) if grounder == "given" else None
     asked = [Query(WIDE, "is the red bus here?", boxes=boxes), Query(TALL, "a digit?", boxes=boxes)]
     cof, short = CoF(made, settings), Decoding(STEPS)

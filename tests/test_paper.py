@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from cof.cli import app
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
+from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.paper import PARITY, PUBLISHED, find_parts, paper_methods, published, run_paper
 from cof.eval.report.paper import FIGURES, collect_paper
@@ -38,9 +39,6 @@ def test_published_figures_add_up() -> None:
     for (model, row), total in SUMS.items():
         assert len(PUBLISHED[model][row]) == len(FIGURES)
         assert sum(PUBLISHED[model][row]) == pytest.approx(total)
-
-
-def test_published_by_name() -> None:
     assert published("llava-hf/llava-1.5-13b-hf") is PUBLISHED["LLaVA-1.5-13B"]
     assert published("/models/instructblip-vicuna-13b") is PUBLISHED["InstructBLIP-13B"]
     assert published("somebody/else") == {}
@@ -83,12 +81,7 @@ def right(request: Request) -> str:
 
 def test_ours_beside_the_papers(tmp_path: Path) -> None:
     found = find_parts(data(tmp_path / "data"))
-    assert [part.name for part in found if part.task] == [
-        "mme",
-        "mmbench-dev",
-        "mmbench-test",
-        "pope",
-    ]
+    assert all(found.values())
     engine = FakeEngine(right, name="llava-hf/llava-1.5-7b-hf")
     settings = default_settings(engine.name)
     out = tmp_path / "out"
@@ -113,52 +106,25 @@ def test_ours_beside_the_papers(tmp_path: Path) -> None:
 def test_the_english_split_wherever_it_lies(tmp_path: Path) -> None:
     for name in ("MMBench_DEV_CN.tsv", "MMBench_DEV_EN.tsv", "mmbench/mmbench_test_cn_2023.tsv"):
         formats.tsv(tmp_path / name, formats.mmbench_rows())
-    found = {part.name: part.task and part.task.path.name for part in find_parts(tmp_path)}
-    assert (found["mmbench-dev"], found["mmbench-test"]) == ("MMBench_DEV_EN.tsv", None)
+    found = find_parts(tmp_path)
+    assert found["mmbench-dev"] == MMBench(tmp_path / "MMBench_DEV_EN.tsv")
+    assert found["mmbench-test"] is None
 
 
 def test_archives_beside_the_data_are_passed_over(tmp_path: Path) -> None:
     formats.mme(tmp_path / "mme_release")
     for archive in ("mme.zip", "MME.tar.gz"):
         (tmp_path / archive).touch()
-    assert find_parts(tmp_path)[0].task == MME(tmp_path / "mme_release")
+    assert find_parts(tmp_path)["mme"] == MME(tmp_path / "mme_release")
     formats.mme_parquet(tmp_path / "mme-00000-of-00001.parquet")
-    assert find_parts(tmp_path)[0].task == MME(tmp_path / "mme-00000-of-00001.parquet")
-
-
-def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
-    found = find_parts(data(tmp_path / "data"))
-    settings = default_settings("llava-hf/llava-1.5-7b-hf")
-
-    def run(out: Path, breaks_after: int | None) -> int:
-        engine = FakeEngine(reply, name="llava-hf/llava-1.5-7b-hf")
-        left[0] = breaks_after
-        run_paper(engine, settings, found, out, console=Console(quiet=True))
-        return sum(len(call) for call, _ in engine.calls)
-
-    left: list[int | None] = [None]
-
-    def reply(request: Request) -> str:
-        if left[0] is not None:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-        return right(request)
-
-    whole = run(tmp_path / "whole", None)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", whole // 2)
-    assert not (tmp_path / "cut" / "results.json").exists()
-    assert run(tmp_path / "cut", None) < 0.7 * whole
-    for name in ("table.md", "pope/answers.jsonl"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert find_parts(tmp_path)["mme"] == MME(tmp_path / "mme-00000-of-00001.parquet")
 
 
 def test_missing_data(tmp_path: Path) -> None:
     with pytest.raises(CofError, match="There is no folder"):
         find_parts(tmp_path / "nowhere")
     found = find_parts(tmp_path)
-    assert [part.task for part in found] == [None] * 4
+    assert set(found.values()) == {None}
     with pytest.raises(CofError, match=r"None of the paper's data is there.*mme/: the release"):
         run_paper(FakeEngine({}), Settings(), found, tmp_path, console=Console(quiet=True))
 

@@ -19,7 +19,7 @@ from cof.presets import preset
 from cof.prompting.dialects import LLAVA, PAPER_PROMPT, TINY
 from cof.query import Query
 from cof.settings import Settings
-from cof.types import Decoding, Generation, Request, confidence
+from cof.types import Decoding, Request
 
 QUESTION = "What digit is on the red star?"
 BOX = (0.2, 0.2, 0.4, 0.6)
@@ -41,10 +41,6 @@ def ask(fake: FakeEngine, image: Image.Image = SQUARE, **settings: Any) -> pipel
     return CoF(fake, Settings(**{"expand": 1.0, **settings}))(image, QUESTION)
 
 
-def test_the_fake_is_an_engine() -> None:
-    assert isinstance(engine(), Engine)
-
-
 def test_two_stages() -> None:
     fake = engine()
     answer = ask(fake, strength=3.0)
@@ -60,6 +56,7 @@ def test_two_stages() -> None:
     assert (answer.text, answer.boxes, answer.found) == ("focused", (BOX,), True)
     assert answer.grounding_text == str(list(BOX))
     assert answer.confidence == pytest.approx(0.5)
+    assert answer.num_tokens == 1
     assert answer.reason == ""
     assert answer.timings.ground >= 0
 
@@ -71,18 +68,17 @@ def test_plain_is_computed_on_demand_and_once() -> None:
     assert [answer.plain(), answer.plain()] == ["plain", "plain"]
     assert len(fake.calls) == before + 1
 
-
-def test_plain_costs_nothing_when_the_answer_is_plain() -> None:
-    fake = engine("nowhere")
-    answer = ask(fake)
-    before = len(fake.calls)
+    nowhere = engine("nowhere")  # it costs nothing when the answer is plain
+    answer = ask(nowhere)
+    before = len(nowhere.calls)
     assert answer.plain() == answer.text == "plain"
-    assert len(fake.calls) == before
+    assert len(nowhere.calls) == before
 
 
 def test_the_image_is_encoded_once_for_both_stages() -> None:
     fake = engine()
     ask(fake)
+    assert isinstance(fake, Engine)
     assert [len(images) for images in fake.encoded] == [1]
     assert fake.calls[0][0][0].image is fake.calls[1][0][0].image
 
@@ -119,20 +115,25 @@ def test_no_box(released: bool, text: str, reason: str) -> None:
     assert reason in answer.reason
 
 
-def test_a_box_of_the_padded_square_becomes_one_of_the_image() -> None:
-    answer = ask(engine("[0.25, 0.125, 0.75, 0.5]"), Image.new("RGB", (640, 480)))
-    assert answer.boxes == ((0.25, 0.0, 0.75, 0.5),)
-
-
-def test_expansion_moves_inside() -> None:
-    answer = ask(engine("[0.0, 0.75, 0.25, 1.0]"), expand=2.0)
-    assert answer.boxes == ((0.0, 0.5, 0.5, 1.0),)
-    assert answer.raw_boxes == ((0.0, 0.75, 0.25, 1.0),)
-
-
-def test_several_boxes_make_one_region() -> None:
-    answer = ask(engine("[0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.75, 0.75]"))
-    assert answer.boxes == ((0.1, 0.1, 0.2, 0.2), (0.5, 0.5, 0.75, 0.75))
+@pytest.mark.parametrize(
+    ("reply", "wh", "expand", "boxes"),
+    [
+        ("[0.25, 0.125, 0.75, 0.5]", (640, 480), 1.0, [(0.25, 0.0, 0.75, 0.5)]),  # was padded
+        ("[0.0, 0.75, 0.25, 1.0]", (64, 64), 2.0, [(0.0, 0.5, 0.5, 1.0)]),  # moves inside
+        (
+            "[0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.75, 0.75]",
+            (64, 64),
+            1.0,
+            [(0.1, 0.1, 0.2, 0.2), (0.5, 0.5, 0.75, 0.75)],
+        ),
+    ],
+)
+def test_the_boxes_of_a_reply(
+    reply: str, wh: tuple[int, int], expand: float, boxes: list[tuple[float, ...]]
+) -> None:
+    answer = ask(engine(reply), Image.new("RGB", wh), expand=expand)
+    assert answer.boxes == tuple(boxes)
+    assert (answer.raw_boxes == answer.boxes) == (expand == 1.0)
 
 
 def test_min_box_and_min_confidence() -> None:
@@ -204,37 +205,6 @@ def test_given_regions_take_the_grounders_place() -> None:
         assert answer.confidence is None
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"boxes": [(10, 10, 20, 20)]}, "outside 0..1"),
-        ({"boxes": []}, "empty"),
-        ({"boxes": [BOX], "mask": np.ones((2, 2))}, "one of boxes, mask"),
-        ({"mask": np.zeros((2, 2))}, "empty"),
-        ({"polygon": [(0, 0)]}, "three"),
-    ],
-)
-def test_bad_regions(given: dict[str, Any], says: str) -> None:
-    with pytest.raises(CofError, match=says):
-        CoF(engine())(SQUARE, QUESTION, **given)
-
-
-@pytest.mark.parametrize(
-    ("region", "says"),
-    [
-        (Region(), "inside the image"),
-        (Region(boxes=((10, 10, 40, 40),)), "inside the image"),
-        (Region(boxes=(BOX, (0.5, 0.5, 0.4, 0.4))), "inside the image"),
-        (Region(boxes=((float("nan"), 0.1, 0.2, 0.3),)), "inside the image"),
-        (Region(boxes=(BOX,), mask=np.zeros((4, 4), np.float32)), "mask is empty"),
-        ((BOX,), "a cof.Region, not tuple"),
-    ],
-)
-def test_bad_regions_made_beforehand(region: Any, says: str) -> None:
-    with pytest.raises(CofError, match=says):
-        CoF(engine()).batch([Query(SQUARE, QUESTION, region=region)])
-
-
 def test_regions_made_beforehand_are_those_of_their_parts() -> None:
     mask = np.zeros((4, 8), bool)
     mask[1:3, 2:4] = True
@@ -264,17 +234,6 @@ def test_regions_made_beforehand_are_those_of_their_parts() -> None:
 def test_bad_decodings(given: dict[str, Any], says: str) -> None:
     with pytest.raises(CofError, match=says):
         Decoding(**given)
-
-
-def test_given_without_a_region() -> None:
-    with pytest.raises(CofError, match="--box"):
-        ask(engine(), grounder="given")
-
-
-@pytest.mark.parametrize("question", ["", "  \n", None])
-def test_empty_question(question: Any) -> None:
-    with pytest.raises(CofError, match="question is empty"):
-        CoF(engine())(SQUARE, question)
 
 
 def rows() -> list[Query]:
@@ -323,6 +282,7 @@ def test_batch_takes_pairs_and_dicts(tmp_path: Path) -> None:
 
 def bad_queries() -> list[tuple[Any, str]]:
     """Queries, each with a part of the sentence that refuses it."""
+    outside = Region(boxes=((10, 10, 40, 40),))
     return [
         ({"image": SQUARE}, "image and question"),
         ((b"\x89PNG\r\n\x1a\n", QUESTION), "not an image"),
@@ -331,13 +291,39 @@ def bad_queries() -> list[tuple[Any, str]]:
         ((SQUARE, "\ud800"), "surrogate"),
         (Query(SQUARE, QUESTION, boxes=[(1, 2, 3, 4)]), "outside 0..1"),
         (Query(SQUARE, QUESTION, strength=-1), "lambda"),
+        (Query(SQUARE, QUESTION, strength=float("nan")), "lambda"),
         (Query(SQUARE, QUESTION, settings={"strength": 2}), "takes cof.Settings"),
         (Query(SQUARE, QUESTION, grounding_question=""), "question is empty"),
         (Query(SQUARE, QUESTION, grounding_question="\udfff"), "surrogate"),
+        ((SQUARE, None), "question is empty"),
+        ({"image": SQUARE, "question": "?", "box": []}, "may have boxes"),
+        ("picture.png", "pairs"),
+        ((SQUARE, "?", 3), "pairs"),
+        (("https://example.org/a.png", QUESTION), "allow_url"),
+        *(
+            (Query(SQUARE, QUESTION, **given), says)
+            for given, says in (
+                ({"boxes": []}, "empty"),
+                ({"boxes": [BOX], "mask": np.ones((2, 2))}, "one of boxes, mask"),
+                ({"mask": np.zeros((2, 2))}, "empty"),
+                ({"polygon": [(0, 0)]}, "three"),
+            )
+        ),
+        *(
+            (Query(SQUARE, QUESTION, region=region), says)
+            for region, says in (
+                (Region(), "inside the image"),
+                (outside, "inside the image"),
+                (Region(boxes=(BOX, (0.5, 0.5, 0.4, 0.4))), "inside the image"),
+                (Region(boxes=((float("nan"), 0.1, 0.2, 0.3),)), "inside the image"),
+                (Region(boxes=(BOX,), mask=np.zeros((4, 4), np.float32)), "mask is empty"),
+                ((BOX,), "a cof.Region, not tuple"),
+            )
+        ),
     ]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_refused_queries_leave_the_others_as_they_are(batch_size: int) -> None:
     good = [(SQUARE, QUESTION), Query(SQUARE, QUESTION, boxes=[BOX]), (SQUARE, QUESTION)]
     bad = bad_queries()
@@ -359,7 +345,7 @@ def test_refused_queries_leave_the_others_as_they_are(batch_size: int) -> None:
         assert says in answer.error
         assert (answer.text, answer.plain(), answer.boxes, answer.found) == ("", "", (), False)
     assert [answer.question for answer in refused[1:4]] == [QUESTION, QUESTION, " "]
-    if batch_size == 16:  # refused before the engine is called, so that batches are equal
+    if batch_size == 64:  # refused before the engine is called, so that batches are equal
         assert len(fake.calls) == len(clean.calls)
 
 
@@ -389,9 +375,13 @@ def test_errors_are_raised_unless_they_are_to_be_returned(item: Any, says: str) 
         CoF(engine()).batch([(SQUARE, QUESTION), item])
 
 
-def test_bad_on_error() -> None:
+def test_bad_options_of_a_batch() -> None:
     with pytest.raises(CofError, match="raise or return"):
         CoF(engine()).batch([], on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(CofError, match="--box"):
+        ask(engine(), grounder="given")
+    with pytest.raises(CofError, match="batch_size"):
+        CoF(engine()).batch([], batch_size=0)
 
 
 def test_a_question_of_its_own_for_stage_one() -> None:
@@ -401,27 +391,6 @@ def test_a_question_of_its_own_for_stage_one() -> None:
     asked = [request.prompt for requests, _ in fake.calls for request in requests]
     assert asked == [TINY.grounding_prompt("the red star"), QUESTION]
     assert (answer.question, answer.text, answer.boxes) == (QUESTION, "focused", (BOX,))
-
-
-@pytest.mark.parametrize(
-    ("item", "says"),
-    [
-        ({"image": SQUARE}, "image and question"),
-        ({"image": SQUARE, "question": "?", "box": []}, "may have boxes"),
-        ("picture.png", "pairs"),
-        ((SQUARE, "?", 3), "pairs"),
-    ],
-)
-def test_bad_queries(item: Any, says: str) -> None:
-    with pytest.raises(CofError, match=says):
-        CoF(engine()).batch([item])
-
-
-def test_bad_strength_of_a_row() -> None:
-    with pytest.raises(CofError, match="lambda"):
-        CoF(engine()).batch([Query(SQUARE, QUESTION, strength=float("nan"))])
-    with pytest.raises(CofError, match="batch_size"):
-        CoF(engine()).batch([], batch_size=0)
 
 
 def test_decoding_is_the_answers_alone() -> None:
@@ -446,15 +415,6 @@ def test_default_settings_follow_the_model() -> None:
         == 4.5
     )
     assert CoF(engine(name="mine", dialect=LLAVA)).settings == Settings()
-
-
-def test_addresses_are_off() -> None:
-    with pytest.raises(CofError, match="allow_url"):
-        CoF(engine())("https://example.org/a.png", QUESTION)
-
-
-def test_confidence() -> None:
-    assert confidence(Generation("no tokens")) is None
 
 
 def test_settings_are_checked_before_a_model_is_loaded() -> None:
@@ -551,7 +511,3 @@ def test_a_second_image_that_cannot_be_shown(
     cof = CoF(engine(takes_two=takes_two), settings)
     with pytest.raises(CofError, match=sentence):
         cof.batch([Query(SQUARE, QUESTION, beside=SQUARE)])
-
-
-def test_the_length_of_an_answer() -> None:
-    assert ask(engine()).num_tokens == 1

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import picture
-from test_families import BOXES, SIZES, engine, request
+from test_matrix import BOX, LOWER, TALL, TINY, WIDE
 from transformers import AutoConfig, AutoModelForImageTextToText
-from zoo import zoo
+from zoo import assert_same, engine, zoo
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError, CofWarning
-from cof.geometry.regions import Region
-from cof.types import Decoding, Highlight
+from cof.types import Decoding, Highlight, Request
 
 SHORT = Decoding(max_new_tokens=4)
 
@@ -55,23 +53,14 @@ def test_unknown_is_as_good_as_known(name: str, assumption: str) -> None:
     with pytest.warns(CofWarning, match=f"made_up_{name}' are not known.*{assumption}"):
         made = TransformersEngine.from_pretrained(made_up(name))
     known = engine(name)
-    for size, wh in SIZES.items():
-        for box in BOXES.values():
-            highlight = Highlight(Region(boxes=(box,)), 2.0)
-            ours, theirs = (each.token_mask(wh, highlight).ravel() for each in (made, known))
+    for image in (WIDE, TALL, TINY):
+        for highlight in (Highlight(BOX, 12.0), Highlight(LOWER, 12.0)):
+            ours, theirs = (of.token_mask(image.size, highlight).ravel() for of in (made, known))
             np.testing.assert_array_equal(ours, theirs)
-        asked = [request(size, 1.0), request(size, 12.0)]
-        expected = known.generate(asked, SHORT)
-        for one, other in zip(made.generate(asked, SHORT), expected, strict=True):
-            assert one.token_ids == other.token_ids
-            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
-
-
-def test_the_vision_tower_is_unchanged_after_the_check() -> None:
-    with pytest.warns(CofWarning, match="are not known"):
-        made = TransformersEngine.from_pretrained(made_up("internvl"))
-    expected = engine("internvl").encode([picture((150, 60))])[0].features
-    assert torch.equal(made.encode([picture((150, 60))])[0].features, expected)
+        asked = [Request(image, "which digit?", look) for look in (None, highlight)]
+        assert_same(made.generate(asked, SHORT), known.generate(asked, SHORT))
+        features = [of.encode([image])[0].features for of in (made, known)]
+        assert torch.equal(*features)  # the vision tower is unchanged after the check
 
 
 def test_no_raster_is_refused() -> None:

@@ -86,7 +86,7 @@ def test_tables_in_every_format() -> None:
 
 
 def test_the_page_escapes_what_it_shows() -> None:
-    card = Card("fixed", "digit", "<b>?</b>", "7", [("plain", "<script>", False)], "a note", "AAAA")
+    card = Card("fixed", "digit", "<b>?</b>", "7", [("plain", "<script>", False)], "AAAA")
     blocks = [Heading("A <b>"), Text("`x` y"), Items([("n", "t")]), TABLE, card]
     page = html("T", "lead", [("s", "S", blocks)])
     assert "<script" not in page

@@ -17,7 +17,7 @@ from cof.eval.methods import PLAIN, Method, grounding_key
 from cof.eval.replies import Replies
 from cof.eval.results import collect_results, judge_box
 from cof.eval.rules import RULES
-from cof.eval.store import ENCODING, Cost, Record
+from cof.eval.store import ENCODING, Record
 from cof.geometry.boxes import XYXY
 from cof.settings import Settings
 
@@ -112,21 +112,13 @@ def test_a_refused_question_is_wrong_and_unparsed_under_every_rule_set(tmp_path:
 
 
 def costs_of(
-    tmp_path: Path, methods: Mapping[str, Method], plain: Mapping[str, Record], *, passes: bool
+    tmp_path: Path, methods: Mapping[str, Method], plain: Mapping[str, Record]
 ) -> dict[str, Any]:
     """With 1 s for the image, 1 for plain, 0.5 for stage 1 and 3.5 for an answer of CoF."""
-    spent = {ENCODING: (1.0, 1), "plain": (1.0, 2), FOUND: (0.5, 3), COF.key: (3.5, 4)}
-    replies = Replies(
-        EXAMPLES,
-        {
-            "plain": plain,
-            **{m.key: records(m.key, "+++++") for m in methods.values() if m != PLAIN},
-        },
-        {
-            step: {e.id: Cost(seconds, n if passes else None) for e in EXAMPLES}
-            for step, (seconds, n) in spent.items()
-        },
-    )
+    spent = {ENCODING: 1.0, "plain": 1.0, FOUND: 0.5, COF.key: 3.5}
+    answers = {m.key: records(m.key, "+++++") for m in methods.values()} | {"plain": plain}
+    costs = {step: {e.id: seconds for e in EXAMPLES} for step, seconds in spent.items()}
+    replies = Replies(EXAMPLES, answers, costs)
     return dict(collect_results(Scenes(tmp_path), methods, replies, seed=0)["costs"])
 
 
@@ -138,17 +130,12 @@ def test_costs_are_compared_with_the_plain_answers(tmp_path: Path) -> None:
         "oracle": Method(COF.settings, "oracle"),
     }
     sure = records("plain", "+++++", confidence=0.9)
-    plain = sure | {"0": replace(sure["0"], confidence=0.4)}
-    costs = costs_of(tmp_path, methods, plain, passes=True)
-    assert costs["plain"] == {"seconds": 10.0, "ratio": 1.0, "passes": 2.0}
-    assert costs["cof"] == {"seconds": 25.0, "ratio": 2.5, "passes": 7.0}
-    # the plain answer of all five, and one that looks
-    assert costs["cof, if unsure"] == {
-        "seconds": 14.0,
-        "ratio": 1.4,
-        "passes": pytest.approx(2 + 7 / 5),
-    }
-    assert "oracle" not in costs  # was not measured
-    assert costs_of(tmp_path, methods, plain, passes=False)["cof"]["passes"] is None
+    costs = costs_of(tmp_path, methods, sure | {"0": replace(sure["0"], confidence=0.4)})
+    assert costs == {
+        "plain": {"seconds": 10.0, "ratio": 1.0},
+        "cof": {"seconds": 25.0, "ratio": 2.5},
+        # the plain answer of all five, and one that looks
+        "cof, if unsure": {"seconds": 14.0, "ratio": 1.4},
+    }  # the oracle was not measured
     refused = sure | {"1": Record("1", "plain", "", right=False, error="no")}
-    assert costs_of(tmp_path, methods, refused, passes=True)["plain"]["ratio"] == 1.0
+    assert costs_of(tmp_path, methods, refused)["plain"]["ratio"] == 1.0

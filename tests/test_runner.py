@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import formats
 import pytest
-from fakes import AnyEngine, describe
-from models import checkpoint
+from fakes import AnyEngine
+from models import checkpoint, picture
 from PIL import Image
 
 from cof.engines.base import Engine
@@ -22,15 +22,16 @@ from cof.errors import CofError
 from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.vstar import VStar
-from cof.eval.images import open_image
+from cof.eval.examples import Embedded, Example
+from cof.eval.images import image_digest, open_image, read_image_wh
+from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, grounding_key
-from cof.eval.runner import Runner, count_passes, isolate
+from cof.eval.runner import Runner, like_batches
 from cof.eval.store import ENCODING, Record, Store, costs_path, read_costs
-from cof.geometry.regions import Region
 from cof.pipeline import CoF, Query
 from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
-from cof.types import Decoding
+from cof.types import Decoding, Request
 
 BASE = Settings(expand=1.0, strength=4.0)
 METHODS = [
@@ -191,15 +192,6 @@ def test_killed_within_a_line_and_resumed(
     assert path.read_bytes() == whole[0]
 
 
-def test_phases_and_order_do_not_matter(
-    folder: Path, tmp_path: Path, whole: tuple[bytes, int]
-) -> None:
-    path = tmp_path / "a.jsonl"
-    make_runner(folder, path).run(MANY[3:])
-    make_runner(folder, path).run(MANY[:3][::-1])
-    assert path.read_bytes() == whole[0]
-
-
 def test_the_embedded_model_ends_with_the_same_answers_wherever_its_store_is_cut(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -223,46 +215,11 @@ def test_the_embedded_model_ends_with_the_same_answers_wherever_its_store_is_cut
             assert again.confidence == pytest.approx(record.confidence, abs=1e-3)
 
 
-def test_a_batch_is_its_questions_one_by_one(folder: Path, tmp_path: Path) -> None:
-    engine = TransformersEngine.from_pretrained(checkpoint("llava"))
-    task = Scenes(folder, limit=8)
-    methods = [
-        PLAIN,
-        Method(BASE.changed(released=True)),
-        Method(BASE.changed(grounder="attention", strength=8.0, scope="text")),
-        Method(BASE, "oracle"),
-    ]
-    first = Runner(engine, task, tmp_path / "7.jsonl", batch_size=7, max_new_tokens=3)
-    store = first.run(methods)
-    for record in replace(first, path=tmp_path / "1.jsonl", batch_size=1).run(methods).records():
-        same = store[record.method, record.id]
-        assert same.confidence == pytest.approx(record.confidence, abs=1e-3)
-        assert replace(same, confidence=None) == replace(record, confidence=None)
-    for method in methods:
-        check_pipeline(method, first, store, engine)
-    costs, id = read_costs(first.path), task.examples[0].id
-    assert costs[ENCODING][id].passes == 1
-    assert costs[PLAIN.key][id].passes in (1, 2, 3)
-
-
-def test_passes_are_counted_and_the_hook_is_gone() -> None:
-    engine = TransformersEngine.from_pretrained(checkpoint("llava"))
-    decoder = engine.model.get_decoder()
-    hooks = len(decoder._forward_pre_hooks)
-    with pytest.raises(RuntimeError), count_passes(engine):
-        raise RuntimeError
-    assert len(decoder._forward_pre_hooks) == hooks
-    with count_passes(AnyEngine()) as passes:
-        assert passes() is None
-
-
 def test_official_vstar_asks_for_the_most_probable_option(tmp_path: Path) -> None:
     engine = TransformersEngine.from_pretrained(checkpoint("llava"))
     task = VStar(formats.vstar(tmp_path), prompt_style="official")
     assert [e.prompt for e in task.examples] == ["How?", "How?"]
     store = Runner(engine, task, tmp_path / "a.jsonl").run([PLAIN])
-    from cof.types import Request
-
     for example in task.examples:
         request = Request(open_image(example.image), example.prompt)
         scores = engine.score_replies([request] * len(example.options), example.options)
@@ -351,22 +308,6 @@ def test_a_batch_of_refused_questions_ends_the_run(pope: POPE, tmp_path: Path) -
     assert Store(run.path).records() == []
 
 
-def test_isolate_tries_halves() -> None:
-    tried: list[list[int]] = []
-
-    def work(part: Sequence[int]) -> list[int]:
-        tried.append(list(part))
-        if 5 in part:
-            raise CofError("five")
-        return [2 * number for number in part]
-
-    results = isolate(range(8), work)
-    assert [results[n] for n in (0, 4, 7)] == [0, 8, 14]
-    assert str(results[5]) == "five"
-    assert tried == [list(range(8)), [0, 1, 2, 3], [4, 5, 6, 7], [4, 5], [4], [5], [6, 7]]
-    assert isolate([], work) == {}
-
-
 # The store
 
 
@@ -408,8 +349,11 @@ def test_records_survive_the_file(tmp_path: Path) -> None:
         Record("c", "grounding prompt", "[0]", confidence=0.0),
         Record("d", "plain", "", right=False, error="why"),
     ]
-    Store(path).append([*records, records[0]])
-    assert Store(path).records() == records
+    store = Store(path)
+    store.append(records[1:2])
+    store.append([*records, records[0]])  # each is written once
+    assert sorted(Store(path).records(), key=lambda record: record.id) == records
+    assert len(path.read_bytes().splitlines()) == len(records)
 
 
 def test_a_torn_line_of_costs_is_dropped(folder: Path, tmp_path: Path) -> None:
@@ -423,37 +367,76 @@ def test_a_torn_line_of_costs_is_dropped(folder: Path, tmp_path: Path) -> None:
     assert path.read_bytes().startswith(content + b'["')
     known = {example.id for example in run.task.examples}
     assert all(set(costs) == known for costs in read_costs(run.path).values())
-    for line in (content[1:], b'["plain", [], 1.0, null]\n', b"7\n", b'["a", "b", 1.0, null]\n'):
+    path.write_bytes(b'["plain", ["a", "b"], 1.0, 7]\n')  # of release 0.2.0, with passes
+    assert read_costs(run.path) == {"plain": {"a": 0.5, "b": 0.5}}
+    for line in (content[1:], b'["plain", [], 1.0]\n', b"7\n", b'["a", "b", 1.0]\n'):
         path.write_bytes(line)
         with pytest.raises(CofError, match="line 1 is damaged"):
             read_costs(run.path)
 
 
-def test_the_trace_of_a_request_tells_what_matters() -> None:
-    """Or the tests above would compare nothing."""
-    image = Image.new("RGB", (8, 8))
-    region = Region(boxes=((0.0, 0.0, 0.5, 0.5),))
-    from cof.types import Highlight, Request
+# Batches
 
-    requests = [
-        Request(image, "a"),
-        Request(image, "b"),
-        Request(Image.new("RGB", (8, 8), "red"), "a"),
-        Request(image, "a", Highlight(region, 2.0)),
-        Request(image, "a", Highlight(region, 3.0)),
-        Request(image, "a", beside=image),
+
+def ask(id: int, image: object, prompt: str) -> Example:
+    return Example(str(id), Path(str(image)), prompt, "")
+
+
+def test_every_question_once_and_images_together(tmp_path: Path) -> None:
+    for image in range(7):
+        formats.save(tmp_path / f"{image}", image, {3: (60, 50), 4: (8, 8)}.get(image, (40, 30)))
+    examples = [ask(n, tmp_path / f"{n % 7}", "?" * (1 + n * 5 % 11)) for n in range(40)]
+    batches = list(like_batches(examples, 6))
+    assert [len(batch) for batch in batches] == [6] * 6 + [4]
+    flat = [example for batch in batches for example in batch]
+    assert sorted(int(example.id) for example in flat) == list(range(40))
+    images = [Path(str(example.image)).name for example in flat]
+    assert len([a for a, b in itertools.pairwise(images) if a != b]) == 6
+    assert (images[0], images[-1]) == ("4", "3")
+    for image in set(images):
+        lengths = [len(e.prompt) for e, of in zip(flat, images, strict=True) if of == image]
+        assert lengths == sorted(lengths)
+
+
+def test_like_questions_share_a_batch(tmp_path: Path) -> None:
+    examples = [ask(n, f"{n}", "?" * (10 if n % 2 else 100)) for n in range(16)]
+    padded = [
+        max(len(example.prompt) for example in batch) * len(batch)
+        for batch in like_batches(examples, 4)
     ]
-    assert max(Counter(map(describe, requests)).values()) == 1
-    assert json.dumps(describe(requests[0]))
+    assert sum(padded) == sum(len(example.prompt) for example in examples)
+    # in a run too
+    write_benchmark(tmp_path / "scenes", "test", num_objects=(4,), scenes=4)  # one is not square
+    engine = AnyEngine()
+    Runner(engine, Scenes(tmp_path / "scenes"), tmp_path / "a.jsonl", batch_size=7).run([PLAIN])
+    pixels = [[r.image.size[0] * r.image.size[1] for r in requests] for requests, _ in engine.calls]
+    assert list(itertools.chain(*pixels)) == sorted(itertools.chain(*pixels))
 
 
-def test_a_record_is_written_once(tmp_path: Path) -> None:
-    store, one, two = (
-        Store(tmp_path / "a.jsonl"),
-        Record("1", "plain", "7"),
-        Record("2", "plain", ""),
-    )
-    store.append([one])
-    store.append([one, two])
-    assert [record.id for record in Store(store.path).records()] == ["1", "2"]
-    assert len(store.path.read_text("utf-8").splitlines()) == 2
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture((40, 30)).save(path, exif=exif)
+    assert read_image_wh(path) == (30, 40)
+    data = path.read_bytes()
+    assert read_image_wh(Embedded("inside", lambda: data)) == (30, 40)
+    assert read_image_wh(Embedded("broken", lambda: data[:50])) is None
+    assert image_digest(path) == image_digest(Embedded("elsewhere", lambda: data))
+    with pytest.raises(CofError, match="cannot be read"):
+        image_digest(tmp_path / "none.jpg")
+
+
+def test_shards_may_write_the_same_file_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+
+    def write(number: int) -> None:
+        for _ in range(50):
+            write_atomically(path, f"{number}" * 10_000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    text = path.read_text("utf-8")
+    assert len(text) == 10_000
+    assert len(set(text)) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

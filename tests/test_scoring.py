@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cof.eval.data.scenes import Scenes
-from cof.eval.examples import Example
-from cof.eval.scoring import Score, exact_match
+from cof.eval.examples import Example, Score
+from cof.eval.rules import named_choice
 
 YES_NO = ("yes", "no")
 LETTERS = tuple("ABCD")
@@ -54,9 +54,8 @@ COLORS = ("red", "green", "orange")
         ("reddish", COLORS, None),
     ],
 )
-def test_exact_match(text: str, choices: tuple[str, ...], parsed: str | None) -> None:
-    for answer in choices:
-        assert exact_match(text, answer, choices) == Score(parsed, parsed == answer)
+def test_named_choice(text: str, choices: tuple[str, ...], parsed: str | None) -> None:
+    assert named_choice(text, choices) == parsed
 
 
 @pytest.mark.parametrize(

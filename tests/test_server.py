@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from cof.cli import app as commands
 from cof.client import data_url
 from cof.engines.fake import FakeEngine
-from cof.errors import CofError, OutOfMemory, TooLarge
+from cof.errors import CofError, OutOfMemory
 from cof.pipeline import CoF, Query
 from cof.prompting.dialects import TINY
 from cof.server.app import create_app
@@ -302,12 +302,13 @@ class TestRefusals:
         assert response.status_code == 504
         assert message(response) == "There was no answer in 0.2 s: ask for less."
 
-    def test_a_crash_in_the_engine(self, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_crash_in_the_engine(self, caplog: pytest.LogCaptureFixture, stream: bool) -> None:
         with serving() as client:
-            response = client.post(CHAT, json=body("crash: my secret"))
+            response = client.post(CHAT, json=body("crash: my secret", stream=stream))
             assert response.status_code == 500
             assert message(response) == "The engine failed on this request."
-            response = client.post(CHAT, json=body("memory"))
+            response = client.post(CHAT, json=body("memory", stream=stream))
             assert response.status_code == 503
             assert "out of memory" in message(response)
             assert client.post(CHAT, json=body()).status_code == 200
@@ -334,34 +335,22 @@ class TestRefusals:
 
 
 class Held(FakeEngine):
-    """Answers nothing until it may go on."""
+    """Says nothing, or one word of each reply, until it may go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, begins: bool = False) -> None:
         super().__init__(reply, dialect=TINY)
-        self.began, self.go = Event(), Event()
-
-    def generate(self, requests: Any, decoding: Decoding, on_text: Any = None) -> Any:
-        self.began.set()
-        assert self.go.wait(10)
-        return super().generate(requests, decoding, on_text)
-
-
-class Slow(FakeEngine):
-    """Says one word of each reply, and goes on when it may."""
-
-    def __init__(self) -> None:
-        super().__init__(reply, dialect=TINY)
-        self.go = Event()
-        self.done = 0
+        self.began, self.go, self.begins, self.done = Event(), Event(), begins, 0
 
     def generate(self, requests: Any, decoding: Decoding, on_text: Any = None) -> Any:
         def tell(place: int, piece: str) -> None:
-            if piece.startswith(" "):
+            if self.begins and piece.startswith(" "):
                 assert self.go.wait(10)
                 if "break" in requests[place].prompt:
-                    raise RuntimeError(f"cannot read {requests[place].prompt}")
+                    raise RuntimeError
             on_text(place, piece)
 
+        self.began.set()
+        assert self.begins or self.go.wait(10)
         replies = super().generate(requests, decoding, on_text and tell)
         self.done += 1
         return replies
@@ -406,8 +395,8 @@ def text_in(event: Any) -> str:
 
 class TestStreaming:
     @contextmanager
-    def app(self, **limits: Any) -> Iterator[tuple[Slow, Any, TestClient]]:
-        engine = Slow()
+    def app(self, **limits: Any) -> Iterator[tuple[Held, Any, TestClient]]:
+        engine = Held(begins=True)
         app = create_app(CoF(engine, Settings(focus="none")), "fake", limits=Limits(**limits))
         with TestClient(app) as client:
             yield engine, app, client
@@ -424,7 +413,7 @@ class TestStreaming:
     def test_pieces_come_while_the_answer_is_made(
         self, question: str, limits: dict[str, Any], error: str
     ) -> None:
-        async def visit(engine: Slow, app: Any) -> None:
+        async def visit(engine: Held, app: Any) -> None:
             client = Visit(question, cof={})
             answered = client.start(app)
             assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
@@ -450,17 +439,10 @@ class TestStreaming:
             assert "cof_under_way 0.0" in lines
             assert ('cof_errors_total{kind="engine_failed"} 1.0' in lines) == (question == "break")
 
-    @pytest.mark.parametrize(("question", "status"), [("crash", 500), ("memory", 503), (" ", 400)])
-    def test_a_failure_before_the_first_piece(self, question: str, status: int) -> None:
-        with serving() as client:
-            response = client.post(CHAT, json=body(question, stream=True))
-            assert response.status_code == status
-            assert message(response)
-
     def test_a_client_that_leaves_in_the_middle(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cof.server.worker.WINDOW_S", 10)  # until a batch is full
 
-        async def visit(engine: Slow, app: Any) -> None:
+        async def visit(engine: Held, app: Any) -> None:
             stays, leaves, waits = Visit("stays"), Visit("leaves"), Visit("waits", max_tokens=9)
             tasks = [client.start(app) for client in (stays, leaves)]
             for client in (stays, leaves):
@@ -524,41 +506,26 @@ class TestWorker:
         assert kinds == {2: RuntimeError, 4: OutOfMemory}
 
     def test_a_batch_that_fails_after_pieces_sends_nothing_twice(self) -> None:
+        """And an answer that differs from what was sent fails alone."""
         with self.working() as (held, worker):
             told: list[list[str]] = [[], [], []]
             whole = FakeEngine._stream
 
             def broken(replies: Any, on_text: Any) -> None:
-                whole(held, replies[:2], on_text)
-                if len(replies) > 1:
-                    raise RuntimeError
-
-            held._stream = broken  # type: ignore[method-assign]
-            waiting = [worker.submit(query("?"), Decoding(), pieces.append) for pieces in told]
-            held.go.set()
-            assert [future.result(5).text for future in waiting] == ["plain answer"] * 3
-        assert told == [["plain", " answer"]] * 3
-
-    def test_an_answer_that_differs_from_what_was_sent_fails_alone(self) -> None:
-        with self.working() as (held, worker):
-            told: list[str] = []
-            whole = FakeEngine._stream
-
-            def broken(replies: Any, on_text: Any) -> None:
-                if len(replies) > 1:
+                if len(replies) == 3:
                     on_text(0, "another")
+                    on_text(1, "plain")
                     raise RuntimeError
                 whole(held, replies, on_text)
 
             held._stream = broken  # type: ignore[method-assign]
-            waiting = [worker.submit(query("a"), Decoding(), told.append)]
-            waiting.append(worker.submit(query("b"), Decoding(), lambda _: None))
+            waiting = [worker.submit(query("?"), Decoding(), pieces.append) for pieces in told]
             held.go.set()
             with pytest.raises(ApiError, match="another text than the one sent") as error:
                 waiting[0].result(5)
             assert (error.value.status, error.value.code) == (500, "answer_changed")
-            assert waiting[1].result(5).text == "plain answer"
-        assert told == ["another"]
+            assert [future.result(5).text for future in waiting[1:]] == ["plain answer"] * 2
+        assert told == [["another"], ["plain", " answer"], ["plain", " answer"]]
 
     def test_closing_answers_what_waits_and_takes_no_more(self) -> None:
         with self.working(max_batch=2) as (_, worker):
@@ -574,24 +541,16 @@ def query(question: str) -> Query:
 PUBLIC, OTHER = "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"
 PRIVATE = [
     "127.0.0.1",
-    "127.8.8.8",
-    "0.0.0.0",
     "10.1.2.3",
-    "172.16.0.1",
-    "192.168.1.1",
     "100.64.0.1",
     "169.254.169.254",
     "168.63.129.16",
     "192.0.0.192",
-    "100.100.100.200",
     "224.0.0.1",
-    "255.255.255.255",
-    "::",
     "::1",
     "fe80::1%eth0",
     "fd00:ec2::254",
     "ff02::1",
-    "::ffff:127.0.0.1",
     "::ffff:169.254.169.254",
     "64:ff9b::7f00:1",
     "2002:7f00:1::",
@@ -642,12 +601,9 @@ class TestAddresses:
         with pytest.raises(CofError, match="is not on the public internet"):
             self.fetch("http://images.test/a.png", {"images.test": [[PUBLIC, address]]})
 
-    @pytest.mark.parametrize("address", [PUBLIC, OTHER, "8.8.8.8"])
-    def test_public_addresses(self, address: str) -> None:
-        assert is_public(address)
-
     def test_it_connects_to_the_address_that_was_checked(self) -> None:
         rebinding = {"images.test": [[PUBLIC], ["127.0.0.1"]]}
+        assert all(map(is_public, (PUBLIC, OTHER, "8.8.8.8")))
         data, (request,) = self.fetch("https://images.test:8443/a.png?b=c", rebinding)
         assert data == b"x"
         assert (request.url.host, request.url.port, request.url.path) == (PUBLIC, 8443, "/a.png")
@@ -674,25 +630,18 @@ class TestAddresses:
         with pytest.raises(CofError, match=sentence):
             self.fetch("http://images.test/a", hosts, lambda request: moved)
 
-    def test_what_is_too_large(self) -> None:
-        with pytest.raises(TooLarge, match="more than 100 bytes"):
-            self.fetch(f"http://{PUBLIC}/", network=lambda _: streamed(b"x" * 101))
-
-    def test_what_takes_too_long(self) -> None:
-        async def slow(request: httpx2.Request) -> httpx2.Response:
-            await asyncio.sleep(5)
-            raise AssertionError("it waited")
-
-        with pytest.raises(CofError, match=r"did not answer in 0\.1 s"):
-            self.fetch(f"http://{PUBLIC}/", network=slow, timeout_s=0.1)
-
     @pytest.mark.parametrize(
-        ("address", "status", "sentence"),
-        [(f"http://{PUBLIC}/", 404, "404"), ("http://[", 200, "cannot be fetched")],
+        ("address", "network", "sentence"),
+        [
+            (PUBLIC, lambda _: streamed(b"x" * 101), "more than 100 bytes"),
+            (PUBLIC, lambda _: asyncio.sleep(5), r"did not answer in 0\.1 s"),
+            (PUBLIC, lambda _: httpx2.Response(404), "404"),
+            ("[", lambda _: httpx2.Response(200), "cannot be fetched"),
+        ],
     )
-    def test_what_cannot_be_fetched(self, address: str, status: int, sentence: str) -> None:
+    def test_what_cannot_be_fetched(self, address: str, network: Any, sentence: str) -> None:
         with pytest.raises(CofError, match=sentence):
-            self.fetch(address, network=lambda _: httpx2.Response(status))
+            self.fetch(f"http://{address}", network=network, timeout_s=0.1)
 
     def test_a_server_that_may_fetch(self) -> None:
         async def resolve(host: str, port: int) -> list[str]:
@@ -705,28 +654,22 @@ class TestAddresses:
             answer = client.post(CHAT, json=url("https://images.test/star.png"))
             assert answer.status_code == 200
             refused = client.post(CHAT, json=url("http://localhost:8000/metrics"))
-            assert (refused.status_code, message(refused)) == (
-                400,
-                "localhost is not on the public internet: send the image's data.",
-            )
+            assert refused.status_code == 400
+            assert "localhost is not on the public internet" in message(refused)
 
 
 def test_serving_without_its_packages_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "cof.server.app")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     result = CliRunner().invoke(commands, ["serve"])
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "Serving needs fastapi: pip install 'cof[serve]'.\n",
-    )
+    assert result.exit_code == 2
+    assert result.stderr == "Serving needs fastapi: pip install 'cof[serve]'.\n"
 
 
 def test_what_vllm_takes_needs_vllm() -> None:
     result = CliRunner().invoke(commands, ["serve", "tiny", "--", "--tensor-parallel-size", "2"])
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "--tensor-parallel-size is for vllm serve: add --engine vllm, or leave it out.\n",
-    )
+    assert result.exit_code == 2
+    assert "--tensor-parallel-size is for vllm serve: add --engine vllm" in result.stderr
 
 
 @pytest.mark.skipif(find_spec("vllm.version") is not None, reason="vLLM is here")

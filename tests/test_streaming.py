@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+import zoo
 from hypothesis import given
 from hypothesis import strategies as st
-from models import checkpoint, picture, tokenizer
+from models import picture, tokenizer
 from PIL import Image
+from test_matrix import Heard
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
-from zoo import zoo
 
 from cof.engines.fake import FakeEngine
 from cof.engines.text_stream import BatchStreamer, TextStream
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError, OutOfMemory
-from cof.focuses import Contrast
 from cof.geometry.regions import Region
 from cof.pipeline import CoF, Query
 from cof.prompting.dialects import TINY
@@ -106,32 +105,8 @@ class TestTextStream:
 
 
 @functools.cache
-def engine(name: str) -> TransformersEngine:
-    if name == "tiny-early":
-        return TransformersEngine.from_pretrained(resolve_model(name))
-    return TransformersEngine.from_pretrained(checkpoint(name) if name in PAPER else zoo(name))
-
-
-PAPER = ["llava", "blip-2", "blip-2 with T5", "instructblip"]
-FAMILIES = [*PAPER, "qwen2_5_vl", "gemma3", "mllama", "kosmos2", "pixtral"]
-
-
-@dataclass
-class Heard:
-    """What an `on_text` is called with."""
-
-    pieces: list[tuple[int, str]] = field(default_factory=list)
-
-    def __call__(self, place: int, piece: str) -> None:
-        assert piece
-        self.pieces.append((place, piece))
-
-    def of(self, place: int) -> list[str]:
-        return [piece for number, piece in self.pieces if number == place]
-
-    def check(self, replies: Sequence[Any]) -> None:
-        """The pieces of each reply, an answer or a generation, joined are its text."""
-        assert ["".join(self.of(n)) for n in range(len(replies))] == [r.text for r in replies]
+def tiny() -> TransformersEngine:
+    return TransformersEngine.from_pretrained(resolve_model("tiny-early"))
 
 
 def requests() -> list[Request]:
@@ -145,40 +120,8 @@ def requests() -> list[Request]:
 
 
 class TestTransformersEngine:
-    @pytest.mark.parametrize("name", FAMILIES)
-    def test_every_family(self, name: str) -> None:
-        for decoding in (LONG, SAMPLED):
-            heard = Heard()
-            replies = engine(name).generate(requests(), decoding, heard)
-            heard.check(replies)
-            assert replies == engine(name).generate(requests(), decoding)
-        assert len(heard.pieces) > len(replies)
-
-    def test_guidance(self) -> None:
-        heard, asked = Heard(), requests()
-        asked[1] = Contrast(6.0, guidance=3.0).apply(asked[1], MIDDLE)
-        replies = engine("llava").generate(asked, LONG, heard)
-        heard.check(replies)
-        assert len(heard.pieces) > len(replies)
-
-    def test_a_batch_in_parts_and_images_known_before(self) -> None:
-        small = TransformersEngine(engine("llava").model, engine("llava").processor)
-        small.max_batch_tokens = 1
-        heard = Heard()
-        replies = small.generate(requests(), LONG, heard)
-        heard.check(replies)
-        order = [place for place, _ in heard.pieces]
-        assert sorted(order, key=order.index) == order, "the rows were not run apart"
-
-        known = engine("llava").encode([request.pil_image for request in requests()], prefill=True)
-        for _ in range(2):  # the first run computes the prefixes, the second one begins behind them
-            heard = Heard()
-            asked = [Request(i, r.prompt) for i, r in zip(known, requests(), strict=True)]
-            heard.check(engine("llava").generate(asked, LONG, heard))
-            assert len(heard.pieces) > len(asked)
-
     def test_replies_that_end_at_different_times(self) -> None:
-        made, heard = engine("tiny-early"), Heard()
+        made, heard = tiny(), Heard()
         asked = [Request(picture((60, 40)), text) for text in (BOX_QUESTION, "Is it?", "Where?")]
         replies = made.generate(asked, LONG, heard)
         heard.check(replies)
@@ -194,12 +137,12 @@ class TestTransformersEngine:
     )
     def test_what_is_one_piece(self, decoding: Decoding) -> None:
         heard = Heard()
-        replies = engine("tiny-early").generate(requests(), decoding, heard)
+        replies = tiny().generate(requests(), decoding, heard)
         heard.check(replies)
         assert len(heard.pieces) == len(replies)
 
     def test_pieces_come_while_tokens_are_computed(self) -> None:
-        made, events = engine("tiny-early"), []
+        made, events = tiny(), []
         handle = made.model.register_forward_pre_hook(lambda *_: events.append("pass"))
         try:
             asked = Request(picture((60, 40)), BOX_QUESTION)
@@ -222,7 +165,7 @@ class TestTransformersEngine:
         assert heard.of(8) == ["a", "a", "a", "b", "a"]
 
     def test_what_is_raised_ends_the_call(self) -> None:
-        made, asked = engine("llava"), requests()
+        made, asked = zoo.engine("llava"), requests()
         expected = made.generate(asked, LONG)
         for decoding in (LONG, SAMPLED):
             with pytest.raises(Stop):
@@ -262,7 +205,7 @@ class TestPipeline:
         assert len(told) == 5
 
     def test_the_embedded_model(self) -> None:
-        cof, heard = CoF(engine("tiny-early")), Heard()
+        cof, heard = CoF(tiny()), Heard()
         asked = [(picture((60, 40), n), text) for n, text in enumerate((BOX_QUESTION, "Is it?"))]
         answers = cof.batch(asked, decoding=LONG, on_text=heard)
         heard.check(answers)

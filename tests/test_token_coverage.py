@@ -13,7 +13,7 @@ from PIL import Image
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofWarning
-from cof.families.token_coverage import corner_cells, token_coverage
+from cof.families.token_coverage import corner_cells
 from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import EVERYTHING, Region, region_from_mask
 from cof.types import Highlight
@@ -33,8 +33,7 @@ def mask_of(box: XYXY, wh: tuple[int, int] = (224, 224), **options: Any) -> Any:
 
 @pytest.mark.parametrize("wh", SIZES, ids=str)
 def test_padding_has_no_coverage(wh: tuple[int, int]) -> None:
-    made = engine()
-    share = token_coverage(made.tokens.token_means, made.tokens.visibility(wh), EVERYTHING)
+    share = engine().tokens.visibility(wh).coverage(EVERYTHING)
     frame = Frame.padded_square(wh)
     edges = np.arange(GRID + 1) / GRID
     rows = (edges[1:] > frame.top) & (edges[:-1] < frame.bottom)

@@ -29,11 +29,10 @@ from cof.viz import (
     heat,
     overlay,
     page,
-    same_answer,
     save_overlay,
 )
 from cof.viz.panels import FOUND, TRUE, USED, cells_of_pixels, lines, spread
-from cof.viz.readout import Readout, read
+from cof.viz.readout import read
 
 BOX = (0.25, 0.25, 0.75, 0.5)
 REGION = Region(boxes=(BOX,))
@@ -56,15 +55,6 @@ def asked(
 ) -> Answer:
     cof = CoF(engine(name), Settings(strength=strength, expand=expand, **settings))
     return cof(picture(wh), "which digit?", boxes=[BOX], decoding=SHORT)
-
-
-def seen(made: TransformersEngine, answer: Answer) -> Readout:
-    """What the engine tells of an answer that looked closer."""
-    found = read(made, answer)
-    assert found is not None
-    assert found.after is not None
-    assert found.highlighted is not None
-    return found
 
 
 def scripted(**changes: Any) -> Answer:
@@ -93,7 +83,7 @@ class TestGrid:
         answer = CoF(made, Settings(strength=8.0, expand=1.0))(
             picture(wh), "?", boxes=[(0.25, 0.5, 0.5, 1.0)], decoding=SHORT
         )
-        shown = spread(seen(made, answer).highlighted, wh)
+        shown = spread(read(made, answer).highlighted, wh)
         expected = np.zeros((40, 80))
         expected[20:40, 20:40] = 1
         np.testing.assert_array_equal(shown, expected)
@@ -105,7 +95,7 @@ class TestGrid:
         answer = CoF(made, Settings(strength=8.0, expand=1.0))(
             picture(wh), "which digit?", boxes=[BOX], decoding=SHORT
         )
-        tokens = seen(made, answer).highlighted
+        tokens = read(made, answer).highlighted
         shown = spread(tokens, wh)
         assert (shown[20:40, 30:90] == 1).all()
         grid_hw = tokens.values.shape
@@ -187,7 +177,7 @@ class TestReadout:
     def test_share_in_the_box_rises_with_strength(self, name: str) -> None:
         shares = []
         for strength in (2.0, 4.0, 16.0):
-            found = seen(engine(name), asked(strength, name))
+            found = read(engine(name), asked(strength, name))
             assert found.before.values.shape == (GRID, GRID)
             shares.append((found.inside(found.before), found.inside(found.after)))
         before, after = zip(*shares, strict=True)
@@ -196,7 +186,7 @@ class TestReadout:
 
     def test_is_the_mean_over_layers_and_heads(self) -> None:
         made, answer = engine(), asked()
-        found = seen(made, answer)
+        found = read(made, answer)
         assert found.averaged == (LAYERS, HEADS)
         highlight = answer.settings.focus.apply(Request(answer.image, answer.question), REGION)
         weights = made.image_attention(highlight)
@@ -205,7 +195,6 @@ class TestReadout:
     def test_nothing_highlighted(self) -> None:
         answer = CoF(engine(), Settings(grounder="none"))(picture((60, 40)), "?", decoding=SHORT)
         found = read(engine(), answer)
-        assert found is not None
         assert (found.after, found.highlighted) == (None, None)
 
     def test_outside_the_crop_warns_no_second_time(self) -> None:
@@ -214,7 +203,7 @@ class TestReadout:
         answer = replace(
             asked(), image=picture((90, 30)), region=Region(boxes=((0.0, 0.0, 0.2, 1.0),))
         )
-        found = seen(made, answer)
+        found = read(made, answer)
         np.testing.assert_array_equal(found.before.values, found.after.values)
         draw(answer, made)
 
@@ -268,13 +257,9 @@ class TestPage:
     )
     def test_the_footnote_says_what_was_added(self, focus: str, says: str) -> None:
         answer = asked(focus=focus)
-        assert page.footnote(answer, seen(engine(), answer)).endswith(
+        assert page.footnote(answer, read(engine(), answer)).endswith(
             f"3 layers and 4 heads. {says}"
         )
-
-    def test_same_answer(self) -> None:
-        assert same_answer("Yes.", " yes")
-        assert not same_answer("no", "yes")
 
 
 class TestSaving:

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -21,10 +22,9 @@ from typer.testing import CliRunner
 
 from cof.cli import app
 from cof.cli.common import Model
-from cof.cli.serve import other_options
 from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
-from cof.errors import CofError
+from cof.errors import CofError, CofWarning
 from cof.pipeline import Answer, CoF
 from cof.settings import Settings
 from cof.types import Decoding, Request
@@ -241,12 +241,13 @@ class TestSession:
         assert [len(panels) for panels in shown.panels] == [3, 3]
         assert np.array_equal(*(np.asarray(panels[0].image) for panels in shown.panels)) is False
 
-    def test_warnings_become_notes(self, photo: Path, short_answers: None) -> None:
-        session = Session(CoF(model(), SETTINGS), photo)
-        beside = SETTINGS.changed(focus="beside")
-        shown = session.show(view(boxes=(BOX,), settings=(beside,)))
-        assert shown.notes == tuple(dict.fromkeys(shown.notes))
-        assert all("one image" in note for note in shown.notes)
+    def test_warnings_become_notes(self, photo: Path) -> None:
+        def warned(request: Request) -> str:
+            warnings.warn("It is cropped away.", CofWarning, stacklevel=1)
+            return "7"
+
+        session = Session(CoF(FakeEngine(warned), SETTINGS), photo)
+        assert session.show(view(boxes=(BOX,))).notes == ("It is cropped away.",)
 
     @pytest.mark.parametrize(
         ("name", "data", "says"),
@@ -254,7 +255,9 @@ class TestSession:
             ("a.txt", b"hello", "a.txt is not an image of the kinds PNG, JPEG"),
             ("a.png", b"", "a.png is empty"),
             ("a.png", b"\x89PNG\r\n\x1a\n", "a.png "),
-            ("big.png", b"x" * 2000, "big.png has 0.0 MiB, more than the 0 MiB"),
+            ("big.png", b"x" * 5000, "big.png has 0.0 MiB, more than the 0 MiB"),
+            ("a.tiff", picture((10, 10)), "a.tiff is not an image of the kinds"),
+            ("wide.png", picture((30, 10)), "wide.png has 30x10 pixels"),
         ],
     )
     def test_bad_files(
@@ -262,25 +265,16 @@ class TestSession:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         name: str,
-        data: bytes,
+        data: bytes | Image.Image,
         says: str,
     ) -> None:
-        monkeypatch.setattr(session_module, "MAX_UPLOAD_BYTES", 1000)
-        (tmp_path / name).write_bytes(data)
+        monkeypatch.setattr(session_module, "MAX_UPLOAD_BYTES", 4000)
+        monkeypatch.setattr(session_module, "MAX_UPLOAD_PIXELS", 299)
+        path = tmp_path / name
+        path.write_bytes(data) if isinstance(data, bytes) else data.save(path)
         with pytest.raises(CofError, match=says) as error:
-            Session(CoF(fake()), tmp_path / name)
+            Session(CoF(fake()), path)
         assert str(tmp_path) not in str(error.value)
-
-    def test_too_many_pixels_and_other_formats(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        picture((60, 40)).save(tmp_path / "a.tiff")
-        with pytest.raises(CofError, match=r"a\.tiff is not an image of the kinds"):
-            Session(CoF(fake()), tmp_path / "a.tiff")
-        picture((60, 40)).save(tmp_path / "a.png")
-        monkeypatch.setattr(session_module, "MAX_UPLOAD_PIXELS", 60 * 40 - 1)
-        with pytest.raises(CofError, match=r"a\.png has 60x40 pixels"):
-            Session(CoF(fake()), tmp_path / "a.png")
 
     def test_examples(self) -> None:
         for example in load_examples():
@@ -292,21 +286,22 @@ class TestSession:
                 open_example(CoF(fake()), name)
 
 
+def with_prompt(shown: View) -> View:
+    """With a grounder that a scripted engine has."""
+    settings = tuple(each.changed(grounder="prompt") for each in shown.settings)
+    return view(settings=settings, boxes=shown.boxes)
+
+
 class TestReproduction:
     @pytest.mark.parametrize("name", VIEWS)
     def test_the_record_gives_the_same_answers(self, photo: Path, name: str) -> None:
         engine = fake()
         session = Session(CoF(engine, SETTINGS), photo)
-        settings = [each.changed(grounder="prompt") for each in VIEWS[name].settings]
-        shown = view(settings=tuple(settings), boxes=VIEWS[name].boxes)
+        shown = with_prompt(VIEWS[name])
         record = json.loads(json.dumps(write_record(session, session.show(shown), "a/model")))
         assert record["model"] == "a/model"
-        assert record["image"] | {"sha256": ""} == {
-            "name": photo.name,
-            "sha256": "",
-            "width": 60,
-            "height": 40,
-        }
+        image = {"name": photo.name, "width": 60, "height": 40}
+        assert record["image"] == image | {"sha256": record["image"]["sha256"]}
         for part in record["answers"]:
             again = CoF(engine, Settings(**part["settings"]))(
                 photo, record["question"], boxes=record["boxes"]
@@ -327,8 +322,7 @@ class TestReproduction:
 
         monkeypatch.setattr(Model, "pipeline", load)
         monkeypatch.chdir(tmp_path)
-        settings = [each.changed(grounder="prompt") for each in VIEWS[name].settings]
-        shown = view(settings=tuple(settings), boxes=VIEWS[name].boxes)
+        shown = with_prompt(VIEWS[name])
         answers = Session(CoF(engine, SETTINGS), photo).show(shown).answers
         options = ("--model", "a/model", "--dtype", "bfloat16")
         commands = write_commands(shown, str(photo), options)
@@ -378,11 +372,6 @@ class TestRendering:
 
 
 class TestCommand:
-    def test_options_of_the_model(self) -> None:
-        assert other_options(Model("a", dtype="bfloat16", set=["scope=all"])) == [
-            *("--dtype", "bfloat16", "--set", "scope=all")
-        ]
-
     def test_without_gradio(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, "cof.web.page", raising=False)
         monkeypatch.setitem(sys.modules, "gradio", None)

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from PIL import Image
+from processes import free_port
 
 from cof.geometry.boxes import XYXY
 from cof.pipeline import CoF
@@ -86,9 +86,7 @@ main()
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of the page, served by `cof web`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", WATCHED, "web", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -343,15 +341,9 @@ def test_a_link_to_what_is_not_here(visitor: Visitor, cof: CoF, tmp_path: Path) 
 
 def test_bad_files(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    (tmp_path / "torn.png").write_bytes((DEMO / "scene-1.png").read_bytes()[:2000])
     (tmp_path / "huge.png").write_bytes(b"x" * (10 * 2**20 + 1))
-    Image.new("1", (5000, 4001)).save(tmp_path / "wide.png")
     visitor.choose_file(tmp_path / "notes.txt")
     visitor.wait(lambda: "notes.txt is not an image of the kinds PNG" in visitor.message)
-    visitor.choose_file(tmp_path / "torn.png")
-    visitor.wait(lambda: "torn.png cannot be decoded" in visitor.message)
-    visitor.choose_file(tmp_path / "wide.png")
-    visitor.wait(lambda: "wide.png has 5000x4001 pixels" in visitor.message)
     visitor.choose_file(tmp_path / "huge.png")
     toast = visitor.wait(lambda: visitor.find("[data-testid=toast-body]").text)
     assert "maximum allowed size of 10.0 Mb" in toast

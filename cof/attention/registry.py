@@ -6,7 +6,7 @@ switched to them with `set_attn_implementation`; no class is patched.
 * `DECODER`: the stock SDPA function, with a mask function that writes the bias into the mask. The
   mask is built once per forward pass and shared by all layers. Only highlights on a subset of
   layers or heads change it in each layer. Where the stock function needs no mask and the sequence
-  is long, queries and keys may carry the bias in dimensions of their own (`widening`).
+  is long, queries and keys may carry the bias in dimensions of their own.
 * `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
   modules that `attach` has numbered. (Self- and cross-attention share one mask
   function there, so the bias cannot be in the mask.)
@@ -30,8 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows, spread
-from cof.attention.widening import widened
+from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows, spread, widened
 from cof.errors import CofError
 
 DECODER = "cof_decoder"
@@ -42,11 +41,10 @@ _TAG = "cof_cross_attention_tag"
 
 @dataclass
 class _Reweighting:
-    """A bias in use: whether a pass has read it, and whether a layer chose among heads since."""
+    """A bias in use, and whether a pass has read it."""
 
     bias: Bias
     read: bool = False
-    gated: bool = False
 
 
 _BRANCHES: ContextVar[Tensor | None] = ContextVar("cof_branches", default=None)
@@ -72,8 +70,7 @@ def reweight(bias: Bias | None) -> Iterator[None]:
 
     Raises:
         RuntimeError: at the end, if no attention of an attached model ran inside, so that the bias
-            was never read; or if layers or heads were chosen and the decoder ran inside
-            torch.compile.
+            was never read.
     """
     if bias is None or bias.idle:
         yield
@@ -83,8 +80,6 @@ def reweight(bias: Bias | None) -> Iterator[None]:
         yield
     if not current.read:
         raise RuntimeError("the attention bias was never read: the model is not attached")
-    if bias.gate is not None and not current.gated:
-        raise RuntimeError("layers and heads cannot be chosen inside torch.compile")
 
 
 def use_branches(branches: Branches) -> AbstractContextManager[None]:
@@ -139,7 +134,7 @@ def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     """transformers' mask function for `DECODER`."""
     current = _REWEIGHTING.get()
     if current is not None:
-        current.read, current.gated = True, False
+        current.read = True
     bias = None if current is None else current.bias
     return make_mask(bias, _BRANCHES.get(), *shape, **kwargs)
 
@@ -152,20 +147,13 @@ def _decoder_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Stock SDPA, without the bias in the layers and heads that are not chosen.
-
-    torch.compile cannot read a ContextVar. `generate` with a static cache builds the mask outside
-    the compiled forward pass, so a bias without gates needs nothing here.
-    """
-    if torch.compiler.is_compiling():
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    """Stock SDPA, without the bias in the layers and heads that are not chosen."""
     current = _REWEIGHTING.get()
     size = value.shape[-1]
     if current is not None:
         bias = current.bias
         gate = torch.ones(query.shape[0], 1, device=query.device)
         if bias.gate is not None:
-            current.gated = True
             gate = repeat_rows(bias.gate[:, module.layer_idx], query.shape[0])  # (B, H)
         if attention_mask is None:
             kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
@@ -195,7 +183,7 @@ def _cross_attention(
     current, tag = _REWEIGHTING.get(), getattr(module, _TAG, None)
     if current is not None and tag is not None:
         bias = current.bias
-        current.read = current.gated = True
+        current.read = True
         # zeros for the keys after the image's, a resampler's own latents
         added, _ = spread(bias, query.shape[0], query.shape[2], key.shape[2])
         added = added.to(query)[:, None, None]  # (B, 1, 1, K)

@@ -22,7 +22,7 @@ from cof.cli.common import (
 from cof.errors import CofError
 
 if TYPE_CHECKING:
-    from cof.eval.paper import Part
+    from cof.eval.paper import Parts
     from cof.pipeline import CoF
 
 
@@ -40,7 +40,7 @@ def reproduce_paper(
     max_new_tokens: LongestAnswerOption = 32,
 ) -> None:
     """Tables I and II: plain, reweighting alone, CoF, and CoF as its released code has it."""
-    from cof.eval.paper import check_parts, find_parts, run_paper
+    from cof.eval.paper import LAYOUT, check_parts, find_parts, run_paper
     from cof.eval.report.document import markdown
     from cof.eval.report.paper import paper_blocks
 
@@ -56,29 +56,31 @@ def reproduce_paper(
         _print_cost(cof, parts, how)
         return
     console = Console(stderr=True)
-    for part in parts:
-        if part.task is None:
-            console.print(f"{part.name} is not there and left out: put it at {part.needed}")
+    for name, task in parts.items():
+        if task is None:
+            console.print(f"{name} is not there and left out: put it at {LAYOUT[name][2]}")
     results = run_paper(cof.engine, cof.settings, parts, out, console=console, **how)
     typer.echo(markdown(paper_blocks(results)))
     typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
 
 
-def _print_parts(parts: list[Part]) -> None:
+def _print_parts(parts: Parts) -> None:
     """Which parts of the paper's data are there, and their problems."""
+    from cof.eval.paper import LAYOUT
+
     shown = Table("part", "there", "questions", "problems", title="Data")
-    for part in parts:
-        if part.task is None:
-            shown.add_row(part.name, f"no: put it at {part.needed}", "", "")
+    for name, task in parts.items():
+        if task is None:
+            shown.add_row(name, f"no: put it at {LAYOUT[name][2]}", "", "")
             continue
         try:
-            shown.add_row(part.name, str(part.task.path), str(len(part.task.examples)), "none")
+            shown.add_row(name, str(task.path), str(len(task.examples)), "none")
         except CofError as error:
-            shown.add_row(part.name, str(part.task.path), "", Text(str(error)))
+            shown.add_row(name, str(task.path), "", Text(str(error)))
     Console().print(shown)
 
 
-def _print_cost(cof: CoF, parts: list[Part], how: dict[str, Any]) -> None:
+def _print_cost(cof: CoF, parts: Parts, how: dict[str, Any]) -> None:
     """Memory of the weights, and time measured on one batch of each part."""
     from cof.eval.paper import estimate_seconds
 
@@ -87,9 +89,9 @@ def _print_cost(cof: CoF, parts: list[Part], how: dict[str, Any]) -> None:
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         typer.echo(f"Weights: {size / 2**30:.2f} GiB in {model.dtype} on {model.device}.")
     total = 0.0
-    for part in parts:
-        if part.task is not None:
-            spent = estimate_seconds(cof.engine, cof.settings, part.task, **how)
+    for name, task in parts.items():
+        if task is not None:
+            spent = estimate_seconds(cof.engine, cof.settings, task, **how)
             total += spent
-            typer.echo(f"{part.name}: about {spent / 60:.1f} minutes")
+            typer.echo(f"{name}: about {spent / 60:.1f} minutes")
     typer.echo(f"In all about {total / 60:.1f} minutes, from one batch of each part.")

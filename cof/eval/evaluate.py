@@ -84,41 +84,9 @@ class Evaluation:
             CofError: the data has problems, `out` holds answers of another run, or no server
                 answers.
         """
-        about = self.describe(engine, tasks)
-        check_same_run(out / "run.json", about)
-        methods = list(self.methods.values())
-        replies = {}
-        with progress_bar(console) as bar:
-            for name, task in tasks.items():
-                folder = task_folder(out, name, tasks)
-                write_atomically(
-                    folder / "questions.jsonl", write_questions(_all_shards(task).examples)
-                )
-                write_atomically(
-                    folder / "data.json", json.dumps(_locate_data(task, folder)) + "\n"
-                )
-                how = (self.batch_size, self.max_new_tokens, self.seed)
-                runner = Runner(engine, task, answers_path(folder, task.shard), *how)
-                shards = [] if task.shard[1] > 1 else find_shards(folder)
-                if shards:
-                    store = Store(runner.path)
-                    for path in shards:
-                        store.append(Store(path).records())
-                counter = bar.add_task(name, total=len(task.examples))
-                runner.run(methods, self.grounded, partial(bar.advance, counter))
-                examples = make_portable(task.examples)
-                replies[name] = Replies.read(examples, [*shards, runner.path])
-        results = write_results(about, self.methods, tasks, replies, out, **more)
-        tell_errors(results, console)
-        return results
-
-    def describe(
-        self, engine: Engine | RemoteCoF, tasks: Mapping[str, Benchmark]
-    ) -> dict[str, Any]:
-        """Everything that answers of one run have in common, and that reports cite."""
         first = next(iter(tasks.values()))
         asked = [e for task in tasks.values() for e in _all_shards(task).examples]
-        return {
+        about = {
             "prompt_style": first.prompt_style,
             "limit": first.limit,
             "data": questions_digest(asked),
@@ -128,17 +96,36 @@ class Evaluation:
             "batch_size": None if isinstance(engine, RemoteCoF) else self.batch_size,
             "seed": self.seed,
         }
-
-
-def tell_errors(results: Mapping[str, Any], console: Console) -> None:
-    """Say how many questions were refused, and so count as wrong."""
-    for name, numbers in results["tasks"].items():
-        refused = max(numbers["errors"].values(), default=0)
-        if refused:
-            console.print(
-                f"{name}: {refused} question{'s' * (refused > 1)} could not be asked and count as "
-                "wrong; `error` in answers.jsonl says why."
-            )
+        check_same_run(out / "run.json", about)
+        methods = list(self.methods.values())
+        replies = {}
+        with progress_bar(console) as bar:
+            for name, task in tasks.items():
+                folder = task_folder(out, name, tasks)
+                questions = write_questions(_all_shards(task).examples)
+                write_atomically(folder / "questions.jsonl", questions)
+                place = json.dumps(_locate_data(task, folder))
+                write_atomically(folder / "data.json", place + "\n")
+                path = answers_path(folder, task.shard)
+                how = (self.batch_size, self.max_new_tokens, self.seed)
+                runner = Runner(engine, task, path, *how)
+                shards = [] if task.shard[1] > 1 else find_shards(folder)
+                if shards:
+                    store = Store(path)
+                    for each in shards:
+                        store.append(Store(each).records())
+                counter = bar.add_task(name, total=len(task.examples))
+                runner.run(methods, self.grounded, partial(bar.advance, counter))
+                examples = make_portable(task.examples)
+                replies[name] = Replies.read(examples, [*shards, path])
+        results = write_results(about, self.methods, tasks, replies, out, **more)
+        for name, numbers in results["tasks"].items():
+            if refused := max(numbers["errors"].values(), default=0):
+                console.print(
+                    f"{name}: {refused} question{'s' * (refused > 1)} could not be asked and count "
+                    "as wrong; `error` in answers.jsonl says why."
+                )
+        return results
 
 
 def task_folder(out: Path, name: str, tasks: Mapping[str, Any]) -> Path:

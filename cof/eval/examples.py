@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from cof.eval.scoring import Score
 from cof.geometry.boxes import XYXY
 
 
@@ -63,6 +62,19 @@ class Example:
     group: str = ""
     area: str = ""
     likelihood: bool = False
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a reply did.
+
+    Attributes:
+        parsed: the answer read from it; None: none of the possible ones, or more than one.
+        right: whether that is the true one. An unparsed reply is wrong.
+    """
+
+    parsed: str | None
+    right: bool
 
 
 class Task(Protocol):

@@ -7,14 +7,11 @@ import io
 import warnings
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cof.errors import CofError
 from cof.eval.examples import Embedded
 from cof.images import load_image
-
-_ORIENTATION = 0x0112
-_SIDES_EXCHANGED = (5, 6, 7, 8)  # values of EXIF's orientation
 
 
 def open_image(source: Path | Embedded) -> Image.Image:
@@ -39,8 +36,8 @@ def read_image_wh(source: Path | Embedded) -> tuple[int, int] | None:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(data) as opened:
                 width, height = opened.size
-                turned = opened.getexif().get(_ORIENTATION) in _SIDES_EXCHANGED
-                return (height, width) if turned else (width, height)
+                orientation = opened.getexif().get(ExifTags.Base.Orientation)
+                return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
     except Exception:  # Pillow's readers raise many kinds on damaged files; `open_image` tells why
         return None
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import secrets
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from huggingface_hub.dataclasses import type_validator
 
 from cof.errors import CofError
 
 T = TypeVar("T")
+
+_hints = functools.cache(get_type_hints)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -31,20 +34,20 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, advice: str = "run the evaluation again") -> dict[str, Any]:
     """A JSON object; empty if there is no such file.
 
     Raises:
-        CofError: the file is damaged, or holds another value.
+        CofError: the file is damaged, or holds another value; `advice` says what to do then.
     """
     if not path.is_file():
         return {}
     try:
         value = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise CofError(f"{path} is damaged ({error}): run the evaluation again.") from error
-    if not isinstance(value, dict):
-        raise CofError(f"{path} is damaged (it holds no object): run the evaluation again.")
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as error:
+        raise CofError(f"{path} is damaged ({error}): {advice}.") from error
     return value
 
 
@@ -98,38 +101,18 @@ def from_json(kind: type[T], values: Any) -> T:
     if not isinstance(values, dict):
         raise ValueError("no object")
     hints = _hints(kind)  # type: ignore[arg-type]  # a class can be hashed
-    unknown = sorted(values.keys() - hints.keys())
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]}")
     try:
-        return kind(**{name: _convert(hints[name], value) for name, value in values.items()})
-    except TypeError as error:
+        made = kind(**{name: _convert(hints.get(name), value) for name, value in values.items()})
+        for name, hint in hints.items():
+            type_validator(name, getattr(made, name), hint)
+    except (RecursionError, TypeError) as error:
         raise ValueError(str(error)) from error
-
-
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return made
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    """The value as the type of a field has it."""
-    parts = get_args(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        for part in parts:
-            try:
-                return _convert(part, value)
-            except ValueError:
-                continue
-    elif get_origin(hint) is tuple and isinstance(value, list):
-        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
-        if len(kinds) == len(value):
-            return tuple(map(_convert, kinds, value))
-    elif hint is float and type(value) in (int, float):
-        if abs(value) <= sys.float_info.max:  # neither NaN nor a huge whole number
-            return float(value)
-    elif hint is Path and type(value) is str:
-        return Path(value)
-    elif type(value) is hint:
-        return value
-    raise ValueError(f"{str(value)[:40]!r} has another type than its field")
+    if isinstance(value, list):
+        return tuple(_convert(None, each) for each in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number")
+    return Path(value) if isinstance(value, str) and Path in get_args(hint) else value

@@ -121,16 +121,11 @@ def sample_box_elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
     """
     rng = random.Random(seed)
     width, height = xyxy[2] - xyxy[0], xyxy[3] - xyxy[1]
-    best, least = xyxy, float("inf")
+    boxes = []
     for _ in range(tries):
         x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
-        box = (x, y, x + width, y + height)
-        overlap = intersection(box, xyxy)
-        if overlap < least:
-            best, least = box, overlap
-        if least == 0:
-            break
-    return best
+        boxes.append((x, y, x + width, y + height))
+    return min(boxes, key=lambda box: intersection(box, xyxy))
 
 
 def _write_options(

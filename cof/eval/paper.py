@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +57,8 @@ LAYOUT: Mapping[str, tuple[type[Benchmark], str, str]] = {
 }
 """Part -> reader, where it lies in the data folder (a pattern, whatever the case), in words."""
 
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the data: its benchmark, or None where it is not there."""
-
-    name: str
-    task: Benchmark | None
-
-    @property
-    def needed(self) -> str:
-        return LAYOUT[self.name][2]
+Parts = Mapping[str, Benchmark | None]
+"""By name, those of `LAYOUT`; None: it is not there."""
 
 
 def find_parts(
@@ -76,7 +67,7 @@ def find_parts(
     rules: Rules = "official",
     prompt_style: PromptStyle = "llava",
     limit: int | None = None,
-) -> list[Part]:
+) -> Parts:
     """The parts of the paper's data that a folder holds.
 
     Raises:
@@ -84,28 +75,29 @@ def find_parts(
     """
     if not data.is_dir():
         raise CofError(f"There is no folder {data}: name the one that holds mme/, mmbench/, pope/.")
-    entries = sorted(path for path in (*data.iterdir(), *data.glob("*/*.tsv")))
-    parts = []
+    parts: dict[str, Benchmark | None] = {}
     for name, (reader, pattern, _) in LAYOUT.items():
-        places = [
-            path
-            for path in entries
-            if re.fullmatch(pattern, path.relative_to(data).as_posix(), re.IGNORECASE)
-        ]
-        task = reader(places[0], rules, prompt_style, None, limit) if places else None
-        parts.append(Part(name, task))
+        place = next(
+            (
+                path
+                for path in sorted((*data.iterdir(), *data.glob("*/*.tsv")))
+                if re.fullmatch(pattern, path.relative_to(data).as_posix(), re.IGNORECASE)
+            ),
+            None,
+        )
+        parts[name] = reader(place, rules, prompt_style, None, limit) if place else None
     return parts
 
 
-def check_parts(parts: Sequence[Part]) -> dict[str, Benchmark]:
+def check_parts(parts: Parts) -> dict[str, Benchmark]:
     """The parts that are there, by name, each read once.
 
     Raises:
         CofError: none is, or one has problems.
     """
-    tasks = {part.name: part.task for part in parts if part.task is not None}
+    tasks = {name: task for name, task in parts.items() if task is not None}
     if not tasks:
-        needed = "; ".join(part.needed for part in parts)
+        needed = "; ".join(place for _, _, place in LAYOUT.values())
         raise CofError(f"None of the paper's data is there. It is looked for as: {needed}.")
     for task in tasks.values():
         _ = task.examples
@@ -142,7 +134,7 @@ def paper_methods(settings: Settings, model_name: str) -> dict[str, Method]:
 def run_paper(
     engine: Engine,
     settings: Settings,
-    parts: list[Part],
+    parts: Parts,
     out: Path,
     *,
     console: Console,
@@ -165,13 +157,12 @@ def run_paper(
         CofError: no part is there, or one has problems.
     """
     tasks = check_parts(parts)
-    figures = {
-        row: dict(zip(FIGURES, values, strict=False))
-        for row, values in published(engine.name).items()
-    }
     paper = {
-        "published": figures,
-        "missing": [part.name for part in parts if part.task is None],
+        "published": {
+            row: dict(zip(FIGURES, values, strict=False))
+            for row, values in published(engine.name).items()
+        },
+        "missing": [name for name, task in parts.items() if task is None],
     }
     evaluation = Evaluation(paper_methods(settings, engine.name), (settings,), **how)
     study = "Tables I and II of the paper"

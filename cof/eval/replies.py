@@ -135,7 +135,7 @@ def write_lines(
 
     def seconds(step: str, id: str) -> dict[str, Any]:
         cost = replies.costs.get(step, {}).get(id)
-        return {"seconds": None if cost is None else round(cost.seconds, 4)}
+        return {"seconds": None if cost is None else round(cost, 4)}
 
     def shown(step: str, id: str) -> dict[str, Any]:
         values = vars(replies.records[step][id])

@@ -175,30 +175,28 @@ def _two_by_two(
 def _costs(
     methods: Mapping[str, Method], answers: Answers, costs: Costs, examples: Sequence[Example]
 ) -> dict[str, dict[str, Any]]:
-    """What each method takes, with the images encoded and stage 1: `seconds` in all, the `ratio` to
-    the plain answers' in the same run, and the decoder's `passes` for a batch on average."""
+    """What each method takes, with the images encoded and stage 1: `seconds` in all, and their
+    `ratio` to the plain answers' in the same run."""
     means = {}
     for name, method in methods.items():
         ids = [e.id for e in examples if answers[name][e.id].error is None]
-        mean = _mean_cost(method, answers.get("plain", {}), costs, ids)
-        if mean is not None:
-            means[name] = mean
-    plain = means["plain"][0] if "plain" in means else 0.0
+        means[name] = _mean_cost(method, answers.get("plain", {}), costs, ids)
+    plain = means.get("plain")
     return {
         name: {
-            "seconds": round(seconds * len(examples), 2),
-            "ratio": round(seconds / plain, 3) if plain else None,
-            "passes": None if passes is None else round(passes, 1),
+            "seconds": round(mean * len(examples), 2),
+            "ratio": round(mean / plain, 3) if plain else None,
         }
-        for name, (seconds, passes) in means.items()
+        for name, mean in means.items()
+        if mean is not None
     }
 
 
 def _mean_cost(
     method: Method, plain: Mapping[str, Record], costs: Costs, ids: Sequence[str]
-) -> tuple[float, float | None] | None:
-    """Seconds and passes, the mean over questions; None where the cost of a step is not known. A
-    method with a threshold pays for the plain answers, and for looking where it looks."""
+) -> float | None:
+    """Seconds, the mean over questions; None where the cost of a step is not known. A method with
+    a threshold pays for the plain answers, and for looking where it looks."""
     looking, steps = ids, [(ENCODING, ids)]
     limit = method.settings.max_plain_confidence
     key = method.key if method.key in costs else method.without_threshold.key
@@ -208,11 +206,7 @@ def _mean_cost(
                 looking = [id for id in ids if (plain[id].confidence or 0.0) <= limit]
                 steps.append(("plain", ids))
             steps += [(grounding_key(each), looking) for each in box_grounders(method.settings)]
-        spent = [[costs[step][id] for id in asked] for step, asked in [*steps, (key, looking)]]
+        spent = [costs[step][id] for step, asked in [*steps, (key, looking)] for id in asked]
     except KeyError:
         return None
-    if not ids:
-        return None
-    seconds = sum(cost.seconds for each in spent for cost in each)
-    passes = [cost.passes for each in spent[1:] for cost in each if cost.passes is not None]
-    return seconds / len(ids), sum(passes) / len(ids) if passes else None
+    return sum(spent) / len(ids) if ids else None

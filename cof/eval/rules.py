@@ -12,6 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Literal
 
+# fmt: off
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+)
+# fmt: on
+
 Rules = Literal["official", "llava", "lmms-eval", "vlmevalkit"]
 
 SOURCES: Mapping[Rules, str] = {
@@ -23,12 +30,6 @@ SOURCES: Mapping[Rules, str] = {
 """What each rule set follows."""
 
 RULES: tuple[Rules, ...] = tuple(SOURCES)
-
-Reader = Callable[[str], str | None]
-"""Reply -> `yes`, `no`, or None."""
-
-OptionReader = Callable[[str, Sequence[str]], str | None]
-"""Reply and options -> the letter of one of them, or None."""
 
 
 def _mme_official(text: str) -> str | None:
@@ -61,37 +62,24 @@ def _whole_words(text: str) -> str | None:
     return _only(word for word in ("yes", "no") if word in words)
 
 
-MME: Mapping[Rules, Reader] = {
+MME: Mapping[Rules, Callable[[str], str | None]] = {
     "official": _mme_official,
     "llava": _mme_official,  # its script writes files for the official one
     "lmms-eval": _mme_lmms_eval,
     "vlmevalkit": _whole_words,
 }
-"""Yes or no in MME."""
+"""Reply -> yes, no or None, in MME."""
 
-POPE: Mapping[Rules, Reader] = {
+POPE: Mapping[Rules, Callable[[str], str | None]] = {
     "official": _pope_official,
     "llava": _pope_official,
     "lmms-eval": _pope_lmms_eval,
     "vlmevalkit": _whole_words,
 }
-"""Yes or no in POPE; under the official rule whatever does not say no says yes."""
+"""The same in POPE; under the official rule whatever does not say no says yes."""
 
-_AROUND = (
-    ("", "."),
-    ("", ","),
-    ("", ":"),
-    ("", ")"),
-    ("", ")."),
-    ("(", ")"),
-    ("(", ")."),
-    (":", ""),
-    (":", ","),
-    (":", "."),
-    (":", ")"),
-    (":", ")."),
-)
-"""What may stand around an option's letter."""
+_FORMS = ["X", "X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X)."]
+"""How an option's letter X may be written, in the order in which they are tried."""
 
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -130,13 +118,10 @@ def _mmbench_vlmevalkit(text: str, options: Sequence[str]) -> str | None:
 
 def _letter(text: str, letters: str) -> str | None:
     words = text.split()
-    letter = _only(each for each in letters if each in words)
-    # in a longer reply a lone A may be the article
-    if letter and not ("A" in words and len(words) > 3):
-        return letter
-    for before, after in _AROUND:
-        letter = _only(each for each in letters if before + each + after in words)
-        if letter:
+    for form in _FORMS:
+        letter = _only(each for each in letters if form.replace("X", each) in words)
+        # in a longer reply a lone A may be the article
+        if letter and not (form == "X" and "A" in words and len(words) > 3):
             return letter
     return None
 
@@ -153,19 +138,16 @@ def _only(answers: Iterable[str]) -> str | None:
     return several[0] if len(several) == 1 else None
 
 
-OPTIONS: Mapping[Rules, OptionReader] = {
+OPTIONS: Mapping[Rules, Callable[[str, Sequence[str]], str | None]] = {
     "official": _mmbench_official,
     "llava": _mmbench_official,  # it submits replies as they are to the benchmark's server
     "lmms-eval": _mmbench_lmms_eval,
     "vlmevalkit": _mmbench_vlmevalkit,
 }
-"""The option chosen in MMBench and benchmarks like it: its letter, else its text."""
+"""Reply and options -> the letter of the option chosen, or None: by its letter, else its text."""
 
-# fmt: off
-_PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<",
-                "@", "`", ",", "?", "!")
-_NUMBERS = {word: str(number) for number, word in enumerate(
-    ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS[:11])}
 _CONTRACTED = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've "
     "hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll "
@@ -177,7 +159,6 @@ _CONTRACTED = (
     "who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all "
     "y'all'll y'all'd've you'd you'd've you'll you're you've"
 )
-# fmt: on
 _CONTRACTIONS = (
     {  # with any one apostrophe forgotten
         word[:place] + word[place + 1 :]: word
@@ -187,6 +168,34 @@ _CONTRACTIONS = (
     }
     | {"somebody'd": "somebodyd"}
 )  # as the official table has it
+
+
+def named_choice(text: str, choices: Sequence[str]) -> str | None:
+    """The one possible answer that a reply names as a whole word; None: it names none, or several.
+
+    Case, full stops, brackets and prose around it do not matter. A single capital letter counts
+    only as a capital within prose ("a" is an article). Numbers may be digits or words.
+
+    Args:
+        text: the reply.
+        choices: lower-case words, single capital letters, or numbers as digits.
+
+    >>> named_choice("Yes, there is.", ("yes", "no")), named_choice("(B)", "ABCD")
+    ('yes', 'B')
+    >>> named_choice("There are seven.", ("6", "7")), named_choice("I know it.", ("yes", "no"))
+    ('7', None)
+    """
+    words = re.findall(r"[A-Za-z]+|[0-9]+", text)
+    if len(words) == 1 and len(words[0]) == 1:
+        words = [words[0].upper(), words[0]]
+    return _only(choice for choice in choices if any(_same(word, choice) for word in words))
+
+
+def _same(word: str, choice: str) -> bool:
+    if choice.isdigit():
+        as_word = NUMBER_WORDS[int(choice)] if int(choice) < len(NUMBER_WORDS) else None
+        return (word.lstrip("0") or "0") == choice or word.lower() == as_word
+    return word == choice if len(choice) == 1 else word.lower() == choice
 
 
 def vqa_punctuation(text: str) -> str:

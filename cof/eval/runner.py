@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from PIL.Image import Image
-
-from cof.answer import Answer
+from cof.answer import Answer, refused_answer
 from cof.client import RemoteCoF
-from cof.engines.base import Engine, ReplyScorer
+from cof.engines.base import Engine
 from cof.errors import CofError, ServerError
-from cof.eval.batching import image_token_counter, like_batches
 from cof.eval.examples import Embedded, Example, Task
-from cof.eval.images import open_image
+from cof.eval.images import open_image, read_image_wh
 from cof.eval.json_files import drop_torn_line
 from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
-from cof.eval.steps import (
-    Steps,
-    answer_record,
-    grounding_record,
-    known_answer,
-    open_store,
-    read_grounding,
-    refusal,
-)
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
-from cof.geometry.regions import EVERYTHING, Region
+from cof.geometry.boxes import XYXY
 from cof.grounders import Grounder
-from cof.query import Query, Sample
+from cof.pipeline import CoF
+from cof.query import NO_IMAGE, Query
 from cof.settings import Settings
-from cof.stages import Look, answer, isolate, stage_one_request
-from cof.types import Decoding, EncodedImage, Generation, Grounding, Request, confidence
+from cof.types import Decoding, Grounding, Request
 
 WINDOW = 16
 """How many batches exchange questions, so that each has like ones."""
 
 AT_SERVERS = 8
 """How many questions a batch has for each that is under way at servers: they wait for the last."""
+
+Image = Path | Embedded
+Place = tuple[int, str]
+"""The identity of an image, and what stage 1 is asked about it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +67,11 @@ class Runner:
     max_new_tokens: int = 16
     seed: int = 0
 
+    @property
+    def servers(self) -> int:
+        """How many there are; 0: the model is here."""
+        return len(self.engine.urls) if isinstance(self.engine, RemoteCoF) else 0
+
     def run(
         self,
         methods: Sequence[Method],
@@ -98,411 +93,291 @@ class Runner:
             CofError: the store belongs to other questions, or is damaged; a method cannot be run;
                 no server answers.
         """
-        store = open_store(self.path, self.task)
+        store, examples = Store(self.path), self.task.examples
+        if not store.ids <= {example.id for example in examples}:
+            raise CofError(
+                f"{self.path} holds answers to other questions: delete it, or write elsewhere."
+            )
         drop_torn_line(costs_path(self.path))
-        remote = isinstance(self.engine, RemoteCoF)
-        if remote:  # their stage 1 is recorded as it comes with the answers
-            grounded = [*grounded, *(m.settings for m in methods if not (m.is_plain or m.given))]
-        steps = Steps.of(methods, grounded)
-        if remote:
-            check_servers_can(steps, self.task)
-        for part in self._batches(store, steps, advance):
-            lacking = store.lacks(steps.keys, part)
-            if lacking:
-                batch = (RemoteBatch if remote else Batch)(self, store, part)
-                batch.encode()
-                if not remote:
-                    batch.locate_all(steps.groundings.values())
-                for key, method in steps.methods.items():
-                    if key in lacking:
-                        batch.answer(method)
-                if remote:
-                    batch.locate_all(steps.groundings.values())
-            advance(len(part))
-        store.sort([example.id for example in self.task.examples])
-        return store
-
-    def _batches(
-        self, store: Store, steps: Steps, advance: Callable[[int], object]
-    ) -> Iterator[list[Example]]:
-        """The task's questions in batches, without windows that are done."""
-        examples, size = self.task.examples, self.batch_size
-        count_tokens: Callable[[Example], int] = lambda example: 0  # noqa: E731
-        if isinstance(self.engine, RemoteCoF):
-            size *= len(self.engine.urls) * AT_SERVERS
-        else:
-            count_tokens = image_token_counter(self.engine)
+        by_key = {method.key: method for method in methods}
+        if any(method.settings.max_plain_confidence < 1 for method in by_key.values()):
+            by_key[PLAIN.key] = PLAIN
+        ordered = sorted(by_key.values(), key=lambda method: not method.is_plain)
+        looking = [each.settings for each in ordered if not (each.is_plain or each.given)]
+        grounders = {
+            grounding_key(each): each
+            for settings in (*grounded, *looking)
+            for each in box_grounders(settings)
+        }
+        keys = [*by_key, *grounders]
+        size = self.batch_size * (self.servers * AT_SERVERS or 1)
         for start in range(0, len(examples), size * WINDOW):
             window = examples[start : start + size * WINDOW]
-            if store.lacks(steps.keys, window):  # else its images are not looked at
-                yield from like_batches(window, size, count_tokens)
-            else:
-                advance(len(window))
+            # the images of a window that is done are not looked at
+            parts = like_batches(window, size) if store.lacks(keys, window) else [window]
+            for part in parts:
+                if store.lacks(keys, part):
+                    batch = Batch(self, store, part)
+                    batch.encode()
+                    for method in ordered:
+                        batch.answer(method)
+                    for grounder in grounders.values():
+                        batch.locate(grounder)
+                advance(len(part))
+        store.sort([example.id for example in examples])
+        return store
+
+
+def like_batches(examples: Sequence[Example], batch_size: int) -> Iterator[Sequence[Example]]:
+    """All questions in batches: small images first, of equals those with short prompts.
+
+    A batch is padded to its longest question, and padding is work. Questions about one image stay
+    together, so that it is encoded for as few batches as before. The order depends on nothing but
+    the questions.
+
+    Args:
+        examples: a window of the task: however many may be exchanged between batches.
+        batch_size: questions in a batch; the last one may have fewer.
+    """
+    by_image: dict[Image, list[Example]] = {}
+    for example in sorted(examples, key=lambda example: len(example.prompt)):
+        by_image.setdefault(example.image, []).append(example)
+
+    def size(group: Sequence[Example]) -> tuple[int, int]:
+        width, height = read_image_wh(group[0].image) or (0, 0)
+        return width * height, len(group[-1].prompt)
+
+    ordered = [example for group in sorted(by_image.values(), key=size) for example in group]
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]
 
 
 @dataclass(eq=False)
 class Batch:
-    """Questions that run together, their images encoded, and the groundings so far.
+    """Questions that run together.
 
     Attributes:
         runner: the options.
         store: gets the replies.
-        examples: the questions; below they go by their place in this list.
-        images: the encoded images.
-        refused: why a question's image cannot be used.
-        groundings: by `grounding_key`, the outcome for each question.
+        examples: the questions.
+        images: by source, encoded; or why the image cannot be used.
+        found: by `grounding_key` what stage 1 has found, heat maps included.
     """
 
     runner: Runner
     store: Store
-    examples: list[Example]
-    images: dict[int, EncodedImage] = field(default_factory=dict)
-    refused: dict[int, CofError] = field(default_factory=dict)
-    groundings: dict[str, Mapping[int, Grounding | CofError]] = field(default_factory=dict)
+    examples: Sequence[Example]
+    images: dict[Image, Any] = field(default_factory=dict)
+    found: dict[str, dict[Place, Grounding]] = field(default_factory=dict)
 
     def encode(self) -> None:
-        """Load and encode the images, each once.
-
-        Raises:
-            CofError: all of them are refused.
-        """
-        sources = dict.fromkeys(example.image for example in self.examples)
-        opened = isolate(sources, lambda part: [open_image(source) for source in part])
-        images = {key: image for key, image in opened.items() if not isinstance(image, CofError)}
-        with self._measured(ENCODING, range(len(self.examples))):
-            encoded = isolate(images, lambda part: self._encode([images[each] for each in part]))
-        outcomes: dict[Path | Embedded, Any] = {**opened, **encoded}
-        for number, example in enumerate(self.examples):
-            outcome = outcomes[example.image]
-            refused = isinstance(outcome, CofError)
-            (self.refused if refused else self.images)[number] = outcome
-        self._check(self.refused)
-
-    def locate_all(self, grounders: Iterable[Grounder]) -> None:
-        """Run stage 1 of grounders whose outcomes are not in the store."""
-        for grounder in grounders:
-            self.locate(grounder)
-
-    def locate(
-        self, grounder: Grounder, *, needs_heat_map: bool = False
-    ) -> Mapping[int, Grounding | CofError]:
-        """The outcome of a grounder for each question; from the store if it is there and enough.
-
-        Raises:
-            CofError: every question is refused.
-        """
-        key = grounding_key(grounder)
-        if key in self.groundings:
-            return self.groundings[key]
-        records = [self.store[key, e.id] for e in self.examples if (key, e.id) in self.store]
-        if len(records) == len(self.examples) and not needs_heat_map:
-            return dict(enumerate(map(read_grounding, records)))
-        with self._measured(key, range(len(self.examples))):
-            outcomes = self.refused | self._locate(grounder)
-        self._check(outcomes)
-        self.store.append(
-            refusal(self.examples[number], key, outcome)
-            if isinstance(outcome, CofError)
-            else grounding_record(self.examples[number], key, outcome)
-            for number, outcome in outcomes.items()
-        )
-        self.groundings[key] = outcomes
-        return outcomes
+        """Load and encode the images, each once."""
+        opened = {}
+        for source in dict.fromkeys(example.image for example in self.examples):
+            try:
+                opened[source] = open_image(source)
+            except CofError as error:
+                self.images[source] = error
+        engine: Any = self.runner.engine
+        if self.runner.servers:
+            self.images |= {source: engine.encode(image) for source, image in opened.items()}
+            return
+        start = time.perf_counter()
+        try:
+            encoded = engine.encode(list(opened.values()), prefill=True) if opened else []
+            # the decoder's state after an image may be left to the first question about it: it is
+            # asked one here, so that the time is the encoding's and not that of a method
+            lazy = [Request(image, "?") for image in encoded if image.prefix is not None]
+            if lazy:
+                engine.generate(lazy, Decoding(max_new_tokens=1))
+        except CofError:
+            encoded = list(opened.values())  # the pipeline finds out which of them is refused
+        self.images |= zip(opened, encoded, strict=True)
+        self.log(ENCODING, self.examples, time.perf_counter() - start)
 
     def answer(self, method: Method) -> None:
-        """Ask every question in one way, and store the answers.
+        """Ask what has no answer yet in one way, and store the answers.
 
         Raises:
-            CofError: every question is refused.
+            CofError: every question of the batch is refused.
         """
-        key, known = method.key, self._known(method)
-        asked = [number for number in self.images if number not in known]
-        with self._measured(key, asked):
-            outcomes = self.refused | self._answer(method.without_threshold, asked)
-        self._check(outcomes)
-        records = {
-            number: refusal(self.examples[number], key, outcome)
-            if isinstance(outcome, CofError)
-            else replace(outcome, method=key)
-            for number, outcome in outcomes.items()
-        }
-        self.store.append((records | known).values())
-
-    def _encode(self, images: Sequence[Image]) -> list[EncodedImage]:
-        """An engine may leave the decoder's state after an image to the first question about it.
-        It is asked one here, so that the time is the encoding's and not that of a method."""
-        engine: Any = self.runner.engine
-        encoded: list[EncodedImage] = engine.encode(images, prefill=True)
-        lazy = [Request(image, "?") for image in encoded if image.prefix is not None]
-        if lazy:
-            engine.generate(lazy, Decoding(max_new_tokens=1))
-        return encoded
-
-    def _locate(self, grounder: Grounder) -> dict[int, Grounding | CofError]:
-        """The outcome of a grounder for each question whose image is there."""
-
-        def locate(part: Sequence[int]) -> list[Grounding]:
-            samples = [self._sample(PLAIN, number) for number in part]
-            requests = [stage_one_request(each, each.request) for each in samples]
-            return grounder.locate(self.runner.engine, requests)  # type: ignore[arg-type]
-
-        return isolate(self.images, locate)
-
-    def _answer(self, method: Method, asked: Sequence[int]) -> dict[int, Record | CofError]:
-        """The record of each answer, or why the question is refused."""
-        found = self._found(method, asked)
-
-        def answer_part(part: Sequence[int]) -> list[Record]:
-            samples = [self._sample(method, number) for number in part]
-            looks = [
-                [Look.of(sample, name, outcome) for name, outcome in found[number].items()]
-                for sample, number in zip(samples, part, strict=True)
-            ]
-            examples = [self.examples[number] for number in part]
-            outcomes = answer(
-                lambda requests, places: self._generate(requests, [examples[p] for p in places]),
-                samples,
-                [sample.request for sample in samples],
-                looks,
-                [None] * len(part),
-            )
-            return [
-                self._record(example, method, of.reply.text, of.look.region, confidence(of.reply))
-                for example, of in zip(examples, outcomes, strict=True)
-            ]
-
-        refused = {
-            number: error
-            for number in asked
-            for error in found[number].values()
-            if isinstance(error, CofError)
-        }
-        return {**refused, **isolate([n for n in asked if n not in refused], answer_part)}
-
-    def _found(self, method: Method, asked: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """What each of the method's grounders found, by its name, for each question."""
-        if method.is_plain or method.given:
-            seed = self.runner.seed
-            return {
-                n: {method.given or "none": Grounding(method.region(self.examples[n], seed))}
-                for n in asked
-            }
-        located = {
-            each.name: self.locate(each, needs_heat_map=method.settings.focus.uses_heat_map)
-            for each in box_grounders(method.settings)
-        }
-        whole = Grounding(EVERYTHING)
-        return {
-            n: {
-                each.name: located[each.name][n] if each.name in located else whole
-                for each in method.settings.grounders
-            }
-            for n in asked
-        }
-
-    def _known(self, method: Method) -> dict[int, Record]:
-        """The answers that other methods have given already."""
-        sources = (PLAIN.key, method.without_threshold.key)
-        known = {}
-        for number in self.images:
-            id = self.examples[number].id
-            records = {key: self.store[key, id] for key in sources if (key, id) in self.store}
-            if record := known_answer(method, records):
-                known[number] = record
-        return known
-
-    def _query(self, method: Method, number: int) -> Query:
-        example = self.examples[number]
-        return Query(
-            self.images[number],
-            example.prompt,
-            region=method.region(example, self.runner.seed),
-            grounding_question=example.question.strip() or None,
-            settings=PLAIN.settings if method.is_plain else method.settings,
-        )
-
-    def _sample(self, method: Method, number: int) -> Sample:
-        return Sample.from_query(self._query(method, number), method.settings, False, {})
-
-    def _record(
-        self,
-        example: Example,
-        method: Method,
-        text: str,
-        region: Region | None,
-        sure: float | None,
-    ) -> Record:
-        boxes = region.boxes if region else ()
-        return answer_record(self.runner.task, example, method.key, text, boxes, sure)
-
-    def _generate(
-        self, requests: Sequence[Request], examples: Sequence[Example]
-    ) -> list[Generation]:
-        """The model's replies; to a question answered by likelihood, its most probable option."""
-        engine: Any = self.runner.engine
-        replies: dict[int, Generation] = {}
-        free = [number for number, example in enumerate(examples) if not example.likelihood]
-        if free:
-            decoding = Decoding(max_new_tokens=self.runner.max_new_tokens)
-            replies = dict(
-                zip(free, engine.generate([requests[n] for n in free], decoding), strict=True)
-            )
-        options = [
-            (number, text)
-            for number, example in enumerate(examples)
-            if example.likelihood
-            for text in example.options
-        ]
-        if options:
-            scored = _score_replies(
-                engine, [requests[n] for n, _ in options], [text for _, text in options]
-            )
-            for (number, _), reply in zip(options, scored, strict=True):
-                best = replies.setdefault(number, reply)
-                if _mean(reply) > _mean(best):  # of equals the first, as in the benchmark's script
-                    replies[number] = reply
-        return [replies[number] for number in range(len(examples))]
-
-    def _check(self, outcomes: Mapping[int, object]) -> None:
-        """End the run if every question of the batch is refused."""
-        errors = [outcome for outcome in outcomes.values() if isinstance(outcome, CofError)]
-        if len(errors) == len(self.examples):
-            raise errors[0]
-
-    @contextmanager
-    def _measured(self, step: str, numbers: Sequence[int]) -> Iterator[None]:
-        with count_passes(self.runner.engine) as passes:
-            start = time.perf_counter()
-            yield
-            seconds = time.perf_counter() - start
-        if numbers:
-            ids = [self.examples[number].id for number in numbers]
-            log_cost(self.runner.path, step, ids, seconds, passes())
-
-
-@dataclass(eq=False)
-class RemoteBatch(Batch):
-    """Questions that servers are asked, some at a time."""
-
-    def _encode(self, images: Sequence[Image]) -> list[EncodedImage]:
-        return list(map(self._servers.encode, images))
-
-    def _locate(self, grounder: Grounder) -> dict[int, Grounding | CofError]:
-        """Stage 1 alone: an answer of one token goes with it."""
-        key = grounding_key(grounder)
-        asked = [n for n in self.images if (key, self.examples[n].id) not in self.store]
+        key, settings = method.key, method.without_threshold.settings
+        lacking = [each for each in self.examples if (key, each.id) not in self.store]
+        known = {e: record for e in lacking if (record := self._known(method, e.id))}
+        self.store.append(replace(record, method=key) for record in known.values())
+        asked = [example for example in lacking if example not in known]
+        looking = PLAIN.settings if method.is_plain else self._once(settings)
         queries = [
             Query(
-                self.images[n],
-                self.examples[n].question.strip() or self.examples[n].prompt,
-                settings=Settings(grounder),
+                self.images[example.image],
+                example.prompt,
+                region=method.region(example, self.runner.seed),
+                grounding_question=example.question.strip() or None,
+                settings=looking,
+                options=example.options if example.likelihood else (),
             )
-            for n in asked
+            for example in asked
         ]
-        return {
-            n: found if isinstance(found, CofError) else _grounding(found)
-            for n, found in zip(asked, self._send(queries, 1), strict=True)
-        }
+        answers = dict(zip(asked, self._ask(queries, self.runner.max_new_tokens), strict=True))
+        self.store.append(_answer_record(self.runner.task, e, key, a) for e, a in answers.items())
+        done = {example: answer for example, answer in answers.items() if not answer.error}
+        parts = {id(answer.timings): answer.timings.answer for answer in done.values()}
+        self.log(key, done, sum(parts.values()))
+        boxes = box_grounders(settings)
+        if len(boxes) == len(settings.grounders) == 1 and not (method.is_plain or method.given):
+            self._keep(grounding_key(boxes[0]), done)
 
-    def _answer(self, method: Method, asked: Sequence[int]) -> dict[int, Record | CofError]:
-        queries = [self._query(method, number) for number in asked]
-        answers = self._send(queries, self.runner.max_new_tokens)
-        grounders = box_grounders(method.settings)
-        outcomes: dict[int, Record | CofError] = {}
-        for number, got in zip(asked, answers, strict=True):
-            example = self.examples[number]
-            if isinstance(got, CofError):
-                outcomes[number] = got
-                continue
-            outcomes[number] = self._record(
-                example, method, got.text, got.region, got.answer_confidence
-            )
-            if (
-                not method.given
-                and [*grounders] == [*method.settings.grounders]
-                and len(grounders) == 1
-            ):
-                record = grounding_record(example, grounding_key(grounders[0]), _grounding(got))
-                self.store.append([record])
-        return outcomes
+    def locate(self, grounder: Grounder) -> None:
+        """Stage 1 alone of questions without its outcome: an answer of one token goes with it.
 
-    @property
-    def _servers(self) -> RemoteCoF:
-        assert isinstance(self.runner.engine, RemoteCoF)
-        return self.runner.engine
+        Raises:
+            CofError: every question of the batch is refused.
+        """
+        key, settings = grounding_key(grounder), self._once(Settings(grounder, scope="text"))
+        asked = [each for each in self.examples if (key, each.id) not in self.store]
+        queries = [
+            Query(self.images[each.image], _stage_one_question(each), settings=settings)
+            for each in asked
+        ]
+        self._keep(key, dict(zip(asked, self._ask(queries, 1), strict=True)))
 
-    def _send(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer | CofError]:
-        servers = self._servers
+    def log(self, step: str, examples: Iterable[Example], seconds: float) -> None:
+        """Note what a step took here."""
+        ids = [example.id for example in examples]
+        if ids and not self.runner.servers:
+            log_cost(self.runner.path, step, ids, seconds)
+
+    def _known(self, method: Method, id: str) -> Record | None:
+        """The answer that other methods have given already: a threshold on the plain answer's
+        confidence chooses between the plain answer and that of always looking."""
+        limit = method.settings.max_plain_confidence
+        if limit == 1 or method.is_plain or method.given:
+            return None
+        plain = self.store[PLAIN.key, id]
+        if plain.error is not None or (plain.confidence or 0.0) > limit:
+            return plain
+        return self.store.get((method.without_threshold.key, id))
+
+    def _once(self, settings: Settings) -> Settings:
+        """Settings whose grounders look for each place once, if they look here."""
+        if self.runner.servers:
+            return settings
+        looking, exact = box_grounders(settings), settings.focus.uses_heat_map
+        once = [Once(each, self, exact) if each in looking else each for each in settings.grounders]
+        return settings.changed(grounder=once)
+
+    def _keep(self, key: str, answers: Mapping[Example, Answer]) -> None:
+        """Store what stage 1 found, as it comes with answers."""
+        self.store.append(
+            Record(e.id, key, "", error=a.error)
+            if a.error
+            else _grounding_record(e, key, a.raw_boxes, a.grounding_text, a.confidence)
+            for e, a in answers.items()
+        )
+
+    def _ask(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """The answers; those that are refused, or whose image cannot be used, have an `error`."""
+        pipeline: Any = self.runner.engine
+        if not self.runner.servers:
+            pipeline = CoF(pipeline, PLAIN.settings)
         try:
-            answers = servers.batch(
-                queries,
-                decoding=Decoding(max_new_tokens=max_new_tokens),
-                batch_size=self.runner.batch_size * len(servers.urls),
-                on_error="return",
+            answers = iter(
+                pipeline.batch(
+                    [query for query in queries if not isinstance(query.image, CofError)],
+                    decoding=Decoding(max_new_tokens=max_new_tokens),
+                    batch_size=self.runner.batch_size * (self.runner.servers or 1),
+                    on_error="return",
+                )
             )
         except ServerError as error:
             raise CofError(
                 f"{error} What was answered is kept: the same command goes on from there."
             ) from error
-        return [CofError(answer.error) if answer.error else answer for answer in answers]
+        outcomes = [
+            refused_answer(NO_IMAGE, query.question, PLAIN.settings, query.image)
+            if isinstance(query.image, CofError)
+            else next(answers)
+            for query in queries
+        ]
+        errors = [outcome.error for outcome in outcomes if outcome.error]
+        if len(errors) == len(self.examples):
+            raise CofError(errors[0])
+        return outcomes
 
-    @contextmanager
-    def _measured(self, step: str, numbers: Sequence[int]) -> Iterator[None]:
-        yield
 
+@dataclass(frozen=True)
+class Once(Grounder):
+    """A grounder that looks for each place of a batch once: what it finds is kept and stored.
 
-def check_servers_can(steps: Steps, task: Task) -> None:
-    """Refuse what servers cannot do.
-
-    Raises:
-        CofError: a reply's likelihood, or a detector, is asked for.
+    Attributes:
+        grounder: looks.
+        batch: keeps.
+        exact: whether heat maps are needed, which a store does not hold.
     """
-    if any(example.likelihood for example in task.examples):
-        raise CofError(
-            "Servers cannot say how likely a reply is: choose another --prompt-style, or leave "
-            "--server out."
-        )
-    asked = [*(method.settings for method in steps.methods.values())]
-    if any(each.option("detector") for each in [*asked, *map(Settings, steps.groundings.values())]):
-        raise CofError(
-            "A server chooses its detector itself: take another grounder, or leave --server out."
-        )
+
+    help: ClassVar[str] = ""
+    grounder: Grounder
+    batch: Batch
+    exact: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.grounder.name)
+
+    def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
+        key, batch = grounding_key(self.grounder), self.batch
+        examples: dict[Place, list[Example]] = {}
+        known: dict[Place, Grounding] = {}
+        for example in batch.examples:
+            image = batch.images[example.image]
+            place = (id(getattr(image, "image", image)), _stage_one_question(example))
+            examples.setdefault(place, []).append(example)
+            record = batch.store.get((key, example.id))
+            if record is not None and record.error is None and not self.exact:
+                known[place] = Grounding(record.region, record.text, record.confidence)
+        kept = batch.found.setdefault(key, {})
+        known |= kept
+        places = [(id(request.pil_image), request.prompt) for request in requests]
+        new = [number for number, place in enumerate(places) if place not in known]
+        if new:
+            start = time.perf_counter()
+            found = self.grounder.locate(engine, [requests[number] for number in new])
+            seconds = time.perf_counter() - start
+            for number, grounding in zip(new, found, strict=True):
+                known[places[number]] = grounding
+                # an image that could not be encoded here may be another object by the next time
+                if places[number] in examples:
+                    kept[places[number]] = grounding
+            asked = {
+                each: known[p] for p in map(places.__getitem__, new) for each in examples.get(p, ())
+            }
+            batch.store.append(
+                _grounding_record(
+                    e, key, of.region.boxes if of.region else (), of.text, of.confidence
+                )
+                for e, of in asked.items()
+            )
+            batch.log(key, asked, seconds)
+        return [known[place] for place in places]
 
 
-def _grounding(answer: Answer) -> Grounding:
-    """What stage 1 found, as it comes with an answer."""
-    region = Region(boxes=answer.raw_boxes) if answer.raw_boxes else None
-    return Grounding(region, answer.grounding_text, answer.confidence)
+def _stage_one_question(example: Example) -> str:
+    return (example.question.strip() or example.prompt).strip()
 
 
-@contextmanager
-def count_passes(engine: object) -> Iterator[Callable[[], int | None]]:
-    """Counts forward passes through the engine's decoder; None where it shows no model."""
-    model: Any = getattr(engine, "model", None)
-    if model is None:
-        yield lambda: None
-        return
-    passes = 0
-
-    def count(*_: object) -> None:
-        nonlocal passes
-        passes += 1
-
-    hook = model.get_decoder().register_forward_pre_hook(count)
-    try:
-        yield lambda: passes
-    finally:
-        hook.remove()
+def _answer_record(task: Task, example: Example, key: str, answer: Answer) -> Record:
+    """The record of an answer, read by the task's rules; one that was refused is wrong."""
+    if answer.error:
+        return Record(example.id, key, "", right=False, error=answer.error)
+    score, sure = task.score(example, answer.text), _rounded(answer.answer_confidence)
+    return Record(example.id, key, answer.text, score.parsed, score.right, answer.boxes, sure)
 
 
-def _score_replies(
-    engine: Engine, requests: Sequence[Request], replies: Sequence[str]
-) -> list[Generation]:
-    if not isinstance(engine, ReplyScorer):
-        raise CofError(f"{engine.name} cannot say how likely a reply is: use a transformers model.")
-    return engine.score_replies(requests, replies)
+def _grounding_record(
+    example: Example, key: str, boxes: tuple[XYXY, ...], text: str, confidence: float | None
+) -> Record:
+    return Record(example.id, key, text, boxes=boxes, confidence=_rounded(confidence))
 
 
-def _mean(reply: Generation) -> float:
-    """Log-probability of a token on average, the end token among them (V*Bench's script)."""
-    return math.fsum(reply.logprobs) / len(reply.logprobs)
+def _rounded(confidence: float | None) -> float | None:
+    """Without the digits that depend on the company in a batch."""
+    return None if confidence is None else round(confidence, 5)

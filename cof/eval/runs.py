@@ -63,14 +63,19 @@ class Run:
         Raises:
             CofError: questions or replies are missing, damaged or of another run.
         """
-        self._check_replies()
+        path, about = self.folder / "run.json", self.results["about"]
+        if any(about.get(name) != value for name, value in read_json_object(path).items()):
+            raise CofError(
+                f"The replies beside {path} are of another run than the results: run the "
+                "evaluation again."
+            )
         numbers, folder = self.results["tasks"][name], self.folder_of(name)
         part, parts = numbers["shard"]
         task = BENCHMARKS[numbers["benchmark"]](
             folder,  # in place of the data, which is not read
             rules=rules or numbers["rules"],
             prompt_style=numbers["prompt_style"],
-            limit=self.results["about"]["limit"],
+            limit=about["limit"],
             shard=(part, parts),
         )
         examples = select(read_questions(folder / "questions.jsonl"), None, (part, parts))
@@ -92,15 +97,6 @@ class Run:
         except CofError:
             return None
         return replies.score(task), self._find_images(name)
-
-    def _check_replies(self) -> None:
-        """Refuse replies that another model gave, or that were given to other questions."""
-        path, about = self.folder / "run.json", self.results["about"]
-        if any(about.get(name) != value for name, value in read_json_object(path).items()):
-            raise CofError(
-                f"The replies beside {path} are of another run than the results: run the "
-                "evaluation again."
-            )
 
     def _find_images(self, name: str) -> Images:
         """The images of the data, if it is still where the run found it."""
@@ -124,16 +120,20 @@ def find_runs(out: Path) -> list[Run]:
     Raises:
         CofError: there is none, or the results of one are damaged or of another version.
     """
-    folders = sorted(path.parent for path in out.rglob(RESULTS))
-    if not folders:
+    runs: list[Run] = []
+    for folder in sorted(path.parent for path in out.rglob(RESULTS)):
+        inside = folder.relative_to(out).as_posix()
+        name = out.resolve().name if inside == "." else inside
+        name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
+        taken = sum(re.fullmatch(rf"{name}(--\d+)?", run.name) is not None for run in runs)
+        name = f"{name}--{taken + 1}" if taken else name
+        runs.append(Run(folder, name, _read_results(folder / RESULTS)))
+    if not runs:
         raise CofError(
             f"There is no finished run in {out}: name the folder that `cof eval` or "
             "`cof reproduce` wrote to (--out)."
         )
-    return [
-        Run(folder, name, _read_results(folder / RESULTS))
-        for name, folder in zip(_name(out, folders), folders, strict=True)
-    ]
+    return runs
 
 
 @contextmanager
@@ -154,26 +154,12 @@ def explain_damage(run: Run) -> Iterator[None]:
 
 def _read_results(path: Path) -> dict[str, Any]:
     results = read_json_object(path)
-    tasks = results.get("tasks")
     complete = {"about", "methods", "settings", "tasks"} <= results.keys()
+    tasks = results["tasks"] if complete else None
     # names of tasks are names of files
-    if not (
-        complete and isinstance(tasks, dict) and all(re.fullmatch(r"[\w-]+", t) for t in tasks)
-    ):
+    if not (isinstance(tasks, dict) and all(re.fullmatch(r"[\w-]+", task) for task in tasks)):
         raise CofError(
             f"{path} holds no results, or those of another version of cof: run the evaluation "
             "again."
         )
     return results
-
-
-def _name(out: Path, folders: list[Path]) -> list[str]:
-    """Of letters, digits and hyphens; numbered where several are the same."""
-    names: list[str] = []
-    for folder in folders:
-        inside = folder.relative_to(out).as_posix()
-        name = out.resolve().name if inside == "." else inside
-        name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
-        taken = sum(name == other or other.startswith(f"{name}--") for other in names)
-        names.append(f"{name}--{taken + 1}" if taken else name)
-    return names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,21 +20,9 @@ ENCODING = "encoding"
 _ADVICE = "delete the file to begin anew"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a step took for one question: its share of its batch.
-
-    Attributes:
-        seconds: of wall clock.
-        passes: through the decoder, of the whole batch; None: the engine does not show them.
-    """
-
-    seconds: float
-    passes: int | None
-
-
-Costs = dict[str, dict[str, Cost]]
-"""By step (a method's key, a grounding's key, `encoding`) and question."""
+Costs = dict[str, dict[str, float]]
+"""By step (a method's key, a grounding's key, `encoding`) and question: seconds of wall clock, its
+share of its batch."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +58,8 @@ class Record:
         return Region(boxes=self.boxes) if self.boxes else None
 
 
-class Store:
-    """The records of one run in one file.
+class Store(dict[tuple[str, str], Record]):
+    """The records of one run by `(method, question id)`, in one file.
 
     Each batch of lines is written by one system call, so that a run that is killed leaves at
     most a torn last line, which the next one drops.
@@ -88,48 +75,38 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         drop_torn_line(path)
         records = read_json_lines(path, partial(from_json, Record), _ADVICE)
-        self._records = {(record.method, record.id): record for record in records}
-
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        """Whether `(method, question id)` is there."""
-        return key in self._records
-
-    def __getitem__(self, key: tuple[str, str]) -> Record:
-        return self._records[key]
+        super().__init__({(record.method, record.id): record for record in records})
 
     @property
     def ids(self) -> set[str]:
         """All questions that have a record."""
-        return {id for _, id in self._records}
+        return {id for _, id in self}
 
     def lacks(self, keys: Iterable[str], examples: Sequence[Example]) -> list[str]:
         """The methods without a record for some of the questions."""
-        return [key for key in keys if any((key, e.id) not in self._records for e in examples)]
+        return [key for key in keys if any((key, e.id) not in self for e in examples)]
 
     def method(self, key: str) -> dict[str, Record]:
         """One method's records by question."""
-        return {id: record for (name, id), record in self._records.items() if name == key}
+        return {id: record for (name, id), record in self.items() if name == key}
 
     def records(self) -> list[Record]:
         """All of them."""
-        return list(self._records.values())
+        return list(self.values())
 
     def append(self, records: Iterable[Record]) -> None:
         """Add those that are new."""
-        new = {(r.method, r.id): r for r in records if (r.method, r.id) not in self._records}
+        new = {(r.method, r.id): r for r in records if (r.method, r.id) not in self}
         data = "".join(map(_line, new.values())).encode()
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            while data:
-                data = data[os.write(file, data) :]
-        finally:
-            os.close(file)
-        self._records |= new
+        # a buffer that holds all of it is written at once
+        with self.path.open("ab", buffering=len(data) + 2) as file:
+            file.write(data)
+        self.update(new)
 
     def sort(self, ids: Sequence[str]) -> None:
         """Rewrite the file by method's name and order of the questions, all or nothing."""
         place = {id: number for number, id in enumerate(ids)}
-        ordered = sorted(self._records.values(), key=lambda r: (r.method, place[r.id]))
+        ordered = sorted(self.values(), key=lambda r: (r.method, place[r.id]))
         write_atomically(self.path, "".join(map(_line, ordered)))
 
 
@@ -138,11 +115,9 @@ def costs_path(answers: Path) -> Path:
     return answers.with_suffix(".costs.jsonl")
 
 
-def log_cost(
-    answers: Path, step: str, ids: Sequence[str], seconds: float, passes: int | None
-) -> None:
+def log_cost(answers: Path, step: str, ids: Sequence[str], seconds: float) -> None:
     """Add the cost of a batch to the file beside a store."""
-    line = json.dumps([step, list(ids), round(seconds, 4), passes])
+    line = json.dumps([step, list(ids), round(seconds, 4)])
     with costs_path(answers).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
@@ -155,26 +130,16 @@ def read_costs(answers: Path) -> Costs:
     """
     drop_torn_line(costs_path(answers))
     costs: Costs = {}
-    for batch in read_json_lines(costs_path(answers), _batch_cost, _ADVICE):
-        cost = Cost(batch.seconds / len(batch.ids), batch.passes)
-        costs.setdefault(batch.step, {}).update(dict.fromkeys(batch.ids, cost))
+    for step, ids, seconds in read_json_lines(costs_path(answers), _batch_cost, _ADVICE):
+        costs.setdefault(step, {}).update(dict.fromkeys(ids, seconds / len(ids)))
     return costs
 
 
-@dataclass(frozen=True)
-class _BatchCost:
-    step: str
-    ids: tuple[str, ...]
-    seconds: float
-    passes: int | None
-
-
-def _batch_cost(values: Any) -> _BatchCost:
-    step, ids, seconds, passes = values
-    cost = from_json(_BatchCost, {"step": step, "ids": ids, "seconds": seconds, "passes": passes})
-    if not cost.ids:
-        raise ValueError("a batch without questions")
-    return cost
+def _batch_cost(values: Any) -> tuple[str, list[str], float]:
+    step, ids, seconds, *_ = values  # release 0.2.0 counted passes, too
+    if not (isinstance(ids, list) and ids and all(isinstance(id, str) for id in (step, *ids))):
+        raise ValueError("no batch of questions")
+    return step, ids, float(seconds)
 
 
 def _line(record: Record) -> str:

@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-from cof.eval.data.files import read_rows
-from cof.eval.data.mmbench import LETTERS, MMBench
-from cof.eval.replies import is_grounding
+from cof.eval.data.mmbench import MMBench
 from cof.eval.store import Store
 
 _DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "L2-category")
 """Columns of the data that the server does not want, as LLaVA-1.5's script leaves them out."""
-
-_PLACE = 6
-"""Column of the prediction, from 0."""
 
 
 def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
@@ -32,8 +27,8 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
         How many rows it has.
 
     Raises:
-        CofError: no such answers, some of the questions lack one, the data has problems, or
-            openpyxl is not installed.
+        CofError: some of the questions lack an answer, the data has problems, or openpyxl is not
+            installed.
     """
     try:
         from openpyxl import Workbook
@@ -41,24 +36,17 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ModuleNotFoundError as error:
         raise CofError("Writing xlsx files takes openpyxl: pip install 'cof[eval]'.") from error
-    if not answers.is_file():
-        raise CofError(f"There are no answers in {answers}: run `cof eval mmbench` first.")
-    store = Store(answers)
-    replies = store.method(method)
-    if not replies:
-        known = ", ".join(sorted({r.method for r in store.records() if not is_grounding(r.method)}))
-        raise CofError(f"{answers} holds no method {method!r}, but {known}.")
+    replies = Store(answers).method(method)
     _ = task.examples  # refuses data with problems
-    need = ("index", "question", *LETTERS[:2])
-    table = [row for file in task.files for row in read_rows(file, need, [])]
+    table = task.collect(lambda row: [row], [])
     missing = [row.text("index") for row in table if row.text("index") not in replies]
     if missing:
         raise CofError(
             f"Without an answer: {len(missing)}, the first is question {missing[0]}: run `cof eval "
             "mmbench` to its end, without --limit and --shard."
         )
-    columns = [name for name in table[0].fields if name not in (*_DROPPED, "image_of")]
-    columns.insert(_PLACE, "prediction")
+    columns = [name for name in table[0].fields if name not in _DROPPED]
+    columns.insert(6, "prediction")  # its place in the files that the server knows
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     sheet.append(columns)

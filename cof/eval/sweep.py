@@ -191,26 +191,21 @@ def choose(
 
     chosen: dict[str, Method] = {}
     tried: dict[str, list[dict[str, Any]]] = {}
-    plain = 0.0
+    accuracy: dict[str, float] = {}
     for candidates_of in rounds:
         candidates = candidates_of(chosen)
-        accuracy = measure([method for methods in candidates.values() for method in methods])
-        plain = accuracy[PLAIN.key]
+        accuracy |= measure([method for methods in candidates.values() for method in methods])
         for name, methods in candidates.items():
             chosen[name] = rank(methods, accuracy)[0]
             known = {each["key"] for each in tried.setdefault(name, [])}
             tried[name] += [
-                {
-                    "key": method.key,
-                    "accuracy": round(accuracy[method.key], 6),
-                    "questions": len(examples),
-                }
-                for method in methods
-                if method.key not in known
+                {"key": key, "accuracy": round(accuracy[key], 6), "questions": len(examples)}
+                for key in (method.key for method in methods)
+                if key not in known
             ]
     share = first.share if first.part == "validation" else 1.0
     seen = frozenset(map(fingerprint, examples))
-    choice = Choice(chosen, seen, share, round(plain, 6), tried, about)
+    choice = Choice(chosen, seen, share, round(accuracy[PLAIN.key], 6), tried, about)
     if not frozen.exists():
         choice.write(frozen)
     elif read_json_object(frozen).get("chosen") != choice.as_dict()["chosen"]:
@@ -264,11 +259,7 @@ def fingerprint(example: Example) -> str:
 
 
 def _answered(task: Benchmark, kinds: Sequence[str]) -> list[Example]:
-    """The questions with an answer, of these kinds.
-
-    Raises:
-        CofError: there are none.
-    """
+    """The questions with an answer, of these kinds; refused if there are none."""
     examples = [e for e in task.examples if e.answer and (not kinds or e.kind in kinds)]
     if not examples:
         there = ", ".join(dict.fromkeys(e.kind for e in task.examples if e.answer and e.kind))

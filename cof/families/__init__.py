@@ -2,11 +2,11 @@
 
 To add one, append it to `FAMILIES` (in `table`): its `model_type`, how the processor's pixels
 become one mean for each image token (`token_means`), where the original lies in the frame of its
-boxes (`frames`), its dialect, and where the bias goes. `tests/test_families.py` then checks the
+boxes, its dialect, and where the bias goes. `tests/test_families.py` then checks the
 placement against the model's own features, and the bias against the formula.
 """
 
 from cof.families.family import Family
-from cof.families.table import DIALECTS, FAMILIES, dialect_of, family_of
+from cof.families.table import FAMILIES, dialect_of, family_of
 
-__all__ = ["DIALECTS", "FAMILIES", "Family", "dialect_of", "family_of"]
+__all__ = ["FAMILIES", "Family", "dialect_of", "family_of"]

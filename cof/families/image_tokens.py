@@ -14,13 +14,7 @@ from PIL import Image
 from cof.errors import CofWarning
 from cof.families import Family
 from cof.families.processors import image_options
-from cof.families.token_coverage import (
-    corner_cells,
-    image_token_mask,
-    measure_visibility,
-    token_centres,
-    token_coverage,
-)
+from cof.families.token_coverage import TokenVisibility, corner_cells, image_token_mask
 from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region
 from cof.prompting.dialects import SCALE, Dialect
@@ -49,10 +43,7 @@ class ImageTokens:
         self.dialect = dialect
         self.config = config
         self.processor = processor
-        self.visibility = lru_cache(64)(partial(measure_visibility, self.token_means))
-        self._centres = lru_cache(64)(
-            lambda wh: token_centres(self.token_means, self.visibility(wh))
-        )
+        self.visibility = lru_cache(64)(partial(TokenVisibility, self.token_means))
         self._options: Mapping[str, Any] = image_options(processor)
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
@@ -79,8 +70,7 @@ class ImageTokens:
         if corners and visibility.span.ndim == 2:
             mask = corner_cells(highlight.region.boxes, self.frame(wh), visibility.span.shape)
         else:
-            coverage = token_coverage(self.token_means, visibility, highlight.region)
-            mask = image_token_mask(coverage)
+            mask = image_token_mask(visibility.coverage(highlight.region))
         if not mask.any():
             warnings.warn(
                 "The region lies outside the part of the image that the model sees (its processor "
@@ -98,11 +88,11 @@ class ImageTokens:
             return np.ones(visibility.span.shape)
         if region.heat_map is not None:
             region = Region(boxes=region.boxes, mask=region.heat_map)
-        return np.nan_to_num(token_coverage(self.token_means, visibility, region))
+        return np.nan_to_num(visibility.coverage(region))
 
     def centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         """The centre of what each image token shows, `(*layout, 2)`: x, y; NaN for padding."""
-        return self._centres(processed_wh(image_wh))
+        return self.visibility(processed_wh(image_wh)).centres
 
     def bias(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.float64]:
         """What a highlight adds to each image token's attention scores, in the layout."""

@@ -83,7 +83,8 @@ class PixtralProcessor(ProcessorMixin):
         image_processor = PixtralImageProcessorPil.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
         self.patch_size, self.spatial_merge_size = patch_size, spatial_merge_size
-        self.image_token, self.image_token_id = image_token, _number(tokenizer, image_token)
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.image_break_token, self.image_end_token = image_break_token, image_end_token
         # images are resized to whole tokens, not only to whole patches
         side = patch_size * spatial_merge_size
@@ -132,10 +133,7 @@ class Gemma4Processor(ProcessorMixin):
         return ["num_soft_tokens_per_image"]
 
 
-_OURS: dict[str, type[Any]] = {
-    "PixtralProcessor": PixtralProcessor,
-    "Gemma4Processor": Gemma4Processor,
-}
+_OURS: dict[str, Any] = {each.__name__: each for each in (PixtralProcessor, Gemma4Processor)}
 
 
 def images_only(cls: type[Any]) -> type[Any]:
@@ -206,7 +204,3 @@ def image_options(processor: Any) -> Mapping[str, Any]:
     )["images_kwargs"]
     takes = processor.image_processor.valid_kwargs.__annotations__.keys() - {"return_tensors"}
     return {name: value for name, value in options.items() if name in takes}
-
-
-def _number(tokenizer: Any, token: str) -> int:
-    return int(tokenizer.convert_tokens_to_ids(token))

@@ -21,9 +21,6 @@ from transformers import AddedToken
 from cof.options import check_characters
 
 MARK = "\ufdd0"  # a noncharacter, which Unicode keeps out of interchanged text
-REPLACEMENT = "\ufffd"  # what Unicode puts in the place of a noncharacter
-
-_LEADS = ("\n", "|", "")
 
 
 class SpecialTokens:
@@ -90,7 +87,7 @@ class SpecialTokens:
             inside = any(first <= start and end <= last for first, last in notation)
             return found[0] if inside and token in meant else found[0] + MARK
 
-        text = text.replace(MARK, REPLACEMENT)
+        text = text.replace(MARK, "\ufffd")  # what Unicode puts in the place of a noncharacter
         return self._starts.sub(mark, text) if self.texts else text
 
 
@@ -156,7 +153,7 @@ def _continued(tokenizer: Any, piece: str) -> list[tuple[int, tuple[int, int]]]:
     Some tokenizers put a space before every text (SentencePiece), so it is read behind a character
     with which it shares no token, and that character's tokens are dropped.
     """
-    for lead in _LEADS:
+    for lead in ("\n", "|", ""):
         alone, whole = _read(tokenizer, lead), _read(tokenizer, lead + piece)
         if not lead or (alone and [t for t, _ in whole[: len(alone)]] == [t for t, _ in alone]):
             break

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
 from cof.errors import CofError
-from cof.families import frames, token_means
-from cof.families.assumed import assume_family
+from cof.families import token_means
 from cof.families.family import Family
+from cof.geometry.boxes import Frame
 from cof.prompting import dialects
 from cof.prompting.dialects import Dialect
 
@@ -31,6 +36,34 @@ _VIP = """\
 {%- for part in turn.content if part.type == 'text' %}{{ part.text }}{% endfor %}
 {%- endfor %}{{ '###Assistant:' }}"""
 
+
+def square_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
+    """Fractions of the image padded to a square about its centre."""
+    return Frame.padded_square(image_wh)
+
+
+def clip_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
+    """Padded square, centre crop or whole image, as the processor's options say."""
+    if getattr(image_processor, "do_pad", False):
+        return Frame.padded_square(image_wh)
+    if image_processor.do_center_crop and image_processor.size.get("shortest_edge"):
+        return Frame.centre_crop(image_wh)
+    return Frame.of_image()
+
+
+def qwen_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
+    """Pixels of the image that the processor has resized."""
+    width, height = image_wh
+    resized_height, resized_width = smart_resize(
+        height,
+        width,
+        factor=image_processor.patch_size * image_processor.merge_size,
+        min_pixels=image_processor.size["shortest_edge"],
+        max_pixels=image_processor.size["longest_edge"],
+    )
+    return Frame.pixels((resized_width, resized_height))
+
+
 _LLAVA = Family(
     name="LLaVA-1.5",
     model_types=("llava",),
@@ -39,7 +72,7 @@ _LLAVA = Family(
     num_prefix_features=lambda config: (
         0 if config.vision_feature_select_strategy == "default" else 1
     ),
-    frame=frames.clip,
+    frame=clip_frame,
     pads_to_square=True,
 )
 _MISTRAL3 = Family(
@@ -100,7 +133,7 @@ FAMILIES: tuple[Family, ...] = (
         name="Qwen2.5-VL",
         model_types=("qwen2_5_vl",),
         dialect=dialects.QWEN2_5,
-        frame=frames.qwen_pixels,
+        frame=qwen_frame,
     ),
     _QWEN3,
     # linear-attention layers have no KV cache, so the state after the image cannot be cropped
@@ -139,8 +172,8 @@ FAMILIES: tuple[Family, ...] = (
         prefill=False,  # its `generate` counts positions in the cache, padding included
     ),
     Family("VideoLLaMA 3", ("video_llama_3",), token_means.merged_grid),
-    Family("Janus", ("janus",), token_means.patch_grid, frame=frames.padded_square),
-    Family("DeepSeek-VL", ("deepseek_vl",), token_means.patch_grid, frame=frames.padded_square),
+    Family("Janus", ("janus",), token_means.patch_grid, frame=square_frame),
+    Family("DeepSeek-VL", ("deepseek_vl",), token_means.patch_grid, frame=square_frame),
     _IDEFICS3,
     replace(_IDEFICS3, name="SmolVLM", model_types=("smolvlm",)),
     replace(
@@ -182,7 +215,8 @@ FAMILIES: tuple[Family, ...] = (
 def family_of(config: Any) -> Family:
     """The family of a model's config.
 
-    A model of an unknown type gets `assumed.assume_family`, to be probed once it is loaded.
+    A model of an unknown type gets what is assumed for it, to be probed once it is loaded
+    (`probing.probe`).
 
     Raises:
         CofError: its type is unknown, and it lacks what is needed to assume anything.
@@ -190,8 +224,26 @@ def family_of(config: Any) -> Family:
     kind = config.model_type
     if kind == "llava" and config.vision_config.model_type == "pixtral":
         kind = "pixtral"  # its image tokens are laid out in another way
-    known = (family for family in FAMILIES if kind in family.model_types)
-    return next(known, None) or assume_family(config)
+    for family in FAMILIES:
+        if kind in family.model_types:
+            return family
+    parts = ("image_token_id", "vision_config", "text_config")
+    if missing := [f"no {name}" for name in parts if getattr(config, name, None) is None]:
+        raise unsupported(config, f"its config.json has {' and '.join(missing)}")
+    return Family(f"unknown ({kind})", (kind,), unknown_tokens, prefill=False)
+
+
+def unknown_tokens(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """Marks a family that is not probed yet."""
+    raise RuntimeError("an assumed family has no raster of image tokens before it is probed")
+
+
+def unsupported(config: Any, reason: str) -> CofError:
+    """The error that refuses a model of an unknown type."""
+    return CofError(
+        f"Models of type {config.model_type!r} are not supported, and the fallback for unknown "
+        f"models cannot take this one: {reason}; `cof models` lists those that are supported."
+    )
 
 
 def dialect_of(config: Any, family: Family) -> Dialect:
@@ -201,10 +253,8 @@ def dialect_of(config: Any, family: Family) -> Dialect:
         CofError: it names one that does not exist.
     """
     name = getattr(config, "cof_dialect", None)
-    if name is None:
-        return family.dialect
-    if name not in DIALECTS:
+    if name not in (None, *DIALECTS):
         raise CofError(
             f"config.json asks for cof_dialect {name!r}; known are: {', '.join(DIALECTS)}."
         )
-    return DIALECTS[name]
+    return DIALECTS.get(str(name), family.dialect)

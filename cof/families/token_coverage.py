@@ -10,7 +10,7 @@ padding. So the geometry of processors is not implemented a second time here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,47 +37,8 @@ _VISIBLE = 0.01  # of the largest range among tokens; below it is padding, or it
 _TRACE = 1e-3  # coverage below this is rounding
 
 
-@dataclass(frozen=True, eq=False)
 class TokenVisibility:
-    """What each image token shows of an image of one size, for `token_coverage`.
-
-    Attributes:
-        image_wh: that size, in pixels.
-        black: the token means of an all-black image, in the tokens' layout.
-        span: the token means of an all-white image less those; 0 for padding.
-    """
-
-    image_wh: tuple[int, int]
-    black: NDArray[np.float64]
-    span: NDArray[np.float64]
-
-    @property
-    def visible(self) -> NDArray[np.bool_]:
-        """Tokens that show a part of the image, in the tokens' layout."""
-        return np.asarray(self.span > _VISIBLE * self.span.max())
-
-    def shares(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Token means -> 0..1 from those of the black image to those of the white one; NaN for
-        padding."""
-        shares = np.full(means.shape, np.nan)
-        np.divide(means - self.black, self.span, out=shares, where=self.visible)
-        return shares
-
-
-def measure_visibility(token_means: TokenMeans, image_wh: tuple[int, int]) -> TokenVisibility:
-    """What the tokens show of images of size `image_wh`; two processor calls."""
-    black = token_means(Image.new("RGB", image_wh, (0, 0, 0)))
-    white = token_means(Image.new("RGB", image_wh, (255, 255, 255)))
-    return TokenVisibility(image_wh, black, white - black)
-
-
-def token_coverage(
-    token_means: TokenMeans, visibility: TokenVisibility, region: Region
-) -> NDArray[np.float64]:
-    """The share of each image token's visible pixels that lie inside `region`.
-
-    Returns:
-        0..1 in the tokens' layout; NaN where a token shows only padding.
+    """What each image token shows of images of one size.
 
     Example: a 64x32 image, resized to 4x2 tokens of 16 pixels; a box over the left quarter and
     half of the next one:
@@ -85,18 +46,59 @@ def token_coverage(
         >>> def token_means(image):
         ...     pixels = np.asarray(image.convert("L"), dtype=float)
         ...     return pixels.reshape(2, 16, 4, 16).mean((1, 3))
-        >>> box = Region(boxes=((0.0, 0.0, 0.375, 0.5),))
-        >>> token_coverage(token_means, measure_visibility(token_means, (64, 32)), box)
+        >>> shown = TokenVisibility(token_means, (64, 32))
+        >>> shown.coverage(Region(boxes=((0.0, 0.0, 0.375, 0.5),)))
         array([[1. , 0.5, 0. , 0. ],
                [0. , 0. , 0. , 0. ]])
+        >>> shown.centres.round(2)[0, :2].tolist()
+        [[0.13, 0.25], [0.38, 0.25]]
+
+    Attributes:
+        image_wh: that size, in pixels.
+        span: the token means of an all-white image less those of a black one, in the tokens'
+            layout; 0 for padding.
+        visible: tokens that show a part of the image, in the tokens' layout.
     """
-    inside = token_means(coverage_image(region, visibility.image_wh).convert("RGB"))
-    share = visibility.shares(inside)
-    return np.asarray(share.clip(0.0, 1.0))
+
+    def __init__(self, token_means: TokenMeans, image_wh: tuple[int, int]) -> None:
+        self._token_means = token_means
+        self.image_wh = image_wh
+        self._black = token_means(Image.new("RGB", image_wh, (0, 0, 0)))
+        self.span = token_means(Image.new("RGB", image_wh, (255, 255, 255))) - self._black
+        self.visible = np.asarray(self.span > _VISIBLE * self.span.max())
+
+    def _brightness(self, image: Image.Image) -> NDArray[np.float64]:
+        """0..1 from an all-black to an all-white image, in the layout; NaN for padding."""
+        brightness = np.full(self.span.shape, np.nan)
+        means = self._token_means(image.convert("RGB"))
+        np.divide(means - self._black, self.span, out=brightness, where=self.visible)
+        return brightness
+
+    def coverage(self, region: Region) -> NDArray[np.float64]:
+        """The share of each image token's visible pixels that lie inside `region`, 0..1 in the
+        tokens' layout; NaN where a token shows only padding."""
+        share = self._brightness(coverage_image(region, self.image_wh))
+        return np.asarray(share.clip(0.0, 1.0))
+
+    @cached_property
+    def centres(self) -> NDArray[np.float64]:
+        """The centre of the visible pixels of each image token: the tokens' layout and a last axis
+        `(x, y)`, 0..1 of the original image; NaN where a token shows only padding.
+
+        Two images whose pixels grow evenly, to the right and downward, go through the image
+        processor: a token's mean is then the coordinate of its centre.
+        """
+        width, height = self.image_wh
+        ramps = (
+            np.tile((np.arange(width) + 0.5) / width, (height, 1)),
+            np.tile((np.arange(height)[:, None] + 0.5) / height, (1, width)),
+        )
+        images = [Image.fromarray(np.round(ramp * 255).astype(np.uint8)) for ramp in ramps]
+        return np.stack([self._brightness(image) for image in images], axis=-1)
 
 
 def image_token_mask(coverage: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The paper's M: which tokens are inside, for a coverage of `token_coverage`.
+    """The paper's M: which tokens are inside, for a coverage of `TokenVisibility.coverage`.
 
     Tokens covered by `INSIDE` or more. If the region is too small for any, the token that it
     covers most (all of them on a tie). For a region that no token shows, outside a centre crop,
@@ -181,31 +183,3 @@ def merged_means(
     first = flat.reshape(len(flat), channels, -1)[:, 0].mean(1)
     tokens = first.reshape(-1, merge_size**2).mean(1)
     return np.asarray(tokens.reshape(rows // merge_size, columns // merge_size))
-
-
-def token_centres(token_means: TokenMeans, visibility: TokenVisibility) -> NDArray[np.float64]:
-    """The centre of the visible pixels of each image token.
-
-    Two images whose pixels grow evenly, to the right and downward, go through the image
-    processor: a token's mean is then the coordinate of its centre.
-
-    Returns:
-        The tokens' layout and a last axis `(x, y)`, 0..1 of the original image; NaN where a
-        token shows only padding.
-
-        >>> def token_means(image):
-        ...     pixels = np.asarray(image.convert("L"), dtype=float)
-        ...     return pixels.reshape(2, 16, 4, 16).mean((1, 3))
-        >>> visibility = measure_visibility(token_means, (64, 32))
-        >>> token_centres(token_means, visibility).round(2)[0, :2].tolist()
-        [[0.13, 0.25], [0.38, 0.25]]
-    """
-    width, height = visibility.image_wh
-    places = []
-    for ramp in (
-        np.tile((np.arange(width) + 0.5) / width, (height, 1)),
-        np.tile((np.arange(height)[:, None] + 0.5) / height, (1, width)),
-    ):
-        image = Image.fromarray(np.round(ramp * 255).astype(np.uint8)).convert("RGB")
-        places.append(visibility.shares(token_means(image)))
-    return np.stack(places, axis=-1)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from cof.focuses.attention import Attention, Contrast, Soft, Unchanged
 from cof.focuses.base import Focus
-from cof.focuses.crop import Beside, Crop
-from cof.focuses.overlay import Overlay
+from cof.focuses.image import Beside, Crop, Overlay
 
 FOCUSES: dict[str, type[Focus]] = {
     each.name: each for each in (Attention, Soft, Contrast, Crop, Beside, Overlay, Unchanged)

@@ -1,4 +1,4 @@
-"""Heat maps: one value for each image token, over the image, and the box where they are highest.
+"""Heat maps over the image, from one value for each image token, or from a box's probabilities.
 
 Pure geometry. Coordinates are 0..1 of the original image; values are 0 or more.
 """
@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from cof.geometry.boxes import XYXY
+from cof.geometry.boxes import XYXY, Frame
+from cof.prompting.dialects import Order
 
+SMALLEST = 0.2  # side of the smallest window, as a share of the square root of the image's area
+RATIOS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0)  # side of each window over that of the smallest: ViCrop's
+SIDE = 96  # of the mask of a box, in cells: finer than the token grids of today's models
 _SAMPLES = 8  # mask pixels per cell on each axis: edges are exact to a sixteenth of a cell
 _LARGEST = 512  # side of a mask in pixels
 
@@ -98,12 +102,7 @@ def make_heat_map(
     return _average_in_cells(finite[visible], centres[visible], image_wh)
 
 
-def sliding_window(
-    heat: HeatMap,
-    image_wh: tuple[int, int],
-    side: float = 0.2,
-    ratios: Sequence[float] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0),
-) -> XYXY:
+def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
     """The box where a heat map is highest, by ViCrop's rule (arXiv 2502.17422, section 5.1).
 
     For each size of window, the position with the largest sum is taken; among those windows, the
@@ -114,8 +113,6 @@ def sliding_window(
     Args:
         heat: the map.
         image_wh: size of the original image.
-        side: side of the smallest window, as a share of the square root of the image's area.
-        ratios: side of each window over that of the smallest one; the defaults are ViCrop's.
 
     Returns:
         0..1 of the original image, along the borders of the map's cells.
@@ -126,13 +123,13 @@ def sliding_window(
         [0.6, 0.3, 0.8, 0.5]
     """
     width, height = image_wh
-    length = side * math.sqrt(width * height)
+    length = SMALLEST * math.sqrt(width * height)
     cell_w = float(np.diff(heat.x_edges).max()) * width
     cell_h = float(np.diff(heat.y_edges).max()) * height
     sums = np.pad(heat.values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     grid_h, grid_w = heat.values.shape
     best, sharpest = (0, 0, grid_w, grid_h), -math.inf
-    for ratio in ratios:
+    for ratio in RATIOS:
         w = min(max(1, round(length * ratio / cell_w)), grid_w)
         h = min(max(1, round(length * ratio / cell_h)), grid_h)
         windows = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
@@ -154,6 +151,46 @@ def sliding_window(
         float(heat.x_edges[right]),
         float(heat.y_edges[bottom]),
     )
+
+
+def expected_mask(
+    probabilities: ArrayLike,
+    numbers: Sequence[str],
+    frame: Frame,
+    order: Order = "xyxy",
+    shape: tuple[int, int] = (SIDE, SIDE),
+) -> NDArray[np.float32]:
+    """The probability that each point is inside the box, with independent coordinates.
+
+    `P(x1 <= x < x2) P(y1 <= y < y2)` at the centre of every cell: the expectation of the box's
+    mask. If all four coordinates are certain it is that mask.
+
+    Args:
+        probabilities: `(4, N)`: of the N numbers, for each of the box's four coordinates; rows
+            sum to 1 (`cof.types.Generation.likely`).
+        numbers: the N numbers as written, in native coordinates (`BoxTemplate.numbers`).
+        frame: the original image's rectangle in native coordinates.
+        order: of the four coordinates.
+        shape: `(H, W)` of the mask.
+
+    Returns:
+        `(H, W)` float32 in 0..1, over the whole original image.
+
+    Example: the left edge is at 0 or in the middle with equal probability, the others are certain.
+
+        >>> edges = [[0.5, 0.5, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1]]
+        >>> expected_mask(edges, ("0", "5", "10"), Frame.of_image(10.0), shape=(1, 4)).tolist()
+        [[0.5, 0.5, 1.0, 1.0]]
+    """
+    first_x, first_y, last_x, last_y = np.asarray(probabilities, dtype=np.float64)
+    if order == "yxyx":
+        first_x, first_y, last_x, last_y = first_y, first_x, last_y, last_x
+    points = [frame.to_image((value, value, value, value)) for value in map(float, numbers)]
+    xs, ys = np.array(points)[:, :2].T
+    height, width = shape
+    horizontal = _inside(first_x, last_x, xs, width)
+    vertical = _inside(first_y, last_y, ys, height)
+    return (vertical[:, None] * horizontal[None, :]).astype(np.float32)
 
 
 def _edges(centres: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -202,3 +239,17 @@ def _average_in_cells(
         middle = ((column + 0.5) / columns, (row + 0.5) / rows)
         total[row, column] = values[((centres - middle) ** 2).sum(1).argmin()]
     return HeatMap(total / number.clip(min=1), x_edges, y_edges)
+
+
+def _inside(
+    first: NDArray[np.float64], last: NDArray[np.float64], edges: NDArray[np.float64], cells: int
+) -> NDArray[np.float64]:
+    """`(cells,)`: `P(first <= x) P(last > x)` at the centres x of the cells of 0..1.
+
+    Args:
+        first, last: `(N,)` probabilities of each edge to be the first or the last one.
+        edges: `(N,)`, in 0..1.
+        cells: how many cells 0..1 is divided into.
+    """
+    before = edges[None, :] <= ((np.arange(cells) + 0.5) / cells)[:, None]  # (cells, N)
+    return np.minimum(1.0, before @ first) * np.minimum(1.0, ~before @ last)

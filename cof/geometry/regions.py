@@ -128,7 +128,7 @@ def expand_region(region: Region, alpha: float) -> Region:
         return replace(region, boxes=tuple(expand(box, alpha) for box in region.boxes))
     if alpha == 1:
         return region
-    source = _mask_box(region.mask)
+    (source,) = region.boxes
     target = expand(source, alpha)
     return replace(region, boxes=(target,), mask=_stretch(region.mask, source, target))
 
@@ -178,13 +178,8 @@ def _pixel_span(low: float, high: float, size: int) -> tuple[int, int]:
 
 def _mask_box(mask: NDArray[np.float32]) -> XYXY:
     height, width = mask.shape
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return (
-        float(columns[0]) / width,
-        float(rows[0]) / height,
-        float(columns[-1] + 1) / width,
-        float(rows[-1] + 1) / height,
-    )
+    left, top, right, bottom = Image.fromarray(mask > 0).getbbox() or (0, 0, width, height)
+    return left / width, top / height, right / width, bottom / height
 
 
 def _mask_image(mask: NDArray[np.float32], image_wh: tuple[int, int]) -> Image.Image:

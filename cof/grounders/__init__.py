@@ -10,9 +10,8 @@ from cof.grounders.attention import RelativeAttention
 from cof.grounders.base import Grounder
 from cof.grounders.detector import Detector
 from cof.grounders.given import Given, Nowhere, Whole
-from cof.grounders.logits import Logits
+from cof.grounders.objects import Logits, Relevance
 from cof.grounders.prompt import Prompt
-from cof.grounders.relevance import Relevance
 
 GROUNDERS: dict[str, type[Grounder]] = {
     each.name: each

@@ -48,18 +48,18 @@ class Detector(Grounder):
 
         assert self.detector is not None
         detector = load_detector(self.detector)
-        least, groundings = self.min_confidence, []
+        groundings = []
         for request in requests:
             phrases = object_words(request.prompt)
             detections = [detector.find(request.pil_image, phrase) for phrase in phrases]
-            good = [
-                each for each in detections if each is not None and each[1] >= self.min_confidence
-            ]
+            good = [each for each in detections if each and each[1] >= self.min_confidence]
             if good:
                 region = Region(boxes=tuple(box for box, _ in good))
                 groundings.append(Grounding(region, confidence=min(score for _, score in good)))
             else:
-                named = ", ".join(phrases)
-                reason = f"The detector finds no {named} with a score of {least:g} or more."
+                reason = (
+                    f"The detector finds no {', '.join(phrases)} with a score of "
+                    f"{self.min_confidence:g} or more."
+                )
                 groundings.append(Grounding(None, reason=reason))
         return groundings

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from cof.errors import CofError
-from cof.geometry.boxes import XYXY, area, clip
+from cof.geometry.boxes import XYXY, Frame, area, clip
 
 _PROMPTS = {"owlvit": "a photo of a {}", "owlv2": "a photo of a {}"}
 """The prompt of a model type for an object, where its authors do not use the bare phrase."""
@@ -32,7 +32,6 @@ class Detector:
         Raises:
             CofError: the detector's image processor needs a package that is missing.
         """
-        width, height = image.size
         config = self.model.config
         max_length = (
             getattr(config, "max_text_len", None) or config.text_config.max_position_embeddings
@@ -53,16 +52,13 @@ class Detector:
         with torch.inference_mode():
             output = self.model(**inputs.to(self.model.device))
         (detections,) = self.processor.post_process_grounded_object_detection(
-            output, threshold=0.0, target_sizes=[(height, width)]
+            output, threshold=0.0, target_sizes=[image.size[::-1]]
         )
-        best: tuple[XYXY, float] | None = None
-        for (x1, y1, x2, y2), score in zip(
-            detections["boxes"].tolist(), detections["scores"].tolist(), strict=True
-        ):
-            box = clip((x1 / width, y1 / height, x2 / width, y2 / height))
-            if area(box) > 0 and (best is None or score > best[1]):
-                best = box, score
-        return best
+        frame = Frame.pixels(image.size)
+        boxes = [clip(frame.to_image(tuple(box))) for box in detections["boxes"].tolist()]
+        scored = zip(boxes, detections["scores"].tolist(), strict=True)
+        inside = [(box, score) for box, score in scored if area(box) > 0]
+        return max(inside, key=lambda each: each[1], default=None)
 
 
 @lru_cache(maxsize=1)

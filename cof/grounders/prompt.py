@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from cof.engines.base import Engine
 from cof.errors import CofError, CofWarning
-from cof.geometry.box_distribution import expected_mask
+from cof.geometry.heatmap import expected_mask
 from cof.geometry.regions import Region
 from cof.grounders.base import Grounder
 from cof.options import check_characters, count, flag, fraction, option

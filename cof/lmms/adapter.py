@@ -1,4 +1,4 @@
-"""lmms-eval's requests as queries for the pipeline, and its `--model_args` as settings."""
+"""lmms-eval's requests as queries for the pipeline."""
 
 from __future__ import annotations
 
@@ -13,19 +13,6 @@ from cof.types import Decoding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-MODEL_OPTIONS = (
-    "pretrained",
-    "engine",
-    "preset",
-    "dtype",
-    "device_map",
-    "pad_to_square",
-    "quantization",
-    "max_batch_tokens",
-)
-"""What `--model_args` takes beside a `grounder`, a `focus` and their options: the arguments of
-`CoF.from_pretrained`, the first of them as `pretrained`."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +74,6 @@ class EvalRequest:
             if stop:
                 reply = reply.split(stop)[0]
         return reply
-
-
-def load_pipeline(**options: Any) -> CoF:
-    """The pipeline that `--model_args` describes.
-
-    Args:
-        options: `MODEL_OPTIONS` and any option of `Settings`; layers and heads are written
-            `0-15+20`, because a comma ends an option of lmms-eval.
-
-    Raises:
-        CofError: no such option, or a value is refused.
-    """
-    return CoF.from_pretrained(options.pop("pretrained", None), **options)
 
 
 def answer_requests(

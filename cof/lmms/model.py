@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.progress import track
 
 from cof.errors import CofError
-from cof.lmms.adapter import EvalRequest, answer_requests, load_pipeline
+from cof.lmms.adapter import EvalRequest, answer_requests
+from cof.pipeline import CoF
 
 
 class CoFModel(lmms):
     """Answers lmms-eval's requests with both stages of CoF.
 
-    Every option of `--model_args` but those of `cof.lmms.adapter.MODEL_OPTIONS` is a field of
-    `cof.settings.Settings`: `grounder=none` is the plain model, `grounder=whole` reweights every
-    image token, `strength` is lambda and `expand` alpha.
+    `--model_args` takes what `CoF.from_pretrained` does, its model as `pretrained`; layers and
+    heads are written `0-15+20`, because a comma ends an option of lmms-eval. `grounder=none` is the
+    plain model, `grounder=whole` reweights every image token.
     """
 
     is_simple = True
@@ -48,7 +49,8 @@ class CoFModel(lmms):
             raise CofError(f"--batch_size takes a number with cof, not {batch_size!r}.")
         self.batch_size = int(batch_size)
         device = device or _own_gpu()
-        self.cof = load_pipeline(**({"device_map": device} if device else {}) | options)
+        options = ({"device_map": device} if device else {}) | options
+        self.cof = CoF.from_pretrained(options.pop("pretrained", None), **options)
         self.device = getattr(getattr(self.cof.engine, "model", None), "device", "cpu")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

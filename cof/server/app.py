@@ -28,7 +28,6 @@ from cof.server.worker import Worker
 CLOSING_S = 30
 """How long the engine may go on with what waits when the server is stopped."""
 
-
 CONNECTIONS = 512
 """The most at a time; beyond it uvicorn answers 503."""
 

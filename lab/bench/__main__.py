@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from lab.bench.records import Records, rounds
 from lab.bench.report import report
 from lab.bench.setups import IMAGE_TOKENS, Setup, make_plan, ways_of
 from lab.bench.shapes import SHAPES, engine_of
-from lab.bench.ways import WAYS, Ways
+from lab.bench.ways import WAYS
 
 Built = tuple[TransformersEngine, Meter, Sizes]
 
@@ -47,7 +48,7 @@ class Bench:
 
     def run(self, setup: Setup, names: tuple[str, ...]) -> bool:
         """Measure all ways in turn, several times over; False: the time is up."""
-        if self.over(0.0):
+        if self._over(0.0):
             return False
         if all(self._wanted(setup, name, names) == 0 for name in names):
             return True
@@ -61,12 +62,10 @@ class Bench:
                 known = self.records.seconds(setup, name)
                 if name in failed or len(known) != number or not self._wanted(setup, name, names):
                     continue
-                if self.over(min(known) if known else self._likely(setup, names)):
+                if self._over(min(known) if known else self._likely(setup, names)):
                     return False
 
-                def work(way: Callable[[Ways], None] = WAYS[name]) -> None:
-                    way(ways)
-
+                work = partial(WAYS[name], ways)
                 try:
                     if name not in warm:
                         self._warm_up(work)
@@ -90,7 +89,7 @@ class Bench:
         traceback.print_exc()
         self.failures.append(what)
 
-    def over(self, needed: float) -> bool:
+    def _over(self, needed: float) -> bool:
         """Whether work of so many seconds would end too late."""
         return bool(time.monotonic() + needed > self._ends)
 
@@ -136,20 +135,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.render:
         _write(Records.read(args.render / "bench.json"), args.render)
         return
-    if args.threads:
-        torch.set_num_threads(args.threads)
     gpu = args.device.startswith("cuda")
     if args.warm_up is None:
         args.warm_up = 2 if gpu else 1
     shapes = args.shape or (["1b", "7b", "tiny", "0.3b"] if gpu else ["1b", "0.3b", "tiny"])
-    grown = args.growth_shape or ("1b" if gpu else "0.3b")
-    plan = make_plan(
-        shapes,
-        args.batch or [1, 16],
-        args.questions,
-        grown if args.growth else None,
-        args.image_tokens or [IMAGE_TOKENS],
-    )
+    grown = ("1b" if gpu else "0.3b") if args.growth else None
+    tokens = args.image_tokens or [IMAGE_TOKENS]
+    plan = make_plan(shapes, args.batch or [1, 16], args.questions, grown, tokens)
     if not gpu:  # batches take minutes there
         plan.sort(key=lambda planned: planned[0].batch)
     if args.way:  # ratios are relative to it
@@ -185,7 +177,6 @@ def _write(records: Records, folder: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    ways = "; ".join(WAYS)
     parser = argparse.ArgumentParser(
         prog="python -m lab.bench",
         description=__doc__,
@@ -194,12 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", choices=["tiny", *SHAPES], action="append", help="of the model")
     parser.add_argument("--batch", type=int, help="images at a time", action="append")
     parser.add_argument("--image-tokens", type=int, action="append", help="of an image")
-    parser.add_argument(
-        "--way", choices=list(WAYS), action="append", metavar="WAY", help=f"one of {ways}"
-    )
+    parser.add_argument("--way", choices=list(WAYS), action="append", help="beside plain answers")
     parser.add_argument("--questions", type=int, default=10, help="about one image; 1: no such row")
     parser.add_argument("--growth", action="store_true", help="how ratios grow with each size")
-    parser.add_argument("--growth-shape", choices=list(SHAPES), help="of the model that shows it")
     parser.add_argument("--budget-s", type=float, default=float("inf"), help="stop after that")
     parser.add_argument("--seconds", type=float, default=2.0, help="to spend on one way")
     parser.add_argument("--least", type=int, default=3, help="runs of a way, however slow")
@@ -207,7 +195,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-up", type=int, help="runs before those that count; 1, on a GPU 2")
     parser.add_argument("--dtype", default="bfloat16", help="not of the embedded model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="of the processor")
     parser.add_argument("--render", type=Path, help="a folder of results to be shown anew")
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     return parser

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+from torch.utils.benchmark import Timer
 
 from lab.bench.limits import Limits
 
@@ -21,12 +23,11 @@ IN_A_ROW = {"cuda": 10, "cpu": 1}  # runs between two waits for the device
 
 def calibrate(model: Any) -> Limits:
     """The best of a few tries of each rate."""
-    device = model.device
     with torch.inference_mode():
-        launch = vision_launch = None
-        if device.type == "cuda":
-            launch, vision_launch = _launch(lambda: _one_token(model)), _launch(lambda: _see(model))
-        return Limits(_products(model), _reads(model), launch, vision_launch)
+        launches = (
+            () if model.device.type == "cpu" else (_launch(model, _one_token), _launch(model, _see))
+        )
+        return Limits(_products(model), _reads(model), *launches)
 
 
 def _products(model: Any) -> float:
@@ -36,8 +37,7 @@ def _products(model: Any) -> float:
     rates: list[float] = []
     for rows, out, width in (*wide, (side, side, side)):
         a, b = _noise(model, rows, width), _noise(model, out, width)
-        seconds = fastest(lambda a=a, b=b: linear(a, b), model.device)  # type: ignore[misc]
-        rates.append(2 * rows * out * width / seconds)
+        rates.append(2 * rows * out * width / fastest(partial(linear, a, b), model.device))
     return max(rates)
 
 
@@ -55,38 +55,28 @@ def _reads(model: Any) -> float:
     size = READ[model.device.type]
     large = torch.ones(size // model.dtype.itemsize // 8192, 8192, **_like(model))
     token = _noise(model, 1, 8192)
-    rates: tuple[float, ...] = (
-        sum(weight.numel() for weight in weights)
-        * model.dtype.itemsize
-        / fastest(own, model.device),
+    stored = sum(weight.numel() for weight in weights) * model.dtype.itemsize
+    return max(
+        stored / fastest(own, model.device),
         size / fastest(lambda: large.view(torch.float32).amax(), model.device),
         size / fastest(lambda: linear(token, large), model.device),
     )
-    return max(rates)
 
 
 def fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of `TRIES` runs of `work`, after one to warm up."""
-    times, repeats = [], IN_A_ROW[device.type]
-    for _ in range(1 + TRIES):
-        _wait(device)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        _wait(device)
-        times.append((time.perf_counter() - start) / repeats)
-    return min(times[1:])
+    """Seconds of the fastest of `TRIES` runs of `work`; the timer warms up, and waits for GPUs."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return min(timer.timeit(IN_A_ROW[device.type]).mean for _ in range(TRIES))
 
 
-def _launch(work: Callable[[], object]) -> float:
+def _launch(model: Any, work: Callable[[Any], object]) -> float:
     """Seconds until `work` returns, while the GPU may still be busy."""
-    device, times = torch.device("cuda"), []
+    times = []
     for _ in range(2 + TRIES):
-        _wait(device)
+        torch.cuda.synchronize()
         start = time.perf_counter()
-        work()
+        work(model)
         times.append(time.perf_counter() - start)
-    _wait(device)
     return min(times[2:])
 
 
@@ -108,8 +98,3 @@ def _noise(model: Any, *shape: int) -> Tensor:
 
 def _like(model: Any) -> dict[str, Any]:
     return {"device": model.device, "dtype": model.dtype}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

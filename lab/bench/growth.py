@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from cof.eval.report.document import Cell, Table, Text, markdown
 from cof.eval.store import write_atomically
 from lab.bench.records import Records, ratios
 from lab.bench.report import heading, of_setup
@@ -16,43 +18,43 @@ LABELS = {
     "batch": "images at a time",
     "questions": "questions about each image",
 }
-COLUMNS = ("grows", "to", "way", "seconds", "x plain", "floor, x plain", "TFLOP, x plain", "runs")
 
 
 def growth(records: Records, shape: str, folder: Path) -> str:
     """Write `growth.md` and `growth.png`; return the table."""
-    text = heading(records.machine) + _model(shape) + table(records, shape)
+    usual = Setup(shape)
+    about = (
+        f"The {shape} model; unless the table says otherwise, {usual.image_tokens} image tokens, "
+        "one image, one short question."
+    )
+    text = markdown([Text(heading(records.machine)), Text(about), table(records, shape)])
     write_atomically(folder / "growth.md", text)
     plot(records, shape, folder / "growth.png")
     return text
 
 
-def measured_setups(records: Records, shape: str, variable: str) -> list[Setup]:
-    """The measured setups that differ in `variable` alone."""
-    setups = [Setup(shape, **{variable: value}) for value in GROWTH[variable]]
-    return [setup for setup in setups if of_setup(records, setup)]
+def measured_setups(records: Records, shape: str, variable: str) -> dict[int, dict[str, Any]]:
+    """The ways measured in the setups that differ in `variable` alone, by its values."""
+    found = {}
+    for value in GROWTH[variable]:
+        by_way = of_setup(records, Setup(shape, **{variable: value}))
+        if by_way:
+            found[by_way["plain"]["words"] if variable == "length" else value] = by_way
+    return found
 
 
-def table(records: Records, shape: str) -> str:
+def table(records: Records, shape: str) -> Table:
     """One line for each size and way."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|--:|---|" + "--:|" * (len(COLUMNS) - 3)]
+    head = ("grows", "to", "way", "seconds", "x plain", "floor, x plain", "TFLOP, x plain", "runs")
+    rows: list[list[Cell]] = []
     for variable, label in LABELS.items():
-        for setup in measured_setups(records, shape, variable):
-            by_way = of_setup(records, setup)
+        for value, by_way in measured_setups(records, shape, variable).items():
             for way in (way for way in GROWING if way in by_way):
                 row, ratio = by_way[way], ratios(by_way[way], by_way["plain"])
-                cells = (
-                    label,
-                    _value(records, setup, variable),
-                    way,
-                    f"{row['seconds']:.3f}",
-                    f"{ratio['time']:.2f}",
-                    f"{ratio['floor_s']:.2f}",
-                    f"{ratio['tflops']:.2f}",
-                    len(row["all_seconds"]),
-                )
-                lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+                relative = (f"{ratio[name]:.2f}" for name in ("time", "floor_s", "tflops"))
+                seconds, runs = f"{row['seconds']:.3f}", len(row["all_seconds"])
+                rows.append([label, value, way, seconds, *relative, runs])
+    return Table("growth", head, rows)
 
 
 def plot(records: Records, shape: str, path: Path) -> None:
@@ -61,22 +63,18 @@ def plot(records: Records, shape: str, path: Path) -> None:
 
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     panels = figure.subplots(2, 2, sharey=True).ravel()
-    ways = [way for way in GROWING if way != "plain"]
+    colors = dict(zip(GROWING[1:], ("tab:gray", "tab:orange", "tab:blue"), strict=True))
     for axes, (variable, label) in zip(panels, LABELS.items(), strict=True):
-        for way, color in zip(ways, ("tab:gray", "tab:orange", "tab:blue"), strict=True):
-            setups = [
-                setup
-                for setup in measured_setups(records, shape, variable)
-                if way in of_setup(records, setup)
-            ]
-            relative = [
-                ratios(records.rows[setup, way], records.rows[setup, "plain"]) for setup in setups
-            ]
-            values = [_value(records, setup, variable) for setup in setups]
-            axes.plot(values, [ratio["time"] for ratio in relative], "o-", color=color, label=way)
-            axes.plot(
-                values, [ratio["floor_s"] for ratio in relative], "--", color=color, linewidth=1
-            )
+        measured = measured_setups(records, shape, variable)
+        for way, color in colors.items():
+            relative = {
+                value: ratios(by_way[way], by_way["plain"])
+                for value, by_way in measured.items()
+                if way in by_way
+            }
+            times, floors = ([r[name] for r in relative.values()] for name in ("time", "floor_s"))
+            axes.plot(list(relative), times, "o-", color=color, label=way)
+            axes.plot(list(relative), floors, "--", color=color, linewidth=1)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xlabel(label)
         axes.set_ylim(bottom=0)
@@ -84,17 +82,3 @@ def plot(records: Records, shape: str, path: Path) -> None:
         axes.set_ylabel("time relative to plain answers")
     panels[0].legend(title="dashed: operations and bytes alone", fontsize=8, title_fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def _value(records: Records, setup: Setup, variable: str) -> int:
-    if variable == "length":
-        return int(records.rows[setup, "plain"]["words"])
-    return int(getattr(setup, variable))
-
-
-def _model(shape: str) -> str:
-    usual = Setup(shape)
-    return (
-        f"The {shape} model; unless the table says otherwise, {usual.image_tokens} image tokens, "
-        "one image, one short question.\n\n"
-    )

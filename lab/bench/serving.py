@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import operator
 import os
 import statistics
 import subprocess
@@ -30,6 +31,7 @@ from typing import Any
 import httpx2
 
 from cof.client import data_url
+from cof.eval.report.document import Cell, Table, Text, markdown
 from cof.eval.store import write_atomically
 from cof.query import Query
 from lab.bench.endurance import scene_queries
@@ -116,34 +118,26 @@ async def measure(client: httpx2.AsyncClient, requests: int, rounds: int) -> lis
     records: list[dict[str, Any]] = []
     fresh = fresh_queries()
     for concurrency in CONCURRENCY:
-        seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        again: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        waits: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        seconds, again, waits = ({kind: [] for kind in KINDS} for _ in range(3))
         for number in range(rounds):
             for kind in list(KINDS)[:: 1 if number % 2 == 0 else -1]:
-                cof = KINDS[kind]
-                load = Load(client, [body(query, cof) for query in islice(fresh, requests)])
+                load = Load(client, [body(query, KINDS[kind]) for query in islice(fresh, requests)])
                 seconds[kind].append(await load.run(concurrency))
                 waits[kind] += load.seconds
                 again[kind].append(await Load(client, load.bodies).run(concurrency))
                 assert all(status == 200 for status, _ in load.answers.values())
         for kind in KINDS:
-            ratios, ratios_again = (
-                [a / b for a, b in zip(of["plain"], of[kind], strict=True)]
-                for of in (seconds, again)
-            )
             cuts = statistics.quantiles(waits[kind], n=100)
             record = {
                 "kind": kind,
                 "concurrency": concurrency,
                 "requests": requests * rounds,
                 "per_second": requests * rounds / sum(seconds[kind]),
-                "ratio": statistics.median(ratios),
-                "ratios": ratios,
-                "ratio_again": statistics.median(ratios_again),
-                "ratios_again": ratios_again,
                 "latency_s": {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]},
             }
+            for end, of in (("", seconds), ("_again", again)):
+                ratios = [a / b for a, b in zip(of["plain"], of[kind], strict=True)]
+                record |= {f"ratio{end}": statistics.median(ratios), f"ratios{end}": ratios}
             records.append(record)
             print(f"{kind:22s} {concurrency:3d} {record['per_second']:7.1f}/s", flush=True)
     return records
@@ -157,38 +151,27 @@ async def endure(client: httpx2.AsyncClient, total: int, pid: int, port: int) ->
     ]
     known = Load(client, good)
     await known.run(8)
-    memory, lost, wrong, refused = [], 0, 0, 0
-    step = max(total // 20, 1)
+    bodies, expected = [], []
+    for n in range(total):
+        bad = n % 10 == 9
+        bodies.append(good[n % len(good)] | (BAD[n // 10 % len(BAD)] if bad else {}))
+        expected.append((400, "") if bad else known.answers[n % len(good)])
+    memory, answers = [], []
     misbehaving = asyncio.ensure_future(misbehave(port))
+    step = max(total // 20, 1)
     for begin in range(0, total, step):
-        numbers = range(begin, min(begin + step, total))
-        load = Load(
-            client,
-            [
-                {**good[n % len(good)], **BAD[n // 10 % len(BAD)]}
-                if n % 10 == 9
-                else good[n % len(good)]
-                for n in numbers
-            ],
-        )
+        load = Load(client, bodies[begin : begin + step])
         await load.run(8)
-        lost += len(numbers) - len(load.answers)
-        for place, n in enumerate(numbers):
-            status, text = load.answers[place]
-            if n % 10 == 9:
-                refused += status == 400
-                wrong += status != 400
-            else:
-                wrong += (status, text) != known.answers[n % len(good)]
+        answers += [load.answers.get(place) for place in range(len(load.bodies))]
         memory.append(resident_with_children(pid))
-        print(f"{numbers[-1] + 1:6d} requests: {memory[-1]:.3f} GiB", flush=True)
+        print(f"{len(answers):6d} requests: {memory[-1]:.3f} GiB", flush=True)
     misbehaving.cancel()
     first, last = memory[: len(memory) // 4], memory[-len(memory) // 4 :]
     return {
         "requests": total,
-        "refused": refused,
-        "lost": lost,
-        "wrong": wrong,
+        "refused": sum(answer is not None and answer[0] == 400 for answer in answers),
+        "lost": answers.count(None),
+        "wrong": sum(map(operator.ne, answers, expected)) - answers.count(None),
         "resident_gib": memory,
         "growth": statistics.median(last) / statistics.median(first) - 1,
     }
@@ -229,40 +212,39 @@ def serving(port: int, engine: str) -> Iterator[int]:
         process.wait()
 
 
-def table(content: dict[str, Any]) -> str:
+def report(content: dict[str, Any]) -> str:
     """The records as Markdown."""
     head = ["requests", "at a time", "per second", "ratio to plain", "aim", "asked again"]
     head += ["p50", "p90", "p99 (s)"]
-    lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    rows: list[list[Cell]] = []
     for record in content["records"]:
         aim = AIMS.get(record["kind"])
         met = "" if aim is None else f"{aim} {'met' if record['ratio'] >= aim else 'missed'}"
-        rates = f"{record['per_second']:.1f} | {record['ratio']:.2f} | {met}"
-        rates += f" | {record['ratio_again']:.2f}"
-        latency = " | ".join(f"{record['latency_s'][name]:.3f}" for name in ("p50", "p90", "p99"))
-        lines.append(f"| {record['kind']} | {record['concurrency']} | {rates} | {latency} |")
+        rates = [f"{record['per_second']:.1f}", f"{record['ratio']:.2f}", met]
+        latency = [f"{record['latency_s'][name]:.3f}" for name in ("p50", "p90", "p99")]
+        again = f"{record['ratio_again']:.2f}"
+        rows.append([record["kind"], record["concurrency"], *rates, again, *latency])
     mixed, about = content["mixed"], content["machine"]
-    first, last, growth = mixed["resident_gib"][0], mixed["resident_gib"][-1], 100 * mixed["growth"]
     start, end = about["load"]
-    threads, cores = about["server_threads"], about["cores"]
-    return f"""\
-`tiny-early` with {content["engine"]} on {about["device"]}, threads of torch: {threads}, on {cores}
+    above = f"""\
+`tiny-early` with {content["engine"]} on {about["device"]}, threads of torch: \
+{about["server_threads"]}, on {about["cores"]}
 cores that other work shared: the load average was {start:.1f} at the start and {end:.1f} at the
 end. Ratios are medians over {content["rounds"]} rounds, in each of which every kind had its turn
-with images that are new to the server; *asked again* is the ratio when the same requests follow.
-
-{chr(10).join(lines)}
-
+with images that are new to the server; *asked again* is the ratio when the same requests follow."""
+    below = f"""\
 {mixed["requests"]} mixed requests, 8 at a time, a tenth of them bad, beside slow and broken
 clients: {mixed["lost"]} lost, {mixed["wrong"]} answered otherwise than before,
-{mixed["refused"]} bad ones refused. The server held {first:.3f} GiB after the first twentieth and
-{last:.3f} GiB at the end; the last quarter's median is {growth:+.1f} % against the first's.
-"""
+{mixed["refused"]} bad ones refused. The server held {mixed["resident_gib"][0]:.3f} GiB after the \
+first twentieth and
+{mixed["resident_gib"][-1]:.3f} GiB at the end; the last quarter's median is \
+{100 * mixed["growth"]:+.1f} % against the first's."""
+    return markdown([Text(above), Table("serving", head, rows), Text(below)])
 
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     """All measurements."""
-    load = [os.getloadavg()[0]]
+    load = os.getloadavg()[0]
     with serving(args.port, args.engine) as pid:
         limits = httpx2.Limits(max_connections=64)
         url = f"http://127.0.0.1:{args.port}"
@@ -275,15 +257,10 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         **machine("cpu"),
         "cores": os.cpu_count(),
         "server_threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "load": [*load, os.getloadavg()[0]],
+        "load": [load, os.getloadavg()[0]],
     }
-    return {
-        "machine": about,
-        "engine": args.engine,
-        "rounds": args.rounds,
-        "records": records,
-        "mixed": mixed,
-    }
+    measured = {"rounds": args.rounds, "records": records, "mixed": mixed}
+    return {"machine": about, "engine": args.engine, **measured}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -305,8 +282,8 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     name = "serving" if args.engine == "transformers" else f"serving-{args.engine}"
     write_atomically(args.out / f"{name}.json", json.dumps(content, indent=1) + "\n")
-    write_atomically(args.out / f"{name}.md", table(content))
-    print(table(content))
+    write_atomically(args.out / f"{name}.md", report(content))
+    print(report(content))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -45,12 +44,6 @@ class Setup:
     length: int = 1
     questions: int = 1
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-Plan = list[tuple[Setup, tuple[str, ...]]]
-
 
 def make_plan(
     shapes: Sequence[str],
@@ -58,7 +51,7 @@ def make_plan(
     several: int = 10,
     growth: str | None = None,
     image_tokens: Sequence[int] = (IMAGE_TOKENS,),
-) -> Plan:
+) -> list[tuple[Setup, tuple[str, ...]]]:
     """Setups and the ways to measure in each, the most important first.
 
     A model is built once for all its setups with the same number of image tokens.

@@ -10,26 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.prompting.dialects import LLAVA_PROMPT, SHORT_ANSWER
 from cof.tiny import checkpoint_path
+from lab.training.tokenizer import make_processor, train_bpe, wrap
 
 COLORS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple", "brown", "grey")
 QUESTION = "What digit is on the small {} star to the left of the {} house?"
 TINY_TOKENS = 100  # the embedded model's tokens of an image
 PATCH = 14
-SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,9 @@ def engine_of(name: str, image_tokens: int, dtype: str, device: str) -> Transfor
 def make_engine(shape: Shape, image_tokens: int, dtype: str, device: str) -> TransformersEngine:
     """An engine that never stops early: it has no end token."""
     side = math.isqrt(image_tokens) * PATCH
-    words: Any = _tokenizer()
+    asked = [question(number) for number in range(10)]
+    corpus = [LLAVA_PROMPT, SHORT_ANSWER, *asked, "USER: ASSISTANT:", " [0. , 0."]
+    words: Any = wrap(train_bpe(corpus * 2, 480))
     vision = CLIPVisionConfig(
         hidden_size=shape.vision_hidden,
         intermediate_size=4 * shape.vision_hidden,
@@ -107,41 +100,5 @@ def make_engine(shape: Shape, image_tokens: int, dtype: str, device: str) -> Tra
         torch.set_default_dtype(before)
     model.generation_config.eos_token_id = shape.vocabulary + 1
     model.generation_config.pad_token_id = 0
-    square = {"height": side, "width": side}
-    processor = LlavaProcessor(
-        image_processor=LlavaImageProcessorPil(do_pad=True, size=square, crop_size=square),
-        tokenizer=words,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
+    processor = make_processor(words, PATCH, side)
     return TransformersEngine(model, processor, name="llava-1.5 shape", max_batch_tokens=1 << 20)
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """Words of the prompts and single digits, as LLaMA's tokenizer has them."""
-    words = Tokenizer(models.BPE())
-    words.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r" ?[0-9]| ?[A-Za-z]+|\s+|."), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    words.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=480,
-        special_tokens=[*SPECIAL.values(), "<image>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    corpus = [
-        LLAVA_PROMPT,
-        SHORT_ANSWER,
-        *map(question, range(10)),
-        "USER: ASSISTANT:",
-        " [0. , 0.",
-    ]
-    words.train_from_iterator(corpus * 2, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, additional_special_tokens=["<image>"], **SPECIAL
-    )

@@ -21,29 +21,24 @@ FREE_BOX = Decoding(max_new_tokens=BOX_TOKENS)
 COF = Settings(expand=1.0, boxes="template", grounding_max_new_tokens=BOX_TOKENS)
 
 
+@dataclass
 class Held:
     """An engine without one of its savings, or with fixed boxes in stage 1.
 
     Stage 1 runs in full, but the caller sets its boxes: a model with random weights would look
     anywhere, and how much of the prefix `all` reuses depends on where.
+
+    Attributes:
+        engine: does the work.
+        boxes: the replies of stage 1, row by row, repeated; empty: the model's own.
+        prefix: whether the prefix of an image is cached.
+        vision: whether an image's features are; if not, stage 2 computes them again.
     """
 
-    def __init__(
-        self,
-        engine: TransformersEngine,
-        boxes: Sequence[str],
-        *,
-        prefix: bool = True,
-        vision: bool = True,
-    ) -> None:
-        """
-        Args:
-            engine: does the work.
-            boxes: the replies of stage 1, row by row, repeated; empty: the model's own.
-            prefix: whether the prefix of an image is cached.
-            vision: whether an image's features are; if not, stage 2 computes them again.
-        """
-        self.engine, self.boxes, self.prefix, self.vision = engine, boxes, prefix, vision
+    engine: TransformersEngine
+    boxes: Sequence[str]
+    prefix: bool = True
+    vision: bool = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -108,7 +103,7 @@ class Ways:
     def cof(self, *, prefix: bool = True, vision: bool = True, **settings: Any) -> None:
         """The pipeline on all questions at once."""
         engine = self.engine
-        held = Held(engine, self.boxes, prefix=prefix, vision=vision)
+        held = Held(engine, self.boxes, prefix, vision)
         rows = [
             Query(image, question)
             for image, questions in zip(self.images, self.questions, strict=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -17,19 +17,19 @@ from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
-from cof.eval.evaluate import usual_methods
+from cof.eval.evaluate import Evaluation, usual_methods
 from cof.eval.methods import PLAIN, Method
-from cof.eval.sweep import Methods, make_candidates
+from cof.eval.sweep import Methods, Round, choose, make_candidates
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.settings import Settings
 from cof.tiny.benchmark import NUM_OBJECTS, write_benchmark
 from cof.tiny.scenes import SIDE
 from cof.types import Scope
-from lab.studies.study import Study
 from lab.studies.synthetic import VALIDATION, write_synthetic
 
-Split = Literal["validation", "test"]
+Tasks = dict[str, dict[str, Benchmark]]
+"""Of `validation` and of `test`, by name."""
 
 SYNTHETIC: Mapping[str, type[Benchmark]] = {"mme": MME, "pope": POPE, "mmbench": MMBench}
 
@@ -77,36 +77,55 @@ class Plan:
     batch_size: int = 48
     seed: int = 0
 
-    def draw_scenes(self, out: Path) -> dict[Split, dict[str, Benchmark]]:
-        """The questions of both splits, drawn into `data/` of a folder."""
-        sizes: dict[Split, int] = {"validation": self.validation_scenes, "test": self.scenes}
-        tasks: dict[Split, dict[str, Benchmark]] = {}
-        for split, scenes in sizes.items():
+    def draw(self, out: Path, style: PromptStyle | None = None) -> Tasks:
+        """The questions of both splits, drawn into `data/` of a folder.
+
+        Args:
+            out: the folder.
+            style: of the prompts of synthetic MME, POPE and MMBench; None: the scenes themselves.
+        """
+        tasks: Tasks = {}
+        for split, scenes in (("validation", self.validation_scenes), ("test", self.scenes)):
             folder = out / "data" / split
-            write_benchmark(
-                folder, split, num_objects=self.num_objects, scenes=scenes, side=self.side
-            )
-            task = Scenes(folder, prompt_style="tiny", limit=self.limit, kinds=self.kinds)
-            tasks[split] = {"scenes": task}
+            size: Any = {"num_objects": self.num_objects, "scenes": scenes, "side": self.side}
+            if style is None:
+                write_benchmark(folder, split, **size)
+                task = Scenes(folder, prompt_style="tiny", limit=self.limit, kinds=self.kinds)
+                tasks[split] = {"scenes": task}
+            else:
+                write_synthetic(folder, first=VALIDATION if split == "validation" else 0, **size)
+                tasks[split] = {
+                    name: benchmark(folder / name, prompt_style=style, limit=self.limit)
+                    for name, benchmark in SYNTHETIC.items()
+                }
         return tasks
 
-    def draw_synthetic(self, out: Path, style: PromptStyle) -> dict[Split, dict[str, Benchmark]]:
-        """The same in the formats of MME, POPE and MMBench."""
-        tasks: dict[Split, dict[str, Benchmark]] = {}
-        splits: Sequence[tuple[Split, int, int]] = (
-            ("validation", self.validation_scenes, VALIDATION),
-            ("test", self.scenes, 0),
-        )
-        for split, scenes, first in splits:
-            data = out / "data" / split
-            write_synthetic(
-                data, num_objects=self.num_objects, scenes=scenes, first=first, side=self.side
-            )
-            tasks[split] = {
-                name: benchmark(data / name, prompt_style=style, limit=self.limit)
-                for name, benchmark in SYNTHETIC.items()
-            }
-        return tasks
+
+@dataclass(frozen=True)
+class Study:
+    """Methods chosen on validation questions, frozen, and measured on test questions.
+
+    Attributes:
+        name: for its report.
+        rounds: see `cof.eval.sweep.choose`.
+        compare: the choice -> the methods that are measured on the test questions, by name.
+        max_new_tokens: the longest answer.
+    """
+
+    name: str
+    rounds: Sequence[Round]
+    compare: Callable[[Methods], Methods]
+    max_new_tokens: int = 16
+
+    def run(
+        self, engine: Engine, tasks: Tasks, plan: Plan, out: Path, console: Console, **more: Any
+    ) -> dict[str, Any]:
+        """The content of `results.json`; a run that was interrupted goes on."""
+        how = {"batch_size": plan.batch_size, "max_new_tokens": self.max_new_tokens}
+        choice = choose(engine, tasks["validation"], self.rounds, out, console=console, **how)
+        evaluation = Evaluation(self.compare(choice.chosen), seed=plan.seed, **how)
+        more |= {"plan": asdict(plan), "study": self.name, "choice": choice.as_dict()}
+        return evaluation.run(engine, tasks["test"], out, console=console, **more)
 
 
 def run_effect(
@@ -142,10 +161,8 @@ def run_effect(
         "Does it help?",
         [lambda chosen: {"cof": candidates}, thresholds],
         compare,
-        batch_size=plan.batch_size,
-        seed=plan.seed,
     )
-    return _run(study, engine, plan.draw_scenes(out), plan, out, console)
+    return study.run(engine, plan.draw(out), plan, out, console)
 
 
 def run_grid(
@@ -190,11 +207,9 @@ def run_grid(
         "Where to look, and how",
         [lambda chosen: {focus: strengths(focus) for focus in focuses}],
         compare,
-        batch_size=plan.batch_size,
-        seed=plan.seed,
     )
     grid = {"sources": list(sources), "focuses": list(focuses)}
-    return _run(study, engine, plan.draw_scenes(out), plan, out, console, grid=grid)
+    return study.run(engine, plan.draw(out), plan, out, console, grid=grid)
 
 
 def run_synthetic(
@@ -214,26 +229,10 @@ def run_synthetic(
             lambda chosen: {"cof": make_candidates(chosen["cof"].settings, expand=plan.expands)},
         ],
         lambda chosen: usual_methods(chosen["cof"].settings),
-        batch_size=plan.batch_size,
         max_new_tokens=8,
-        seed=plan.seed,
     )
     style: PromptStyle = "tiny" if engine.dialect.name == "tiny" else "llava"
-    return _run(study, engine, plan.draw_synthetic(out, style), plan, out, console)
-
-
-def _run(
-    study: Study,
-    engine: Engine,
-    tasks: Mapping[Split, Mapping[str, Benchmark]],
-    plan: Plan,
-    out: Path,
-    console: Console,
-    **more: Any,
-) -> dict[str, Any]:
-    return study.run(
-        engine, tasks["validation"], tasks["test"], out, console=console, plan=asdict(plan), **more
-    )
+    return study.run(engine, plan.draw(out, style), plan, out, console)
 
 
 def _at(source: str, settings: Settings) -> Method:

@@ -7,18 +7,8 @@
                                   first, or adversarially
     mmbench/scenes_dev.tsv        questions with four options each; images as base64
 
-In each folder `annotations.jsonl` holds what the formats have no field for, one line for each
-question (for MMBench, one line for all its rotations):
-
-    id           the question's id
-    scene        seed of the scene; equal seeds have equal images
-    region       `[x1, y1, x2, y2]` around the objects that the answer depends on, 0..1 of the
-                 image; null: the whole image, as for an absent object
-    boxes        every object's `[x1, y1, x2, y2]`, 0..1 of the image
-    num_objects  number of objects
-    single       whether the region is that of one object
-    smallest_px  side of the smallest object asked about, pixels; null without any
-    difficulty   easy, medium or hard (`difficulty`)
+`annotations.jsonl` in each folder has the true regions (`docs/evaluation.md`), and as `scene`
+the seed of each scene: equal seeds have equal images.
 
 The same arguments give the same bytes.
 """
@@ -36,8 +26,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cof.geometry.boxes import union
 from cof.tiny.benchmark import MOST_SCENES, NUM_OBJECTS, check_scenes, round_box
 from cof.tiny.questions import (
@@ -50,14 +38,13 @@ from cof.tiny.questions import (
     verify,
     verify_count,
 )
-from cof.tiny.scenes import COLORS, DIAMETERS, SHAPES, SIDE, Scene, make_scene, render
+from cof.tiny.scenes import COLORS, SHAPES, SIDE, Scene, make_scene, render
 
 SEEDS = {"mme": 3_000_000, "pope": 4_000_000, "mmbench": 5_000_000}
 """The first seed of each benchmark's scenes; those of training lie above."""
 
 NAMES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 POSITIVES = 3  # questions per scene about present objects in POPE, and as many about absent ones
-DIFFICULTIES = ("easy", "medium", "hard")
 VALIDATION = 9_000
 """Number of the first scene for choosing settings: `write_synthetic(first=VALIDATION)`."""
 
@@ -103,24 +90,13 @@ def write_synthetic(
         (folder / name / "annotations.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def difficulty(num_objects: int, smallest_px: int | None) -> str:
-    """One level up for more than 8 objects, and one for a question about a small object; an
-    absent object counts as small.
-
-    >>> difficulty(8, 32), difficulty(8, 24), difficulty(12, None)
-    ('easy', 'medium', 'hard')
-    """
-    small = smallest_px is None or smallest_px <= DIAMETERS["small"][1]
-    return DIFFICULTIES[(num_objects > 8) + small]
-
-
 def _mme(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
-    images = {scene.seed: _png(render(scene)) for scene in scenes}
+    images = {scene.seed: render(scene) for scene in scenes}
     for task, (ask, belongs) in _TASKS.items():
         (folder / task).mkdir(exist_ok=True)
         for scene in scenes:
             name = f"{len(scene.things):02d}-{scene.seed % MOST_SCENES:04d}"
-            (folder / task / f"{name}.png").write_bytes(images[scene.seed])
+            images[scene.seed].save(folder / task / f"{name}.png")
             pair = _pair(scene, ask, belongs)
             lines = [f"{q.text}{YES_NO}\t{q.answer.capitalize()}\n" for q in pair]
             (folder / task / f"{name}.txt").write_text("".join(lines), "utf-8")
@@ -198,7 +174,9 @@ def _mmbench(folder: Path, scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for scene in scenes:
         rng = random.Random(f"mmbench-{scene.seed}")
-        image = base64.b64encode(_png(render(scene))).decode()
+        file = io.BytesIO()
+        render(scene).save(file, "PNG")
+        image = base64.b64encode(file.getvalue()).decode()
         for question in _choices(scene, rng):
             text, *options = question.text.split("\n")
             kind = text.split()[1]
@@ -237,23 +215,6 @@ def _choices(scene: Scene, rng: random.Random, wanted: int = 3) -> list[Question
 
 
 def _annotation(id: str, scene: Scene, things: Sequence[int]) -> dict[str, Any]:
-    boxes = [round_box(scene.xyxy(thing)) for thing in scene.things]
     region = round_box(union(scene.xyxy(scene.things[i]) for i in things)) if things else None
-    sides = [scene.things[i].xyxy[2] - scene.things[i].xyxy[0] for i in things]
-    smallest = min(sides, default=None)
-    return {
-        "id": id,
-        "scene": scene.seed,
-        "region": region,
-        "boxes": boxes,
-        "num_objects": len(boxes),
-        "single": len(things) == 1,
-        "smallest_px": smallest,
-        "difficulty": difficulty(len(boxes), smallest),
-    }
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    objects = {"num_objects": len(scene.things), "single": len(things) == 1}
+    return {"id": id, "scene": scene.seed, "region": region, **objects}

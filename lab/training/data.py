@@ -1,7 +1,10 @@
-"""Training data: a pool of rendered scenes, padded to squares, and prefetched batches."""
+"""What both phases of training share: a pool of rendered scenes, batches, options, the log."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -85,6 +88,25 @@ class Pool:
     def pixels(self, index: Tensor) -> Tensor:
         """`(B, SIDE, SIDE, 3)` uint8 of the scenes with these numbers."""
         return self.data[index.to(self.data.device)]
+
+
+def options(description: str | None, *, steps: int, batch: int) -> argparse.ArgumentParser:
+    """The options of both phases."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--pool", type=int, default=120_000, help="scenes that are drawn once")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="that prefetch batches")
+    return parser
+
+
+def log(path: Path, row: dict[str, float]) -> None:
+    """Append a line to a JSON-lines log, without what is NaN."""
+    kept = {name: round(value, 4) for name, value in row.items() if not math.isnan(value)}
+    with path.open("a") as file:
+        print(json.dumps(kept), file=file)
 
 
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from cof.errors import CofError
 from cof.tiny import checkpoint_path
-from lab.training.model import PATCH, make_config, make_model
-from lab.training.tokenizer import BOS, EOS, IMAGE, PAD, make_processor, make_tokenizer
+from lab.training.model import PATCH, is_used, make_model
+from lab.training.tokenizer import make_processor, make_tokenizer
 
 HUB_NAMES = {
     "model.language_model.": "language_model.model.",
@@ -44,8 +44,8 @@ def hub_weights(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
     """All weights in bf16 under their hub names; those that the features do not use are zero."""
     weights = {}
     for name, value in model.state_dict().items():
-        unused = "encoder.layers.6." in name or "post_layernorm" in name
-        weights[hub_name(name)] = (torch.zeros_like(value) if unused else value).bfloat16()
+        used = "vision_tower" not in name or is_used(name)
+        weights[hub_name(name)] = (value if used else torch.zeros_like(value)).bfloat16()
     return weights
 
 
@@ -70,18 +70,16 @@ def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
     config.save_pretrained(folder)
     make_processor(tokenizer, PATCH).save_pretrained(folder)
     GenerationConfig(
-        bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-        eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(folder)
     save_file(hub_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def make_untrained() -> LlavaForConditionalGeneration:
     """The architecture with fresh weights, in bf16."""
-    tokenizer = make_tokenizer()
-    image, pad, bos, eos = (tokenizer.get_vocab()[t] for t in (IMAGE, PAD, BOS, EOS))
-    return make_model(make_config(len(tokenizer), image, pad, bos, eos)).bfloat16()
+    return make_model(make_tokenizer())
 
 
 def main() -> None:

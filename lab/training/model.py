@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -13,18 +16,18 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
 )
 
 from cof.tiny.scenes import SIDE
+from lab.training.tokenizer import BOS, EOS, IMAGE, PAD
 
 PATCH = 16
 GRID = SIDE // PATCH  # 10 x 10 image tokens
 VISION_DIM = 192
 
 
-def make_config(
-    vocab_size: int, image_token_id: int, pad_id: int, bos_id: int, eos_id: int
-) -> LlavaConfig:
+def make_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     """LLaVA-1.5's architecture, small: about 3 M parameters of vision tower, 5 M of decoder.
 
     As in LLaVA-1.5 the features come from before the last vision layer, so that all
@@ -40,8 +43,9 @@ def make_config(
         projection_dim=VISION_DIM,
         hidden_act="gelu",
     )
+    pad, bos, eos, image = tokenizer.convert_tokens_to_ids([PAD, BOS, EOS, IMAGE])
     text = LlamaConfig(
-        vocab_size=vocab_size,
+        vocab_size=len(tokenizer),
         hidden_size=256,
         intermediate_size=704,
         num_hidden_layers=6,
@@ -49,14 +53,14 @@ def make_config(
         num_key_value_heads=8,
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
-        pad_token_id=pad_id,
-        bos_token_id=bos_id,
-        eos_token_id=eos_id,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos,
     )
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=image_token_id,
+        image_token_index=image,
         projector_hidden_act="gelu",
         vision_feature_select_strategy="default",
         vision_feature_layer=-2,
@@ -79,20 +83,20 @@ def full_attention(
 AttentionInterface.register("cof_tiny_full", full_attention)
 
 
-def make_model(config: LlavaConfig, seed: int = 0) -> LlavaForConditionalGeneration:
-    """A model with random weights.
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """A model with random weights, in bf16.
 
     Its position embeddings start as sines of large amplitude, without which it learns no boxes.
     """
-    torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(make_config(tokenizer))
     model.set_attn_implementation({"vision_config": "cof_tiny_full"})
     embeddings = model.model.vision_tower.embeddings
     with torch.no_grad():
         embeddings.position_embedding.weight[1:] = sincos_positions(GRID, VISION_DIM)
         embeddings.position_embedding.weight[0] = 0
         torch.nn.init.normal_(embeddings.patch_embedding.weight, std=(3 * PATCH * PATCH) ** -0.5)
-    return model
+    return model.bfloat16()
 
 
 def sincos_positions(grid: int, dim: int) -> Tensor:
@@ -119,3 +123,18 @@ def image_features(model: Any, pixel_values: Tensor) -> Tensor:
     for layer in tower.encoder.layers[:-1]:
         hidden = layer(hidden, attention_mask=None)
     return hidden[:, 1:]
+
+
+def is_used(name: str) -> bool:
+    """Whether the features depend on a weight of the vision tower."""
+    return "layers.6." not in name and "post_layernorm" not in name
+
+
+def cover(xyxy: Sequence[float]) -> NDArray[np.float64]:
+    """`(GRID, GRID)`: the share of each patch that a box in pixels covers."""
+    edges = np.arange(GRID + 1) * PATCH
+    across, down = (
+        np.clip(np.minimum(edges[1:], end) - np.maximum(edges[:-1], start), 0, None)
+        for start, end in ((xyxy[0], xyxy[2]), (xyxy[1], xyxy[3]))
+    )
+    return down[:, None] * across[None, :] / PATCH**2

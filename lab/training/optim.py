@@ -71,5 +71,10 @@ class MixedOptimizer:
             optimizer.load_state_dict(saved)
 
 
+def schedule(step: int, steps: int, warm: int) -> float:
+    """The learning rate's scale: up over `warm` steps, down over the second half."""
+    return min(1.0, (step + 1) / warm) * min(1.0, 2 * (1 - step / steps))
+
+
 def _is_matrix(name: str, value: torch.Tensor) -> bool:
     return value.ndim == 2 and not any(k in name for k in ("embed", "lm_head", "probe"))

@@ -7,10 +7,9 @@ features alone; the probe that predicts the labels is discarded.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +19,19 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cof.tiny.scenes import COLORS, DIGITS, LETTERS, SHAPES, SIDE, Scene
-from lab.training.data import WORKERS, Pool, batches, offset, pool_scene
+from lab.training.data import Pool, batches, log, offset, options, pool_scene
 from lab.training.model import (
     GRID,
-    PATCH,
     VISION_DIM,
+    cover,
     image_features,
-    make_config,
+    is_used,
     make_model,
     normalize,
 )
-from lab.training.optim import MixedOptimizer
+from lab.training.optim import MixedOptimizer, schedule
+from lab.training.tokenizer import LEVELS, make_tokenizer
 
-LEVELS = 51  # coordinates in steps of 0.02
 COLOR_NAMES = tuple(COLORS)
 GLYPHS = DIGITS + LETTERS
 HEADS = {
@@ -50,21 +49,18 @@ def patch_labels(scene: Scene) -> NDArray[np.int16]:
     """
     labels = np.zeros((GRID, GRID, 8), dtype=np.int16)
     best = np.zeros((GRID, GRID))
-    dx, dy = offset(scene.wh)
-    edges = np.arange(GRID + 1) * PATCH
+    shift = 2 * offset(scene.wh)
     for t in scene.things:
-        x1, y1, x2, y2 = t.xyxy[0] + dx, t.xyxy[1] + dy, t.xyxy[2] + dx, t.xyxy[3] + dy
-        across = np.clip(np.minimum(edges[1:], x2) - np.maximum(edges[:-1], x1), 0, None)
-        down = np.clip(np.minimum(edges[1:], y2) - np.maximum(edges[:-1], y1), 0, None)
-        cover = down[:, None] * across[None, :] / PATCH**2
-        shows = (cover > best) & (cover >= 0.1)
-        best = np.where(shows, cover, best)
+        xyxy = [side + by for side, by in zip(t.xyxy, shift, strict=True)]
+        covered = cover(xyxy)
+        shows = (covered > best) & (covered >= 0.1)
+        best = np.where(shows, covered, best)
         labels[shows] = (
             1 + SHAPES.index(t.shape),
             1 + COLOR_NAMES.index(t.color),
             1 + (t.size == "large"),
             1 + GLYPHS.index(t.glyph),
-            *(round(v / SIDE * (LEVELS - 1)) for v in (x1, y1, x2, y2)),
+            *(round(v / SIDE * (LEVELS - 1)) for v in xyxy),
         )
     return labels.reshape(-1, 8)
 
@@ -113,14 +109,10 @@ def train(args: argparse.Namespace) -> None:
     """Train; resumes from `see.pt` if there is one."""
     torch.manual_seed(0)
     pool = Pool.open(args.out, args.pool).to(args.device)
-    model = make_model(make_config(64, 3, 0, 1, 2)).to(args.device)
-    tower = model.model.vision_tower.to(torch.bfloat16)
+    model: Any = make_model(make_tokenizer())
+    model.to(args.device)
     probe = Probe().to(torch.bfloat16).to(args.device)
-    used = [
-        (n, p)
-        for n, p in tower.named_parameters()
-        if "layers.6." not in n and "post_layernorm" not in n
-    ]
+    used = [(n, p) for n, p in model.model.vision_tower.named_parameters() if is_used(n)]
     named = [*used, *((f"probe.{n}", p) for n, p in probe.named_parameters())]
     optimizer = MixedOptimizer(named, lr_matrix=0.02, lr_rest=2e-3)
     checkpoint, start = args.out / "see.pt", 0
@@ -135,29 +127,18 @@ def train(args: argparse.Namespace) -> None:
         pixels = normalize(pool.pixels(index)).to(torch.bfloat16)
         loss, stats = probe(image_features(model, pixels), labels.long().to(args.device))
         loss.backward()
-        warm, left = min(1.0, (step + 1) / 100), 1 - step / args.steps
-        optimizer.step(warm * min(1.0, left / 0.5))
+        optimizer.step(schedule(step, args.steps, 100))
         if step % 50 == 49:
             row = {"step": step + 1, "loss": float(loss.detach())}
             row |= {name: float(value) for name, value in stats.items()}
             row["images_s"] = args.batch * (step + 1 - start) / (time.time() - began)
-            with (args.out / "see.jsonl").open("a") as log:
-                print(json.dumps({k: round(v, 4) for k, v in row.items()}), file=log)
+            log(args.out / "see.jsonl", row)
         if step % 500 == 499 or step + 1 == args.steps:
             torch.save({"optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--pool", type=int, default=120_000)
-    parser.add_argument("--steps", type=int, default=1_600)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--workers", type=int, default=WORKERS, help="processes that prefetch batches"
-    )
-    train(parser.parse_args())
+    train(options(__doc__, steps=1_600, batch=256).parse_args())
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ is frozen in the first part, and then learns slowly with the decoder.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import random
 import time
 from pathlib import Path
@@ -18,17 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
 from cof.tiny import checkpoint_path
-from lab.training.data import WORKERS, Pool, batches, pool_scene
+from lab.training.data import Pool, batches, log, options, pool_scene
 from lab.training.export import HUB_NAMES, hub_name
-from lab.training.model import image_features, make_config, make_model, normalize
-from lab.training.optim import MixedOptimizer
-from lab.training.tokenizer import IMAGE, LEVELS, PAD, make_tokenizer
+from lab.training.model import image_features, is_used, make_model, normalize
+from lab.training.optim import MixedOptimizer, schedule
+from lab.training.tokenizer import LEVELS, make_tokenizer
 from lab.training.turns import (
     DETAILS,
     IMAGE_AT,
@@ -63,42 +60,31 @@ def soft_targets(words: Words, vocab: int, spread: float = 0.7) -> Tensor:
     return table
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions; `x (B, T, H, D)`, `cos`, `sin` `(B, T, 1, D)`."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
-
-
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
-
-
 def block(
     layer: LlamaDecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, causal: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One decoder layer over `[prefix | rows]`: the prefix is causal, a row sees it and itself.
 
     The weights and the arithmetic are those of transformers' layer, with two block products in
-    place of one masked square; it is written so that it compiles into a few fused loops.
+    place of one masked square.
 
     Args:
         x: `(B, PREFIX + ROWS * ROW, dim)`.
-        cos, sin: `(B, T, 1, D)` rotary tables.
+        cos, sin: `(B, T, D)` rotary tables.
         causal: `(PREFIX, PREFIX)` additive mask.
         own: `(B, 1, ROWS, ROW, ROW)` additive mask within each row.
 
     Returns:
         The layer's output, and its attention weights `(B, H, ROWS, ROW, PREFIX + ROW)`.
     """
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer.self_attn
     b, t, _ = x.shape
     d = attention.head_dim
-    y = norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
-    q = rotate(attention.q_proj(y).view(b, t, -1, d), cos, sin).transpose(1, 2) * d**-0.5
-    k = rotate(attention.k_proj(y).view(b, t, -1, d), cos, sin).transpose(1, 2)
-    v = attention.v_proj(y).view(b, t, -1, d).transpose(1, 2)
-    h = q.shape[1]
+    y = layer.input_layernorm(x)
+    made = [project(y) for project in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    q, k, v = (each.view(b, t, -1, d).transpose(1, 2) for each in made)
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    q, h = q * d**-0.5, q.shape[1]
     kp, vp = k[:, :, :PREFIX], v[:, :, :PREFIX]
     prefix = (q[:, :, :PREFIX] @ kp.transpose(-1, -2) + causal).softmax(-1) @ vp
     qr, kr, vr = (z[:, :, PREFIX:] for z in (q, k, v))
@@ -110,8 +96,7 @@ def block(
     rows = rows + (weights[..., PREFIX:] @ vr.reshape(split)).view(b, h, ROWS * ROW, d)
     mixed = torch.cat([prefix, rows], dim=2).transpose(1, 2).reshape(b, t, h * d)
     x = x + attention.o_proj(mixed)
-    y = norm(x, layer.post_attention_layernorm.weight, layer.input_layernorm.variance_epsilon)
-    return x + mlp.down_proj(F.silu(mlp.gate_proj(y)) * mlp.up_proj(y)), weights
+    return x + layer.mlp(layer.post_attention_layernorm(x)), weights
 
 
 def look_loss(weights: Tensor, queries: tuple[Tensor, Tensor], cells: Tensor) -> Tensor:
@@ -157,10 +142,7 @@ class Trainer:
     """The model with its constant tensors; `loss` is all that training minimises."""
 
     def __init__(self, words: Words, *, device: str = "cpu", compiled: bool = False) -> None:
-        config = make_config(
-            len(words.tokenizer), words(IMAGE)[0], words(PAD)[0], words.bos, words.eos
-        )
-        model: Any = make_model(config).bfloat16()
+        model: Any = make_model(words.tokenizer)
         self.model = model.to(device)
         self.soft = soft_targets(words, len(words.tokenizer)).to(device)
         self.prefix = torch.tensor(words.prefix, device=device)
@@ -176,7 +158,7 @@ class Trainer:
         x = torch.cat([x[:, :IMAGE_AT], image, x[:, IMAGE_AT + N_IMAGE :]], 1)
         first = torch.arange(PREFIX, device=x.device).expand(size, -1)
         positions = torch.cat([first, PREFIX + batch.place], 1)
-        cos, sin = (z.unsqueeze(2) for z in decoder.rotary_emb(x, positions))
+        cos, sin = decoder.rotary_emb(x, positions)
         own = own_mask(batch.part.view(-1, 1, ROWS, ROW)).to(x.dtype)
         causal = self.causal.to(x.dtype)
         looking = x
@@ -251,7 +233,8 @@ def train(args: argparse.Namespace) -> None:
     pool = Pool.open(args.out, args.pool).to(args.device)
     named = list(model.named_parameters())
     decoder = MixedOptimizer([(n, p) for n, p in named if "vision_tower" not in n], 0.02, 2e-3)
-    tower = MixedOptimizer([(n, p) for n, p in named if _is_used(n)], 0.02, 2e-3)
+    seeing = [(n, p) for n, p in named if "vision_tower" in n and is_used(n)]
+    tower = MixedOptimizer(seeing, 0.02, 2e-3)
     checkpoint, start = args.out / "speak.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=args.device)
@@ -267,8 +250,7 @@ def train(args: argparse.Namespace) -> None:
             features = image_features(model, normalize(pool.pixels(index)))
         loss, stats = trainer.loss(features, batch.to(args.device))
         loss.backward()
-        warm, left = min(1.0, (step + 1) / (100 if args.start else 200)), 1 - step / args.steps
-        rate = warm * min(1.0, left / 0.5)
+        rate = schedule(step, args.steps, 100 if args.start else 200)
         decoder.step(rate)
         if tuned:
             tower.step(TUNE_RATE * rate)
@@ -276,11 +258,9 @@ def train(args: argparse.Namespace) -> None:
         running.append(stats)
         if step % 50 == 49:
             line: dict[str, float] = {"step": step + 1, "most": curriculum(step, args.steps)}
-            means = {k: float(torch.stack([s[k] for s in running]).nanmean()) for k in stats}
-            line |= {k: round(v, 4) for k, v in means.items() if not math.isnan(v)}
-            line["images_s"] = round(args.batch * (step + 1 - start) / (time.time() - began), 1)
-            with (args.out / "speak.jsonl").open("a") as log:
-                print(json.dumps(line), file=log)
+            line |= {k: float(torch.stack([s[k] for s in running]).nanmean()) for k in stats}
+            line["images_s"] = args.batch * (step + 1 - start) / (time.time() - began)
+            log(args.out / "speak.jsonl", line)
             running = []
         if step + 1 in args.keep:
             weights = {n: p.detach().cpu() for n, p in (decoder.low | tower.low).items()}
@@ -291,26 +271,13 @@ def train(args: argparse.Namespace) -> None:
             checkpoint.with_suffix(".tmp").replace(checkpoint)
 
 
-def _is_used(name: str) -> bool:
-    """Whether the features depend on a weight of the vision tower."""
-    return "vision_tower" in name and "layers.6." not in name and "post_layernorm" not in name
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--pool", type=int, default=120_000)
-    parser.add_argument("--steps", type=int, default=4_200)
-    parser.add_argument("--batch", type=int, default=128)
+    parser = options(__doc__, steps=4_200, batch=128)
     parser.add_argument(
         "--sparse",
         type=int,
         default=SPARSE,
         help="scenes with more objects get no questions about details",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--workers", type=int, default=WORKERS, help="processes that prefetch batches"
     )
     parser.add_argument(
         "--keep", type=int, nargs="*", default=[], help="steps whose weights are saved separately"

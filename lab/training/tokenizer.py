@@ -8,6 +8,7 @@ four tokens and reads `[0.10, 0.24, 0.40, 0.56]`), the constant parts of prompts
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
@@ -57,8 +58,20 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
             q = ask(scene, rng)
             corpus.append(f"{q.text} {q.answer}")
         corpus.append(phrase(scene, rng)[0])
+    tokenizer = train_bpe(corpus, 640)
+    phrases = [USER, ASSISTANT, WHERE, PAPER, REFER, YES_NO, SHORT_ANSWER, OPTION_LETTER]
+    options = [f"\n{letter}." for letter in "ABCD"]
+    x1, middle, y2 = coordinate_tokens()
+    tokenizer.add_tokens(
+        [AddedToken(t, normalized=False) for t in [*phrases, *options, *x1, *y2, *middle]]
+    )
+    return wrap(tokenizer)
+
+
+def train_bpe(corpus: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE over words and single digits, each with its blank."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # a digit with its blank is one token
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r" ?[0-9]| ?[A-Za-z]+|\s+|."), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -66,19 +79,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=640,
+        vocab_size=vocab_size,
         min_frequency=2,
         special_tokens=[PAD, BOS, EOS, IMAGE],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    phrases = [USER, ASSISTANT, WHERE, PAPER, REFER, YES_NO, SHORT_ANSWER, OPTION_LETTER]
-    options = [f"\n{letter}." for letter in "ABCD"]
-    x1, middle, y2 = coordinate_tokens()
-    tokenizer.add_tokens(
-        [AddedToken(t, normalized=False) for t in [*phrases, *options, *x1, *y2, *middle]]
-    )
+    return tokenizer
+
+
+def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """It as transformers takes it."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -91,13 +103,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_processor(tokenizer: PreTrainedTokenizerFast, patch: int) -> LlavaProcessor:
+def make_processor(
+    tokenizer: PreTrainedTokenizerFast, patch: int, side: int = SIDE
+) -> LlavaProcessor:
     """Pads to a square with the mean colour and resizes, as the paper's evaluation does."""
+    square = {"height": side, "width": side}
     images = LlavaImageProcessorPil(
-        do_pad=True,
-        do_center_crop=False,
-        size={"height": SIDE, "width": SIDE},
-        crop_size={"height": SIDE, "width": SIDE},
+        do_pad=True, do_center_crop=False, size=square, crop_size=square
     )
     return LlavaProcessor(
         image_processor=images,

@@ -21,7 +21,7 @@ from cof.geometry.boxes import union
 from cof.tiny.questions import KINDS, phrase
 from cof.tiny.scenes import SIDE, Scene
 from lab.training.data import offset
-from lab.training.model import GRID, PATCH
+from lab.training.model import GRID, cover
 from lab.training.tokenizer import (
     ASSISTANT,
     BOS,
@@ -204,12 +204,8 @@ def pack(
 
 def object_cells(xyxy: Pixels) -> NDArray[np.float32]:
     """`(GRID * GRID,)`: 1 for patches that the box covers to a quarter or more, or the most."""
-    edges = np.arange(GRID + 1) * PATCH
-    across = np.clip(np.minimum(edges[1:], xyxy[2]) - np.maximum(edges[:-1], xyxy[0]), 0, None)
-    down = np.clip(np.minimum(edges[1:], xyxy[3]) - np.maximum(edges[:-1], xyxy[1]), 0, None)
-    cover = (down[:, None] * across[None, :]).ravel() / PATCH**2
-    inside: NDArray[np.float32] = (cover >= min(0.25, cover.max())).astype(np.float32)
-    return inside
+    covered = cover(xyxy).ravel()
+    return (covered >= min(0.25, covered.max())).astype(np.float32)
 
 
 def own_mask(part: Tensor) -> Tensor:

@@ -30,6 +30,11 @@ def vllm_engine(folder: Path, **options: Any) -> VllmEngine:
     )
 
 
+def metric(engine: VllmEngine, name: str) -> float:
+    """One of vLLM's counters, if no other engine was made since (it counts for the newest)."""
+    return sum(m.value for m in engine.client.llm.get_metrics() if m.name == name)
+
+
 def reference_engine(folder: Path) -> TransformersEngine:
     return TransformersEngine.from_pretrained(folder, dtype="float32")
 

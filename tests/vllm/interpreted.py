@@ -6,13 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from test_vllm_kernel import plain
+from torch import Tensor
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
     CPUAttentionBackendImpl,
     CPUAttentionMetadataBuilder,
 )
 
+from cof.engines.vllm.attention import biased_backend
 from cof.engines.vllm.gpu import BiasedBuilder, BiasedGPUAttention
 
 
@@ -44,25 +46,13 @@ class Plain(CPUAttentionBackendImpl):
             return output
         starts = attn_metadata.query_start_loc.tolist()
         for row, length in enumerate(attn_metadata.seq_lens.tolist()):
-            asked = query[starts[row] : starts[row + 1]].transpose(0, 1)
-            cached = kv_cache[attn_metadata.block_table[row].long()].transpose(0, 1)
-            cached = cached.reshape(len(cached), -1, 2 * self.head_size)[:, :length]
-            keys, values = cached.split(self.head_size, dim=-1)
-            late = torch.ones(asked.shape[1], length, dtype=torch.bool)
-            attended = nn.functional.scaled_dot_product_attention(
-                asked,
-                keys,
-                values,
-                attn_mask=late.tril(length - asked.shape[1]),
-                scale=self.scale,
-                enable_gqa=True,
-            )
-            output[starts[row] : starts[row + 1]] = attended.transpose(0, 1)
+            own = slice(starts[row], starts[row + 1])
+            cached = kv_cache[attn_metadata.block_table[row].long()].transpose(1, 2)
+            cached = cached.flatten(0, 1)[:length]
+            last = torch.arange(length)[starts[row] - starts[row + 1] :]
+            parts = (query[own], *cached.split(self.head_size, -1))
+            output[own] = plain(*parts, torch.zeros(1, length), last, scale=self.scale)
         return output
-
-
-class Attention(BiasedGPUAttention, Plain):
-    pass
 
 
 class StockBuilder(CPUAttentionMetadataBuilder):
@@ -79,15 +69,14 @@ class StockBuilder(CPUAttentionMetadataBuilder):
         )
 
 
-class Builder(BiasedBuilder, StockBuilder):
-    pass
-
-
-class Backend(CPUAttentionBackend):
+class StockBackend(CPUAttentionBackend):
     @staticmethod
-    def get_impl_cls() -> type[Attention]:
-        return Attention
+    def get_impl_cls() -> type[Plain]:
+        return Plain
 
     @staticmethod
-    def get_builder_cls() -> type[Builder]:
-        return Builder
+    def get_builder_cls() -> type[StockBuilder]:
+        return StockBuilder
+
+
+Backend = biased_backend(StockBackend, BiasedGPUAttention, BiasedBuilder)

@@ -24,6 +24,7 @@ class Engine:
     model_config = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.ended: Future[None] = Future()
         self.output_handler = asyncio.run_coroutine_threadsafe(self._handle(), loop).result()
         self.asked = threading.Event()
@@ -53,51 +54,52 @@ class Engine:
 
 
 @pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    made = asyncio.new_event_loop()
-    thread = threading.Thread(target=made.run_forever)
+def engine() -> Iterator[Engine]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    yield made
-    made.call_soon_threadsafe(made.stop)
-    thread.join()
-    made.close()
-
-
-@pytest.fixture
-def engine(loop: asyncio.AbstractEventLoop) -> Iterator[Engine]:
     made = Engine(loop)
     yield made
     if not made.ended.done():
         made.ended.set_result(None)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 def ask(client: ServedClient, *prompts: str, **options: Any) -> list[Any]:
     return client.run(prompts, [SamplingParams() for _ in prompts], **options)
 
 
-def test_replies_come_in_order_and_step_by_step(
-    engine: Engine, loop: asyncio.AbstractEventLoop
-) -> None:
-    client, steps = ServedClient(engine, loop, 3), []
-    outputs = ask(
-        client, "ab", "c", on_output=lambda place, got: steps.append((place, len(got.token_ids)))
-    )
-    assert ["".join(output.token_ids) for output in outputs] == ["ab", "c"]
+def answer(engine: Engine, *prompts: str, **options: Any) -> list[str]:
+    """The answers of a client of its own."""
+    outputs = ask(ServedClient(engine, engine.loop, 3), *prompts, **options)
+    return ["".join(output.token_ids) for output in outputs]
+
+
+def test_replies_come_in_order_and_step_by_step(engine: Engine) -> None:
+    steps: list[tuple[int, int]] = []
+    told = lambda place, got: steps.append((place, len(got.token_ids)))  # noqa: E731
+    assert answer(engine, "ab", "c", on_output=told) == ["ab", "c"]
     assert sorted(steps) == [(0, 1), (0, 2), (1, 1)]
     assert engine.ranks == [3, 3]
 
 
-def test_one_that_is_refused_ends_the_others(
-    engine: Engine, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_one_that_fails_ends_the_others_of_its_call(engine: Engine) -> None:
+    def fail(place: int, output: Any) -> None:
+        raise KeyError(place)
+
     with pytest.raises(ValueError, match="too long"):
-        ask(ServedClient(engine, loop, None), "wait", "fail")
-    assert [output.token_ids for output in ask(ServedClient(engine, loop, None), "a")] == [["a"]]
-    assert engine.aborted == ["wait"]
+        answer(engine, "wait", "fail")
+    assert answer(engine, "a") == ["a"]
+    with pytest.raises(KeyError):
+        answer(engine, "abc", "wait", on_output=fail)
+    assert answer(engine, "a") == ["a"]
+    assert engine.aborted == ["wait", "wait"]
 
 
-def test_cancelling(engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
-    client = ServedClient(engine, loop, None)
+def test_cancelling(engine: Engine) -> None:
+    client = ServedClient(engine, engine.loop, None)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, client, "wait")
         assert engine.asked.wait(10)
@@ -106,28 +108,17 @@ def test_cancelling(engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
             asked.result(10)
     with pytest.raises(RequestAborted):  # nor the second stage
         ask(client, "a")
-    assert [output.token_ids for output in ask(ServedClient(engine, loop, None), "b")] == [["b"]]
+    assert answer(engine, "b") == ["b"]
     assert engine.aborted[:1] == ["wait"]
 
 
-def test_an_engine_that_ends(engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+def test_an_engine_that_ends(engine: Engine) -> None:
     with pytest.raises(RequestAborted):  # it answers with what it has
-        ask(ServedClient(engine, loop, None), "late")
+        answer(engine, "late")
+    engine.asked.clear()
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask, ServedClient(engine, loop, None), "wait")
+        asked = pool.submit(answer, engine, "wait")
         assert engine.asked.wait(10)
         engine.ended.set_result(None)
         with pytest.raises(RequestAborted):
             asked.result(10)
-
-
-def test_what_a_listener_raises_ends_the_request(
-    engine: Engine, loop: asyncio.AbstractEventLoop
-) -> None:
-    def fail(place: int, output: Any) -> None:
-        raise KeyError(place)
-
-    with pytest.raises(KeyError):
-        ask(ServedClient(engine, loop, None), "abc", "wait", on_output=fail)
-    ask(ServedClient(engine, loop, None), "a")
-    assert engine.aborted == ["wait"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,11 +30,10 @@ from cof.engines.vllm.kernel import TILE
 def test_vllm_with_the_interpreted_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {AttentionBackendEnum.CPU_ATTN: "interpreted.Backend"}
     monkeypatch.setattr(worker, "BACKENDS", ours)
+    small = {"max_num_batched_tokens": 100, "max_num_seqs": 9, "block_size": 32}
     selector._cached_get_attn_backend.cache_clear()
     try:
-        engine = vllm_engine(
-            checkpoint("llava"), max_num_batched_tokens=100, max_num_seqs=9, block_size=32
-        )
+        engine = vllm_engine(checkpoint("llava"), **small)
     finally:
         selector._cached_get_attn_backend.cache_clear()
     some = (None, *HIGHLIGHTS[3::3], HIGHLIGHTS[-1])
@@ -46,16 +46,20 @@ def bias(start: int, values: list[float], **scope: tuple[int, ...]) -> PlacedBia
     return PlacedBias(np.array(values, dtype=np.float32), start, "digest", **chosen)
 
 
-def test_rows_and_tiles_of_a_step() -> None:
-    # the third is in the middle of its prompt, the last has not come to its bias
-    names = ["plain", "decoding", "prompt", "early"]
-    lengths, queries = [30, 50, 90, 8], [30, 1, 80, 8]
-    common = SimpleNamespace(
-        mm_req_doc_ranges=None,
+def step_of(lengths: list[int], queries: list[int], images: Any = None) -> SimpleNamespace:
+    """A `CommonAttentionMetadata` of requests."""
+    return SimpleNamespace(
+        mm_req_doc_ranges=images,
         query_start_loc_cpu=torch.tensor([0, *np.cumsum(queries)]),
         seq_lens_cpu_upper_bound=torch.tensor(lengths),
     )
-    batch = Batch(lambda common: names)
+
+
+def test_rows_and_tiles_of_a_step() -> None:
+    # the third is in the middle of its prompt, the last has not come to its bias
+    queries = [30, 1, 80, 8]
+    common = step_of([30, 50, 90, 8], queries)
+    batch = Batch(lambda common: ["plain", "decoding", "prompt", "early"])
     batch.biases |= {
         "decoding": bias(3, [0, 0, 0, 1.5], heads=(3,)),
         "prompt": bias(12, [0] * 12 + [0.5], layers=(1,)),
@@ -64,10 +68,8 @@ def test_rows_and_tiles_of_a_step() -> None:
     assert biased_rows(common) == []  # outside a step
     with batch.step(SimpleNamespace(finished_req_ids=["gone"], scheduled_new_reqs=[])):
         rows = biased_rows(common)
-    assert [(r.row, r.start, r.stop, r.position) for r in rows] == [
-        (1, 30, 31, 49),
-        (2, 33, 111, 12),
-    ]
+    found = [(r.row, r.start, r.stop, r.position) for r in rows]
+    assert found == [(1, 30, 31, 49), (2, 33, 111, 12)]
     packed = pack_rows(rows, sum(queries), (2, 2), 2, "cpu")  # of a worker's heads 2 and 3
     assert packed is not None
     first = [0, 1, 30, 49, 1]
@@ -80,11 +82,7 @@ def test_rows_and_tiles_of_a_step() -> None:
 
 
 def test_queries_of_images_see_all_of_it() -> None:
-    common = SimpleNamespace(
-        mm_req_doc_ranges={0: [(2, 5)], 1: [(2, 5)]},
-        query_start_loc_cpu=torch.tensor([0, 9, 12]),
-        seq_lens_cpu_upper_bound=torch.tensor([9, 12]),
-    )
+    common = step_of([9, 12], [9, 3], images={0: [(2, 5)], 1: [(2, 5)]})
     batch = Batch(lambda common: ["biased", "plain"])
     batch.biases["biased"] = bias(3, [0, 0, 0, 1.0])
     with batch.step(SimpleNamespace(finished_req_ids=[], scheduled_new_reqs=[])):
@@ -104,7 +102,7 @@ def test_rows_of_model_runner_2() -> None:
 
 
 @pytest.mark.parametrize("backend", [BiasedFlashBackend, BiasedTritonBackend])
-def test_attention_is_left_out_of_cuda_graphs(backend: type[BiasedFlashBackend]) -> None:
+def test_attention_is_left_out_of_cuda_graphs(backend: Any) -> None:
     config = CompilationConfig(mode=3, cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE)
     config.set_splitting_ops_for_v1(all2all_backend="naive")
     support = backend.get_builder_cls().get_cudagraph_support(None, None)
@@ -114,18 +112,11 @@ def test_attention_is_left_out_of_cuda_graphs(backend: type[BiasedFlashBackend])
 
 def config(**changed: object) -> SimpleNamespace:
     """A `VllmConfig`, as far as it is checked."""
-    values = {
-        "speculative_config": None,
-        "kv_transfer_config": None,
-        "decode_context_parallel_size": 1,
-        "prefill_context_parallel_size": 1,
-        "use_ubatching": False,
-        "kv_sharing_fast_prefill": False,
-        "disable_chunked_mm_input": False,
-        "is_mm_prefix_lm": False,
-        **changed,
-    }
-    made = SimpleNamespace(**values)
+    none = dict.fromkeys(("speculative_config", "kv_transfer_config"))
+    no = ("use_ubatching", "kv_sharing_fast_prefill", "disable_chunked_mm_input", "is_mm_prefix_lm")
+    one = ("decode_context_parallel_size", "prefill_context_parallel_size")
+    made = SimpleNamespace(**none, **dict.fromkeys(no, False), **dict.fromkeys(one, 1))
+    vars(made).update(changed)
     made.parallel_config = made.cache_config = made.scheduler_config = made.model_config = made
     return made
 
@@ -149,9 +140,9 @@ def test_what_the_bias_does_not_know_is_refused(changed: dict[str, object], sent
 def test_attention_that_cannot_be_biased_is_refused() -> None:
     with pytest.raises(RuntimeError, match="attention_backend='FLASH_ATTN'"):
         worker.check_layer("layers.0", SimpleNamespace())
-    capped = BiasedFlashBackend.get_impl_cls().__new__(BiasedFlashBackend.get_impl_cls())
-    capped.kv_cache_dtype, capped.alibi_slopes, capped.sinks = "auto", None, None
-    capped.logits_soft_cap = 0
+    ours = BiasedFlashBackend.get_impl_cls()
+    capped = ours.__new__(ours)
+    vars(capped).update(kv_cache_dtype="auto", alibi_slopes=None, sinks=None, logits_soft_cap=0)
     worker.check_layer("layers.0", capped)
     capped.logits_soft_cap = 50.0
     with pytest.raises(RuntimeError, match="soft cap"):

@@ -41,22 +41,15 @@ def _products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LENGTHS = (70, 45, 9)
 """Keys of each request, so far."""
+SCALE = 0.3
 QUERIES = (70, 13, 1)
 """Of this step: a whole prompt, a chunk of one, and an answer's token."""
 
 
-def plain(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor,
-    last: Tensor,
-    scale: float,
-    window: int,
-) -> Tensor:
-    """Attention of `(Q, heads, D)`, the last of S tokens, to `(S, KV heads, D)` in float64.
-
-    `bias`: `(heads, S)`; `last`: `(Q,)`, the last key of each query."""
+def plain(*parts: Tensor, scale: float, window: int = 0) -> Tensor:
+    """Attention in float64 of `(Q, heads, D)`, the last of S tokens, to keys and values
+    `(S, KV heads, D)`, with a bias `(heads, S)` and `(Q,)`, the last key of each query."""
+    query, keys, values, bias, last = parts
     count, length = len(query), len(keys)
     position = torch.arange(length - count, length)[:, None]
     key = torch.arange(length)
@@ -64,14 +57,11 @@ def plain(
     if window:
         visible &= position - key < window
     mask = bias.double()[:, None].masked_fill(~visible, -math.inf)
-    return nn.functional.scaled_dot_product_attention(
-        query.double().transpose(0, 1)[None],
-        keys.double().transpose(0, 1)[None],
-        values.double().transpose(0, 1)[None],
-        attn_mask=mask[None],
-        scale=scale,
-        enable_gqa=True,
-    )[0].transpose(0, 1)
+    wide = (part.double().transpose(0, 1)[None] for part in (query, keys, values))
+    attended = nn.functional.scaled_dot_product_attention(
+        *wide, attn_mask=mask[None], scale=scale, enable_gqa=True
+    )
+    return attended[0].transpose(0, 1)
 
 
 @pytest.mark.parametrize(
@@ -85,13 +75,7 @@ def plain(
     ],
 )
 def test_it_is_attention_with_a_mask(
-    heads: int,
-    kv_heads: int,
-    size: int,
-    block: int,
-    window: int,
-    dtype: torch.dtype,
-    bidirectional: bool,
+    heads: int, kv_heads: int, size: int, block: int, window: int, dtype: Any, bidirectional: bool
 ) -> None:
     torch.manual_seed(0)
     count, layers, layer = sum(QUERIES), 3, 1
@@ -110,7 +94,8 @@ def test_it_is_attention_with_a_mask(
     starts = (20, 0, 0)  # queries of each request's that are not biased
 
     tiles, last_keys, first = [], [], 0
-    for row, (length, queries, skip) in enumerate(zip(LENGTHS, QUERIES, starts, strict=True)):
+    requests = list(enumerate(zip(LENGTHS, QUERIES, starts, strict=True)))
+    for row, (length, queries, skip) in requests:
         for at in range(skip, queries, TILE):
             tiles.append((row, row, first + at, length - queries + at, min(TILE, queries - at)))
         position = torch.arange(length - queries, length)
@@ -126,24 +111,20 @@ def test_it_is_attention_with_a_mask(
     )
     output = torch.full((count, heads, size), 7.0, dtype=dtype, device=DEVICE)
     asked, cached, table = (part.to(DEVICE) for part in (query, cache, blocks))
-    attend(asked, cached, table, output, biased, layer=layer, scale=0.3, window=window)
+    attend(asked, cached, table, output, biased, layer=layer, scale=SCALE, window=window)
     output = output.cpu()
 
     first = 0
-    for row, (length, queries, skip) in enumerate(zip(LENGTHS, QUERIES, starts, strict=True)):
+    for row, (length, queries, skip) in requests:
         tokens = cache[blocks[row].long()].transpose(1, 2).reshape(-1, kv_heads, 2 * size)[:length]
         bias = torch.zeros(heads, length)
         known = min(length, values.shape[1])
         bias[:, :known] = values[row, :known]
+        own = slice(first, first + queries)
         expected = plain(
-            query[first : first + queries],
-            *tokens.split(size, dim=-1),
-            bias,
-            last[first : first + queries],
-            0.3,
-            window,
+            query[own], *tokens.split(size, -1), bias, last[own], scale=SCALE, window=window
         )
-        got = output[first : first + queries]
+        got = output[own]
         chosen = gates[row, layer]
         close = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
         assert (got[skip:, chosen] - expected[skip:, chosen]).abs().max() < close

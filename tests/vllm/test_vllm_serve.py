@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -17,15 +15,16 @@ import pytest
 
 pytest.importorskip("vllm.version")
 
+import httpx2
 import openai
 from PIL import Image
 from processes import KEY, Server, free_port
-from test_serve import QUESTION, SCENES, told
+from test_serve import QUESTION, SCENES, chat, told
 from typer.testing import CliRunner
 
 from cof import CoF, CofError, Decoding, Query, Settings
 from cof.cli import app
-from cof.client import RemoteCoF, data_url
+from cof.client import RemoteCoF
 
 VLLM = ["--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
 ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1", "--block-size", "32"]
@@ -77,30 +76,15 @@ def queries() -> list[Query]:
 
 def succeeded(server: Server) -> list[float]:
     """How many requests each engine has answered."""
-    names = [
-        f'vllm:request_success_total{{engine="{rank}",finished_reason="{reason}",'
-        'model_name="tiny-early"}'
-        for rank in (0, 1)
-        for reason in ("stop", "length")
-    ]
-    first, second, third, fourth = (server.metric(name) for name in names)
-    return [first + second, third + fourth]
-
-
-def message(image: Any, question: str = QUESTION) -> dict[str, Any]:
-    url = image if isinstance(image, str) else data_url(image)
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-    return {"model": "tiny-early", "messages": [{"role": "user", "content": parts}]}
+    name = 'vllm:request_success_total{engine="%d",finished_reason="%s",model_name="tiny-early"}'
+    ended = ("stop", "length")
+    return [sum(server.metric(name % (rank, how)) for how in ended) for rank in (0, 1)]
 
 
 def post(server: Server, path: str, body: bytes, key: str = KEY) -> tuple[int, str]:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    request = urllib.request.Request(server.url + path, body, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    reply = httpx2.post(server.url + path, content=body, headers=headers, timeout=60)
+    return reply.status_code, reply.text
 
 
 def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None:
@@ -109,14 +93,16 @@ def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None
     ours = local.batch(asked, decoding=SHORT)
     assert [told(answer) for answer in theirs] == [told(answer) for answer in ours]
     for their, our in zip(theirs, ours, strict=True):
-        close = 1e-3 if our.settings.option("boxes") == "template" else 1e-5  # among the tokens it allows
+        # by a template: among the tokens that it allows
+        close = 1e-3 if our.settings.option("boxes") == "template" else 1e-5
         assert their.confidence == pytest.approx(our.confidence, abs=close)
     assert [answer.plain() for answer in theirs[::3]] == [answer.plain() for answer in ours[::3]]
     assert len({answer.text for answer in ours}) > 3
 
 
 def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: RemoteCoF) -> None:
-    before = succeeded(server)
+    stages = ("cof_ground_seconds_count", "cof_answer_seconds_count")
+    before, told = succeeded(server), [server.metric(stage) for stage in stages]
     hits = 'vllm:prefix_cache_hits_total{engine="%d",model_name="tiny-early"}'
     found = [server.metric(hits % rank) for rank in (0, 1)]
     for number in range(6):  # stage 2 finds the prefix that stage 1 has left
@@ -124,6 +110,7 @@ def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: Remote
         assert remote(seen, QUESTION, decoding=SHORT).grounding_text
     answered = [after - past for after, past in zip(succeeded(server), before, strict=True)]
     assert answered == [6, 6]
+    assert [server.metric(stage) for stage in stages] == [count + 6 for count in told]
     for rank, past in enumerate(found):
         assert server.metric(hits % rank) - past >= 3 * 32
 
@@ -131,7 +118,7 @@ def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: Remote
 def test_requests_without_cof_are_vllms(client: openai.OpenAI, local: CoF) -> None:
     image = local(SCENES[3], QUESTION).image
     reply = client.chat.completions.create(
-        **message(image), temperature=0, max_tokens=8, logprobs=True, top_logprobs=2
+        **chat(image=image), temperature=0, max_tokens=8, logprobs=True, top_logprobs=2
     )
     plain = local.batch([Query(image, QUESTION, settings=Settings(focus="none"))], decoding=SHORT)
     (choice,) = reply.choices
@@ -153,14 +140,14 @@ def test_requests_without_cof_are_vllms(client: openai.OpenAI, local: CoF) -> No
     ids=["file", "address", "damaged", "large"],
 )
 def test_bad_images(server: Server, image: Any, sentence: str, cof: Any) -> None:
-    body = json.dumps(message(image) | ({"cof": cof} if cof else {})).encode()
+    body = json.dumps(chat(image=image) | ({"cof": cof} if cof else {})).encode()
     status, reply = post(server, "/v1/chat/completions", body)
     assert status == (413 if "pixels" in sentence else 400)
     assert sentence in json.loads(reply)["error"]["message"]
 
 
 def test_routes_and_keys(server: Server) -> None:
-    ask = json.dumps(message(Image.new("RGB", (64, 64)))).encode()
+    ask = json.dumps(chat(image=Image.new("RGB", (64, 64)))).encode()
     assert post(server, "/invocations", ask)[0] == 404
     assert post(server, "/scale_elastic_ep", b"{}")[0] == 404
     assert post(server, "/v1/chat/completions", ask, key="wrong")[0] == 401
@@ -184,51 +171,33 @@ def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
 @pytest.mark.parametrize("cof", [None, {"strength": 4.0}], ids=["plain", "cof"])
 def test_streaming(client: openai.OpenAI, local: CoF, cof: Any) -> None:
     image, question = local(SCENES[3], QUESTION).image, local.engine.dialect.grounding_prompt("it")
-    body = message(image, question) | {"temperature": 0, "max_tokens": 24}
+    body = chat(question, image) | {"temperature": 0, "max_tokens": 24}
     extra = {"cof": cof} if cof else {}
     whole = client.chat.completions.create(**body, extra_body=extra)
     chunks = list(client.chat.completions.create(**body, extra_body=extra, stream=True))
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "".join(pieces) == whole.choices[0].message.content
-    assert sum(map(bool, pieces)) >= 4
+    assert sum(map(bool, pieces)) > 1  # vLLM joins steps that a busy listener has not yet taken
     assert (getattr(chunks[-1], "cof", None) is not None) == bool(cof)
 
 
-def test_metrics_of_both_stages(server: Server, remote: RemoteCoF) -> None:
-    before = [server.metric(f"cof_{stage}_seconds_count") for stage in ("ground", "answer")]
-    remote(SCENES[0], QUESTION)
-    after = [server.metric(f"cof_{stage}_seconds_count") for stage in ("ground", "answer")]
-    assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1]
+def test_refusals_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*options: str) -> str:
+        result = CliRunner().invoke(app, ["serve", "tiny-early", "--engine", "vllm", *options])
+        assert result.exit_code == 2
+        return result.stderr
 
-
-def test_without_our_plugins_it_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--device is for the transformers engine" in refused("--device", "cpu")
+    assert "nope" in refused("--grounder", "none", "--preset", "nope")
     none = metadata.EntryPoints()
     monkeypatch.setattr("cof.server.vllm_run.entry_points", lambda group: none)
-    result = CliRunner().invoke(app, ["serve", "tiny-early", "--engine", "vllm"])
-    assert result.exit_code == 2
-    assert "has no vllm.general_plugins" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--device", "cpu"], "--device is for the transformers engine"),
-        (["--grounder", "none", "--preset", "nope"], "nope"),
-    ],
-)
-def test_refusals_before_anything_is_loaded(options: list[str], sentence: str) -> None:
-    result = CliRunner().invoke(app, ["serve", "tiny-early", "--engine", "vllm", *options])
-    assert result.exit_code == 2
-    assert sentence in result.stderr
+    assert "has no vllm.general_plugins" in refused()
 
 
 def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, local: CoF) -> None:
     """The last test of this server."""
     asked = queries()[:4] * 4
-    with (
-        CoF.connect(server.url, api_key=KEY) as remote,
-        ThreadPoolExecutor(16) as pool,
-    ):
+    with CoF.connect(server.url, api_key=KEY) as remote, ThreadPoolExecutor(16) as pool:
         remote._servers._retry_s = 0
         begun = [pool.submit(remote.batch, [query], decoding=SHORT) for query in asked]
         ends = time.monotonic() + 30
@@ -237,13 +206,7 @@ def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, l
         server.process.send_signal(signal.SIGTERM)
         outcomes = [future.exception() or future.result()[0].text for future in begun]
     expected = [answer.text for answer in local.batch(asked, decoding=SHORT)]
-    answered = [
-        (outcome, text)
-        for outcome, text in zip(outcomes, expected, strict=True)
-        if isinstance(outcome, str)
-    ]
-    assert answered
-    assert all(outcome == text for outcome, text in answered)
-    refused = [outcome for outcome in outcomes if not isinstance(outcome, str)]
-    assert all(isinstance(outcome, CofError) for outcome in refused), refused
+    assert any(isinstance(outcome, str) for outcome in outcomes)
+    for outcome, text in zip(outcomes, expected, strict=True):
+        assert outcome == text or isinstance(outcome, CofError), outcome
     assert server.process.wait(60) is not None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.kosmos2.processing_kosmos2 import Kosmos2Processor
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
-from transformers.models.mllama.processing_mllama import MllamaProcessor
+import transformers as hf
 
 from zoo.parts import SQUARE, TOWER, Made, chat, config, ids, text, words
 
@@ -30,17 +27,17 @@ def mllama() -> Made:
         **ids(tok, image_token_index="<|image|>"),
     )
     made.text_config.rope_parameters["rope_theta"] = 1e4
-    images = MllamaImageProcessorPil(size=SQUARE, max_image_tiles=4)
-    return made, MllamaProcessor(images, tok, chat_template=chat("<|image|>"))
+    images = hf.MllamaImageProcessorPil(size=SQUARE, max_image_tiles=4)
+    return made, hf.MllamaProcessor(images, tok, chat_template=chat("<|image|>"))
 
 
 def kosmos2() -> Made:
     tok = words()
     tok.add_special_tokens({"unk_token": "<unk>"})
-    images = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=SQUARE)
+    images = hf.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=SQUARE)
     images.do_center_crop = False
     images.size = SQUARE
-    processor = Kosmos2Processor(images, tok)
+    processor = hf.Kosmos2Processor(images, tok)
     made = config(
         "kosmos-2",
         vision_config={

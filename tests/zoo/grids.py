@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-from transformers.models.exaone4_5.processing_exaone4_5 import Exaone4_5_Processor
-from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
-from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
-from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
-from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import (
-    VideoLlama3ImageProcessorPil,
-)
-from transformers.models.video_llama_3.processing_video_llama_3 import VideoLlama3Processor
+import transformers as hf
 
 from cof.families.processors import images_only
 from zoo.parts import SLIDING, TOWER, Made, chat, config, ids, text, words
@@ -38,13 +25,13 @@ _GLM = (
 )
 
 
-def _qwen_ids(tok: PreTrainedTokenizerFast) -> dict[str, int]:
+def _qwen_ids(tok: hf.PreTrainedTokenizerFast) -> dict[str, int]:
     names = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "video_token_id")
     return ids(tok, **dict(zip(names, _QWEN, strict=True)))
 
 
-def _qwen_processor(cls: Any, tok: PreTrainedTokenizerFast, patch: int) -> Any:
-    images = Qwen2VLImageProcessorPil(
+def _qwen_processor(cls: Any, tok: hf.PreTrainedTokenizerFast, patch: int) -> Any:
+    images = hf.Qwen2VLImageProcessorPil(
         patch_size=patch, size={"shortest_edge": 16 * patch**2, "longest_edge": 240 * patch**2}
     )
     template = chat("<|vision_start|><|image_pad|><|vision_end|>")
@@ -60,7 +47,7 @@ def qwen2_vl() -> Made:
         text_config=text("qwen2_vl_text", tok, rope_parameters=_ROPE),
         **_qwen_ids(tok),
     )
-    return made, _qwen_processor(Qwen2VLProcessor, tok, 14)
+    return made, _qwen_processor(hf.Qwen2VLProcessor, tok, 14)
 
 
 def qwen2_5_vl() -> Made:
@@ -72,7 +59,7 @@ def qwen2_5_vl() -> Made:
         text_config=text("qwen2_5_vl_text", tok, rope_parameters=_ROPE),
         **_qwen_ids(tok),
     )
-    return made, _qwen_processor(Qwen2_5_VLProcessor, tok, 14)
+    return made, _qwen_processor(hf.Qwen2_5_VLProcessor, tok, 14)
 
 
 def _qwen3(kind: str, vision: dict[str, Any], **decoder: Any) -> Made:
@@ -84,7 +71,7 @@ def _qwen3(kind: str, vision: dict[str, Any], **decoder: Any) -> Made:
         text_config=text(f"{kind}_text", tok, head_dim=8, rope_parameters=_ROPE) | decoder,
         **_qwen_ids(tok),
     )
-    return made, _qwen_processor(Qwen3VLProcessor, tok, 16)
+    return made, _qwen_processor(hf.Qwen3VLProcessor, tok, 16)
 
 
 _DEEPSTACK = {"depth": 3, "deepstack_visual_indexes": [0, 1]}
@@ -116,14 +103,15 @@ def qwen3_5_moe() -> Made:
     return _qwen3("qwen3_5_moe", {}, **_LINEAR, **_EXPERTS, shared_expert_intermediate_size=16)
 
 
-def _glm(kind: str, processor: type[Any], images: type[Any], decoder: dict[str, Any]) -> Made:
+def _glm(kind: str, text_kind: str, processor: Any, images: Any, **decoder: Any) -> Made:
     tok = words(*_GLM)
     names = ("image_start_token_id", "image_token_id", "image_end_token_id", "video_token_id")
     names += ("video_start_token_id", "video_end_token_id")
+    rope = {**_ROPE, "partial_rotary_factor": 1.0}
     made = config(
         kind,
         vision_config={**_TOWER, "image_size": 56, "patch_size": 14},
-        text_config=decoder | {"vocab_size": len(tok)},
+        text_config=text(text_kind, tok, rope_parameters=rope, **decoder),
         **ids(tok, **dict(zip(names, _GLM, strict=True))),
     )
     template = chat("<|begin_of_image|><|image|><|end_of_image|>")
@@ -132,22 +120,17 @@ def _glm(kind: str, processor: type[Any], images: type[Any], decoder: dict[str, 
 
 
 def glm4v() -> Made:
-    rope = {**_ROPE, "partial_rotary_factor": 1.0}
-    decoder = text("glm4v_text", words(), rope_parameters=rope)
-    return _glm("glm4v", Glm4vProcessor, Glm4vImageProcessorPil, decoder)
+    return _glm("glm4v", "glm4v_text", hf.Glm4vProcessor, hf.Glm4vImageProcessorPil)
 
 
 def glm46v() -> Made:
-    rope = {**_ROPE, "partial_rotary_factor": 1.0}
-    decoder = text("glm4v_text", words(), rope_parameters=rope)
-    return _glm("glm46v", Glm46VProcessor, Glm46VImageProcessorPil, decoder)
+    return _glm("glm46v", "glm4v_text", hf.Glm46VProcessor, hf.Glm46VImageProcessorPil)
 
 
 def glm4v_moe() -> Made:
-    rope = {**_ROPE, "partial_rotary_factor": 1.0}
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-    decoder = text("glm4v_moe_text", words(), rope_parameters=rope, head_dim=8, **experts)
-    return _glm("glm4v_moe", Glm4vProcessor, Glm4vImageProcessorPil, decoder)
+    family = ("glm4v_moe", "glm4v_moe_text", hf.Glm4vProcessor, hf.Glm4vImageProcessorPil)
+    return _glm(*family, head_dim=8, **experts)
 
 
 def exaone4_5() -> Made:
@@ -159,7 +142,7 @@ def exaone4_5() -> Made:
         text_config=text("exaone4", tok, head_dim=8, layer_types=SLIDING, sliding_window=24),
         **ids(tok, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
     )
-    return made, _qwen_processor(Exaone4_5_Processor, tok, 14)
+    return made, _qwen_processor(hf.Exaone4_5_Processor, tok, 14)
 
 
 def video_llama_3() -> Made:
@@ -170,8 +153,10 @@ def video_llama_3() -> Made:
         text_config=text("qwen2", tok),
         **ids(tok, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
     )
-    images = VideoLlama3ImageProcessorPil(
+    images = hf.VideoLlama3ImageProcessorPil(
         merge_size=1, size={"shortest_edge": 16 * 14**2, "longest_edge": 120 * 14**2}
     )
-    processor = images_only(VideoLlama3Processor)(images, tok, chat_template=chat("<|image_pad|>"))
+    processor = images_only(hf.VideoLlama3Processor)(
+        images, tok, chat_template=chat("<|image_pad|>")
+    )
     return made, processor

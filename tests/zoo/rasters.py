@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import (
-    DeepseekVLImageProcessorPil,
-)
-from transformers.models.deepseek_vl.processing_deepseek_vl import DeepseekVLProcessor
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
-from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
-from transformers.models.janus.processing_janus import JanusProcessor
-from transformers.models.llava.processing_llava import LlavaProcessor
-from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
-from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+import transformers as hf
 
 from cof.families.processors import Gemma4Processor, PixtralProcessor
 from zoo.parts import CLIP, SIGLIP, SLIDING, SQUARE, TOWER, Made, chat, config, ids, text, words
@@ -35,8 +22,8 @@ def gemma3() -> Made:
         image_token_index=tok.image_token_id,
         mm_tokens_per_image=16,
     )
-    processor = Gemma3Processor(
-        Gemma3ImageProcessorPil(size={"height": 112, "width": 112}),
+    processor = hf.Gemma3Processor(
+        hf.Gemma3ImageProcessorPil(size={"height": 112, "width": 112}),
         tok,
         chat_template=chat("<start_of_image>"),
         image_seq_length=16,
@@ -45,9 +32,9 @@ def gemma3() -> Made:
 
 
 def paligemma() -> Made:
-    images = SiglipImageProcessorPil(size={"height": 112, "width": 112})
+    images = hf.SiglipImageProcessorPil(size={"height": 112, "width": 112})
     images.image_seq_length = 64
-    processor = PaliGemmaProcessor(images, words("<image>"))
+    processor = hf.PaliGemmaProcessor(images, words("<image>"))
     tok = processor.tokenizer
     made = config(
         "paligemma",
@@ -80,7 +67,7 @@ def gemma4() -> Made:
         audio_token_id=None,
         **ids(tok, boi_token_id="<|image>", eoi_token_id="<image|>", image_token_id="<|image|>"),
     )
-    images = Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=3, max_soft_tokens=70)
+    images = hf.Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=3, max_soft_tokens=70)
     return made, Gemma4Processor(images, tok, chat_template=chat("<|image|>"))
 
 
@@ -99,7 +86,7 @@ def pixtral() -> Made:
         tie_word_embeddings=False,
         **ids(tok, image_token_index="[IMG]"),
     )
-    images = PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=SQUARE)
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=SQUARE)
     return made, PixtralProcessor(images, tok, patch_size=14, chat_template=chat("[IMG]"))
 
 
@@ -115,7 +102,7 @@ def mistral3() -> Made:
     )
     # Tokens of 8 pixels: transformers fails on images of a single one. Bilinear, because a bicubic
     # kernel's lobes would reach over tokens as small as these.
-    images = PixtralImageProcessorPil(size={"longest_edge": 128}, resample=2)
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 128}, resample=2)
     processor = PixtralProcessor(
         images, tok, patch_size=4, spatial_merge_size=2, chat_template=chat("[IMG]")
     )
@@ -133,8 +120,8 @@ def vipllava() -> Made:
         tie_word_embeddings=False,
         **ids(tok, image_token_index="<image>"),
     )
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=SQUARE),
+    processor = hf.LlavaProcessor(
+        hf.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=SQUARE),
         tok,
         patch_size=14,
         vision_feature_select_strategy="default",
@@ -169,8 +156,8 @@ def janus() -> Made:
         },
         **ids(tok, image_token_id="<image>"),
     )
-    processor = JanusProcessor(
-        JanusImageProcessorPil(size=SQUARE),
+    processor = hf.JanusProcessor(
+        hf.JanusImageProcessorPil(size=SQUARE),
         tok,
         num_image_tokens=16,
         chat_template=chat("<image>"),
@@ -186,8 +173,8 @@ def deepseek_vl() -> Made:
         text_config=text("llama", tok),
         **ids(tok, image_token_id="<image_placeholder>"),
     )
-    processor = DeepseekVLProcessor(
-        DeepseekVLImageProcessorPil(size=SQUARE),
+    processor = hf.DeepseekVLProcessor(
+        hf.DeepseekVLImageProcessorPil(size=SQUARE),
         tok,
         num_image_tokens=16,
         chat_template=chat("<image_placeholder>"),

@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-from transformers.models.aya_vision.processing_aya_vision import AyaVisionProcessor
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
-from transformers.models.internvl.processing_internvl import InternVLProcessor
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
-)
-from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-    LlavaOnevisionImageProcessorPil,
-)
-from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
-from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
+import transformers as hf
 
 from cof.families.processors import images_only
 from zoo.parts import CLIP, SIGLIP, SLIDING, SQUARE, TOWER, Made, chat, config, ids, text, words
@@ -34,8 +20,8 @@ def llava_next() -> Made:
         tie_word_embeddings=False,
         **ids(tok, image_token_index="<image>"),
     )
-    processor = LlavaNextProcessor(
-        LlavaNextImageProcessorPil(
+    processor = hf.LlavaNextProcessor(
+        hf.LlavaNextImageProcessorPil(
             size={"shortest_edge": 56}, crop_size=SQUARE, image_grid_pinpoints=pinpoints
         ),
         tok,
@@ -58,8 +44,8 @@ def llava_onevision() -> Made:
         tie_word_embeddings=False,
         **ids(tok, image_token_index="<image>", video_token_index="<video>"),
     )
-    processor = images_only(LlavaOnevisionProcessor)(
-        LlavaOnevisionImageProcessorPil(size=SQUARE, image_grid_pinpoints=pinpoints),
+    processor = images_only(hf.LlavaOnevisionProcessor)(
+        hf.LlavaOnevisionImageProcessorPil(size=SQUARE, image_grid_pinpoints=pinpoints),
         tok,
         num_image_tokens=16,
         vision_feature_select_strategy="full",
@@ -85,8 +71,8 @@ def internvl() -> Made:
         tie_word_embeddings=False,
         **ids(tok, image_token_id="<IMG_CONTEXT>"),
     )
-    processor = images_only(InternVLProcessor)(
-        GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4),
+    processor = images_only(hf.InternVLProcessor)(
+        hf.GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4),
         tok,
         image_seq_length=4,
         chat_template=chat("<IMG_CONTEXT>"),
@@ -106,8 +92,8 @@ def aya_vision() -> Made:
         alignment_intermediate_size=64,
         **ids(tok, image_token_index="<|IMG_PATCH|>"),
     )
-    processor = AyaVisionProcessor(
-        GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4),
+    processor = hf.AyaVisionProcessor(
+        hf.GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4),
         tok,
         patch_size=14,
         img_size=56,
@@ -137,8 +123,8 @@ def idefics3() -> Made:
         pad_token_id=0,
         **ids(tok, image_token_id="<image>"),
     )
-    images = Idefics3ImageProcessorPil(**_LONGEST)
-    return made, Idefics3Processor(images, tok, image_seq_len=4, chat_template=chat("<image>"))
+    images = hf.Idefics3ImageProcessorPil(**_LONGEST)
+    return made, hf.Idefics3Processor(images, tok, image_seq_len=4, chat_template=chat("<image>"))
 
 
 def smolvlm() -> Made:
@@ -151,8 +137,8 @@ def smolvlm() -> Made:
         pad_token_id=0,
         **ids(tok, image_token_id="<image>"),
     )
-    images = SmolVLMImageProcessorPil(**_LONGEST)
-    processor = images_only(SmolVLMProcessor)(
+    images = hf.SmolVLMImageProcessorPil(**_LONGEST)
+    processor = images_only(hf.SmolVLMProcessor)(
         images, tok, None, image_seq_len=4, chat_template=chat("<image>")
     )
     return made, processor

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cof.attention.bias_mask import Branches
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
@@ -59,40 +60,34 @@ def build_tree(box: PartialBox, budget: int) -> Tree:
         if len(choices) > left:
             break
         after = {(at, token): tree.asked[at].choose(token) for at, token in choices}
-        paths = {
-            (at, token): longer.tokens[len(tree.asked[at].tokens) :]
-            for (at, token), longer in after.items()
-            if not longer.done
-        }
-        if sum(map(len, paths.values())) > left:
+        longer = {choice: box for choice, box in after.items() if not box.done}
+        paths = [box.tokens[len(tree.asked[at].tokens) :] for (at, _), box in longer.items()]
+        if sum(map(len, paths)) > left:
             break
         level = []
-        for (at, token), path in paths.items():
+        for ((at, token), box), path in zip(longer.items(), paths, strict=True):
             node = at
             for token_on_path in path:
                 tree.tokens.append(token_on_path)
                 tree.parents.append(node)
                 node = len(tree.tokens) - 1
             tree.ends[at, token] = node
-            tree.asked[node] = after[at, token]
+            tree.asked[node] = box
             level.append(node)
     return tree
 
 
 def stack_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> Branches:
     """The trees of B rows as tensors, padded on the right."""
-    longest = max(len(tree.tokens) for tree in trees)
-    tokens = torch.full((len(trees), longest), pad_id)
-    seen = torch.zeros(len(trees), longest, dtype=torch.long)
-    visible = torch.zeros(len(trees), longest, longest, dtype=torch.bool)
+    rows = [torch.tensor(tree.tokens, dtype=torch.long) for tree in trees]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_id)
+    longest, sizes = tokens.shape[1], torch.tensor(list(map(len, rows)))
+    seen = (torch.arange(longest) < sizes[:, None]).long()
+    visible = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1)
     for row, tree in enumerate(trees):
-        size = len(tree.tokens)
-        tokens[row, :size] = torch.tensor(tree.tokens, dtype=torch.long)
-        seen[row, :size] = 1
         for node, parent in enumerate(tree.parents):
             if parent != ROOT:
-                visible[row, node] = visible[row, parent]
-            visible[row, node, node] = True
+                visible[row, node] |= visible[row, parent]
     return Branches(tokens.to(device), seen.to(device), visible.to(device))
 
 

@@ -198,7 +198,7 @@ class DecoderAdapter(Adapter):
             logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)
-        return logits
+        return logits[:, -1 - more :]  # VideoLLaMA 3 gives those of all tokens
 
     def _new_inputs(self, prompts: Prompts) -> dict[str, Any]:
         """The inputs, and the features of the image tokens that are not in the cache."""

@@ -22,13 +22,15 @@ from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter, Spans
 from cof.engines.transformers.generation import (
     Forced,
+    Guided,
     collect_generations,
     collect_scores,
+    guidance,
+    make_contrast,
     make_generation_config,
     tokenize_replies,
     use_seed,
 )
-from cof.engines.transformers.guidance import Guided, guidance, make_contrast
 from cof.engines.transformers.introspection import (
     States,
     compare_states,
@@ -85,7 +87,7 @@ class TransformersEngine:
         processor: Any,
         *,
         name: str = "",
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
     ) -> None:
         """Wrap a loaded model and its processor (with a PIL image processor).
 
@@ -96,6 +98,8 @@ class TransformersEngine:
         Raises:
             CofError: an unsupported family, or attention that cannot be reweighted.
         """
+        if max_batch_tokens is None:
+            max_batch_tokens = MAX_BATCH_TOKENS
         if max_batch_tokens < 1:
             raise CofError(f"max_batch_tokens must be at least 1, not {max_batch_tokens}.")
         self.max_batch_tokens = max_batch_tokens
@@ -157,8 +161,7 @@ class TransformersEngine:
             quantization=quantization,
             allow_pickle=allow_pickle,
         )
-        budget = MAX_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens
-        return cls(loaded, processor, name=name, max_batch_tokens=budget)
+        return cls(loaded, processor, name=name, max_batch_tokens=max_batch_tokens)
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes.

@@ -1,10 +1,15 @@
-"""How tokens are chosen, in transformers' terms, and how likely a reply is that is given."""
+"""How tokens are chosen, in transformers' terms.
+
+Also how likely a given reply is, and contrastive guidance: an answer moved away from the one
+without attention to the region.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from cof.families.chat import Chat
 from cof.families.special_tokens import token_ids
-from cof.types import Decoding, Generation
+from cof.types import Decoding, Generation, Request
 
 _SEEDING = threading.Lock()  # torch's random state belongs to the process, not to a thread
 
@@ -38,21 +43,11 @@ def make_generation_config(
     The end tokens are those of `model`, else of `generator` (the part of it whose `generate`
     runs), else of `tokenizer`.
     """
-    end = next(
-        token
-        for token in (
-            model.generation_config.eos_token_id,
-            generator.generation_config.eos_token_id,
-            tokenizer.eos_token_id,
-        )
-        if token is not None
-    )
+    owners = (model.generation_config, generator.generation_config, tokenizer)
+    end = next(owner.eos_token_id for owner in owners if owner.eos_token_id is not None)
     ends = [end] if isinstance(end, int) else list(end)
-    sampling = (
-        {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p}
-        if decoding.temperature > 0
-        else {"do_sample": False}
-    )
+    sampled = decoding.temperature > 0
+    sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p} if sampled else {}
     pad = tokenizer.pad_token_id
     return GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
@@ -63,6 +58,7 @@ def make_generation_config(
         decoder_start_token_id=generator.generation_config.decoder_start_token_id,
         return_dict_in_generate=True,
         output_logits=True,
+        do_sample=sampled,
         **sampling,
     )
 
@@ -152,3 +148,39 @@ def collect_scores(
         end = float(steps[len(ids) - 1][row, list(end_ids)].logsumexp(0))
         generations.append(Generation(text, tuple(ids), (*logprobs, end)))
     return generations
+
+
+def guidance(request: Request) -> float:
+    """The guidance scale of a request; 1: no guidance."""
+    return 1.0 if request.highlight is None else request.highlight.guidance
+
+
+def make_contrast(request: Request) -> Request:
+    """The other branch: the same request with 1 / strength, which lowers the attention to the
+    region."""
+    highlight = request.highlight
+    if highlight is None:
+        return request
+    lowered = replace(highlight, strength=1 / highlight.strength, guidance=1.0)
+    return replace(request, highlight=lowered)
+
+
+class Guided(LogitsProcessor):
+    """Classifier-free guidance in a batch whose second half holds the other branches of the first.
+
+    log p = log p2 + g (log p1 - log p2), with one g for each row (Prompt Highlighter,
+    arXiv 2312.04302, equation 3). Both halves get the same scores, so that they continue with the
+    same token.
+    """
+
+    def __init__(self, scales: Sequence[float]) -> None:
+        self.scales = scales
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`(2 B, V)` -> `(2 B, V)`."""
+        looking, other = scores.float().log_softmax(-1).chunk(2)
+        scale = torch.tensor(self.scales, device=scores.device)[:, None]
+        guided = other + scale * (looking - other)
+        # a token that other processors forbid would be infinity minus infinity here
+        guided = guided.masked_fill(looking.isneginf(), -torch.inf)
+        return guided.repeat(2, 1).to(scores.dtype)

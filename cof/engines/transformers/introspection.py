@@ -86,9 +86,8 @@ def compare_states(
                 layers.append(torch.full((len(tokens), int(is_image[row].sum())), torch.nan))
                 continue
             joined = cached[row].transpose(0, 1).flatten(1).float()  # (L, key heads * head size)
-            phrase = torch.nn.functional.normalize(joined[list(tokens)], dim=-1)
-            image = torch.nn.functional.normalize(joined[is_image[row]], dim=-1)
-            layers.append((phrase @ image.T).cpu())
+            joined = torch.nn.functional.normalize(joined, dim=-1)
+            layers.append((joined[list(tokens)] @ joined[is_image[row]].T).cpu())
         similarities.append(torch.stack(layers))
     return similarities
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,10 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.errors import CofWarning
-from cof.families.assumed import unknown_tokens, unsupported
 from cof.families.family import Family
 from cof.families.image_tokens import ImageTokens
-from cof.families.token_coverage import INSIDE, merged_means, tile_means, token_coverage
+from cof.families.table import unknown_tokens, unsupported
+from cof.families.token_coverage import INSIDE, merged_means, tile_means
 from cof.geometry.regions import Region, coverage_image
 
 _LOCAL = "cof_local"
@@ -66,10 +66,14 @@ def probe(family: Family, model: Any, processor: Any) -> Family:
     adapter = DecoderAdapter(model, processor, family)
     _compare_inputs(model, processor, adapter, pixels)
     tokens = ImageTokens(family, family.dialect, config, processor)
-    with _local_vision(model), torch.inference_mode():
-        for wh in _SIZES:
-            for box in _BOXES:
+    stock = config.vision_config._attn_implementation
+    model.set_attn_implementation({"vision_config": _LOCAL})
+    try:
+        with torch.inference_mode():
+            for wh, box in product(_SIZES, _BOXES):
                 _check(tokens, adapter, wh, Region(boxes=(box,)))
+    finally:
+        model.set_attn_implementation({"vision_config": stock})
     warnings.warn(
         f"Models of type {config.model_type!r} are not known. Assumed, and checked with test "
         f"images: its image tokens are {described}. Assumed and not checked: a bias on them in "
@@ -116,13 +120,11 @@ def _raster(
     if count and "image_grid_thw" in pixels and len(shape) == 2:
         merge = math.sqrt(int(np.prod(pixels["image_grid_thw"])) / count)
         if merge == int(merge):
-            per_side = int(merge)
-            return (
-                lambda pixels, config: merged_means(
-                    pixels["pixel_values"], pixels["image_grid_thw"], per_side
-                ),
-                f"squares of {per_side} x {per_side} patches",
-            )
+
+            def merged(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+                return merged_means(pixels["pixel_values"], pixels["image_grid_thw"], int(merge))
+
+            return merged, f"squares of {int(merge)} x {int(merge)} patches"
     if count and len(shape) >= 4:
         side = math.sqrt(math.prod(shape[:-3]) * shape[-2] * shape[-1] / count)
         if side == int(side) and not shape[-2] % side and not shape[-1] % side:
@@ -142,8 +144,7 @@ def _check(
 ) -> None:
     """Change a box's pixels: the features of its tokens must change, and no others."""
     config = tokens.config
-    covered = token_coverage(tokens.token_means, tokens.visibility(wh), region)
-    share = np.nan_to_num(covered).ravel()
+    share = np.nan_to_num(tokens.visibility(wh).coverage(region)).ravel()
     images = (Image.new("RGB", wh), coverage_image(region, wh).convert("RGB"))
     before, after = adapter.encode([tokens.pixels(image) for image in images])
     changes = (before - after).float().flatten(1).norm(dim=1).cpu().numpy()
@@ -166,16 +167,6 @@ def _attend_locally(
 ) -> tuple[Tensor, None]:
     """Attention that mixes nothing, so that an image feature depends on its own patches alone."""
     return repeat_kv(value, query.shape[1] // value.shape[1]).transpose(1, 2), None
-
-
-@contextmanager
-def _local_vision(model: Any) -> Iterator[None]:
-    stock = model.config.vision_config._attn_implementation
-    model.set_attn_implementation({"vision_config": _LOCAL})
-    try:
-        yield
-    finally:
-        model.set_attn_implementation({"vision_config": stock})
 
 
 AttentionInterface.register(_LOCAL, _attend_locally)

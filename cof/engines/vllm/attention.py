@@ -55,6 +55,16 @@ class BiasedAttention:
         raise NotImplementedError
 
 
+def biased_backend(stock: Any, attention: type, builder: type) -> Any:
+    """A class to be given to vLLM in place of its backend `stock`: with the attention and metadata
+    of that, into which ours are mixed."""
+    name = f"Biased{stock.__name__}"
+    impl = type(f"{name}Impl", (attention, stock.get_impl_cls()), {})
+    metadata = type(f"{name}MetadataBuilder", (builder, stock.get_builder_cls()), {})
+    ours = {"get_impl_cls": lambda: impl, "get_builder_cls": lambda: metadata}
+    return type(name, (stock,), {key: staticmethod(get) for key, get in ours.items()})
+
+
 @dataclass
 class Batch:
     """The biased requests of one worker.

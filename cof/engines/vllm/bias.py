@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter
 
 from cof.types import Highlight, Scope
 
@@ -41,12 +40,12 @@ class RequestBias:
         True
     """
 
-    runs: tuple[tuple[int, int, float], ...]
+    runs: tuple[tuple[NonNegativeInt, NonNegativeInt, FiniteFloat], ...]
     scope: Scope = "all"
-    layers: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
+    layers: tuple[NonNegativeInt, ...] | None = None
+    heads: tuple[NonNegativeInt, ...] | None = None
     bidirectional: bool = False
-    image: int = 0
+    image: NonNegativeInt = 0
 
     @classmethod
     def from_values(
@@ -68,7 +67,7 @@ class RequestBias:
 
     def to_json(self) -> str:
         """One line that is the same for equal biases; vLLM carries it."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return _JSON.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> RequestBias:
@@ -77,24 +76,14 @@ class RequestBias:
         Raises:
             ValueError: it is not one.
         """
-        wrong = ValueError(f"{KEY} must be a bias that the engine wrote, not {text!r}.")
         try:
-            fields = json.loads(text)
-            runs = tuple((int(at), int(length), float(v)) for at, length, v in fields["runs"])
-            layers, heads = (
-                None if fields[name] is None else tuple(map(int, fields[name]))
-                for name in ("layers", "heads")
-            )
-            scope, bidirectional = fields["scope"], bool(fields["bidirectional"])
-            image = int(fields["image"])
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
-            raise wrong from error
-        counts = [number for at, length, _ in runs for number in (at, length)] + [image]
-        negative = any(number < 0 for number in (*counts, *(layers or ()), *(heads or ())))
-        finite = all(math.isfinite(value) for _, _, value in runs)
-        if negative or not finite or scope not in get_args(Scope):
-            raise wrong
-        return cls(runs, scope, layers, heads, bidirectional, image)
+            return _JSON.validate_json(text)
+        except ValueError as error:
+            wrong = f"{KEY} must be a bias that the engine wrote, not {text!r}."
+            raise ValueError(wrong) from error
+
+
+_JSON = TypeAdapter(RequestBias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,27 +115,26 @@ def place_bias(sampling_params: Any, mm_features: Sequence[Any]) -> PlacedBias |
     text = (getattr(sampling_params, "extra_args", None) or {}).get(KEY)
     if text is None or not mm_features:
         return None
-    spans = tuple(_embeddings(feature.mm_position) for feature in mm_features)
+    positions = [feature.mm_position for feature in mm_features]
+    masks = (position.is_embed for position in positions)
+    spans = tuple(
+        (position.offset, position.length, None if mask is None else mask.numpy().tobytes())
+        for position, mask in zip(positions, masks, strict=True)
+    )
     return _placed(text, spans)
 
 
 Span = tuple[int, int, bytes | None]
-
-
-def _embeddings(position: Any) -> Span:
-    """A `PlaceholderRange` as a value that can be hashed."""
-    mask = position.is_embed
-    return position.offset, position.length, None if mask is None else mask.numpy().tobytes()
+"""A `PlaceholderRange` as a value that can be hashed."""
 
 
 @lru_cache(maxsize=4096)
 def _placed(text: str, spans: tuple[Span, ...]) -> PlacedBias | None:
     bias = RequestBias.from_json(text)
-    embeddings = [_positions(span) for span in spans]
-    if bias.image >= len(embeddings):
-        raise ValueError(f"{KEY} is about image {bias.image}, and there are {len(embeddings)}.")
-    first = embeddings[bias.image]
-    values = np.zeros(int(embeddings[-1][-1]) + 1, dtype=np.float32)
+    if bias.image >= len(spans):
+        raise ValueError(f"{KEY} is about image {bias.image}, and there are {len(spans)}.")
+    first, last = _positions(*spans[bias.image]), _positions(*spans[-1])
+    values = np.zeros(int(last[-1]) + 1, dtype=np.float32)
     for start, length, value in bias.runs:
         values[first[start : start + length]] = value
     if not values.any():
@@ -157,9 +145,8 @@ def _placed(text: str, spans: tuple[Span, ...]) -> PlacedBias | None:
     return PlacedBias(values, start, text, bias.layers, bias.heads)
 
 
-def _positions(span: Span) -> NDArray[np.intp]:
+def _positions(offset: int, length: int, mask: bytes | None) -> NDArray[np.intp]:
     """The prompt positions of an image's embeddings."""
-    offset, length, mask = span
     if mask is None:
         return np.arange(offset, offset + length)
     return offset + np.flatnonzero(np.frombuffer(mask, dtype=bool))

@@ -8,7 +8,7 @@ from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 from cof.errors import CofError
 
@@ -20,34 +20,12 @@ class RequestAborted(CofError):
     """The engine, or whoever asked, has ended the request before its answer."""
 
 
-class Client(Protocol):
-    """Runs requests on a vLLM engine.
+class OfflineClient:
+    """Runs requests on vLLM's `LLM`; threads wait for one another.
 
     Attributes:
         model_config: vLLM's `ModelConfig`.
     """
-
-    model_config: Any
-
-    def run(
-        self,
-        prompts: Sequence[Any],
-        params: Sequence[Any],
-        on_output: OnOutput | None = None,
-    ) -> list[Any]:
-        """vLLM's `CompletionOutput` for each of its prompts and `SamplingParams`.
-
-        Args:
-            on_output: called whenever a reply grows; what it raises ends the call.
-
-        Raises:
-            ValueError: vLLM refuses one of them; then none is answered.
-        """
-        ...
-
-
-class OfflineClient:
-    """vLLM's `LLM`; threads wait for one another."""
 
     def __init__(self, llm: Any) -> None:
         self.llm = llm
@@ -60,7 +38,16 @@ class OfflineClient:
         params: Sequence[Any],
         on_output: OnOutput | None = None,
     ) -> list[Any]:
-        """See `Client`."""
+        """vLLM's `CompletionOutput` for each of its prompts and `SamplingParams`.
+
+        Args:
+            prompts: of the requests.
+            params: theirs.
+            on_output: called whenever a reply grows; what it raises ends the call.
+
+        Raises:
+            ValueError: vLLM refuses one of them; then none is answered.
+        """
         engine = self.llm.llm_engine
         places: dict[str, int] = {}
         outputs: dict[int, Any] = {}
@@ -68,7 +55,7 @@ class OfflineClient:
             try:
                 for place, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
                     request_id = str(next(self.llm.request_counter))
-                    engine.add_request(request_id, prompt, _reporting(each, on_output))
+                    engine.add_request(request_id, prompt, each)
                     places[request_id] = place
                 while len(outputs) < len(prompts):
                     for step in engine.step():
@@ -84,9 +71,10 @@ class OfflineClient:
 
 
 class ServedClient:
-    """vLLM's `AsyncLLM`, called from threads; one of these serves one question.
+    """Runs requests on vLLM's `AsyncLLM`, called from threads; one of these serves one question.
 
     Attributes:
+        model_config: vLLM's `ModelConfig`.
         rank: of the data-parallel engine that gets all of its requests, which share prefixes;
             None: vLLM chooses.
     """
@@ -107,7 +95,7 @@ class ServedClient:
         params: Sequence[Any],
         on_output: OnOutput | None = None,
     ) -> list[Any]:
-        """See `Client`.
+        """As `OfflineClient.run`.
 
         Raises:
             RequestAborted: by `cancel`, or because the engine is being stopped.
@@ -155,9 +143,8 @@ class ServedClient:
 
     async def _one(self, place: int, prompt: Any, params: Any, on_output: OnOutput | None) -> Any:
         request_id = f"cof-{next(self._numbers)}"
-        async for step in self._engine.generate(
-            prompt, _reporting(params, on_output), request_id, data_parallel_rank=self.rank
-        ):
+        steps = self._engine.generate(prompt, params, request_id, data_parallel_rank=self.rank)
+        async for step in steps:
             output = step.outputs[0]
             if on_output is not None:
                 on_output(place, output)
@@ -166,10 +153,4 @@ class ServedClient:
         return output
 
 
-def _reporting(params: Any, on_output: OnOutput | None) -> Any:
-    """The `SamplingParams` with every step reported, or the last one alone."""
-    from vllm.sampling_params import RequestOutputKind
-
-    kind = RequestOutputKind.FINAL_ONLY if on_output is None else RequestOutputKind.CUMULATIVE
-    params.output_kind = kind
-    return params
+Client = OfflineClient | ServedClient

@@ -11,14 +11,9 @@ from torch import Tensor, nn
 from vllm import _custom_ops
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import extract_layer_index
-from vllm.v1.attention.backends.cpu_attn import (
-    CPUAttentionBackend,
-    CPUAttentionBackendImpl,
-    CPUAttentionMetadata,
-    CPUAttentionMetadataBuilder,
-)
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_rows
+from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_backend, biased_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +33,8 @@ class MaskedRow:
     def mask(self, window: int, biased: bool) -> Tensor:
         """What is added to its scores, `(Q, S)` float32; -inf where a query does not attend to a
         key. `window`: how many keys a query attends to, itself included; 0: all."""
-        made = self.masks.get((window, biased))
-        if made is None:
-            made = self.masks[window, biased] = self._mask(window, biased)
-        return made
-
-    def _mask(self, window: int, biased: bool) -> Tensor:
+        if (window, biased) in self.masks:
+            return self.masks[window, biased]
         row, bias = self.row, self.row.bias
         keys, queries = torch.arange(row.length), torch.arange(row.position, row.length)[:, None]
         mask = torch.zeros(len(queries), row.length)
@@ -53,41 +44,33 @@ class MaskedRow:
         visible = keys <= torch.from_numpy(row.last_keys)[:, None]
         if window > 0:
             visible &= queries - keys < window
-        return mask.masked_fill_(~visible, -torch.inf)
+        made = self.masks[window, biased] = mask.masked_fill_(~visible, -torch.inf)
+        return made
 
 
-class BiasedCPUBackend(CPUAttentionBackend):
-    """Give it to vLLM in place of its own."""
-
-    @staticmethod
-    def get_impl_cls() -> type[CPUAttentionBackendImpl]:
-        return BiasedCPUAttention
-
-    @staticmethod
-    def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
-        return BiasedCPUMetadataBuilder
-
-
-class BiasedCPUMetadataBuilder(CPUAttentionMetadataBuilder):
+class BiasedCPUBuilder:
     """Writes `MaskedRow`s into the metadata that a step's layers share."""
+
+    block_size: int
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
-    ) -> CPUAttentionMetadata:
-        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+    ) -> Any:
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         # the stock kernel is causal in images too
-        rows = biased_rows(common_attn_metadata, whole_images=False)
-        metadata.biased = [
-            MaskedRow(
-                row, metadata.block_table[row.row, : -(-row.length // self.block_size)].long()
-            )
-            for row in rows
-        ]
+        metadata.biased = []
+        for row in biased_rows(common_attn_metadata, whole_images=False):
+            blocks = metadata.block_table[row.row, : -(-row.length // self.block_size)]
+            metadata.biased.append(MaskedRow(row, blocks.long()))
         return metadata
 
 
-class BiasedCPUAttention(BiasedAttention, CPUAttentionBackendImpl):
+class BiasedCPUAttention(BiasedAttention):
     """One layer's attention."""
+
+    sliding_window: int
+    head_size: int
+    num_heads: int
 
     def attend_again(
         self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
@@ -95,13 +78,19 @@ class BiasedCPUAttention(BiasedAttention, CPUAttentionBackendImpl):
         index = extract_layer_index(layer.layer_name)
         order = key_order(layer.isa, kv_cache.dtype, kv_cache.shape[2], self.head_size)
         for masked in metadata.biased:
-            row = masked.row
-            mask = self._mask(masked, index)
-            if mask is not None:
-                part = query[row.start : row.stop]
-                output[row.start : row.stop] = self._attend(
-                    part, *read_blocks(kv_cache, masked.blocks, order), mask
-                )
+            row, mask = masked.row, self._mask(masked, index)
+            if mask is None:
+                continue
+            keys, values = read_blocks(kv_cache, masked.blocks, order)
+            attended = nn.functional.scaled_dot_product_attention(
+                query[row.start : row.stop].transpose(0, 1)[None],
+                keys[None, :, : row.length],
+                values[None, :, : row.length],
+                attn_mask=mask[None].to(query.dtype),
+                scale=self.scale,
+                enable_gqa=True,
+            )
+            output[row.start : row.stop] = attended[0].transpose(0, 1)
 
     def _mask(self, masked: MaskedRow, layer: int) -> Tensor | None:
         """This layer's, `(heads or 1, Q, S)`; None where the stock kernel's output is right."""
@@ -116,18 +105,8 @@ class BiasedCPUAttention(BiasedAttention, CPUAttentionBackendImpl):
             chosen[:, None, None], masked.mask(window, True), masked.mask(window, False)
         )
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Attention of `(Q, heads, D)`."""
-        length = mask.shape[-1]
-        attended = nn.functional.scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
-            keys[None, :, :length],
-            values[None, :, :length],
-            attn_mask=mask[None].to(query.dtype),
-            scale=self.scale,
-            enable_gqa=True,
-        )
-        return attended[0].transpose(0, 1)
+
+BiasedCPUBackend = biased_backend(CPUAttentionBackend, BiasedCPUAttention, BiasedCPUBuilder)
 
 
 def read_blocks(kv_cache: Tensor, blocks: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from copy import copy
-from functools import cache
+from functools import cache, partial
 from os import PathLike
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from cof.attention.bias_mask import make_gates
 from cof.engines.text_stream import TextStream, apart_from_thoughts
-from cof.engines.transformers.guidance import guidance
+from cof.engines.transformers.generation import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
 from cof.engines.vllm.clients import Client, OfflineClient, OnOutput
@@ -115,13 +115,15 @@ class VllmEngine:
             )
         name = str(model)
         config, processor = load_processor(name, pad_to_square)
-        llm = _load(
-            model=name,
-            dtype=dtype or "auto",
-            quantization=quantization,
-            **({} if max_batch_tokens is None else {"max_num_batched_tokens": max_batch_tokens}),
-            **(model_options(processor) | options),
-        )
+        given = {"quantization": quantization, "max_num_batched_tokens": max_batch_tokens}
+        options = {**model_options(config, processor), **given, **options}
+        options = {name: value for name, value in options.items() if value is not None}
+        from vllm import LLM
+
+        try:
+            llm = LLM(model=name, dtype=dtype or "auto", **options)
+        except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise CofError(f"vLLM cannot load {name!r}: {error}") from error
         return cls(OfflineClient(llm), config, processor, name=name)
 
     def with_client(self, client: Client) -> VllmEngine:
@@ -180,13 +182,14 @@ class VllmEngine:
         if not requests:
             return []
         from vllm.exceptions import VLLMValidationError
+        from vllm.sampling_params import RequestOutputKind
 
         prompts = [self._prompt(request) for request in requests]
-        params = [self._sampling_params(request, decoding) for request in requests]
+        tell = on_text and self._streamed(len(prompts), decoding, on_text)
+        kind = RequestOutputKind.CUMULATIVE if tell else RequestOutputKind.FINAL_ONLY
+        params = [self._sampling_params(request, decoding, kind) for request in requests]
         try:
-            outputs = self.client.run(
-                prompts, params, on_text and self._streamed(len(prompts), decoding, on_text)
-            )
+            outputs = self.client.run(prompts, params, tell)
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
         return [self._generation(output, decoding) for output in outputs]
@@ -215,10 +218,11 @@ class VllmEngine:
         square.paste(image, ((side - wh[0]) // 2, (side - wh[1]) // 2))
         return square
 
-    def _sampling_params(self, request: Request, decoding: Decoding) -> Any:
+    def _sampling_params(self, request: Request, decoding: Decoding, output_kind: Any) -> Any:
         from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
         params = SamplingParams.from_optional(**self._default_params)
+        params.output_kind = output_kind
         params.logprobs = 0  # of the tokens chosen
         params.max_tokens = decoding.max_new_tokens
         params.temperature, params.top_p = decoding.temperature, decoding.top_p
@@ -227,7 +231,9 @@ class VllmEngine:
         if template is not None and self._compiled(template):
             params.temperature, params.repetition_penalty = 0.0, 1.0
             params.max_tokens = Decoding().max_new_tokens
-            params.structured_outputs = StructuredOutputsParams(regex=self._regex(template))
+            blank = "" if self.chat.opening(thinks=False)[-1:].isspace() else " "
+            regex = blank + template_regex(template)
+            params.structured_outputs = StructuredOutputsParams(regex=regex)
         highlight = request.highlight
         if highlight is not None and highlight.strength != 1:
             params.extra_args = highlight_args(
@@ -259,8 +265,9 @@ class VllmEngine:
         return Generation(text, tuple(ids), tuple(logprobs))
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
+        encode = partial(self.processor.tokenizer, add_special_tokens=False)
         compiled = compile_box_template(
-            template, self._encode_texts, self.chat.opening(thinks=False)
+            template, lambda texts: encode(texts)["input_ids"], self.chat.opening(thinks=False)
         )
         if compiled is None:
             warnings.warn(
@@ -270,16 +277,6 @@ class VllmEngine:
                 stacklevel=4,
             )
         return compiled
-
-    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False)[
-            "input_ids"
-        ]
-        return ids
-
-    def _regex(self, template: BoxTemplate) -> str:
-        blank = "" if self.chat.opening(thinks=False)[-1:].isspace() else " "
-        return blank + template_regex(template)
 
 
 def _chosen_ids(output: Any) -> list[int]:
@@ -365,23 +362,11 @@ def load_processor(name: str, pad_to_square: bool | None = None) -> tuple[Any, A
     return config, load_processor_for(name, config, family_of(config), pad_to_square)
 
 
-def model_options(processor: Any) -> dict[str, Any]:
+def model_options(config: Any, processor: Any) -> dict[str, Any]:
     """What `vllm.LLM` and `vllm serve` need for a model beside its name."""
     options: dict[str, Any] = {"limit_mm_per_prompt": {"image": MAX_IMAGES}, "worker_cls": WORKER}
     if not hasattr(processor, "video_processor"):  # videos are processed by torchvision alone
         options["mm_processor_kwargs"] = {"backend": "pil"}
+    if family_of(config).bidirectional(config):
+        options["disable_chunked_mm_input"] = True
     return options
-
-
-def _load(**options: Any) -> Any:
-    """vLLM's `LLM`.
-
-    Raises:
-        CofError: it does not start.
-    """
-    from vllm import LLM
-
-    try:
-        return LLM(**{name: value for name, value in options.items() if value is not None})
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise CofError(f"vLLM cannot load {options['model']!r}: {error}") from error

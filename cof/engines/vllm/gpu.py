@@ -16,18 +16,10 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backend import AttentionCGSupport
-from vllm.v1.attention.backends.flash_attn import (
-    FlashAttentionBackend,
-    FlashAttentionImpl,
-    FlashAttentionMetadataBuilder,
-)
-from vllm.v1.attention.backends.triton_attn import (
-    TritonAttentionBackend,
-    TritonAttentionImpl,
-    TritonAttentionMetadataBuilder,
-)
+from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
+from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
 
-from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_rows
+from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_backend, biased_rows
 from cof.engines.vllm.bias import PlacedBias
 from cof.engines.vllm.kernel import TILE, BiasedTiles, attend
 
@@ -130,41 +122,5 @@ class BiasedGPUAttention(BiasedAttention):
         )
 
 
-class BiasedFlashMetadataBuilder(BiasedBuilder, FlashAttentionMetadataBuilder):
-    pass
-
-
-class BiasedFlashAttention(BiasedGPUAttention, FlashAttentionImpl):
-    pass
-
-
-class BiasedFlashBackend(FlashAttentionBackend):
-    """Give it to vLLM in place of its own."""
-
-    @staticmethod
-    def get_impl_cls() -> type[FlashAttentionImpl]:
-        return BiasedFlashAttention
-
-    @staticmethod
-    def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
-        return BiasedFlashMetadataBuilder
-
-
-class BiasedTritonMetadataBuilder(BiasedBuilder, TritonAttentionMetadataBuilder):
-    pass
-
-
-class BiasedTritonAttention(BiasedGPUAttention, TritonAttentionImpl):
-    pass
-
-
-class BiasedTritonBackend(TritonAttentionBackend):
-    """Give it to vLLM in place of its own."""
-
-    @staticmethod
-    def get_impl_cls() -> type[TritonAttentionImpl]:
-        return BiasedTritonAttention
-
-    @staticmethod
-    def get_builder_cls() -> type[TritonAttentionMetadataBuilder]:
-        return BiasedTritonMetadataBuilder
+BiasedFlashBackend = biased_backend(FlashAttentionBackend, BiasedGPUAttention, BiasedBuilder)
+BiasedTritonBackend = biased_backend(TritonAttentionBackend, BiasedGPUAttention, BiasedBuilder)

@@ -1,32 +1,20 @@
 """Images whose tokens attend to one another, as in Gemma 3, are computed in one piece.
 
 vLLM cuts long prompts into chunks. A token whose image is cut could not attend to the rest of it.
+`disable_chunked_mm_input` (`engine.model_options`) is to prevent that.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from vllm.model_executor.models import config as model_configs
 from vllm.v1.core.sched.scheduler import Scheduler
-
-ARCHITECTURES = ("Gemma3ForConditionalGeneration",)
 
 _stock_schedule = Scheduler._try_schedule_encoder_inputs
 
 
-class WholeImages(model_configs.VerifyAndUpdateConfig):
-    """What vLLM does by itself on GPUs only."""
-
-    @staticmethod
-    def verify_and_update_config(vllm_config: Any) -> None:
-        vllm_config.scheduler_config.disable_chunked_mm_input = True
-
-
 def keep_images_whole() -> None:
     """Hook into this process's vLLM."""
-    for architecture in ARCHITECTURES:
-        model_configs.MODELS_CONFIG_MAP.setdefault(architecture, WholeImages)
     Scheduler._try_schedule_encoder_inputs = _schedule
 
 

@@ -5,26 +5,31 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
+
 from cof.errors import CofError
-from cof.eval.data.files import read_rows, shards
-from cof.eval.data.parts import Part, part_of
-from cof.eval.examples import Embedded, Example
-from cof.eval.figures import Clusters, Figure, ratio
-from cof.eval.images import open_image
+from cof.eval.data.files import Row, collect, data_files, read_rows, shards
+from cof.eval.data.refer import is_refer
+from cof.eval.examples import Embedded, Example, Score
+from cof.eval.figures import Clusters, Figure, find_clusters, group_right, ratio, share
+from cof.eval.images import image_digest, open_image, read_image_wh
+from cof.eval.json_files import T
 from cof.eval.rules import RULES, Rules
-from cof.eval.scoring import Score
+from cof.geometry.boxes import XYXY
 from cof.geometry.regions import region_from_boxes
 
 PromptStyle = Literal["llava", "llava-ocr", "official", "lmms-eval", "vlmevalkit", "tiny"]
 """Whose prompts: LLaVA-1.5's (`llava-ocr`: with recognised text, where the data has it), the
 benchmark's own, a harness's, or those that the embedded model was trained on."""
+
+Part = Literal["all", "validation", "test"]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -32,6 +37,41 @@ Replies = Mapping[str, str | None]
 """Question -> reply; None: there is none."""
 
 _MOST_SHOWN = 3  # problems in a refusal; --check shows all
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers read out of replies, and figures in percent of them.
+
+    Attributes:
+        examples: the questions.
+        replies: to each, by its id.
+        read: the answer in each; None: unparsed.
+        rules: how they were read.
+    """
+
+    examples: Sequence[Example]
+    replies: Replies
+    read: Mapping[str, str | None]
+    rules: Rules
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Questions and groups that belong together."""
+        return find_clusters(self.examples)
+
+    def share(self, examples: Sequence[Example]) -> Figure:
+        """Of right answers, every question counted by itself."""
+        return share({e.id: self.read[e.id] == e.answer for e in examples}, self.clusters)
+
+    def share_of_groups(self, examples: Sequence[Example]) -> Figure:
+        """Of groups all of whose questions are right."""
+        right = {e.id: self.read[e.id] == e.answer for e in examples}
+        return share(group_right(examples, right), self.clusters)
+
+    def unparsed(self, examples: Sequence[Example]) -> Figure:
+        """The share of replies without an answer in them."""
+        return ratio(((e.id, self.read[e.id] is None, 1) for e in examples), self.clusters)
 
 
 @dataclass(frozen=True)
@@ -50,6 +90,9 @@ class Benchmark(ABC):
         name: for files and messages.
         headline: the metrics that papers quote.
         stage_one: whether only the boxes of stage 1 are measured.
+        patterns: of its files in a folder, the preferred kind first.
+        need: columns without which a row of them is of no use.
+        one_split: whether files that are no parts of one split are refused.
 
     Raises:
         CofError: no such data, rules or prompt style; reading the examples: the data has problems.
@@ -68,32 +111,27 @@ class Benchmark(ABC):
     headline: ClassVar[tuple[str, ...]]
     stage_one: ClassVar[bool] = False
     has_ocr: ClassVar[bool] = False
+    patterns: ClassVar[tuple[str, ...]] = ("*.tsv", "*.parquet", "*/*.parquet")
+    need: ClassVar[tuple[str, ...]]
+    one_split: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.rules not in RULES:
-            raise CofError(f"There are no rules {self.rules!r}; there are {', '.join(RULES)}.")
-        if self.prompt_style not in get_args(PromptStyle):
-            known = ", ".join(get_args(PromptStyle))
-            raise CofError(f"There is no prompt style {self.prompt_style!r}; there are {known}.")
+        for what, value, known in (
+            ("are no rules", self.rules, RULES),
+            ("is no prompt style", self.prompt_style, get_args(PromptStyle)),
+        ):
+            if value not in known:
+                raise CofError(f"There {what} {value!r}; there are {', '.join(known)}.")
         if self.prompt_style == "llava-ocr" and not self.has_ocr:
             raise CofError(f"{self.name} has no recognised text: its prompt style is llava.")
-        if self.part not in get_args(Part):
-            raise CofError(f"A part is {', '.join(get_args(Part))}, not {self.part!r}.")
         if not 0 < self.share <= 1:
-            raise CofError(
-                f"share is the validation part's, above 0 and at most 1, not {self.share}."
-            )
+            raise CofError(f"The validation part's share is in 0..1, not {self.share}.")
         part, parts = self.shard
         if not 1 <= part <= parts:
             raise CofError(f"A shard is i/n with i from 1 to n, such as 2/4, not {part}/{parts}.")
-        for path in (self.path, self.images):
-            if path is not None and not self.is_there(path):
+        for path in filter(None, (self.path, self.images)):
+            if not (path.exists() or shards(path) or is_refer(path)):
                 raise CofError(f"There is no {path}: name the data set's folder or file.")
-
-    @classmethod
-    def is_there(cls, path: Path) -> bool:
-        """Whether a path names something: a file or folder, or a split of several files."""
-        return path.exists() or bool(shards(path))
 
     @abstractmethod
     def read(self, problems: list[str]) -> list[Example]:
@@ -104,37 +142,34 @@ class Benchmark(ABC):
         """The answer in a reply under a rule set; None: unparsed."""
 
     @abstractmethod
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
+        """Figures by name, as papers write them (most 0..100); `headline` is among them."""
+
     def figures(
         self, examples: Sequence[Example], replies: Replies, rules: Rules
     ) -> dict[str, Figure]:
-        """Figures by name, as papers write them (most 0..100); `headline` is among them.
+        """Figures by name.
 
         Args:
             examples: the questions.
             replies: to each of them; None: there is no reply, which is wrong and unparsed.
             rules: how answers are read out of replies.
         """
-
-    def read_answers(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, str | None]:
-        """The answer in each reply; None: unparsed."""
-        return {
-            example.id: None if text is None else self.parse(example, text, rules)
-            for example in examples
-            for text in (replies[example.id],)
+        read = {
+            e.id: None if (text := replies[e.id]) is None else self.parse(e, text, rules)
+            for e in examples
         }
+        return self.figures_of(Answers(examples, replies, read, rules))
 
     def groups(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
         """The questions by the groups that results are broken down to: all of them, those of each
         kind, and of each number of objects."""
         groups = {"all": list(examples)} if examples else {}
-        kinds = list(dict.fromkeys(e.kind for e in examples if e.kind))
+        kinds = split_by("kind", examples)
         if len(kinds) > 1:
-            groups |= {kind: [e for e in examples if e.kind == kind] for kind in kinds}
-        for n in sorted({e.num_objects for e in examples if e.num_objects}):
-            groups[f"{n} objects"] = [e for e in examples if e.num_objects == n]
-        return groups
+            groups |= kinds
+        numbers = sorted(split_by("num_objects", examples).items())
+        return groups | {f"{n} objects": asked for n, asked in numbers}
 
     def score(self, example: Example, text: str) -> Score:
         parsed = self.parse(example, text, self.rules)
@@ -149,16 +184,53 @@ class Benchmark(ABC):
         """
         examples, problems = self._read
         if problems:
-            shown = "; ".join(problems[:_MOST_SHOWN])
-            rest = f"; and {len(problems) - _MOST_SHOWN} more" * (len(problems) > _MOST_SHOWN)
             raise CofError(
-                f"{self.path} has {len(problems)} problem{'s' * (len(problems) > 1)}: {shown}"
-                f"{rest}. List all with `cof eval {self.name} {self.path} --check`."
+                f"{self.path} has {len(problems)} problem{'s' * (len(problems) > 1)}: "
+                f"{'; '.join(problems[:_MOST_SHOWN])}. List all with `cof eval {self.name} "
+                f"{self.path} --check`."
             )
         chosen = select(part_of(examples, self.part, self.share), self.limit, self.shard)
         if not chosen:
             raise CofError(f"{self.path} leaves no questions for this part, limit and shard.")
         return chosen
+
+    @property
+    def files(self) -> list[Path]:
+        """Those with the questions.
+
+        Raises:
+            CofError: there are none, or those of several splits.
+        """
+        return data_files(self.path, self.patterns, one_split=self.one_split)
+
+    def collect(self, make: Callable[[Row], Iterable[T]], problems: list[str]) -> list[T]:
+        """What is made of the rows of all files (`cof.eval.data.files.collect`)."""
+        return collect(make, problems, *map(self.rows, self.files))
+
+    def rows(self, file: Path) -> Iterator[Row]:
+        """The records of one file."""
+        return read_rows(file, self.need)
+
+    def image_of(self, row: Row, name: str, *folders: str) -> Path | Embedded:
+        """The image that a row holds, under a name that questions about it share; else a file.
+
+        Args:
+            row: of a data file.
+            name: the image's. A file without an ending is tried with the usual ones, and at last
+                without the folders in its name.
+            folders: where the file may lie, seen from the folder of the images and from the row's.
+        """
+        if row.image is not None:
+            return replace(row.image, name=name or row.where)
+        endings = ("",) if Path(name).suffix.lower() in IMAGE_ENDINGS else IMAGE_ENDINGS
+        tried = [
+            Path(os.path.normpath(base / folder / f"{each}{ending}"))
+            for each in dict.fromkeys((name, Path(name).name))
+            for base in filter(None, (self.images, row.file.parent))
+            for folder in folders
+            for ending in endings
+        ]
+        return next(filter(os.path.isfile, tried), tried[0])
 
     def check(self) -> list[str]:
         """Everything that is wrong with the data, every image decoded; empty: nothing."""
@@ -189,16 +261,11 @@ class Benchmark(ABC):
         """With the true regions of `annotations.jsonl` beside the data, if there is one: lines
         with id (of the question, or of its group), region, num_objects and single."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        path = folder / "annotations.jsonl"
-        if not path.is_file():
-            return examples
         need = ("id", "region", "num_objects", "single")
-        known: dict[str, dict[str, Any]] = {}
-        for row in read_rows(path, need, problems):
-            try:
-                known[row.text("id")] = read_annotation(row.fields)
-            except CofError as error:
-                problems.append(f"{row.where}: {str(error).rstrip('.')}")
+        rows = (read_rows(path, need) for path in folder.glob("annotations.jsonl"))
+        known = dict(
+            collect(lambda row: [(row.text("id"), read_annotation(row.fields))], problems, *rows)
+        )
         return [
             replace(example, **(known.get(example.id) or known.get(example.group) or {}))
             for example in examples
@@ -241,25 +308,63 @@ def select(examples: Sequence[Example], limit: int | None, shard: tuple[int, int
     return [example for group in list(groups.values())[part - 1 :: parts] for example in group]
 
 
-def image_path(folders: Sequence[Path], name: str) -> Path:
-    """The file of that name in the first folder that has it; else where it was looked for first.
+def part_of(examples: Sequence[Example], part: Part, share: float) -> list[Example]:
+    """The questions of a part, in their order.
 
-    A name without an ending is tried with the usual ones.
+    The fingerprint of a question's image file decides its part, so that questions about one image
+    are in the same part, in whatever file they stand; and more data changes nothing for those that
+    were there before.
+
+    Args:
+        examples: of all parts.
+        part: which.
+        share: the share of the images that `validation` gets, 0..1.
+
+    Raises:
+        CofError: an image cannot be read.
     """
-    names = [name] if Path(name).suffix.lower() in IMAGE_ENDINGS else []
-    names = names or [f"{name}{ending}" for ending in IMAGE_ENDINGS]
-    for folder in folders:
-        for candidate in names:
-            if os.path.exists(folder / candidate):
-                return folder / candidate
-    return folders[0] / names[0]
+    if part == "all" or (part == "validation" and share == 1):
+        return list(examples)
+    below = {
+        image: int(image_digest(image)[:16], 16) < share * 16**16
+        for image in dict.fromkeys(example.image for example in examples)
+    }
+    return [example for example in examples if below[example.image] == (part == "validation")]
 
 
-def unparsed(answers: Mapping[str, str | None], clusters: Clusters) -> Figure:
-    """The share of replies without an answer in them, in percent."""
-    return ratio(((id, answer is None, 1) for id, answer in answers.items()), clusters)
+def split_by(field: str, examples: Iterable[Example]) -> dict[Any, list[Example]]:
+    """The questions by a field, its values in the order in which they come; without those that
+    have none."""
+    found: dict[Any, list[Example]] = {}
+    for example in examples:
+        found.setdefault(getattr(example, field), []).append(example)
+    return {value: asked for value, asked in found.items() if value}
 
 
-def shared(known: dict[str, Embedded], name: str, image: Embedded) -> Embedded:
-    """The image under a name: the first one that came with it, so that it is encoded once."""
-    return known.setdefault(name, Embedded(name, image.load))
+def read_region(row: Row, image: Path | Embedded, *, corners: bool = False) -> XYXY:
+    """The box around all boxes of a row's `bbox`, in 0..1 of the image.
+
+    Args:
+        row: `bbox` is one box or several in pixels, each `[x, y, width, height]`, or with
+            `corners` `[x1, y1, x2, y2]`; `width` and `height` are the image's, if it has them.
+        image: tells its size if the row does not.
+
+    Raises:
+        CofError: a box is none, or the size is unknown.
+    """
+    size = (row.fields.get("width"), row.fields.get("height"))
+    wh: Any = size if all(size) else read_image_wh(image)
+    if wh is None:
+        raise CofError(f"the size of {image} is neither given nor found in it")
+    try:
+        low, high = np.asarray(row.fields["bbox"], np.float64).reshape(-1, 2, 2).swapaxes(0, 1)
+        if not corners:
+            high = low + high
+        ends = np.concatenate([low.min(axis=0) / wh, high.max(axis=0) / wh])
+        good = np.isfinite(ends).all() and (low < high).all() and min(wh) > 0
+    except (OverflowError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise CofError("bbox is no box in pixels, or width and height are no numbers above 0")
+    x1, y1, x2, y2 = map(float, ends)
+    return x1, y1, x2, y2

@@ -1,14 +1,14 @@
-"""Multiple-choice questions: prompts, rotations of the options, and circular accuracy."""
+"""Multiple-choice questions: prompts, rotations of the options, and accuracy over all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from cof.eval.data.base import Benchmark, PromptStyle, Replies, unparsed
+from cof.eval.data.base import Answers, Benchmark, PromptStyle, split_by
 from cof.eval.examples import Example
-from cof.eval.figures import Clusters, Figure, find_clusters, group_right, share
+from cof.eval.figures import Figure
 from cof.eval.rules import OPTIONS, Rules
 from cof.prompting.dialects import OPTION_LETTER
 
@@ -18,7 +18,8 @@ ROTATION = 10**6
 
 @dataclass(frozen=True)
 class ChoiceBenchmark(Benchmark):
-    """Answers are letters; the rotations of a question share its group."""
+    """Every question in several orders of its options, which share its group. Answers are letters;
+    the figure counts each order by itself."""
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         if not example.likelihood:
@@ -27,65 +28,16 @@ class ChoiceBenchmark(Benchmark):
         letters = zip(ascii_uppercase, example.options, strict=False)
         return next((letter for letter, option in letters if option == text), None)
 
-    def choice_figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> ChoiceFigures:
-        """The answers, ready for shares over questions and over groups."""
-        answers = self.read_answers(examples, replies, rules)
-        right = {e.id: answers[e.id] == e.answer for e in examples}
-        return ChoiceFigures(answers, right, find_clusters(examples))
-
-
-@dataclass(frozen=True)
-class ChoiceFigures:
-    """Answers to multiple-choice questions as figures.
-
-    Attributes:
-        answers: the letter in each reply; None: unparsed.
-        right: whether it is the true one.
-        clusters: questions and groups that belong together.
-    """
-
-    answers: Mapping[str, str | None]
-    right: Mapping[str, bool]
-    clusters: Clusters
-
-    def accuracy(self, examples: Sequence[Example]) -> Figure:
-        """The share of right replies, every rotation counted by itself."""
-        return share({e.id: self.right[e.id] for e in examples}, self.clusters)
-
-    def circular(self, examples: Sequence[Example]) -> Figure:
-        """The share of questions that are right in all of their rotations."""
-        return share(group_right(examples, self.right), self.clusters)
-
-    def asked_once(self, examples: Sequence[Example]) -> Figure:
-        """The share of right replies to the first rotation of each question."""
-        first = {example.group: example for example in reversed(examples)}
-        return self.accuracy([e for e in examples if first[e.group] is e])
-
-    @property
-    def unparsed(self) -> Figure:
-        """The share of replies without an answer in them."""
-        return unparsed(self.answers, self.clusters)
-
-
-class CycleBenchmark(ChoiceBenchmark):
-    """Every question in several orders of its options; the figure counts each of them by itself."""
-
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """In percent: `average` over all orders, the same by kind, `circular` (all orders of a
         question right), `unparsed`."""
-        choices = self.choice_figures(examples, replies, rules)
+        examples = answers.examples
+        kinds = sorted(split_by("kind", examples).items())
         return {
-            "average": choices.accuracy(examples),
-            **{
-                kind: choices.accuracy([e for e in examples if e.kind == kind])
-                for kind in sorted({e.kind for e in examples})
-            },
-            "circular": choices.circular(examples),
-            "unparsed": choices.unparsed,
+            "average": answers.share(examples),
+            **{kind: answers.share(asked) for kind, asked in kinds},
+            "circular": answers.share_of_groups(examples),
+            "unparsed": answers.unparsed(examples),
         }
 
 
@@ -97,10 +49,8 @@ def rotate_options(options: Sequence[str], answer: str, turns: int) -> tuple[tup
     >>> rotate_options(("red", "blue"), "", 1)
     (('blue', 'red'), '')
     """
-    moved = (*options[turns:], *options[:turns])
-    if not answer:
-        return moved, ""
-    return moved, ascii_uppercase[(ascii_uppercase.index(answer) - turns) % len(options)]
+    place = (ascii_uppercase.index(answer or "A") - turns) % len(options)
+    return (*options[turns:], *options[:turns]), answer and ascii_uppercase[place]
 
 
 def choice_prompt(

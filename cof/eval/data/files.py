@@ -1,23 +1,20 @@
-"""Rows of the formats that benchmarks come in: JSON lines, TSV with base64 images, parquet.
-
-Problems are collected, not raised, so that one look at a data set names all of them.
-"""
+"""Rows of the formats that benchmarks come in: JSON lines, TSV with base64 images, parquet."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
 from cof.eval.examples import Embedded
-from cof.eval.json_files import parse_json
+from cof.eval.json_files import T, parse_json
 
 _NOTHING = "nan"
 """How pandas may have spelled an empty cell; "None" can be an option's text."""
@@ -28,82 +25,119 @@ class Row:
     """One record of a data file.
 
     Attributes:
-        where: for messages: file and line.
-        fields: by column; the image's is left out.
-        image: the image that the file itself holds, if it does.
+        file: the file.
+        place: in the file, such as `line 3`; empty: the file is the record.
+        fields: by column; an image that the file holds is left out.
+        image: that image.
+        problem: why the record is of no use; empty: it has all that is needed.
     """
 
-    where: str
+    file: Path
+    place: str
     fields: Mapping[str, Any]
     image: Embedded | None = None
+    problem: str = ""
 
-    def text(self, column: str) -> str:
-        """A cell as text without blanks around it; empty for missing ones and `nan`."""
-        value = self.fields.get(column)
-        text = "" if value is None else str(value).strip()
-        return "" if text == _NOTHING else text
+    @classmethod
+    def of_json(cls, file: Path, place: str, record: Any, need: Sequence[str]) -> Row:
+        """Of a JSON value, which should be an object with the fields that are needed."""
+        fields = record if isinstance(record, dict) else {}
+        return cls(file, place, fields, problem=_lacking(fields, need))
+
+    @property
+    def where(self) -> str:
+        """For messages: `POPE/coco_pope_random.json, line 3`."""
+        return f"{self.file.parent.name}/{self.file.name}" + (self.place and f", {self.place}")
+
+    def text(self, *columns: str) -> str:
+        """The first of these cells that holds any text but `nan`, without blanks around it; empty
+        if none does."""
+        values = (self.fields.get(column) for column in columns)
+        texts = (str(value).strip() for value in values if value is not None)
+        return next((text for text in texts if text not in ("", _NOTHING)), "")
 
 
-def read_rows(
-    path: Path, need: Sequence[str], problems: list[str], image: str = "image"
-) -> Iterator[Row]:
+def collect(
+    make: Callable[[Row], Iterable[T]], problems: list[str], *sources: Iterable[Row]
+) -> list[T]:
+    """What is made of each row.
+
+    Args:
+        make: may raise a CofError about a row.
+        problems: gets a sentence for everything that is wrong, so that one look at a data set
+            names all of it.
+        sources: of rows, such as files; may raise a CofError where no more can be read.
+    """
+    made: list[T] = []
+    for rows in sources:
+        try:
+            for row in rows:
+                try:
+                    if row.problem:
+                        raise CofError(row.problem)
+                    made += make(row)
+                except CofError as error:
+                    problems.append(f"{row.where}: {error}".rstrip("."))
+        except CofError as error:
+            problems.append(str(error).rstrip("."))
+    return made
+
+
+def read_rows(path: Path, need: Sequence[str]) -> Iterator[Row]:
     """The records of one file, by its ending: `.tsv`, `.parquet`, else JSON lines.
 
     Args:
         path: the file.
-        need: columns without which a record is of no use; a file or line that lacks one is
-            reported and left out.
-        problems: gets a sentence for everything that is wrong.
-        image: the column that holds images, if the format can hold any.
+        need: columns without which a record is of no use.
+
+    Raises:
+        CofError: it cannot be read, or is a table that lacks a column.
     """
     read = {".tsv": _read_tsv, ".parquet": _read_parquet}.get(path.suffix.lower(), _read_json_lines)
     try:
-        yield from read(path, need, problems, image)
-    except (OSError, ValueError, csv.Error) as error:
-        problems.append(f"{path.name}: cannot be read ({error})")
+        yield from read(path, need)
+    except CofError:
+        raise
+    except ModuleNotFoundError as error:
+        raise CofError(f"Reading {path.name} takes pyarrow: pip install 'cof[eval]'.") from error
+    except Exception as error:  # on damaged data readers raise many kinds
+        raise CofError(f"{path.name}: cannot be read ({error})") from error
 
 
-def data_files(path: Path, choices: Sequence[Sequence[str]], what: str) -> list[Path]:
+def data_files(path: Path, patterns: Sequence[str], *, one_split: bool) -> list[Path]:
     """The files of a data set.
 
     Args:
         path: a file; a folder; or the common beginning of one split's files as the hub cuts them,
             such as `data/val` for `data/val-00000-of-00002.parquet` and its like.
-        choices: patterns of the files in a folder, the preferred kind first.
-        what: for the message.
+        patterns: of the files in a folder, the preferred kind first.
+        one_split: whether files that are no parts of one split are refused.
 
     Returns:
         The file, or all files of the first kind that is there, sorted.
 
     Raises:
-        CofError: there are none.
+        CofError: there are none, or those of several splits.
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
         return shards(path)
-    for patterns in choices:
-        files = sorted({file for pattern in patterns for file in path.glob(pattern)})
-        if files:
-            return files
-    looked_for = ", ".join(pattern for patterns in choices for pattern in patterns)
-    raise CofError(
-        f"{path} holds no {what} ({looked_for}): name the folder or file of the data set as it was "
-        "downloaded."
-    )
-
-
-def split_files(path: Path, choices: Sequence[Sequence[str]], what: str) -> list[Path]:
-    """`data_files` of a data set whose splits are separate files: those of one split.
-
-    Raises:
-        CofError: there are none, or those of several splits.
-    """
-    files = data_files(path, choices, what)
-    splits = dict.fromkeys(_split(file) for file in files)
-    if len(splits) > 1:
-        raise CofError(f"Name one of {', '.join(map(str, splits))}: each is a split of its own.")
+    files = first_files(path, patterns)
+    if not files:
+        raise CofError(
+            f"{path} holds no data ({', '.join(patterns)}): name the folder or file of the data "
+            "set as it was downloaded."
+        )
+    splits = dict.fromkeys(re.sub(r"-\d{5}-of-\d{5}[^/\\]*$", "", str(file)) for file in files)
+    if one_split and len(splits) > 1:
+        raise CofError(f"Name one of {', '.join(splits)}: each is a split of its own.")
     return files
+
+
+def first_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of the first pattern that has any, sorted."""
+    return next(filter(None, (sorted(folder.glob(pattern)) for pattern in patterns)), [])
 
 
 def shards(path: Path) -> list[Path]:
@@ -111,174 +145,97 @@ def shards(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}-*-of-*"))
 
 
-def _split(file: Path) -> Path:
-    """The name of the split that a file is, or is a shard of."""
-    match = re.match(r"(.+?)-\d{5}-of-\d{5}", file.name)
-    return file.with_name(match[1]) if match else file
-
-
-def read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    """The object in a JSON file; None, with a problem added, if it holds none."""
-    try:
-        content = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name}: no JSON ({error})")
-        return None
-    if isinstance(content, dict):
-        return content
-    problems.append(f"{path.name}: no JSON object")
-    return None
-
-
-def _read_json_lines(path: Path, need: Sequence[str], problems: list[str], _: str) -> Iterator[Row]:
+def _read_json_lines(path: Path, need: Sequence[str]) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path.name}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                fields = parse_json(line)
-            except ValueError:
-                problems.append(f"{where}: no JSON (truncated?)")
-                continue
-            missing = lacking(fields, need)
-            if missing:
-                problems.append(f"{where}: lacks {', '.join(missing)}")
-                continue
-            yield Row(where, fields)
+            if line.strip():
+                try:
+                    yield Row.of_json(path, f"line {number}", parse_json(line), need)
+                except ValueError:
+                    yield Row(path, f"line {number}", {}, problem="no JSON (truncated?)")
 
 
-def lacking(record: Any, need: Sequence[str]) -> list[str]:
-    """The fields that a JSON record lacks: all of them if it is no object."""
-    return [name for name in need if not isinstance(record, dict) or name not in record]
-
-
-def _read_tsv(path: Path, need: Sequence[str], problems: list[str], image: str) -> Iterator[Row]:
+def _read_tsv(path: Path, need: Sequence[str]) -> Iterator[Row]:
     with path.open("rb") as file:
-        lines = _Lines(file)
-        table = _csv(lines)
+        table = _csv(iter(file.readline, b""))
         head: list[str] = next(table, [])
-        if not _columns(path, head, need, problems):
-            return
-        while True:
-            offset = lines.offset
-            number = lines.number + 1
-            cells = next(table, None)
-            if cells is None:
-                return
-            if not cells:  # a blank line
-                continue
-            where = f"{path.name}, line {number}"
+        _check_columns(path, head, need)
+        offset, line = file.tell(), table.line_num + 1
+        for cells in table:
+            place, problem, image = f"line {line}", "", None
+            fields = dict(zip(head, cells, strict=False))
             if len(cells) != len(head):
-                problems.append(
-                    f"{where}: {len(cells)} columns instead of {len(head)} (truncated?)"
+                problem = f"{len(cells)} columns instead of {len(head)} (truncated?)"
+            if len(fields.get("image", "")) > 64:  # else another row's index
+                del fields["image"]
+                image = _embedded(
+                    path, place, partial(_tsv_cell, path, offset, head.index("image"))
                 )
-                continue
-            fields = dict(zip(head, cells, strict=True))
-            column = head.index(image) if image in head else None
-            held = None
-            if column is not None:
-                text = fields.pop(image)
-                if len(text) > 64:
-                    held = Embedded(where, partial(_tsv_image, path, offset, column, where))
-                else:  # another row's index stands where images repeat
-                    fields[f"{image}_of"] = text
-            yield Row(where, fields, held)
+            if cells:  # no blank line
+                yield Row(path, place, fields, image, problem)
+            offset, line = file.tell(), table.line_num + 1
 
 
-class _Lines:
-    """The lines of a binary file as text, with the offset after the last one that was taken."""
-
-    def __init__(self, file: Iterable[bytes]) -> None:
-        self._file = file
-        self.offset = 0
-        self.number = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._file:
-            self.offset += len(line)
-            self.number += 1
-            yield line.decode("utf-8-sig" if self.number == 1 else "utf-8")
-
-
-def _csv(lines: Iterable[str]) -> Any:
+def _csv(lines: Iterable[bytes]) -> Any:
     csv.field_size_limit(2**31 - 1)  # an image is one cell
-    return csv.reader(lines, delimiter="\t")
+    return csv.reader((line.decode("utf-8-sig") for line in lines), delimiter="\t")
 
 
-def _tsv_image(path: Path, offset: int, column: int, where: str) -> bytes:
+def _tsv_cell(path: Path, offset: int, column: int) -> Any:
     with path.open("rb") as file:
         file.seek(offset)
-        cells = next(_csv(line.decode("utf-8") for line in file))
-    return _base64(cells[column], where)
+        return next(_csv(file))[column]
 
 
-def _base64(text: str, where: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise CofError(f"{where}: the image is no base64 ({error}).") from error
+def _embedded(path: Path, place: str, cell: Callable[[], Any]) -> Embedded:
+    """The image in a cell: as base64, as bytes, or as bytes beside a path."""
+
+    def load() -> bytes:
+        try:
+            value = cell()
+            data = value.get("bytes") if isinstance(value, dict) else value
+            if isinstance(data, str):
+                data = base64.b64decode(data, validate=True)
+            if not isinstance(data, bytes):
+                raise ValueError("there is none")
+        except Exception as error:  # on damaged data readers raise many kinds
+            raise CofError(f"{path.name}, {place}: the image cannot be read ({error}).") from error
+        return data
+
+    return Embedded(place, load)
 
 
-def _read_parquet(
-    path: Path, need: Sequence[str], problems: list[str], image: str
-) -> Iterator[Row]:
-    file = _open_parquet(path)
-    head = list(file.schema_arrow.names)
-    if not _columns(path, head, need, problems):
-        return
-    columns = [name for name in head if name != image]
-    number = 0
+def _read_parquet(path: Path, need: Sequence[str]) -> Iterator[Row]:
+    from pyarrow.parquet import ParquetFile
+
+    file = ParquetFile(path)
+    head = file.schema_arrow.names
+    _check_columns(path, head, need)
+    columns = [name for name in head if name != "image"]
+    numbers = count(1)
     for group in range(file.num_row_groups):
-        with _arrow_errors(path):
-            records = file.read_row_group(group, columns=columns).to_pylist()
-        for place, fields in enumerate(records):
-            number += 1
-            where = f"{path.name}, row {number}"
-            held = None
-            if image in head:
-                held = Embedded(where, partial(_parquet_image, path, group, place, image, where))
-            yield Row(where, fields, held)
+        for n, fields in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
+            place = f"row {next(numbers)}"
+            image = _embedded(path, place, partial(_parquet_cell, path, group, n))
+            yield Row(path, place, fields, image if "image" in head else None)
 
 
-def _open_parquet(path: Path) -> Any:
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError as error:
-        raise CofError(f"Reading {path.name} takes pyarrow: pip install 'cof[eval]'.") from error
-    with _arrow_errors(path):
-        return ParquetFile(path)
-
-
-@contextmanager
-def _arrow_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # Arrow's readers raise many kinds on damaged data
-        raise CofError(f"{path} is no parquet file, or a part of one ({error}).") from error
-
-
-def _parquet_image(path: Path, group: int, place: int, image: str, where: str) -> bytes:
-    with _arrow_errors(path):
-        cell = _parquet_column(path, group, image)[place].as_py()
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    if isinstance(data, str):
-        return _base64(data, where)
-    if not isinstance(data, bytes):
-        raise CofError(f"{where}: column {image} holds no image.")
-    return data
+def _parquet_cell(path: Path, group: int, n: int) -> Any:
+    return _parquet_images(path, group)[n].as_py()
 
 
 @lru_cache(maxsize=1)  # images are asked for in order
-def _parquet_column(path: Path, group: int, image: str) -> Any:
-    return _open_parquet(path).read_row_group(group, columns=[image]).column(image)
+def _parquet_images(path: Path, group: int) -> Any:
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(path).read_row_group(group, columns=["image"]).column("image")
 
 
-def _columns(path: Path, head: Sequence[str], need: Sequence[str], problems: list[str]) -> bool:
-    missing = [name for name in need if name not in head]
-    if missing:
-        problems.append(
-            f"{path.name}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-            f"{', '.join(head) or 'none'}"
-        )
-    return not missing
+def _check_columns(path: Path, head: Sequence[str], need: Sequence[str]) -> None:
+    if lacking := _lacking(head, need):
+        raise CofError(f"{path.name}: {lacking}; it has {', '.join(head) or 'no columns'}")
+
+
+def _lacking(names: Container[str], need: Sequence[str]) -> str:
+    missing = ", ".join(name for name in need if name not in names)
+    return missing and f"lacks {missing}"

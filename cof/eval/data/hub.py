@@ -33,15 +33,7 @@ def local(source: str) -> Path:
             f"{source!r} is no data set's address: write {SCHEME}owner/name, {SCHEME}owner/name/"
             f"folder or {SCHEME}owner/name@revision/folder."
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
     within = match["path"]
     try:
@@ -51,19 +43,18 @@ def local(source: str) -> Path:
             revision=match["revision"],
             allow_patterns=[within, f"{within}/*", f"{within}-*"] if within else None,
         )
-    except GatedRepoError as error:
-        raise CofError(
-            f"{source} asks for consent: accept its terms on its page of the hub, then log in with "
-            "`hf auth login`."
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise CofError(f"The hub has no data set {source}, or it is private.") from error
-    except LocalEntryNotFoundError as error:
-        raise CofError(
-            f"{source} is not in this machine's cache and the hub cannot be reached: connect, or "
-            "give the path of a copy of the data."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (errors.HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CofError(f"{source} could not be downloaded: {reason[0].rstrip('.')}.") from error
-    return Path(root) / within if within else Path(root)
+        told = f"could not be downloaded: {reason[0].rstrip('.')}"
+        unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+        if isinstance(error, errors.GatedRepoError):
+            told = "asks for consent: accept its terms on the hub, then log in with `hf auth login`"
+        elif isinstance(error, (errors.HFValidationError, *unknown)):
+            told = "is no data set of the hub, or a private one"
+        elif isinstance(error, errors.LocalEntryNotFoundError):
+            told = (
+                "is not in this machine's cache and the hub cannot be reached: connect, or give "
+                "the path of a copy of the data"
+            )
+        raise CofError(f"{source} {told}.") from error
+    return Path(root, within or "")

@@ -9,17 +9,15 @@ are made.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
-from cof.eval.data.base import Replies, shared
+from cof.errors import CofError
+from cof.eval.data.base import Answers, split_by
 from cof.eval.data.choice import ROTATION, ChoiceBenchmark, choice_prompt, rotate_options
-from cof.eval.data.files import Row, read_rows, split_files
-from cof.eval.examples import Embedded, Example
+from cof.eval.data.files import Row, collect
+from cof.eval.examples import Example
 from cof.eval.figures import Figure
-from cof.eval.rules import Rules
 
 LETTERS = "ABCD"
 
@@ -31,88 +29,56 @@ class MMBench(ChoiceBenchmark):
     Questions of a split without answers (test) are asked, and only unparsed replies counted.
     """
 
-    name: ClassVar[str] = "mmbench"
-    headline: ClassVar[tuple[str, ...]] = ("circular", "asked once")
-
-    @property
-    def files(self) -> list[Path]:
-        """The split's.
-
-        Raises:
-            CofError: the folder has none, or several splits.
-        """
-        choices = [["*.tsv"], ["*.parquet"], ["*/*.parquet"]]
-        return split_files(self.path, choices, "MMBench file")
+    name = "mmbench"
+    headline = ("circular", "asked once")
+    need = ("index", "question", "A", "B", "image")
 
     def read(self, problems: list[str]) -> list[Example]:
-        need = ("index", "question", "A", "B", "image")
-        table = [row for file in self.files for row in read_rows(file, need, problems)]
-        by_index = {row.text("index"): row for row in table}
+        rows = self.collect(lambda row: [row], problems)
+        by_index = {row.text("index"): row for row in rows}
         rotate = all(len(index) < len(str(ROTATION)) for index in by_index)
-        known: dict[str, Embedded] = {}
-        return [
-            example
-            for row in table
-            for example in self._questions(row, by_index, known, rotate, problems)
-        ]
+        return collect(lambda row: self._questions(row, by_index, rotate), problems, rows)
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """In percent: `circular`, `asked once`, circular by l2-category and by category, and
         `unparsed`, the share of replies in which no option was found."""
-        choices = self.choice_figures(examples, replies, rules)
-        known = [e for e in examples if e.answer]
+        unparsed = {"unparsed": answers.unparsed(answers.examples)}
+        known = [e for e in answers.examples if e.answer]
         if not known:
-            return {"unparsed": choices.unparsed}
-        areas = sorted({e.area for e in known if e.area})
-        kinds = sorted({e.kind for e in known if e.kind})
-        return {
-            "circular": choices.circular(known),
-            "asked once": choices.asked_once(known),
-            **{area: choices.circular([e for e in known if e.area == area]) for area in areas},
-            **{kind: choices.circular([e for e in known if e.kind == kind]) for kind in kinds},
-            "unparsed": choices.unparsed,
+            return unparsed
+        figures = {
+            "circular": answers.share_of_groups(known),
+            "asked once": answers.share([asked[0] for asked in split_by("group", known).values()]),
         }
+        for field in ("area", "kind"):
+            parts = split_by(field, known)
+            figures |= {name: answers.share_of_groups(parts[name]) for name in sorted(parts)}
+        return figures | unparsed
 
-    def _questions(
-        self,
-        row: Row,
-        by_index: Mapping[str, Row],
-        known: dict[str, Embedded],
-        rotate: bool,
-        problems: list[str],
-    ) -> Iterator[Example]:
+    def _questions(self, row: Row, by_index: Mapping[str, Row], rotate: bool) -> Iterator[Example]:
         index, question, answer = row.text("index"), row.text("question"), row.text("answer")
-        options = _options(row)
-        holder = row if row.image else by_index.get(row.text("image_of"))
-        wrong = (
-            (not re.fullmatch(r"[0-9]{1,12}", index), f"the index {index!r} is no number"),
-            (not question or len(options) < 2, "no question with two options or more"),
-            (answer not in ("", *LETTERS[: len(options)]), f"the answer {answer!r} is no option"),
-            (holder is None or holder.image is None, "no image"),
-        )
-        problems += [f"{row.where}: {reason}" for is_so, reason in wrong if is_so]
-        if any(is_so for is_so, _ in wrong) or holder is None or holder.image is None:
-            return
+        texts = [row.text(letter) for letter in LETTERS]
+        options = tuple(texts[: [*texts, ""].index("")])  # up to the first empty one
+        holder = row if row.image else by_index.get(row.text("image"), row)
+        if not re.fullmatch(r"[0-9]{1,12}", index):
+            raise CofError(f"the index {index!r} is no number")
+        if not question or len(options) < 2:
+            raise CofError("no question with two options or more")
+        if answer not in ("", *LETTERS[: len(options)]):
+            raise CofError(f"the answer {answer!r} is no option")
+        if holder.image is None:
+            raise CofError("no image")
         group = str(int(index) % ROTATION)
-        image = shared(known, f"question {group}", holder.image)
         for turns in range(len(options) if rotate else 1):
             shown, letter = rotate_options(options, answer, turns)
             yield Example(
                 id=str(int(index) + turns * ROTATION),
-                image=image,
+                image=self.image_of(holder, f"question {group}"),
                 prompt=choice_prompt(self.prompt_style, question, shown, row.text("hint")),
                 answer=letter,
                 kind=row.text("category"),
                 question=question,
                 options=shown,
                 group=group,
-                area=row.text("l2-category") or row.text("L2-category"),
+                area=row.text("l2-category", "L2-category"),
             )
-
-
-def _options(row: Row) -> tuple[str, ...]:
-    """Up to the first empty one."""
-    texts = [row.text(letter) for letter in LETTERS]
-    return tuple(texts[: texts.index("")] if "" in texts else texts)

@@ -8,39 +8,27 @@ or with `images/` and `questions_answers_YN/`), from result files (`<task>.txt` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, Replies, image_path, shared, unparsed
-from cof.eval.data.files import data_files, read_rows
-from cof.eval.examples import Embedded, Example
-from cof.eval.figures import Figure, find_clusters, group_right, share, total
+from cof.eval.data.base import Answers, Benchmark, split_by
+from cof.eval.data.files import Row, first_files
+from cof.eval.examples import Example
+from cof.eval.figures import Figure, total
 from cof.eval.rules import MME as READERS
 from cof.eval.rules import Rules
 from cof.prompting.dialects import SHORT_ANSWER
 
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
-COGNITION = (
-    "commonsense_reasoning",
-    "numerical_calculation",
-    "text_translation",
-    "code_reasoning",
-)
+# fmt: off
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene",
+              "landmark", "artwork", "OCR")
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation",
+             "code_reasoning")
+# fmt: on
+TASKS = (*PERCEPTION, *COGNITION)
 ASKS = "Please answer yes or no."
 
 
@@ -49,14 +37,42 @@ class MME(Benchmark):
     """A task's score is 100 * (acc + acc+), acc+ being the share of images with both answers
     right; perception (ten tasks) reaches 2000, cognition (four) 800."""
 
-    name: ClassVar[str] = "mme"
-    headline: ClassVar[tuple[str, ...]] = ("perception", "cognition")
+    name = "mme"
+    headline = ("perception", "cognition")
+    patterns = ("*.parquet", "data/*.parquet")
+    need = ("question_id", "image", "question", "answer", "category")
 
     def read(self, problems: list[str]) -> list[Example]:
-        examples = list(self._parquet(problems) if self._is_parquet else self._folder(problems))
+        asked: Counter[str] = Counter()
+
+        def question(row: Row) -> Iterator[Example]:
+            task, group, answer = map(row.text, ("category", "question_id", "answer"))
+            answer = answer.lower().rstrip(".")
+            if answer not in ("yes", "no"):
+                raise CofError("no question with the answer Yes or No")
+            if not group.startswith(f"{task}/"):
+                group = f"{task}/{group}"
+            asked[group] += 1
+            text = row.text("question")
+            folders = (task, f"{task}/images", ".", "images", "../images")
+            short = self.prompt_style in ("llava", "lmms-eval")
+            yield Example(
+                id=f"{group}-{asked[group]}",
+                image=self.image_of(row, group if row.image else row.text("image"), *folders),
+                prompt=text.replace(ASKS, "").rstrip() + SHORT_ANSWER if short else text,
+                answer=answer,
+                kind=task,
+                group=group,
+                question=text.replace(ASKS, "").strip(),
+            )
+
+        examples = self.collect(question, problems)
+        there = split_by("kind", examples)
+        empty = (task for task in TASKS if (self._root / task).is_dir() and task not in there)
+        problems += [f"{task} has no questions" for task in empty]
         problems += [
             f"{group} has {n} question{'s' * (n > 1)} instead of two"
-            for group, n in Counter(example.group for example in examples).items()
+            for group, n in asked.items()
             if n != 2
         ]
         return examples
@@ -64,124 +80,52 @@ class MME(Benchmark):
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return READERS[rules](text)
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """`perception`, `cognition`, each task's score, acc and acc+ in percent, and `unparsed`
         replies. Sums are over the tasks that the data has."""
-        answers = self.read_answers(examples, replies, rules)
-        clusters = find_clusters(examples)
         details: dict[str, Figure] = {}
-        for task in dict.fromkeys(example.kind for example in examples):
-            asked = [e for e in examples if e.kind == task]
-            right = {e.id: answers[e.id] == e.answer for e in asked}
-            acc = share(right, clusters)
-            plus = share(group_right(asked, right), clusters)
+        for task, asked in split_by("kind", answers.examples).items():
+            acc, plus = answers.share(asked), answers.share_of_groups(asked)
             details |= {task: total([acc, plus]), f"{task} acc": acc, f"{task} acc+": plus}
         sums = {
             name: total([details[task] for task in tasks if task in details])
             for name, tasks in (("perception", PERCEPTION), ("cognition", COGNITION))
             if any(task in details for task in tasks)
         }
-        return {**sums, **details, "unparsed": unparsed(answers, clusters)}
-
-    def _prompt(self, question: str) -> str:
-        if self.prompt_style in ("llava", "lmms-eval"):
-            return question.replace(ASKS, "").rstrip() + SHORT_ANSWER
-        return question
-
-    def _example(
-        self, task: str, image: Path | Embedded, group: str, number: int, question: str, answer: str
-    ) -> Example:
-        return Example(
-            id=f"{group}-{number}",
-            image=image,
-            prompt=self._prompt(question),
-            answer=answer.lower(),
-            kind=task,
-            group=group,
-            question=question.replace(ASKS, "").strip(),
-        )
+        return {**sums, **details, "unparsed": answers.unparsed(answers.examples)}
 
     @property
-    def _is_parquet(self) -> bool:
-        return self.path.suffix == ".parquet" or not self._tasks
+    def files(self) -> list[Path]:
+        return _texts(self._root) or super().files
+
+    def rows(self, file: Path) -> Iterator[Row]:
+        if file.suffix != ".txt" or file == self.path:
+            yield from super().rows(file)
+            return
+        folders = file.relative_to(self._root).parts[:-1]  # none: one text for all images
+        task = folders[0] if folders else file.stem
+        try:
+            lines = file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CofError(f"{file} cannot be read: {error}.") from error
+        for number, line in enumerate(lines, start=1):
+            cells = [file.stem] * bool(folders) + line.split("\t")
+            name, question, answer = (*cells, "", "")[:3]
+            if line.strip():
+                group = f"{task}/{Path(name).stem}"
+                fields = {"category": task, "question_id": group, "image": name}
+                fields |= {"question": question, "answer": answer}
+                yield Row(file, f"line {number}", fields)
 
     @cached_property
     def _root(self) -> Path:
         """Where the tasks lie; in some archives that is one folder further down."""
-        folders = [self.path, *sorted(p for p in self.path.glob("*") if p.is_dir())]
-        return next((folder for folder in folders if _tasks(folder)), self.path)
-
-    @property
-    def _tasks(self) -> list[str]:
-        return _tasks(self._root)
-
-    def _folder(self, problems: list[str]) -> Iterator[Example]:
-        for task in self._tasks:
-            lines = self._result_lines(task) or self._release_lines(task)
-            if not lines:
-                problems.append(f"{task} has no questions")
-            numbers: Counter[str] = Counter()
-            for where, name, line in lines:
-                cells = line.split("\t")
-                if name is None:
-                    name, cells = cells[0], cells[1:]
-                if len(cells) < 2 or cells[1].strip().lower() not in ("yes", "no"):
-                    problems.append(f"{where}: no question with the answer Yes or No")
-                    continue
-                base = self.images or self._root
-                image = image_path([base / task, base / task / "images", self._root / task], name)
-                group = f"{task}/{Path(name).stem}"
-                numbers[group] += 1
-                question, answer = cells[0].strip(), cells[1].strip()
-                yield self._example(task, image, group, numbers[group], question, answer)
-
-    def _result_lines(self, task: str) -> list[tuple[str, str | None, str]]:
-        path = self._root / f"{task}.txt"
-        return [(where, None, line) for where, line in _lines(path)] if path.is_file() else []
-
-    def _release_lines(self, task: str) -> list[tuple[str, str | None, str]]:
-        folder = self._root / task
-        texts = folder / "questions_answers_YN"
-        files = sorted((texts if texts.is_dir() else folder).glob("*.txt"))
-        return [(where, file.stem, line) for file in files for where, line in _lines(file)]
-
-    def _parquet(self, problems: list[str]) -> Iterator[Example]:
-        files = data_files(
-            self.path, [["*.parquet"], ["data/*.parquet"]], "task folders or parquet files"
-        )
-        known: dict[str, Embedded] = {}
-        numbers: Counter[str] = Counter()
-        need = ("question_id", "image", "question", "answer", "category")
-        for file in files:
-            for row in read_rows(file, need, problems):
-                task, group = row.text("category"), row.text("question_id")
-                if not group.startswith(f"{task}/"):
-                    group = f"{task}/{group}"
-                answer = row.text("answer").rstrip(".")
-                if row.image is None or answer.lower() not in ("yes", "no"):
-                    problems.append(f"{row.where}: no question with the answer Yes or No")
-                    continue
-                numbers[group] += 1
-                image = shared(known, group, row.image)
-                yield self._example(
-                    task, image, group, numbers[group], row.text("question"), answer
-                )
+        below = (path for path in sorted(self.path.glob("*")) if path.is_dir())
+        return next(filter(_texts, (self.path, *below)), self.path)
 
 
-def _tasks(folder: Path) -> list[str]:
-    return [
-        task
-        for task in (*PERCEPTION, *COGNITION)
-        if (folder / task).is_dir() or (folder / f"{task}.txt").is_file()
-    ]
-
-
-def _lines(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CofError(f"{path} cannot be read: {error}.") from error
-    where = f"{path.parent.name}/{path.name}"
-    return [(f"{where}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+def _texts(root: Path) -> list[Path]:
+    """The files of the tasks: one for all of a task's images, or one for each image."""
+    kinds = ("{}.txt", "{}/questions_answers_YN/*.txt", "{}/*.txt")
+    patterns = ([kind.format(task) for kind in kinds] for task in TASKS)
+    return [file for each in patterns for file in first_files(root, each)]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cof.errors import CofError
-from cof.eval.data.files import Row, read_json
+from cof.eval.data.files import Row
+from cof.eval.json_files import read_json_object
 
 _PARTITIONS = "refs(*).p"
 _INSTANCES = "instances.json"
@@ -25,38 +26,31 @@ def is_refer(path: Path) -> bool:
     return not path.exists() and (folder / _INSTANCES).is_file() and any(folder.glob(_PARTITIONS))
 
 
-def read_refer(path: Path, problems: list[str]) -> Iterator[Row]:
+def read_refer(path: Path) -> Iterator[Row]:
     """The expressions of a split, one row each: sent_id, sent, file_name of the image, its width
     and height, and bbox as `[x, y, width, height]` in pixels.
 
     Raises:
-        CofError: there is no such split.
+        CofError: there is no such split, or a file is damaged.
     """
     file, split = _partition(path)
-    refs = _read_pickle(file, problems)
-    content = read_json(path.parent / _INSTANCES, problems)
-    if refs is None or content is None:
-        return
+    refs = _read_pickle(file)
+    content = read_json_object(path.parent / _INSTANCES, "download it again")
     try:
         images = {image["id"]: image for image in content["images"]}
         boxes = {annotation["id"]: annotation["bbox"] for annotation in content["annotations"]}
         splits = {str(ref["split"]) for ref in refs}
         for ref in refs:
-            if ref["split"] != split:
-                continue
-            image = {name: images[ref["image_id"]][name] for name in _OF_IMAGE}
-            for sentence in ref["sentences"]:
-                asked = {"sent_id": sentence["sent_id"], "sent": sentence["sent"]}
-                where = f"{file.name}, expression {sentence['sent_id']}"
-                yield Row(where, {**asked, **image, "bbox": boxes[ref["ann_id"]]})
+            if ref["split"] == split:
+                about = {**images[ref["image_id"]], "bbox": boxes[ref["ann_id"]]}
+                for sentence in ref["sentences"]:
+                    yield Row(file, f"expression {sentence['sent_id']}", about | sentence)
     except (IndexError, KeyError, TypeError) as error:
-        problems.append(f"{file.name} and {_INSTANCES} do not belong together ({error!r})")
-        return
+        raise CofError(
+            f"{file.name} and {_INSTANCES} do not belong together ({error!r})"
+        ) from error
     if split not in splits:
         raise CofError(f"{file} has no split {split!r}, but {', '.join(sorted(splits))}.")
-
-
-_OF_IMAGE = ("file_name", "width", "height")
 
 
 def _partition(path: Path) -> tuple[Path, str]:
@@ -77,7 +71,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it holds a {module}.{name}")
 
 
-def _read_pickle(file: Path, problems: list[str]) -> list[dict[str, Any]] | None:
+def _read_pickle(file: Path) -> list[dict[str, Any]]:
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
@@ -90,6 +84,5 @@ def _read_pickle(file: Path, problems: list[str]) -> list[dict[str, Any]] | None
             opened.seek(0)
             refs: list[dict[str, Any]] = _PlainUnpickler(opened, encoding="latin1").load()
     except Exception as error:  # unpickling raises many kinds on damaged data
-        problems.append(f"{file.name}: cannot be read ({error})")
-        return None
+        raise CofError(f"{file.name}: cannot be read ({error})") from error
     return refs

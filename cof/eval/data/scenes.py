@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, Replies, read_annotation, unparsed
-from cof.eval.data.files import Row, read_rows
+from cof.eval.data.base import Answers, Benchmark, read_annotation, split_by
+from cof.eval.data.files import Row
 from cof.eval.examples import Example
-from cof.eval.figures import Figure, find_clusters, share
-from cof.eval.rules import Rules
-from cof.eval.scoring import exact_match
+from cof.eval.figures import Figure
+from cof.eval.rules import Rules, named_choice
 from cof.tiny.benchmark import FINE
 from cof.tiny.scenes import COLORS, LETTERS, SHAPES
 
-NEEDED = ("id", "image", "question", "answer", "kind", "region", "num_objects", "targets")
 YES_NO = ("yes", "no")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "digit": tuple("0123456789"),
@@ -40,63 +37,46 @@ class Scenes(Benchmark):
 
     kinds: tuple[str, ...] = ()
 
-    name: ClassVar[str] = "scenes"
-    headline: ClassVar[tuple[str, ...]] = ("fine", "accuracy")
+    name = "scenes"
+    headline = ("fine", "accuracy")
+    patterns = ("questions.jsonl",)
+    need = ("id", "image", "question", "answer", "kind", "region", "num_objects", "targets")
 
     def read(self, problems: list[str]) -> list[Example]:
-        path = self.path / "questions.jsonl"
-        if not path.is_file():
-            if self.path.is_file():
-                raise CofError(f"{self.path} is a file: give the folder that `cof scenes` made.")
-            raise CofError(f"There is no {path}: make it with `cof scenes {self.path}`.")
-        examples = []
-        for row in read_rows(path, NEEDED, problems):
-            try:
-                examples.append(self._example(row))
-            except CofError as error:
-                problems.append(f"{row.where}: {str(error).rstrip('.')}")
+        examples = self.collect(self._question, problems)
         return [e for e in examples if not self.kinds or e.kind in self.kinds]
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         # whether a count or an object is as stated is a yes/no question whatever its kind
         choices = YES_NO if example.answer in YES_NO else _CHOICES.get(example.kind, ())
-        return exact_match(text, example.answer, choices).parsed
+        return named_choice(text, choices)
 
-    def figures(
-        self, examples: Sequence[Example], replies: Replies, rules: Rules
-    ) -> dict[str, Figure]:
+    def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """In percent: accuracy on the `fine` kinds, all, and each kind, and `unparsed` replies."""
-        answers = self.read_answers(examples, replies, rules)
-        clusters = find_clusters(examples)
-
-        def accuracy(kinds: Sequence[str]) -> Figure:
-            right = {e.id: answers[e.id] == e.answer for e in examples if e.kind in kinds}
-            return share(right, clusters)
-
-        kinds = list(dict.fromkeys(e.kind for e in examples))
-        fine = {"fine": accuracy(FINE)} if any(kind in FINE for kind in kinds) else {}
+        examples = answers.examples
+        fine = [e for e in examples if e.kind in FINE]
         return {
-            **fine,
-            "accuracy": accuracy(kinds),
-            **{kind: accuracy([kind]) for kind in kinds},
-            "unparsed": unparsed(answers, clusters),
+            **({"fine": answers.share(fine)} if fine else {}),
+            "accuracy": answers.share(examples),
+            **{kind: answers.share(asked) for kind, asked in split_by("kind", examples).items()},
+            "unparsed": answers.unparsed(examples),
         }
 
     def groups(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
         """Those about fine details come first, also by the number of objects."""
         fine = [e for e in examples if e.kind in FINE]
+        numbers = sorted(split_by("num_objects", fine).items())
         groups = {"fine": fine} if fine else {}
-        for n in sorted({e.num_objects for e in fine if e.num_objects}):
-            groups[f"fine, {n} objects"] = [e for e in fine if e.num_objects == n]
+        groups |= {f"fine, {n} objects": asked for n, asked in numbers}
         return groups | super().groups(examples)
 
-    def _example(self, row: Row) -> Example:
+    def _question(self, row: Row) -> Iterator[Example]:
         targets, kind, answer = row.fields["targets"], row.text("kind"), row.text("answer")
         if (kind not in _CHOICES and answer not in YES_NO) or not isinstance(targets, list):
             raise CofError(f"It is of no known kind ({kind!r}), or has no list of targets.")
-        return Example(
+        yield Example(
             id=row.text("id"),
-            image=self.path / row.text("image"),
+            image=self.image_of(row, row.text("image"), "."),
             prompt=row.text("question"),
             answer=answer,
             kind=kind,

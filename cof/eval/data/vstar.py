@@ -8,25 +8,24 @@ for each object asked about).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
 
 from cof.errors import CofError
-from cof.eval.data.base import image_path
-from cof.eval.data.choice import ROTATION, CycleBenchmark, choice_prompt, rotate_options
-from cof.eval.data.files import read_json
+from cof.eval.data.base import read_region
+from cof.eval.data.choice import ROTATION, ChoiceBenchmark, choice_prompt, rotate_options
+from cof.eval.data.files import Row
 from cof.eval.examples import Example
-from cof.eval.images import read_image_wh
-from cof.geometry.boxes import XYXY, union
+from cof.eval.json_files import read_json_object
 
 KINDS = ("direct_attributes", "relative_position")
 
 
 @dataclass(frozen=True)
-class VStar(CycleBenchmark):
+class VStar(ChoiceBenchmark):
     """Every question is asked in each rotation of its options, so that the place of the right one,
     always the first in the data, says nothing.
 
@@ -35,62 +34,40 @@ class VStar(CycleBenchmark):
     are not comparable.
     """
 
-    name: ClassVar[str] = "vstar"
-    headline: ClassVar[tuple[str, ...]] = ("average", *KINDS)
+    name = "vstar"
+    headline = ("average", *KINDS)
+    patterns = ("*/*.json",)
+    one_split = False
 
     def read(self, problems: list[str]) -> list[Example]:
-        files = [file for kind in KINDS for file in sorted((self.path / kind).glob("*.json"))]
-        if not files:
-            raise CofError(f"{self.path} has no JSON files in {' or '.join(KINDS)}.")
-        return [e for number, file in enumerate(files) for e in self._file(number, file, problems)]
+        return self.collect(partial(self._questions, count()), problems)
 
-    def _file(self, number: int, file: Path, problems: list[str]) -> Iterator[Example]:
-        kind = file.parent.name
-        record = read_json(file, problems)
-        if record is None:
-            return
-        try:
-            question, options = str(record["question"]), tuple(map(str, record["options"]))
-            boxes = [_corners(box) for box in record["bbox"]]
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
-            problems.append(f"{kind}/{file.name}: no question, options and bbox ({error!r})")
-            return
-        if not 2 <= len(options) <= 26:
-            problems.append(f"{kind}/{file.name}: no options")
-            return
-        image = image_path([(self.images or self.path) / kind], file.stem)
-        region = _region(image, boxes)
+    def rows(self, file: Path) -> Iterator[Row]:
+        if file.parent.name in KINDS:
+            record = read_json_object(file, "download it again")
+            yield Row.of_json(file, "", record, ("question", "options", "bbox"))
+
+    def _questions(self, numbers: Iterator[int], row: Row) -> Iterator[Example]:
+        kind, question, options = row.file.parent.name, row.text("question"), row.fields["options"]
+        if not isinstance(options, list) or not 2 <= len(options) <= 26:
+            raise CofError("options are no list of 2 to 26")
+        image = self.image_of(row, row.file.stem, kind, ".")
+        region = read_region(row, image)
+        number = next(numbers)
         likelihood = self.prompt_style == "official"
         for turns in range(1 if likelihood else len(options)):
-            shown, answer = rotate_options(options, "A", turns)
+            shown, answer = rotate_options([*map(str, options)], "A", turns)
+            prompt = choice_prompt(self.prompt_style, question, shown)
             yield Example(
                 id=str(number + turns * ROTATION),
                 image=image,
-                prompt=question
-                if likelihood
-                else choice_prompt(self.prompt_style, question, shown),
+                prompt=question if likelihood else prompt,
                 answer=answer,
                 region=region,
                 kind=kind,
-                single=len(boxes) == 1,
+                single=len(row.fields["bbox"]) == 1,
                 question=question,
                 options=shown,
-                group=f"{kind}/{file.stem}",
+                group=f"{kind}/{row.file.stem}",
                 likelihood=likelihood,
             )
-
-
-def _corners(xywh: Sequence[Any]) -> XYXY:
-    x, y, width, height = map(float, xywh)
-    if not (math.isfinite(x + y) and 0 < width < math.inf and 0 < height < math.inf):
-        raise ValueError(f"{list(xywh)} is no box")
-    return x, y, x + width, y + height
-
-
-def _region(image: Path, boxes: Sequence[XYXY]) -> XYXY | None:
-    """The box around all, in 0..1 of the image; None without boxes or image."""
-    wh = read_image_wh(image)  # a missing or damaged image is reported when all are checked
-    if wh is None or not boxes:
-        return None
-    x1, y1, x2, y2 = union(boxes)
-    return x1 / wh[0], y1 / wh[1], x2 / wh[0], y2 / wh[1]

@@ -200,19 +200,16 @@ def _costs(name: str, numbers: Numbers, about: Numbers) -> list[Block]:
             method,
             Number(1000 * row["seconds"] / numbers["questions"], ".1f"),
             "" if row["ratio"] is None else Number(row["ratio"], ".2f"),
-            "" if row["passes"] is None else Number(row["passes"], ".1f"),
         ]
         for method, row in numbers["costs"].items()
     ]
     versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
     text = (
         "With the encoding of the image and stage 1; images are encoded once for all methods, and "
-        "the decoder's state after an image is reused as far as the bias allows. Passes: through "
-        f"the decoder, for a whole batch of up to {about['batch_size']}, on {about['device']}; "
-        f"{versions}."
+        "the decoder's state after an image is reused as far as the bias allows. In batches of up "
+        f"to {about['batch_size']}, on {about['device']}; {versions}."
     )
-    head = ["method", "ms a question", "x plain", "passes"]
-    return [Table(f"{name}-cost", head, rows), Text(text)]
+    return [Table(f"{name}-cost", ["method", "ms a question", "x plain"], rows), Text(text)]
 
 
 def _difference(row: Numbers, spec: str) -> list[Cell]:

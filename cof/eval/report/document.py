@@ -133,7 +133,6 @@ class Card:
         question: what was asked, and options if it had any.
         truth: the true answer.
         answers: each method's answer, by name, and whether it is right.
-        note: about the boxes.
         image: a WebP file in base64, boxes drawn; empty: the image is no longer there.
     """
 
@@ -142,7 +141,6 @@ class Card:
     question: str
     truth: str
     answers: Sequence[tuple[str, str, bool]]
-    note: str
     image: str = field(default="", repr=False)
 
 
@@ -174,11 +172,11 @@ def _markdown(block: Block, charts: str, deeper: int) -> str:
             return "\n".join([f"| {lines[0]} |", rule, *(f"| {line} |" for line in lines[1:])])
         case Chart(name, title):
             return f"![{title}]({charts}{name}.svg)"
-        case Card(outcome, _, question, truth, answers, note):
+        case Card(outcome, _, question, truth, answers):
             asked = " ".join(question.split())
             given = "; ".join(f"{name}: {text!r}" for name, text, _ in answers)
-            line = f"- {outcome}: *{asked}* Truth: {truth!r}; {given}. {note}".rstrip()
-            return escape(line, quote=False)  # answers may hold what looks like HTML
+            # answers may hold what looks like HTML
+            return escape(f"- {outcome}: *{asked}* Truth: {truth!r}; {given}.", quote=False)
 
 
 def _cell(cell: Cell) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from itertools import chain, zip_longest
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -15,7 +14,6 @@ from cof.eval.examples import Embedded, Example
 from cof.eval.images import open_image
 from cof.eval.methods import grounding_key
 from cof.eval.report.document import Block, Card, Heading, Text
-from cof.eval.results import judge_box
 from cof.eval.runs import Run
 from cof.eval.store import Record
 from cof.geometry.boxes import FULL
@@ -44,28 +42,20 @@ def make_gallery(run: Run, task: str) -> list[Block]:
     # of several grounders the first one's
     boxes = replies.records.get(grounding_key(methods["cof"].settings.grounders[0]), {})
     by_id = {example.id: example for example in replies.examples}
-    cards: list[Card] = []
-    parts: list[str] = []
+    cards = []
     for outcome, ids in changed.items():
-        kinds: dict[str, list[Example]] = {}
-        for id in ids:
-            kinds.setdefault(by_id[id].kind, []).append(by_id[id])
-        in_turn = chain.from_iterable(zip_longest(*kinds.values()))
-        shown = [example for example in in_turn if example][:_MOST]
-        for example in shown:
-            found = boxes.get(example.id)
+        for example in map(by_id.__getitem__, ids[:_MOST]):
             plain, cof = answers["plain"][example.id], answers["cof"][example.id]
-            cards.append(_make_card(example, outcome, found, plain, cof, images.get(example.id)))
-        parts.append(f"{len(ids)} {outcome}, {len(shown)} shown")
-    gone = sum(not card.image for card in cards)
-    missing = f" {gone} of the {len(cards)} images are no longer there." if gone else ""
+            found, source = boxes.get(example.id), images.get(example.id)
+            cards.append(_make_card(example, outcome, found, plain, cof, source))
+    parts = [f"{len(ids)} {outcome}" for outcome, ids in changed.items()]
     title = "What CoF changed" if len(run.results["tasks"]) == 1 else f"{task}: what CoF changed"
     return [
         Heading(title),
         Text(
-            f"Against the plain model: {'; '.join(parts)}; the first ones of each kind in turn. "
+            f"Against the plain model: {', '.join(parts)}; of each at most {_MOST} are shown. "
             "Dashed: the box found. Solid: where the model was made to look. Dotted: the true "
-            f"region, where the data has it.{missing}"
+            "region, where the data has it."
         ),
         *cards,
     ]
@@ -89,22 +79,8 @@ def _make_card(
         question="\n".join([example.question, *listed]) if example.question else asked,
         truth=f"{example.answer}. {true}" if true else example.answer,
         answers=[("plain", plain.text, bool(plain.right)), ("cof", cof.text, bool(cof.right))],
-        note=_note(example, found),
         image=_draw_image(image, example, found, cof),
     )
-
-
-def _note(example: Example, found: Record | None) -> str:
-    if found is None:
-        return ""
-    if not found.boxes:
-        return f"No box found: {found.text!r}." if found.text else "No box found."
-    parts = []
-    if found.confidence is not None:
-        parts.append(f"confidence {found.confidence:.2f}")
-    if example.region is not None:
-        parts.append(f"IoU with the true region {judge_box(example, found)[1]:.2f}")
-    return f"Box found: {', '.join(parts)}." if parts else "Box found."
 
 
 def _draw_image(
