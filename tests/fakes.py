@@ -102,7 +102,7 @@ def describe(request: Request, decoding: Decoding | None = None) -> str:
         heat_map = region.heat_map if highlight.graded else None
         heat = None if heat_map is None else float(heat_map.sum())
         shown = {**vars(highlight), "region": (region.boxes, region.whole, heat)}
-    beside = request.beside and describe_image(request.beside)
+    beside = [describe_image(image) for image in request.others]
     how = decoding and (decoding.max_new_tokens, decoding.box_template is not None)
     return f"{describe_image(request.image)} {request.prompt!r} {shown} {beside} {how}"
 

@@ -71,8 +71,10 @@ def by_transformers(name: str, chat: list[dict[str, Any]]) -> str:
     bos = processor.tokenizer.bos_token
     special = not (bos and prompt.startswith(bos))
     if images:
+        # of several images LLaVA-OneVision's processor tiles none; we tile each, as if alone
+        nested = images if name == "llava_onevision" else [images]
         inputs = processor(
-            images=[images], text=[prompt], return_tensors="pt", add_special_tokens=special
+            images=nested, text=[prompt], return_tensors="pt", add_special_tokens=special
         )
     else:
         inputs = processor.tokenizer(prompt, return_tensors="pt", add_special_tokens=special)

@@ -165,7 +165,7 @@ class TestScores:
         """`log softmax` of the stock model's own forward pass over prompt and reply."""
         made = engine("llava")
         (scored,) = made.score_replies([PLAIN], ["red"])
-        text = made.chat.render(PLAIN.prompt) + " red"
+        text = made.chat.text(PLAIN) + " red"
         inputs = made.processor(images=IMAGE, text=text, return_tensors="pt")
         inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[2]])], dim=1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -234,7 +234,7 @@ class TestLengths:
         most = Decoding(max_new_tokens=self.room("hi", made))
         made.check_lengths([Request(IMAGE, "hi")], most)
         with pytest.raises(CofError, match="is too long"):
-            made.check_lengths([Request(IMAGE, "hi", beside=IMAGE)], most)
+            made.check_lengths([Request(IMAGE, "hi").beside(IMAGE)], most)
 
     @pytest.mark.parametrize(
         "call",
@@ -333,7 +333,7 @@ class TestLlavaLoading:
             "{% endfor %}{% endfor %} ASSISTANT:"
         )
         assert prompts_of(made, [PLAIN]).inputs["input_ids"].tolist() == expected.tolist()
-        assert engine("llava").chat.render("{x}") == "USER: <image>\n{x} ASSISTANT:"
+        assert engine("llava").chat.text(Request(IMAGE, "x")) == "USER: <image>\nx ASSISTANT:"
 
 
 class TestErrors:

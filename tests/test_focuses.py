@@ -105,7 +105,7 @@ def test_the_whole_image_is_shown_as_it_is(name: str) -> None:
     request = Request(picture((20, 10)), "x")
     focused = FOCUSES[name]().apply(request, EVERYTHING)
     assert focused.image is request.image
-    assert focused.beside is None
+    assert not focused.others
 
 
 @pytest.mark.parametrize("name", ["crop", "overlay", "beside"])
@@ -117,7 +117,7 @@ def test_in_the_pipeline(name: str) -> None:
     assert answer.found
     if name == "beside":
         crop = shown(Crop(), whole, Region(boxes=answer.boxes))
-        np.testing.assert_array_equal(np.asarray(last.beside), crop)
+        np.testing.assert_array_equal(np.asarray(last.others[0]), crop)
     assert last.image.size == ((10, 10) if name == "crop" else (50, 50))
     assert Beside().apply(last, EVERYTHING) is last
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from models import picture
 from zoo import EVERY, engine, stock
 
 import cof
-from cof import CoF, Query, Settings
-from cof.errors import CofError
+from cof import CoF, Settings
 from cof.types import Decoding
 
 WIDE, TALL = picture((90, 60), 1), picture((70, 100), 2)

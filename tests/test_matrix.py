@@ -115,10 +115,10 @@ def by_transformers(name: str, asked: Request) -> tuple[Any, Tensor]:
     highlight, and which tokens of its prompt are image tokens."""
     global FORMULA
     made, model = engine(name), stock(name)
-    images = [asked.image, asked.beside] if asked.beside else [asked.image]
+    images = asked.images
     # PaliGemma's processor adds the start token and the newline itself, Kosmos-2's pipeline a frame
     raw = {"paligemma": "<image>{}", "kosmos2": "Question: {} Answer:"}
-    text = raw.get(name, made.chat.render("{}", len(images))).format(asked.prompt)
+    text = raw[name].format(asked.prompt) if name in raw else made.chat.text(asked)
     options = {"add_special_tokens": False} if name == "mllama" else {}
     arrays = made.processor(images=images, text=text, return_tensors="np", **options)
     inputs = {
@@ -206,7 +206,7 @@ class TestFormula:
 
     def test_two_images(self, name: str) -> None:
         """The highlight falls on the first one alone."""
-        asked = Request(WIDE, "which digit?", beside=SMALL)
+        asked = Request(WIDE, "which digit?").beside(SMALL)
         look = Highlight(EVERYTHING, 6.0)
         if not engine(name).takes_two:
             with pytest.warns(CofWarning, match="takes one image at a time"):
@@ -217,7 +217,8 @@ class TestFormula:
             expected, is_image = by_transformers(name, request)
             assert furthest(ours(name, request), expected.logits) <= 3e-5
         assert len(FORMULA.keys) < int(is_image.sum())
-        others = (replace(asked, beside=None), replace(asked, beside=TALL), request)
+        alone = Request(WIDE, "which digit?")
+        others = (alone, alone.beside(TALL), request)
         for other in others:
             assert furthest(ours(name, asked)[:1], ours(name, other)[:1]) > 1e-4
 
@@ -280,7 +281,7 @@ def mixed_rows(name: str) -> list[Request]:
         Request(TALL, "and this one?", Highlight(LOWER, 30.0, layers=last(name), heads=(0, 2))),
         Request(SMALL, "which?", Highlight(HEAT, 12.0, graded=True)),
         Request(SMALL, "which?", Highlight(BOX, 1.0)),
-        Request(WIDE, "hi", beside=SMALL if engine(name).takes_two else None),
+        Request(WIDE, "hi").beside(SMALL) if engine(name).takes_two else Request(WIDE, "hi"),
     ]
 
 

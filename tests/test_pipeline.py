@@ -482,32 +482,3 @@ def test_queries_of_one_batch_have_their_own_settings() -> None:
         None,
         5.0,
     ]
-
-
-def test_a_second_image_is_seen_by_the_answer_alone() -> None:
-    fake, second = engine(), Image.new("RGB", (32, 16))
-    answer = CoF(fake, Settings())(SQUARE, QUESTION)
-    (seen,) = CoF(fake, Settings()).batch([Query(SQUARE, QUESTION, beside=second)])
-    (box,), _ = fake.calls[-2]
-    (reply,), _ = fake.calls[-1]
-    assert box.beside is None
-    assert reply.beside is not None
-    assert reply.beside.size == second.size
-    assert seen.boxes == answer.boxes
-    seen.plain()
-    assert fake.calls[-1][0][0].beside is not None
-
-
-@pytest.mark.parametrize(
-    ("settings", "takes_two", "sentence"),
-    [
-        (Settings(focus="beside"), True, "shows the region as the second image"),
-        (Settings(), False, "takes one image at a time"),
-    ],
-)
-def test_a_second_image_that_cannot_be_shown(
-    settings: Settings, takes_two: bool, sentence: str
-) -> None:
-    cof = CoF(engine(takes_two=takes_two), settings)
-    with pytest.raises(CofError, match=sentence):
-        cof.batch([Query(SQUARE, QUESTION, beside=SQUARE)])

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -43,6 +44,10 @@ def local() -> CoF:
     return CoF.from_pretrained("tiny-early")
 
 
+def image(path: Path) -> dict[str, str]:
+    return {"type": "image", "path": str(path)}
+
+
 def queries() -> list[Query]:
     """Questions that differ in image, region and settings."""
     return [
@@ -56,7 +61,14 @@ def queries() -> list[Query]:
         Query(SCENES[4], QUESTION, settings=Settings(boxes="template", expand=2.0)),
         Query(SCENES[5], QUESTION, settings=Settings(focus="none")),
         Query(SCENES[3], QUESTION, grounding_question="Where is the yellow cross?"),
-        Query(SCENES[3], QUESTION, beside=SCENES[1]),
+        Query(
+            messages=[
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": [image(SCENES[3]), "What is it?"]},
+                {"role": "assistant", "content": "A star."},
+                {"role": "user", "content": [image(SCENES[1]), QUESTION]},
+            ]
+        ),
     ]
 
 

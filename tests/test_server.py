@@ -132,9 +132,8 @@ class TestAnswers:
         with serving(engine) as client:
             client.post(CHAT, json=body(QUESTION, IMAGE, second, cof={}))
         request = engine.calls[-1][0][0]
-        assert request.pil_image.size == (64, 64)
-        assert request.beside is not None
-        assert request.beside.size == (10, 20)
+        assert request.pil_image.size == (10, 20)  # the last one
+        assert [image.size for image in request.others] == [(64, 64)]
 
     def test_what_asks_for_nothing_is_taken(self) -> None:
         neutral = {"n": 1, "tools": [], "stop": None, "logprobs": False, "presence_penalty": 0}
