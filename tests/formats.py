@@ -63,28 +63,28 @@ def mme_parquet(path: Path) -> Path:
 
 
 def pope(folder: Path) -> Path:
+    image = "COCO_val2014_00000000000{}.jpg"
     for number in (1, 2):
-        save(folder / "val2014" / f"COCO_val2014_00000000000{number}.jpg", number)
+        save(folder / "val2014" / image.format(number), number)
+    asked = enumerate((("dog", "yes"), ("cat", "no"), ("car", "yes"), ("cup", "no")), start=1)
+    lines = [
+        {
+            "question_id": number,
+            "image": image.format(1 + number // 3),
+            "text": f"Is there a {name} in the image?",
+            "label": label,
+        }
+        for number, (name, label) in asked
+    ]
     for kind in ("random", "popular", "adversarial"):
-        lines = [
-            {
-                "question_id": number,
-                "image": f"COCO_val2014_00000000000{1 + number // 3}.jpg",
-                "text": f"Is there a {name} in the image?",
-                "label": label,
-            }
-            for number, (name, label) in enumerate(
-                (("dog", "yes"), ("cat", "no"), ("car", "yes"), ("cup", "no")), start=1
-            )
-        ]
         json_lines(folder / f"coco_pope_{kind}.json", lines)
     return folder
 
 
 def pope_parquet(path: Path) -> Path:
+    asked = (("dog", "yes", "popular"), ("cat", "no", "adversarial"), ("cup", "no", "random"))
     rows = [
         {
-            "id": str(n),
             "question_id": str(n),
             "question": f"Is there a {name} in the image?",
             "answer": answer,
@@ -92,37 +92,34 @@ def pope_parquet(path: Path) -> Path:
             "image": hub_image(1),
             "category": kind,
         }
-        for n, (name, answer, kind) in enumerate(
-            (("dog", "yes", "popular"), ("cat", "no", "adversarial"), ("cup", "no", "random"))
-        )
+        for n, (name, answer, kind) in enumerate(asked)
     ]
     return parquet(path, rows)
 
 
+def rotated(options: Sequence[str], answer: str, turns: int) -> dict[str, str]:
+    """The cells of options and answer, `turns` places further."""
+    shown = (*options[turns:], *options[:turns], "", "")
+    cells = dict(zip("ABCD", shown, strict=False))
+    return {**cells, "answer": "ABCD"[("ABCD".index(answer) - turns) % len(options)]}
+
+
 def mmbench_rows(*, rotations: bool = False) -> list[dict[str, Any]]:
-    rows = []
-    for index, (question, options, answer) in enumerate(
-        (
-            ('Which "one"\nis it?', ("red", "blue", "green", "cyan"), "B"),
-            ("Is it so?", ("true", "false"), "A"),
-        )
-    ):
-        for turns in range(len(options) if rotations else 1):
-            shown = (*options[turns:], *options[:turns], "", "")
-            letter = "ABCD"[("ABCD".index(answer) - turns) % len(options)]
-            rows.append(
-                {
-                    "index": index + turns * 10**6,
-                    "question": question,
-                    "hint": "Look\tat it." if index == 0 else "nan",
-                    **dict(zip("ABCD", shown, strict=False)),
-                    "answer": letter,
-                    "category": f"kind {index}",
-                    "l2-category": "all",
-                    "image": base64.b64encode(png(index)).decode(),
-                }
-            )
-    return rows
+    asked = [('Which "one"\nis it?', "Look\tat it.", ("red", "blue", "green", "cyan"), "B")]
+    asked += [("Is it so?", "nan", ("true", "false"), "A")]  # type: ignore[list-item]
+    return [
+        {
+            "index": index + turns * 10**6,
+            "question": question,
+            "hint": hint,
+            **rotated(options, answer, turns),
+            "category": f"kind {index}",
+            "l2-category": "all",
+            "image": base64.b64encode(png(index)).decode(),
+        }
+        for index, (question, hint, options, answer) in enumerate(asked)
+        for turns in range(len(options) if rotations else 1)
+    ]
 
 
 def tsv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -135,23 +132,18 @@ def tsv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def hrbench_rows() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for number, kind in enumerate(("single", "cross")):
-        options = ["red", "blue", "green", "cyan"]
-        for cycle in range(4):
-            shown = options[cycle:] + options[:cycle]
-            rows.append(
-                {
-                    "index": len(rows),
-                    "question": f"What about {number}?",
-                    **dict(zip("ABCD", shown, strict=True)),
-                    "answer": "ABCD"[shown.index("red")],
-                    "category": kind,
-                    "cycle_category": cycle,
-                    "image": base64.b64encode(png(number)).decode(),
-                }
-            )
-    return rows
+    return [
+        {
+            "index": 4 * number + cycle,
+            "question": f"What about {number}?",
+            **rotated(("red", "blue", "green", "cyan"), "A", cycle),
+            "category": kind,
+            "cycle_category": cycle,
+            "image": base64.b64encode(png(number)).decode(),
+        }
+        for number, kind in enumerate(("single", "cross"))
+        for cycle in range(4)
+    ]
 
 
 def vstar(folder: Path) -> Path:
@@ -167,16 +159,21 @@ def vstar(folder: Path) -> Path:
 
 def textvqa(folder: Path) -> Path:
     save(folder / "train_images" / "abc.jpg", 1)
-    data = [
-        {
-            "question_id": 7,
-            "image_id": "abc",
-            "question": "what brand is it?",
-            "answers": ["Coca-Cola"] * 8 + ["pepsi"] * 2,
-        }
-    ]
-    (folder / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": data}), "utf-8")
-    return folder
+    record = {"question_id": 7, "image_id": "abc", "question": "what brand is it?"}
+    record["answers"] = ["Coca-Cola"] * 8 + ["pepsi"] * 2
+    return data(folder / "TextVQA_0.5.1_val.json", record)
+
+
+def textvqa_ocr(folder: Path) -> Path:
+    """With Rosetta's words beside the questions."""
+    words = {"image_id": "abc", "ocr_tokens": ["Coca", "Cola"]}
+    none = {"image_id": "x", "ocr_tokens": []}
+    return data(textvqa(folder) / "TextVQA_Rosetta_OCR_v0.2_val.json", words, none)
+
+
+def data(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"data": records}), "utf-8")
+    return path.parent
 
 
 def refcoco(folder: Path) -> Path:
@@ -214,17 +211,6 @@ def parquet(path: Path, rows: Sequence[dict[str, Any]], **options: Any) -> Path:
 def json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
-
-
-def textvqa_ocr(folder: Path) -> Path:
-    """With Rosetta's words beside the questions."""
-    textvqa(folder)
-    data = [
-        {"image_id": "abc", "ocr_tokens": ["Coca", "Cola"]},
-        {"image_id": "x", "ocr_tokens": []},
-    ]
-    (folder / "TextVQA_Rosetta_OCR_v0.2_val.json").write_text(json.dumps({"data": data}), "utf-8")
-    return folder
 
 
 def textvqa_parquet(path: Path) -> Path:
