@@ -27,7 +27,7 @@ from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
 from cof.eval.examples import Example
 from cof.eval.images import open_image
-from cof.eval.rules import RULES, Rules
+from cof.eval.rules import Rules
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -318,17 +318,6 @@ def test_a_question_without_a_hint(tmp_path: Path) -> None:
     asked = [mmbench(tmp_path, prompt_style=style).examples[4] for style in ("llava", "official")]
     assert asked[0].prompt == f"Is it so?\nA. true\nB. false{LETTER}"
     assert asked[1].prompt == "Is it so? There are several options:\nA. true\nB. false"
-
-
-@pytest.mark.parametrize("rules", RULES)
-@pytest.mark.parametrize("name", ["mme", "pope", "mmbench"])
-def test_the_right_answers_are_right_under_every_rule_set(
-    tmp_path: Path, name: str, rules: Rules
-) -> None:
-    task = BENCHMARKS[name](MADE[name](tmp_path), rules)
-    for example in task.examples:
-        score = task.score(example, example.answer)
-        assert (score.parsed, score.right) == (example.answer, True)
 
 
 # What is wrong with data
