@@ -66,15 +66,11 @@ def pope(folder: Path) -> Path:
     image = "COCO_val2014_00000000000{}.jpg"
     for number in (1, 2):
         save(folder / "val2014" / image.format(number), number)
-    asked = enumerate((("dog", "yes"), ("cat", "no"), ("car", "yes"), ("cup", "no")), start=1)
+    asked = ((1, "dog", "yes"), (2, "cat", "no"), (3, "car", "yes"), (4, "cup", "no"))
     lines = [
-        {
-            "question_id": number,
-            "image": image.format(1 + number // 3),
-            "text": f"Is there a {name} in the image?",
-            "label": label,
-        }
-        for number, (name, label) in asked
+        {"question_id": n, "text": f"Is there a {name} in the image?", "label": label}
+        | {"image": image.format(1 + n // 3)}
+        for n, name, label in asked
     ]
     for kind in ("random", "popular", "adversarial"):
         json_lines(folder / f"coco_pope_{kind}.json", lines)
@@ -84,15 +80,9 @@ def pope(folder: Path) -> Path:
 def pope_parquet(path: Path) -> Path:
     asked = (("dog", "yes", "popular"), ("cat", "no", "adversarial"), ("cup", "no", "random"))
     rows = [
-        {
-            "question_id": str(n),
-            "question": f"Is there a {name} in the image?",
-            "answer": answer,
-            "image_source": "COCO_1",
-            "image": hub_image(1),
-            "category": kind,
-        }
-        for n, (name, answer, kind) in enumerate(asked)
+        {"question_id": name, "question": f"Is there a {name}?", "answer": answer}
+        | {"image_source": "COCO_1", "image": hub_image(1), "category": kind}
+        for name, answer, kind in asked
     ]
     return parquet(path, rows)
 
@@ -187,15 +177,9 @@ def refcoco(folder: Path) -> Path:
 
 
 def refcoco_parquet(path: Path) -> Path:
-    row = {
-        "question_id": "1",
-        "image": hub_image(1),
-        "question": "Where?",
-        "answer": ["the dog", "left dog"],
-        "bbox": [10.0, 15.0, 20.0, 15.0],
-        "file_name": "COCO_1.jpg",
-    }
-    return parquet(path, [row])
+    row = {"question_id": "1", "image": hub_image(1), "question": "Where?"}
+    row |= {"answer": ["the dog", "left dog"], "bbox": [10.0, 15.0, 20.0, 15.0]}
+    return parquet(path, [{**row, "file_name": "COCO_1.jpg"}])
 
 
 def hub_image(seed: int) -> dict[str, Any]:
@@ -214,52 +198,35 @@ def json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def textvqa_parquet(path: Path) -> Path:
-    row = {
-        "question_id": 7,
-        "image_id": "abc",
-        "question": "what Brand is it?",
-        "answers": ["pepsi"] * 10,
-        "ocr_tokens": ["Pepsi"],
-        "image": hub_image(1),
-    }
+    row = {"question_id": 7, "image_id": "abc", "question": "what Brand is it?"}
+    row |= {"answers": ["pepsi"] * 10, "ocr_tokens": ["Pepsi"], "image": hub_image(1)}
     return parquet(path, [row])
 
 
 def mmbench_parquet(path: Path, **options: Any) -> Path:
     """As on the hub: pictures as bytes, the wider category spelled otherwise."""
-    rows = []
-    for row in mmbench_rows():
+    rows = mmbench_rows()
+    for row in rows:
         row["image"] = {"bytes": base64.b64decode(row["image"]), "path": None}
         row["L2-category"] = row.pop("l2-category")
-        rows.append(row)
     return parquet(path, rows, **options)
 
 
 def refer(folder: Path) -> Path:
     """REFER's: a partition of references beside COCO's instances."""
     save(folder / "train2014" / "COCO_1.jpg", 1)
-    refs = [
-        {
-            "ref_id": number,
-            "ann_id": 10 + number,
-            "image_id": 1,
-            "split": split,
-            "file_name": f"COCO_1_{number}.jpg",
-            "sentences": [
-                {"sent_id": 2 * number + n, "sent": said} for n, said in enumerate(sents)
-            ],
-        }
-        for number, (split, sents) in enumerate(
-            (("val", ["the dog", "left dog"]), ("testA", ["the man"]))
-        )
-    ]
+
+    def ref(number: int, split: str, *said: str) -> dict[str, Any]:
+        sentences = [{"sent_id": 2 * number + n, "sent": each} for n, each in enumerate(said)]
+        ids = {"ref_id": number, "ann_id": 10 + number, "image_id": 1}
+        return {**ids, "split": split, "sentences": sentences, "file_name": "COCO_1_0.jpg"}
+
+    refs = [ref(0, "val", "the dog", "left dog"), ref(1, "testA", "the man")]
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=0))
+    boxes = ([10.0, 15.0, 20.0, 15.0], [0.0, 0.0, 40.0, 15.0])
     instances = {
         "images": [{"id": 1, "file_name": "COCO_1.jpg", "width": 40, "height": 30}],
-        "annotations": [
-            {"id": 10, "bbox": [10.0, 15.0, 20.0, 15.0]},
-            {"id": 11, "bbox": [0.0, 0.0, 40.0, 15.0]},
-        ],
+        "annotations": [{"id": 10 + n, "bbox": box} for n, box in enumerate(boxes)],
     }
     (folder / "instances.json").write_text(json.dumps(instances), "utf-8")
     return folder

@@ -75,22 +75,16 @@ def test_pope_negatives(folder: Path) -> None:
                 assert min(counts[n] for n in absent) >= max(counts[n] for n in left)
             if kind == "adversarial" and len(here) == 12:
                 colors, shapes = (set(words) for words in zip(*map(str.split, here), strict=True))
-                for name in absent:
-                    color, shape = name.split()
-                    assert color in colors
-                    assert shape in shapes
+                assert {name.split()[0] for name in absent} <= colors
+                assert {name.split()[1] for name in absent} <= shapes
 
 
 def test_mmbench_answers_are_true(folder: Path) -> None:
-    task = MMBench(folder / "mmbench")
-    by_seed = {scene.seed: scene for scene in scenes("mmbench")}
-    first = task.examples[0]
-    true = {example.options["ABCD".index(example.answer)] for example in task.examples[:4]}
-    assert len(true) == 1
-    scene = by_seed[SEEDS["mmbench"] + 30_000]
-    facts = {value for t in scene.things for value in (t.glyph, t.color, t.shape)}
-    assert true <= facts
-    assert first.area in ("fine details", "shape")
+    examples = MMBench(folder / "mmbench").examples
+    (true,) = {example.options["ABCD".index(example.answer)] for example in examples[:4]}
+    things = scenes("mmbench")[0].things
+    assert true in {value for t in things for value in (t.glyph, t.color, t.shape)}
+    assert examples[0].area in ("fine details", "shape")
 
 
 def test_the_same_again_and_held_out(folder: Path, tmp_path: Path) -> None:
