@@ -124,7 +124,7 @@ class Sample:
             settings = settings.changed(strength=query.strength)
         about = query.grounding_question
         about = question if about is None else check_question(about)
-        options = tuple(query.options)
+        options = _check_options(query.options)
         return cls(image, question, region, settings, about, encoded, beside, options)
 
     @property
@@ -178,6 +178,14 @@ def check_question(question: str) -> str:
         raise CofError("The question is empty: ask something about the image.")
     check_characters("The question", question)
     return question.strip()
+
+
+def _check_options(options: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(options, (list, tuple)) or not all(isinstance(o, str) for o in options):
+        raise CofError(f"options takes a list of replies to choose among, not {options!r}.")
+    for option in options:
+        check_characters("An option", option)
+    return tuple(options)
 
 
 def as_query(item: QueryLike) -> Query:
