@@ -75,7 +75,7 @@ def look(
         CofError: the model cannot be attached, the inputs do not belong to the images, a region
             cannot be used, or the model did not run inside.
     """
-    from cof.attention.registry import reweight
+    from cof.attention.registry import NeverRead, reweight
     from cof.engines.transformers.prompt_builder import make_bias
 
     ids = inputs["input_ids"].cpu()
@@ -86,7 +86,13 @@ def look(
     with _attached(base, processor) as (adapter, tokens):
         rows = []
         for row, own in enumerate(_split(adapter, tokens, ids, sizes)):
-            number = range(len(own))[asked[row]["image"]]
+            try:
+                number = range(len(own))[asked[row]["image"]]
+            except IndexError:
+                raise CofError(
+                    f"Row {row} shows {len(own)} images, so there is no image "
+                    f"{asked[row]['image']}."
+                ) from None
             region = own_region(
                 Query(**{name: asked[row][name] for name in ("boxes", "polygon", "mask")}),
                 own[number].image_wh,
@@ -99,8 +105,14 @@ def look(
                 None if heads is None else tuple(heads),
             )
             rows.append(replace(own[number], highlight=highlight))
-        with reweight(make_bias(adapter, tokens, rows, {"input_ids": ids})):
-            yield
+        try:
+            with reweight(make_bias(adapter, tokens, rows, {"input_ids": ids})):
+                yield
+        except NeverRead:
+            raise CofError(
+                "The model did not run inside the with, in its thread, so nothing looked: call it "
+                "there."
+            ) from None
 
 
 def look_args(

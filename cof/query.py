@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import PIL.Image
 
 from cof.errors import CofError
-from cof.geometry.boxes import area, clip
 from cof.geometry.regions import (
     EVERYTHING,
     Region,
+    check_region,
     region_from_boxes,
     region_from_mask,
     region_from_polygon,
@@ -159,7 +159,7 @@ class Sample:
         about = query.grounding_question
         about = chat.prompt if about is None else check_question(about)
         request = Request(image, chat.prompt, region=region, chat=chat.turns, others=others)
-        return cls(request, settings, about, tuple(query.options))
+        return cls(request, settings, about, _check_options(query.options))
 
     @property
     def engine_calls(self) -> int:
@@ -214,6 +214,14 @@ def check_question(question: str) -> str:
     return question.strip()
 
 
+def _check_options(options: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(options, (list, tuple)) or not all(isinstance(o, str) for o in options):
+        raise CofError(f"options takes a list of replies to choose among, not {options!r}.")
+    for option in options:
+        check_characters("An option", option)
+    return tuple(options)
+
+
 def as_query(item: QueryLike) -> Query:
     """A query from a `Query`, a dict with its fields, or an `(image, question)` pair.
 
@@ -253,28 +261,9 @@ def own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
         "boxes": region_from_boxes,
         "polygon": lambda corners: region_from_polygon(corners, image_wh),
         "mask": region_from_mask,
-        "region": _check_region,
+        "region": check_region,
     }
     given = [name for name in makers if getattr(query, name) is not None]
     if len(given) > 1:
         raise CofError(f"Give one of {', '.join(given)}, not several.")
     return makers[given[0]](getattr(query, given[0])) if given else None
-
-
-def _check_region(region: Region) -> Region:
-    """A region made by hand; its boxes are set to its mask's, or must reach into the image."""
-    if not isinstance(region, Region):
-        raise CofError(
-            f"region takes a cof.Region, not {type(region).__name__}; pass boxes, a polygon or a "
-            "mask under those names."
-        )
-    if region.whole:
-        return region
-    if region.mask is not None:
-        return replace(region_from_mask(region.mask), heat_map=region.heat_map)
-    if not region.boxes or any(area(box) * area(clip(box)) == 0 for box in region.boxes):
-        raise CofError(
-            "A region needs boxes (x1, y1, x2, y2) with an area inside the image, in 0..1 of its "
-            f"width and height, or a mask, or whole=True; this one has the boxes {region.boxes}."
-        )
-    return region

@@ -63,66 +63,53 @@ def mme_parquet(path: Path) -> Path:
 
 
 def pope(folder: Path) -> Path:
+    image = "COCO_val2014_00000000000{}.jpg"
     for number in (1, 2):
-        save(folder / "val2014" / f"COCO_val2014_00000000000{number}.jpg", number)
+        save(folder / "val2014" / image.format(number), number)
+    asked = ((1, "dog", "yes"), (2, "cat", "no"), (3, "car", "yes"), (4, "cup", "no"))
+    lines = [
+        {"question_id": n, "text": f"Is there a {name} in the image?", "label": label}
+        | {"image": image.format(1 + n // 3)}
+        for n, name, label in asked
+    ]
     for kind in ("random", "popular", "adversarial"):
-        lines = [
-            {
-                "question_id": number,
-                "image": f"COCO_val2014_00000000000{1 + number // 3}.jpg",
-                "text": f"Is there a {name} in the image?",
-                "label": label,
-            }
-            for number, (name, label) in enumerate(
-                (("dog", "yes"), ("cat", "no"), ("car", "yes"), ("cup", "no")), start=1
-            )
-        ]
         json_lines(folder / f"coco_pope_{kind}.json", lines)
     return folder
 
 
 def pope_parquet(path: Path) -> Path:
+    asked = (("dog", "yes", "popular"), ("cat", "no", "adversarial"), ("cup", "no", "random"))
     rows = [
-        {
-            "id": str(n),
-            "question_id": str(n),
-            "question": f"Is there a {name} in the image?",
-            "answer": answer,
-            "image_source": "COCO_1",
-            "image": hub_image(1),
-            "category": kind,
-        }
-        for n, (name, answer, kind) in enumerate(
-            (("dog", "yes", "popular"), ("cat", "no", "adversarial"), ("cup", "no", "random"))
-        )
+        {"question_id": name, "question": f"Is there a {name}?", "answer": answer}
+        | {"image_source": "COCO_1", "image": hub_image(1), "category": kind}
+        for name, answer, kind in asked
     ]
     return parquet(path, rows)
 
 
+def rotated(options: Sequence[str], answer: str, turns: int) -> dict[str, str]:
+    """The cells of options and answer, `turns` places further."""
+    shown = (*options[turns:], *options[:turns], "", "")
+    cells = dict(zip("ABCD", shown, strict=False))
+    return {**cells, "answer": "ABCD"[("ABCD".index(answer) - turns) % len(options)]}
+
+
 def mmbench_rows(*, rotations: bool = False) -> list[dict[str, Any]]:
-    rows = []
-    for index, (question, options, answer) in enumerate(
-        (
-            ('Which "one"\nis it?', ("red", "blue", "green", "cyan"), "B"),
-            ("Is it so?", ("true", "false"), "A"),
-        )
-    ):
-        for turns in range(len(options) if rotations else 1):
-            shown = (*options[turns:], *options[:turns], "", "")
-            letter = "ABCD"[("ABCD".index(answer) - turns) % len(options)]
-            rows.append(
-                {
-                    "index": index + turns * 10**6,
-                    "question": question,
-                    "hint": "Look\tat it." if index == 0 else "nan",
-                    **dict(zip("ABCD", shown, strict=False)),
-                    "answer": letter,
-                    "category": f"kind {index}",
-                    "l2-category": "all",
-                    "image": base64.b64encode(png(index)).decode(),
-                }
-            )
-    return rows
+    asked = [('Which "one"\nis it?', "Look\tat it.", ("red", "blue", "green", "cyan"), "B")]
+    asked += [("Is it so?", "nan", ("true", "false"), "A")]  # type: ignore[list-item]
+    return [
+        {
+            "index": index + turns * 10**6,
+            "question": question,
+            "hint": hint,
+            **rotated(options, answer, turns),
+            "category": f"kind {index}",
+            "l2-category": "all",
+            "image": base64.b64encode(png(index)).decode(),
+        }
+        for index, (question, hint, options, answer) in enumerate(asked)
+        for turns in range(len(options) if rotations else 1)
+    ]
 
 
 def tsv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -135,23 +122,18 @@ def tsv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def hrbench_rows() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for number, kind in enumerate(("single", "cross")):
-        options = ["red", "blue", "green", "cyan"]
-        for cycle in range(4):
-            shown = options[cycle:] + options[:cycle]
-            rows.append(
-                {
-                    "index": len(rows),
-                    "question": f"What about {number}?",
-                    **dict(zip("ABCD", shown, strict=True)),
-                    "answer": "ABCD"[shown.index("red")],
-                    "category": kind,
-                    "cycle_category": cycle,
-                    "image": base64.b64encode(png(number)).decode(),
-                }
-            )
-    return rows
+    return [
+        {
+            "index": 4 * number + cycle,
+            "question": f"What about {number}?",
+            **rotated(("red", "blue", "green", "cyan"), "A", cycle),
+            "category": kind,
+            "cycle_category": cycle,
+            "image": base64.b64encode(png(number)).decode(),
+        }
+        for number, kind in enumerate(("single", "cross"))
+        for cycle in range(4)
+    ]
 
 
 def vstar(folder: Path) -> Path:
@@ -167,16 +149,21 @@ def vstar(folder: Path) -> Path:
 
 def textvqa(folder: Path) -> Path:
     save(folder / "train_images" / "abc.jpg", 1)
-    data = [
-        {
-            "question_id": 7,
-            "image_id": "abc",
-            "question": "what brand is it?",
-            "answers": ["Coca-Cola"] * 8 + ["pepsi"] * 2,
-        }
-    ]
-    (folder / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": data}), "utf-8")
-    return folder
+    record = {"question_id": 7, "image_id": "abc", "question": "what brand is it?"}
+    record["answers"] = ["Coca-Cola"] * 8 + ["pepsi"] * 2
+    return data(folder / "TextVQA_0.5.1_val.json", record)
+
+
+def textvqa_ocr(folder: Path) -> Path:
+    """With Rosetta's words beside the questions."""
+    words = {"image_id": "abc", "ocr_tokens": ["Coca", "Cola"]}
+    none = {"image_id": "x", "ocr_tokens": []}
+    return data(textvqa(folder) / "TextVQA_Rosetta_OCR_v0.2_val.json", words, none)
+
+
+def data(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"data": records}), "utf-8")
+    return path.parent
 
 
 def refcoco(folder: Path) -> Path:
@@ -190,15 +177,9 @@ def refcoco(folder: Path) -> Path:
 
 
 def refcoco_parquet(path: Path) -> Path:
-    row = {
-        "question_id": "1",
-        "image": hub_image(1),
-        "question": "Where?",
-        "answer": ["the dog", "left dog"],
-        "bbox": [10.0, 15.0, 20.0, 15.0],
-        "file_name": "COCO_1.jpg",
-    }
-    return parquet(path, [row])
+    row = {"question_id": "1", "image": hub_image(1), "question": "Where?"}
+    row |= {"answer": ["the dog", "left dog"], "bbox": [10.0, 15.0, 20.0, 15.0]}
+    return parquet(path, [{**row, "file_name": "COCO_1.jpg"}])
 
 
 def hub_image(seed: int) -> dict[str, Any]:
@@ -216,64 +197,36 @@ def json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def textvqa_ocr(folder: Path) -> Path:
-    """With Rosetta's words beside the questions."""
-    textvqa(folder)
-    data = [
-        {"image_id": "abc", "ocr_tokens": ["Coca", "Cola"]},
-        {"image_id": "x", "ocr_tokens": []},
-    ]
-    (folder / "TextVQA_Rosetta_OCR_v0.2_val.json").write_text(json.dumps({"data": data}), "utf-8")
-    return folder
-
-
 def textvqa_parquet(path: Path) -> Path:
-    row = {
-        "question_id": 7,
-        "image_id": "abc",
-        "question": "what Brand is it?",
-        "answers": ["pepsi"] * 10,
-        "ocr_tokens": ["Pepsi"],
-        "image": hub_image(1),
-    }
+    row = {"question_id": 7, "image_id": "abc", "question": "what Brand is it?"}
+    row |= {"answers": ["pepsi"] * 10, "ocr_tokens": ["Pepsi"], "image": hub_image(1)}
     return parquet(path, [row])
 
 
 def mmbench_parquet(path: Path, **options: Any) -> Path:
     """As on the hub: pictures as bytes, the wider category spelled otherwise."""
-    rows = []
-    for row in mmbench_rows():
+    rows = mmbench_rows()
+    for row in rows:
         row["image"] = {"bytes": base64.b64decode(row["image"]), "path": None}
         row["L2-category"] = row.pop("l2-category")
-        rows.append(row)
     return parquet(path, rows, **options)
 
 
 def refer(folder: Path) -> Path:
     """REFER's: a partition of references beside COCO's instances."""
     save(folder / "train2014" / "COCO_1.jpg", 1)
-    refs = [
-        {
-            "ref_id": number,
-            "ann_id": 10 + number,
-            "image_id": 1,
-            "split": split,
-            "file_name": f"COCO_1_{number}.jpg",
-            "sentences": [
-                {"sent_id": 2 * number + n, "sent": said} for n, said in enumerate(sents)
-            ],
-        }
-        for number, (split, sents) in enumerate(
-            (("val", ["the dog", "left dog"]), ("testA", ["the man"]))
-        )
-    ]
+
+    def ref(number: int, split: str, *said: str) -> dict[str, Any]:
+        sentences = [{"sent_id": 2 * number + n, "sent": each} for n, each in enumerate(said)]
+        ids = {"ref_id": number, "ann_id": 10 + number, "image_id": 1}
+        return {**ids, "split": split, "sentences": sentences, "file_name": "COCO_1_0.jpg"}
+
+    refs = [ref(0, "val", "the dog", "left dog"), ref(1, "testA", "the man")]
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=0))
+    boxes = ([10.0, 15.0, 20.0, 15.0], [0.0, 0.0, 40.0, 15.0])
     instances = {
         "images": [{"id": 1, "file_name": "COCO_1.jpg", "width": 40, "height": 30}],
-        "annotations": [
-            {"id": 10, "bbox": [10.0, 15.0, 20.0, 15.0]},
-            {"id": 11, "bbox": [0.0, 0.0, 40.0, 15.0]},
-        ],
+        "annotations": [{"id": 10 + n, "bbox": box} for n, box in enumerate(boxes)],
     }
     (folder / "instances.json").write_text(json.dumps(instances), "utf-8")
     return folder

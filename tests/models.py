@@ -13,35 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    CLIPVisionConfig,
-    InstructBlipConfig,
-    InstructBlipForConditionalGeneration,
-    InstructBlipProcessor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    OPTConfig,
-    PreTrainedTokenizerFast,
-    T5Config,
-)
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 SIDE, PATCH = 112, 14
 GRID = SIDE // PATCH  # 8 x 8 image tokens
 LAYERS, HEADS = 3, 4
 QUERIES = 5
+SQUARE = {"size": {"height": SIDE, "width": SIDE}}
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
-def tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
+def tokenizer(padding_side: str) -> hf.PreTrainedTokenizerFast:
     """A byte-level tokenizer that begins every text with <s>, as LLaMA's does."""
     words = [*SPECIAL.values(), "<image>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
@@ -50,7 +34,7 @@ def tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )
-    return PreTrainedTokenizerFast(
+    return hf.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         padding_side=padding_side,
         additional_special_tokens=["<image>"],
@@ -82,18 +66,18 @@ _VISION = {
 }
 
 
-def _llava(words: PreTrainedTokenizerFast) -> tuple[Any, Any]:
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(projection_dim=32, **_VISION),
-        text_config=LlamaConfig(
+def _llava(words: hf.PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(projection_dim=32, **_VISION),
+        text_config=hf.LlamaConfig(
             intermediate_size=48, num_key_value_heads=2, initializer_range=0.2, **_text(len(words))
         ),
         image_token_index=words.convert_tokens_to_ids("<image>"),
         image_seq_length=GRID * GRID,
         tie_word_embeddings=False,
     )
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
+    processor = hf.LlavaProcessor(
+        image_processor=hf.CLIPImageProcessorPil(
             size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
         ),
         tokenizer=words,
@@ -101,10 +85,10 @@ def _llava(words: PreTrainedTokenizerFast) -> tuple[Any, Any]:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    return LlavaForConditionalGeneration(config), processor
+    return hf.LlavaForConditionalGeneration(config), processor
 
 
-def _qformer(words: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _qformer(words: hf.PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
         "vocab_size": len(words),
         "hidden_size": 32,
@@ -119,18 +103,18 @@ def _qformer(words: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def _opt(vocab_size: int) -> OPTConfig:
-    return OPTConfig(ffn_dim=48, word_embed_proj_dim=32, init_std=0.12, **_text(vocab_size))
+def _opt(vocab_size: int) -> hf.OPTConfig:
+    return hf.OPTConfig(ffn_dim=48, word_embed_proj_dim=32, init_std=0.12, **_text(vocab_size))
 
 
-def _t5(vocab_size: int) -> T5Config:
+def _t5(vocab_size: int) -> hf.T5Config:
     shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": HEADS}
     tokens = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2}
-    return T5Config(vocab_size=vocab_size, **shape, **tokens)
+    return hf.T5Config(vocab_size=vocab_size, **shape, **tokens)
 
 
 def _blip(
-    words: PreTrainedTokenizerFast, config_class: Any, model_class: Any, text_config: Any = _opt
+    words: hf.PreTrainedTokenizerFast, config_class: Any, model_class: Any, text_config: Any = _opt
 ) -> Any:
     text = text_config(len(words))
     config = config_class(
@@ -146,30 +130,21 @@ def _blip(
     return model
 
 
-def _blip_images() -> BlipImageProcessorPil:
-    return BlipImageProcessorPil(size={"height": SIDE, "width": SIDE})
+def _blip2(words: hf.PreTrainedTokenizerFast, text_config: Any = _opt) -> tuple[Any, Any]:
+    model = _blip(words, hf.Blip2Config, hf.Blip2ForConditionalGeneration, text_config)
+    return model, hf.Blip2Processor(hf.BlipImageProcessorPil(**SQUARE), words, QUERIES)
 
 
-def _blip2(words: PreTrainedTokenizerFast) -> tuple[Any, Any]:
-    model = _blip(words, Blip2Config, Blip2ForConditionalGeneration)
-    return model, Blip2Processor(_blip_images(), words, num_query_tokens=QUERIES)
-
-
-def _blip2_t5(words: PreTrainedTokenizerFast) -> tuple[Any, Any]:
-    model = _blip(words, Blip2Config, Blip2ForConditionalGeneration, _t5)
-    return model, Blip2Processor(_blip_images(), words, num_query_tokens=QUERIES)
-
-
-def _instructblip(words: PreTrainedTokenizerFast) -> tuple[Any, Any]:
-    model = _blip(words, InstructBlipConfig, InstructBlipForConditionalGeneration)
-    qformer_words = tokenizer("right")
-    return model, InstructBlipProcessor(_blip_images(), words, qformer_words, QUERIES)
+def _instructblip(words: hf.PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    model = _blip(words, hf.InstructBlipConfig, hf.InstructBlipForConditionalGeneration)
+    images = hf.BlipImageProcessorPil(**SQUARE)
+    return model, hf.InstructBlipProcessor(images, words, tokenizer("right"), QUERIES)
 
 
 BUILDERS = {
     "llava": _llava,
     "blip-2": _blip2,
-    "blip-2 with T5": _blip2_t5,
+    "blip-2 with T5": functools.partial(_blip2, text_config=_t5),
     "instructblip": _instructblip,
 }
 

@@ -190,22 +190,6 @@ def test_a_run_that_was_stopped_goes_on(
     assert len(calls) == done
 
 
-def test_a_way_that_fails_costs_the_others_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fails(ways: Any) -> None:
-        raise MemoryError("too large")
-
-    monkeypatch.setattr("lab.bench.__main__.WAYS", {**WAYS, "naive": fails})
-    with pytest.raises(SystemExit, match=r"^Failed: naive of Setup\("):
-        ran(tmp_path, '--batch 1 --questions 1 --way naive --way "lambda = 1"')
-    assert "too large" in capsys.readouterr().err
-    (file,) = tmp_path.glob("*/bench.json")
-    rows = json.loads(file.read_text())["records"]
-    assert [row["way"] for row in rows] == ["plain", "lambda = 1"]
-    assert "| lambda = 1 |" in (file.parent / "table.md").read_text()
-
-
 def test_the_time_given_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*shlex.split(SMOKE), "--budget-s", "0", "--out", str(tmp_path)])
     assert "time is up" in capsys.readouterr().out

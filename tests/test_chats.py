@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import picture
@@ -73,13 +74,13 @@ def by_transformers(name: str, chat: list[dict[str, Any]]) -> str:
     if images:
         # of several images LLaVA-OneVision's processor tiles none; we tile each, as if alone
         nested = images if name == "llava_onevision" else [images]
-        inputs = processor(
-            images=nested, text=[prompt], return_tensors="pt", add_special_tokens=special
+        arrays = processor(
+            images=nested, text=[prompt], return_tensors="np", add_special_tokens=special
         )
+        inputs = {key: torch.as_tensor(np.asarray(value)) for key, value in arrays.items()}
     else:
         inputs = processor.tokenizer(prompt, return_tensors="pt", add_special_tokens=special)
-        inputs.pop("token_type_ids", None)
-    inputs.pop("labels", None)
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     out = model.generate(**inputs, max_new_tokens=SHORT.max_new_tokens, do_sample=False)
     answer = out[0, inputs["input_ids"].shape[1] :]
     return str(processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()

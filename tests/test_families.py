@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from models import checkpoint, picture
 from PIL import Image
-from torch import Tensor
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 from zoo import BUILDERS, CROSS_ATTENTION, zoo
 
@@ -45,7 +44,6 @@ BOXES: dict[str, XYXY] = {
     "all": (0.0, 0.0, 1.0, 1.0),
 }
 EVERY = [*BUILDERS, *CROSS_ATTENTION]
-STEPS = 4  # the prefill's token and three decode steps
 
 
 def load(name: str, **options: Any) -> TransformersEngine:
@@ -76,10 +74,6 @@ def changes(made: TransformersEngine, one: Image.Image, other: Image.Image) -> A
 def request(size: str, strength: float, box: str = "middle", **kwargs: Any) -> Request:
     highlight = Highlight(Region(boxes=(BOXES[box],)), strength, **kwargs)
     return Request(picture(SIZES[size]), "which digit?", highlight)
-
-
-def gap(one: list[Tensor], other: list[Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("name", [*EVERY, *PAPER])

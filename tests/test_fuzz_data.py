@@ -22,13 +22,10 @@ from cof.eval.data import BENCHMARKS
 from cof.eval.data.base import Benchmark
 from cof.eval.data.vstar import VStar
 from cof.eval.evaluate import Evaluation
-from cof.eval.examples import Example
-from cof.eval.methods import Method
 from cof.eval.replies import write_questions
 from cof.eval.report.publish import publish, rescore, write_table
 from cof.eval.rules import RULES
 from cof.eval.run_info import questions_digest
-from cof.eval.sweep import Choice, fingerprint
 from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
 
@@ -44,7 +41,6 @@ def annotated(folder: Path) -> Path:
     return folder
 
 
-OCR = "TextVQA_Rosetta_OCR_v0.2_val.json"
 # a benchmark, its data set, and the file of it that is damaged
 SOURCES: list[tuple[str, Callable[[Path], Path], str]] = [
     ("pope", formats.pope, "coco_pope_popular.json"),
@@ -57,7 +53,7 @@ SOURCES: list[tuple[str, Callable[[Path], Path], str]] = [
     ("vstar", formats.vstar, "direct_attributes/sa_1.json"),
     ("vstar", formats.vstar, "direct_attributes/sa_1.jpg"),
     ("textvqa", formats.textvqa_ocr, "TextVQA_0.5.1_val.json"),
-    ("textvqa", formats.textvqa_ocr, OCR),
+    ("textvqa", formats.textvqa_ocr, "TextVQA_Rosetta_OCR_v0.2_val.json"),
     ("textvqa", lambda f: formats.textvqa_parquet(f / "val.parquet"), "val.parquet"),
     ("refcoco", formats.refcoco, "refcoco_val.jsonl"),
     ("refcoco", lambda f: formats.refer(f) / "val", "refs(unc).p"),
@@ -172,17 +168,3 @@ def test_damaged_results_are_refused(run: Path, file: str, kind: str, seed: int)
         assert "\n\n" not in sentence(lambda act=act: act(work))  # type: ignore[misc]
     # nothing is written elsewhere, whatever the names in the files
     assert {path.name for path in run.parent.iterdir()} == {"data", "out", "work"}
-
-
-@settings(derandomize=True, database=None, max_examples=100, deadline=None)
-@given(kind=KINDS, seed=SEEDS)
-def test_damaged_choices_are_refused(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, seed: int
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "chosen.json"
-    asked = [Example("1", Path("a.png"), "?", "7")]
-    seen = frozenset(map(fingerprint, asked))
-    chosen = {"cof": Method(Settings(layers=(0, 1)))}
-    Choice(chosen, seen, 0.5, about={"model": "m"}).write(path)
-    path.write_bytes(damage(path.read_bytes(), kind, seed))
-    assert "\n\n" not in sentence(lambda: Choice.read(path).check(asked, "n"))

@@ -34,30 +34,21 @@ def engine(bits: str, dtype: str | None = None) -> TransformersEngine:
     ("bits", "layer", "dtype"),
     [("8bit", "Linear8bitLt", torch.float16), ("4bit", "Linear4bit", torch.bfloat16)],
 )
-def test_weights_are_small(bits: str, layer: str, dtype: torch.dtype) -> None:
-    model = engine(bits).model
-    whole = TransformersEngine.from_pretrained(checkpoint_path()).model
-    assert layer in {type(module).__name__ for module in model.modules()}
-    assert model.dtype == dtype
-    assert model.get_memory_footprint() < 0.3 * whole.get_memory_footprint()
+def test_it_is_the_model_with_small_weights(bits: str, layer: str, dtype: torch.dtype) -> None:
+    made, whole = engine(bits), TransformersEngine.from_pretrained(checkpoint_path())
+    assert layer in {type(module).__name__ for module in made.model.modules()}
+    assert made.model.dtype == dtype
+    assert made.model.get_memory_footprint() < 0.3 * whole.model.get_memory_footprint()
 
-
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_answers_are_those_of_the_model(bits: str) -> None:
-    whole = TransformersEngine.from_pretrained(checkpoint_path())
-    expected = [of.text for of in whole.generate(ASKED, Decoding(max_new_tokens=8))]
-    found = [of.text for of in engine(bits).generate(ASKED, Decoding(max_new_tokens=8))]
-    same = sum(a == b for a, b in zip(found, expected, strict=True))
+    expected, found = (of.generate(ASKED, Decoding(max_new_tokens=8)) for of in (whole, made))
+    same = sum(a.text == b.text for a, b in zip(found, expected, strict=True))
     assert len(ASKED) >= 8
     assert same >= len(ASKED) - 2  # rounded weights may turn a close call
 
-
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_they_are_reweighted_too(bits: str) -> None:
-    request = ASKED[0]
+    request = ASKED[0]  # they are reweighted too
     looking = Request(request.image, request.prompt, LOOK)
-    plain, looked = (engine(bits).image_attention(of).mean((0, 1)) for of in (request, looking))
-    inside = engine(bits).token_mask(request.image.size, LOOK)
+    plain, looked = (made.image_attention(of).mean((0, 1)) for of in (request, looking))
+    inside = made.token_mask(request.image.size, LOOK)
     assert looked[inside].sum() > 1.2 * plain[inside].sum()
 
 

@@ -130,18 +130,12 @@ def test_effect(effect: tuple[Path, dict[str, Any]]) -> None:
     assert digits["plain"]["value"] == digits["random"]["value"] == 0
     assert digits["oracle"]["value"] == digits["whole"]["value"] == 1
     assert 0 < digits["cof"]["value"] < 1
-    right = digits["cof"]["value"] * digits["cof"]["n"]
-    assert digits["cof"]["fixed"] == pytest.approx(right, abs=1e-3)
     color = numbers["groups"]["color"]
     assert color["oracle"]["broken"] == color["plain"]["n"]
     # what it is sure of are the questions that it finds: the threshold has to give some up
     assert every["cof, if unsure"]["broken"] <= every["cof"]["broken"]
-    fine = numbers["groups"]["fine"]
-    cells = numbers["two_by_two"]
-    assert sum(cell["n"] for cell in cells.values()) == fine["plain"]["n"]
-    right = cells["plain wrong, box right"]
+    right = numbers["two_by_two"]["plain wrong, box right"]
     assert right["right"]["cof"] == right["right"]["oracle"] == right["n"] > 0
-    assert cells["plain wrong, box wrong"]["right"]["cof"] == 0
     text = markdown(make_blocks(results))
     assert f"**cof**: looks at what its own grounder finds; `{results['methods']['cof']}`" in text
 
@@ -177,9 +171,8 @@ def test_grid(tmp_path: Path) -> None:
     assert chosen.keys() == set(FOCUSES_COMPARED)
     assert len(results["choice"]["tried"]["attention"]) == len(PLAN.strengths)
     assert "strength" not in chosen["crop"]
-    assert {row["key"] for row in results["choice"]["tried"]["crop"]} == {
-        f"prompt x crop expand={alpha}" for alpha in ("1", "1.3")
-    }
+    tried = {row["key"] for row in results["choice"]["tried"]["crop"]}
+    assert tried == {"prompt x crop expand=1", "prompt x crop expand=1.3"}
     # the strength that was chosen for a focus is used by all sources
     strength = chosen["attention"].partition("strength=")[2]
     for source in SOURCES:
@@ -253,15 +246,10 @@ def test_synthetic(truth: Mapping[tuple[str, str], str], tmp_path: Path) -> None
     assert tasks["pope"]["figures"]["random f1"]["whole"]["difference"] == 0
     assert tasks["mmbench"]["figures"]["circular"]["plain"]["value"] == 0
     assert tasks["mmbench"]["figures"]["circular"]["cof"]["value"] == 100
-    files = {split: (tmp_path / "data" / split).glob("*/annotations.jsonl") for split in SPLITS}
-    seeds = {
-        split: {
-            json.loads(line)["scene"] for path in paths for line in path.read_text().splitlines()
-        }
-        for split, paths in files.items()
-    }
-    assert seeds["validation"].isdisjoint(seeds["test"])
-    assert all(seed % 10_000 >= VALIDATION for seed in seeds["validation"])
+    for path in (tmp_path / "data").glob("*/*/annotations.jsonl"):
+        held_out = path.parts[-3] == "validation"
+        seeds = [json.loads(line)["scene"] % 10_000 for line in path.read_text().splitlines()]
+        assert all((seed >= VALIDATION) == held_out for seed in seeds)
     text = markdown(make_blocks(results))
     assert "| perception | cof | 1000.0 [1000.0, 1000.0] | +750.0 [+750.0, +750.0] |" in text
 

@@ -62,6 +62,10 @@ def _use(variable: ContextVar[Value | None], value: Value | None) -> Iterator[No
         variable.reset(token)
 
 
+class NeverRead(RuntimeError):
+    """No attention of an attached model ran where a bias was set."""
+
+
 @contextmanager
 def reweight(bias: Bias | None) -> Iterator[None]:
     """Add `bias` to the attention of the models attached, in this thread, inside the `with`.
@@ -69,8 +73,7 @@ def reweight(bias: Bias | None) -> Iterator[None]:
     None or an idle bias leaves the stock path untouched.
 
     Raises:
-        RuntimeError: at the end, if no attention of an attached model ran inside, so that the bias
-            was never read.
+        NeverRead: at the end, if no attention of an attached model ran inside.
     """
     if bias is None or bias.idle:
         yield
@@ -79,7 +82,7 @@ def reweight(bias: Bias | None) -> Iterator[None]:
     with _use(_REWEIGHTING, current):
         yield
     if not current.read:
-        raise RuntimeError("the attention bias was never read: the model is not attached")
+        raise NeverRead("the attention bias was never read: the model is not attached")
 
 
 def use_branches(branches: Branches) -> AbstractContextManager[None]:

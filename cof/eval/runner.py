@@ -337,19 +337,16 @@ class Once(Grounder):
         kept = batch.found.setdefault(key, {})
         known |= kept
         places = [(id(request.pil_image), request.prompt) for request in requests]
-        new = [number for number, place in enumerate(places) if place not in known]
+        new = {number: place for number, place in enumerate(places) if place not in known}
         if new:
             start = time.perf_counter()
             found = self.grounder.locate(engine, [requests[number] for number in new])
             seconds = time.perf_counter() - start
-            for number, grounding in zip(new, found, strict=True):
-                known[places[number]] = grounding
-                # an image that could not be encoded here may be another object by the next time
-                if places[number] in examples:
-                    kept[places[number]] = grounding
-            asked = {
-                each: known[p] for p in map(places.__getitem__, new) for each in examples.get(p, ())
-            }
+            fresh = dict(zip(new.values(), found, strict=True))
+            known |= fresh
+            # an image that could not be encoded here may be another object by the next time
+            kept |= {place: of for place, of in fresh.items() if place in examples}
+            asked = {e: of for place, of in fresh.items() for e in examples.get(place, ())}
             batch.store.append(
                 _grounding_record(
                     e, key, of.region.boxes if of.region else (), of.text, of.confidence

@@ -3,7 +3,7 @@
 To add one, append it to `FAMILIES` (in `table`): its `model_type`, how the processor's pixels
 become one mean for each image token (`token_means`), where the original lies in the frame of its
 boxes, its dialect, and where the bias goes. `tests/test_families.py` then checks the
-placement against the model's own features, and the bias against the formula.
+placement against the model's own features, `tests/test_matrix.py` the bias against the formula.
 """
 
 from cof.families.family import Family

@@ -113,6 +113,29 @@ def region_from_mask(array: ArrayLike) -> Region:
     return Region(boxes=(_mask_box(mask),), mask=mask)
 
 
+def check_region(region: Region) -> Region:
+    """A region made by hand: its boxes are set to its mask's, or must reach into the image.
+
+    Raises:
+        CofError: it is no region, or an empty one.
+    """
+    if not isinstance(region, Region):
+        raise CofError(
+            f"region takes a cof.Region, not {type(region).__name__}; pass boxes, a polygon or a "
+            "mask under those names."
+        )
+    if region.whole:
+        return region
+    if region.mask is not None:
+        return replace(region_from_mask(region.mask), heat_map=region.heat_map)
+    if not region.boxes or any(area(box) * area(clip(box)) == 0 for box in region.boxes):
+        raise CofError(
+            "A region needs boxes (x1, y1, x2, y2) with an area inside the image, in 0..1 of its "
+            f"width and height, or a mask, or whole=True; this one has the boxes {region.boxes}."
+        )
+    return region
+
+
 def expand_region(region: Region, alpha: float) -> Region:
     """`expand` each box of a region, or scale its mask about the centre of its bounding box.
 

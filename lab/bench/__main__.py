@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +39,6 @@ class Bench:
 
     def __init__(self, records: Records, args: argparse.Namespace) -> None:
         self.records, self.args = records, args
-        self.failures: list[str] = []
         self._ends = time.monotonic() + args.budget_s
         self._built: tuple[tuple[str, int], Built] | None = None
 
@@ -56,25 +52,20 @@ class Bench:
         ways = ways_of(setup, engine)
         words = len(ways.questions[0][0].split())
         warm: set[str] = set()
-        failed: set[str] = set()
         for number in range(self.args.most):
             for name in names if number % 2 == 0 else names[::-1]:
                 known = self.records.seconds(setup, name)
-                if name in failed or len(known) != number or not self._wanted(setup, name, names):
+                if len(known) != number or not self._wanted(setup, name, names):
                     continue
                 if self._over(min(known) if known else self._likely(setup, names)):
                     return False
 
                 work = partial(WAYS[name], ways)
-                try:
-                    if name not in warm:
-                        self._warm_up(work)
-                    cost = meter.measure(work)
-                except Exception:  # the other ways are still measured
-                    self.failed(f"{name} of {setup}")
-                    failed.add(name)
-                    continue
-                warm.add(name)
+                if name not in warm:  # libraries choose kernels and allocate memory
+                    for _ in range(self.args.warm_up):
+                        work()
+                    warm.add(name)
+                cost = meter.measure(work)
                 self.records.add(setup, name, words, cost, sizes)
                 print(
                     f"{setup.shape:5s} {setup.image_tokens:4d} tokens, {setup.batch:2d} images, "
@@ -83,11 +74,6 @@ class Bench:
                     flush=True,
                 )
         return True
-
-    def failed(self, what: str) -> None:
-        """Report the current exception, now and at the end."""
-        traceback.print_exc()
-        self.failures.append(what)
 
     def _over(self, needed: float) -> bool:
         """Whether work of so many seconds would end too late."""
@@ -107,14 +93,6 @@ class Bench:
             times = rounds(known[0], args.seconds, args.least, args.most) if known else args.least
             total = max(total, times)
         return max(0, total - len(self.records.seconds(setup, name)))
-
-    def _warm_up(self, work: Callable[[], None]) -> None:
-        """In the first runs libraries choose kernels and allocate memory."""
-        start = time.monotonic()
-        for _ in range(self.args.warm_up):
-            work()
-            if time.monotonic() - start > self.args.seconds:
-                break
 
     def _engine(self, setup: Setup) -> Built:
         key = (setup.shape, setup.image_tokens)
@@ -154,17 +132,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{records.path} is of other sources or another machine: it is begun anew.")
     bench = Bench(records, args)
     for setup, ways in plan:
-        try:
-            in_time = bench.run(setup, ways)
-        except Exception:  # a model too large for this machine, say
-            bench.failed(str(setup))
-            continue
-        if not in_time:
+        if not bench.run(setup, ways):
             print("The time is up: the same command goes on from here.")
             break
     _write(records, folder)
-    if bench.failures:
-        sys.exit("Failed: " + "; ".join(bench.failures))
 
 
 def _write(records: Records, folder: Path) -> None:

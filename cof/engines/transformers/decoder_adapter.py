@@ -63,14 +63,13 @@ class DecoderAdapter(Adapter):
             {name: torch.as_tensor(value) for name, value in output.items() if name in takes}
             for output in pixels
         ]
-        alike: dict[object, list[int]] = {}
-        for index, image in enumerate(images):
-            alike.setdefault(tuple(value.shape for value in image.values()), []).append(index)
+        shapes = [tuple(value.shape for value in image.values()) for image in images]
         features: dict[int, Tensor] = {}
-        for rows in alike.values():
+        for shape in dict.fromkeys(shapes):
+            rows = [row for row, other in enumerate(shapes) if other == shape]
+            names = images[rows[0]]
             stacked = {
-                name: self.move(torch.cat([images[row][name] for row in rows]))
-                for name in images[rows[0]]
+                name: self.move(torch.cat([images[row][name] for row in rows])) for name in names
             }
             output = features_of(**stacked, return_dict=True)
             features |= zip(rows, _per_image(output, len(rows)), strict=True)

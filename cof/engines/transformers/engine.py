@@ -334,10 +334,8 @@ class TransformersEngine:
             return decode_boxes(self._decoder(), prompts, template, settings.pad_token_id)
         with use_seed(decoding, self.model.device):
             output = self.adapter.generate(prompts, generation_config=settings, **kwargs)
-        tokenizer, ends = self.processor.tokenizer, settings.eos_token_id
-        return collect_generations(
-            output, self.adapter.generator, tokenizer, ends
-        ), output.past_key_values
+        ends = settings.eos_token_id
+        return collect_generations(output, self.adapter, ends), output.past_key_values
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
         """See `AttentionReader`: the paper's M."""
@@ -587,8 +585,7 @@ class TransformersEngine:
         return compiled
 
     def _generation_config(self, decoding: Decoding) -> GenerationConfig:
-        tokenizer = self.processor.tokenizer
-        return make_generation_config(decoding, self.model, self.adapter.generator, tokenizer)
+        return make_generation_config(decoding, self.adapter)
 
 
 def _once(work: Callable[[list[Any]], list[EncodedImage]], images: Sequence[Any]) -> list[Any]:

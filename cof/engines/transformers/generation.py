@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
+from cof.engines.transformers.adapter import Adapter
 from cof.families.chat import Chat
 from cof.families.special_tokens import token_ids
 from cof.types import Decoding, Generation, Request
@@ -35,15 +36,14 @@ def use_seed(decoding: Decoding, device: torch.device) -> Iterator[None]:
         yield
 
 
-def make_generation_config(
-    decoding: Decoding, model: Any, generator: Any, tokenizer: Any
-) -> GenerationConfig:
+def make_generation_config(decoding: Decoding, adapter: Adapter) -> GenerationConfig:
     """transformers' generation config for a decoding.
 
-    The end tokens are those of `model`, else of `generator` (the part of it whose `generate`
-    runs), else of `tokenizer`.
+    The end tokens are those of the model, else of the part of it whose `generate` runs, else of the
+    tokenizer.
     """
-    owners = (model.generation_config, generator.generation_config, tokenizer)
+    tokenizer, own = adapter.processor.tokenizer, adapter.generator.generation_config
+    owners = (adapter.model.generation_config, own, tokenizer)
     end = next(owner.eos_token_id for owner in owners if owner.eos_token_id is not None)
     ends = [end] if isinstance(end, int) else list(end)
     sampled = decoding.temperature > 0
@@ -55,7 +55,7 @@ def make_generation_config(
         eos_token_id=ends,
         pad_token_id=ends[0] if pad is None else pad,
         bos_token_id=tokenizer.bos_token_id,
-        decoder_start_token_id=generator.generation_config.decoder_start_token_id,
+        decoder_start_token_id=own.decoder_start_token_id,
         return_dict_in_generate=True,
         output_logits=True,
         do_sample=sampled,
@@ -63,11 +63,9 @@ def make_generation_config(
     )
 
 
-def collect_generations(
-    output: Any, generator: Any, tokenizer: Any, ends: Sequence[int]
-) -> list[Generation]:
+def collect_generations(output: Any, adapter: Adapter, ends: Sequence[int]) -> list[Generation]:
     """The replies of transformers' `generate`, each up to its end token."""
-    logprobs = generator.compute_transition_scores(
+    logprobs = adapter.generator.compute_transition_scores(
         output.sequences,
         output.logits,
         getattr(output, "beam_indices", None),
@@ -77,7 +75,7 @@ def collect_generations(
     replies = []
     for row, scores in zip(tokens.tolist(), logprobs.tolist(), strict=True):
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-        text = tokenizer.decode(row[:stop], skip_special_tokens=True)
+        text = adapter.processor.tokenizer.decode(row[:stop], skip_special_tokens=True)
         replies.append(Generation(text.strip(), tuple(row[:stop]), tuple(scores[:stop])))
     return replies
 

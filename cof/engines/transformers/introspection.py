@@ -50,9 +50,8 @@ def find_phrase(tokenizer: Any, text: str, phrase: str, within: str = "") -> lis
 def find_first_token(tokenizer: Any, word: str, special: SpecialTokens) -> int:
     """The first token of a word in the middle of a text."""
     text = special.escape(f"the {word}")
-    return token_ids(tokenizer, text, add_special_tokens=False)[
-        find_phrase(tokenizer, text, word)[0]
-    ]
+    ids = token_ids(tokenizer, text, add_special_tokens=False)
+    return ids[find_phrase(tokenizer, text, word)[0]]
 
 
 def compare_states(

@@ -26,11 +26,13 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.errors import CofWarning
+from cof.families.chat import Chat, adds_special_tokens
 from cof.families.family import Family
 from cof.families.image_tokens import ImageTokens
 from cof.families.table import unknown_tokens, unsupported
 from cof.families.token_coverage import INSIDE, merged_means, tile_means
 from cof.geometry.regions import Region, coverage_image
+from cof.types import Request
 
 _LOCAL = "cof_local"
 _SIZES = ((300, 200), (170, 340))  # width, height of the test images
@@ -64,7 +66,7 @@ def probe(family: Family, model: Any, processor: Any) -> Family:
     # `prompt` is for processors without a chat template
     family = replace(family, token_means=raster, prompt=f"{processor.image_token}\n{{prompt}}")
     adapter = DecoderAdapter(model, processor, family)
-    _compare_inputs(model, processor, adapter, pixels)
+    _compare_inputs(adapter, pixels)
     tokens = ImageTokens(family, family.dialect, config, processor)
     stock = config.vision_config._attn_implementation
     model.set_attn_implementation({"vision_config": _LOCAL})
@@ -85,22 +87,19 @@ def probe(family: Family, model: Any, processor: Any) -> Family:
     return family
 
 
-def _compare_inputs(
-    model: Any, processor: Any, adapter: DecoderAdapter, pixels: Mapping[str, Any]
-) -> None:
+def _compare_inputs(adapter: DecoderAdapter, pixels: Mapping[str, Any]) -> None:
     """Compare the text inputs of a prompt with those that the processor itself makes."""
-    token, bos = str(processor.image_token), processor.tokenizer.bos_token
-    text = f"{token}\nWhich?"
-    if getattr(processor, "chat_template", None) is not None:
-        content = [{"type": "image"}, {"type": "text", "text": "Which?"}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    model, processor, token = adapter.model, adapter.processor, str(adapter.processor.image_token)
+    text = Chat(adapter.family, adapter.family.dialect, processor).text(
+        Request(Image.new("RGB", _SIZES[0]), "Which?")
+    )
     if token not in text:
         raise unsupported(model.config, f"its chat template does not write an image as {token}")
     theirs = processor(
         images=Image.new("RGB", _SIZES[0]),
         text=text,
         return_tensors="np",
-        add_special_tokens=not (bos and text.startswith(bos)),
+        add_special_tokens=adds_special_tokens(processor, text),
     )
     ours = adapter.tokenize([text], [[pixels]])
     used = {*ours, *inspect.signature(model.base_model.get_image_features).parameters}

@@ -156,8 +156,8 @@ def make_bias(
     if image_ends is not None and bool(text_only.any()):
         q_from = torch.where(text_only, image_ends, 0).to(device)
     gate = make_gates(
-        [highlight.layers if highlight else None for highlight in highlights],
-        [highlight.heads if highlight else None for highlight in highlights],
+        [of.layers if of else None for of in highlights],
+        [of.heads if of else None for of in highlights],
         adapter.shape,
     )
     return Bias(values.to(device), q_from, gate if gate is None else gate.to(device))

@@ -29,7 +29,6 @@ class POPE(Benchmark):
 
     name = "pope"
     headline = tuple(f"{kind} f1" for kind in KINDS)
-
     # the hub's repository has the same questions in data/ and in Full/
     patterns = (
         *(f"{folder}*pope_*.json*" for folder in ("", "*/", "*/*/")),

@@ -82,7 +82,6 @@ def _read_pickle(file: Path) -> list[dict[str, Any]]:
                 elif opcode.name.endswith("PUT") and int(argument or 0) > size:
                     raise pickle.UnpicklingError("it is damaged")
             opened.seek(0)
-            refs: list[dict[str, Any]] = _PlainUnpickler(opened, encoding="latin1").load()
+            return list(_PlainUnpickler(opened, encoding="latin1").load())
     except Exception as error:  # unpickling raises many kinds on damaged data
         raise CofError(f"{file.name}: cannot be read ({error})") from error
-    return refs

@@ -78,14 +78,12 @@ def _task_blocks(name: str, numbers: Numbers, results: Numbers) -> list[Block]:
     if headline := [metric for metric in numbers["headline"] if metric in numbers["figures"]]:
         add("headline figures", headline_table(name, numbers))
     if numbers["groups"]:
-        add("accuracy by group", _accuracies(name, numbers["groups"]))
-        add("against the plain model", _differences(name, numbers["groups"]))
-    if numbers["figures"]:
-        rest = {m: row for m, row in numbers["figures"].items() if m not in headline}
+        table = _compare(f"{name}-groups", numbers["groups"], ".3f", "n", "unparsed")
+        add("accuracy by group", table)
+    if figures := numbers["figures"]:
+        rest = {metric: row for metric, row in figures.items() if metric not in headline}
         if rest:
-            rows = [[m, *(Number.of(c, ".1f") for c in row.values())] for m, row in rest.items()]
-            methods = next(iter(rest.values()))
-            add("other figures", Table(f"{name}-figures", ["figure", *methods], rows))
+            add("other figures", _compare(f"{name}-figures", rest, ".1f"))
         add("how much the rule set matters", Items(SOURCES.items()), *_spread(name, numbers))
     if numbers["grounding"]:
         add("where it looks (stage 1)", *grounding_blocks(name, numbers))
@@ -108,35 +106,23 @@ def _task_blocks(name: str, numbers: Numbers, results: Numbers) -> list[Block]:
 
 def headline_table(name: str, numbers: Numbers) -> Table:
     """The headline figures of every method with intervals, and differences from the plain model."""
+    figures = {m: numbers["figures"][m] for m in numbers["headline"] if m in numbers["figures"]}
+    return _compare(f"{name}-headline", figures, ".1f")
+
+
+def _compare(name: str, figures: Numbers, spec: str, *more: str) -> Table:
+    """Figures of every method (`cof.eval.figures.compare`); `more` columns as they are."""
     rows = [
-        [metric, method, Number.of(row, ".1f"), *_difference(row, "+.1f")]
-        for metric in numbers["headline"]
-        for method, row in numbers["figures"].get(metric, {}).items()
+        [
+            *(figure, method, Number.of(row, spec)),
+            *_difference(row, f"+{spec}"),
+            *(row[column] for column in more),
+        ]
+        for figure, by_method in figures.items()
+        for method, row in by_method.items()
     ]
-    head = ["figure", "method", "value", "against plain", "fixed", "broken", "p"]
-    return Table(f"{name}-headline", head, rows)
-
-
-def _accuracies(name: str, groups: Numbers) -> Table:
-    """Accuracy of every method by group; the last column counts replies without an answer."""
-    methods = next(iter(groups.values()))
-    rows = []
-    for group, row in groups.items():
-        unparsed = "/".join(str(cell["unparsed"]) for cell in row.values())
-        n = next(iter(row.values()))["n"]
-        rows.append([group, n, *(Number.of(cell, ".3f") for cell in row.values()), unparsed])
-    return Table(f"{name}-accuracy", ["accuracy", "n", *methods, "unparsed"], rows)
-
-
-def _differences(name: str, groups: Numbers) -> Table:
-    rows = [
-        [group, method, *_difference(cell, "+.3f")]
-        for group, row in groups.items()
-        for method, cell in row.items()
-        if "difference" in cell
-    ]
-    head = ["against plain", "method", "difference", "fixed", "broken", "p"]
-    return Table(f"{name}-difference", head, rows)
+    head = ["figure", "method", "value", "against plain", "fixed", "broken", "p", *more]
+    return Table(name, head, rows)
 
 
 def _grid(results: Numbers) -> Table:

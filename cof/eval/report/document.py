@@ -250,21 +250,20 @@ def latex(table: Table, label: str, caption: str) -> str:
     <BLANKLINE>
     """
     head, *rows = [" & ".join(map(_latex_cell, row)) + r" \\" for row in (table.head, *table.rows)]
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{caption.translate(_LATEX)}}}",
-        rf"\label{{tab:{label}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
-        r"\toprule",
-        head,
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    body = "\n".join(rows)
+    return rf"""\begin{{table}}
+\centering
+\caption{{{caption.translate(_LATEX)}}}
+\label{{tab:{label}}}
+\begin{{tabular}}{{l{"r" * (len(table.head) - 1)}}}
+\toprule
+{head}
+\midrule
+{body}
+\bottomrule
+\end{{tabular}}
+\end{{table}}
+"""
 
 
 def _latex_cell(cell: Cell) -> str:
