@@ -112,7 +112,7 @@ def test_what_is_refused() -> None:
     for images, options, says in [
         ([WIDE, TALL], {}, "images more than the inputs show"),
         ([], {}, "pass the images that the inputs were made of"),
-        ([WIDE], {"boxes": [(2.0, 2.0, 3.0, 3.0)]}, "inside the image"),
+        ([WIDE], {"boxes": [(2.0, 2.0, 3.0, 3.0)]}, "outside 0..1"),
         ([WIDE], {"strength": 0.0}, "strength"),
         ([WIDE], {"layers": (99,)}, "layers must be numbers"),
         ([WIDE], {"image": 1}, "no image 1"),
