@@ -59,6 +59,7 @@ def make_generation_config(decoding: Decoding, adapter: Adapter) -> GenerationCo
         return_dict_in_generate=True,
         output_logits=True,
         do_sample=sampled,
+        guidance_scale=1.0,  # of transformers, which Janus sets for the images that it draws
         **sampling,
     )
 
