@@ -64,12 +64,6 @@ def test_keys_name_what_is_not_usual() -> None:
     assert Method(Settings(grounder="none"), "oracle").key != "plain"
 
 
-def test_a_prompt_cannot_pass_for_a_setting() -> None:
-    prompt = Settings(grounding_prompt="{question} layers=1")
-    layers = Settings(grounding_prompt="{question}", layers=(1,))
-    assert Method(prompt).key != Method(layers).key
-
-
 VALUES: dict[str, Sequence[Any]] = {
     "grounder": (
         *("prompt", "attention", "relevance", "logits", "whole", "none", "whole+prompt"),

@@ -17,6 +17,7 @@ from models import checkpoint, picture
 from PIL import Image
 
 from cof.engines.base import Engine
+from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.eval.data.pope import POPE
@@ -386,7 +387,7 @@ def test_every_question_once_and_images_together(tmp_path: Path) -> None:
     for image in range(7):
         formats.save(tmp_path / f"{image}", image, {3: (60, 50), 4: (8, 8)}.get(image, (40, 30)))
     examples = [ask(n, tmp_path / f"{n % 7}", "?" * (1 + n * 5 % 11)) for n in range(40)]
-    batches = list(like_batches(examples, 6))
+    batches = list(like_batches(examples, 6, FakeEngine({})))
     assert [len(batch) for batch in batches] == [6] * 6 + [4]
     flat = [example for batch in batches for example in batch]
     assert sorted(int(example.id) for example in flat) == list(range(40))
@@ -402,9 +403,16 @@ def test_like_questions_share_a_batch(tmp_path: Path) -> None:
     examples = [ask(n, f"{n}", "?" * (10 if n % 2 else 100)) for n in range(16)]
     padded = [
         max(len(example.prompt) for example in batch) * len(batch)
-        for batch in like_batches(examples, 4)
+        for batch in like_batches(examples, 4, FakeEngine({}))
     ]
     assert sum(padded) == sum(len(example.prompt) for example in examples)
+    # a model with one grid for all images sees no difference between them
+    for n in range(4):
+        formats.save(tmp_path / f"{n}", n, (40 + 40 * n, 30))
+    shown = [ask(n, tmp_path / f"{n}", "?" * (9 - n)) for n in range(4)]
+    llava = TransformersEngine.from_pretrained(checkpoint("llava"))
+    orders = [next(like_batches(shown, 4, each)) for each in (FakeEngine({}), llava)]
+    assert orders == [shown, shown[::-1]]
     # in a run too
     write_benchmark(tmp_path / "scenes", "test", num_objects=(4,), scenes=4)  # one is not square
     engine = AnyEngine()

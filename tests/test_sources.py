@@ -144,6 +144,9 @@ def test_parquet_is_the_same_as_tsv(tmp_path: Path) -> None:
         assert task.examples == table.examples
         for one, other in zip(task.examples, table.examples, strict=True):
             assert image_digest(one.image) == image_digest(other.image)
+    rows[0]["image"] = rows[0]["image"][:-1]
+    (problem,) = HRBench(formats.parquet(tmp_path / "broken.parquet", rows)).check()
+    assert "broken.parquet, row 1: the image cannot be read" in problem
 
 
 def test_pope_is_read_once_where_the_hub_has_it_twice(tmp_path: Path) -> None:

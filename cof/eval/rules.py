@@ -1,4 +1,4 @@
-"""How the field's harnesses read an answer out of a reply, under their names.
+"""How the field's harnesses read an answer out of a reply, under their names; and short answers.
 
 The harnesses disagree, so a figure is only comparable with figures under the same rules (`SOURCES`
 says which version of each is followed). Where a harness asks a language model to judge, or guesses

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from cof.answer import Answer, refused_answer
 from cof.client import RemoteCoF
-from cof.engines.base import Engine
+from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofError, ServerError
 from cof.eval.examples import Embedded, Example, Task
 from cof.eval.images import open_image, read_image_wh
@@ -18,11 +18,12 @@ from cof.eval.json_files import drop_torn_line
 from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
 from cof.geometry.boxes import XYXY
+from cof.geometry.regions import EVERYTHING
 from cof.grounders import Grounder
 from cof.pipeline import CoF
 from cof.query import NO_IMAGE, Query
 from cof.settings import Settings
-from cof.types import Decoding, Grounding, Request
+from cof.types import Decoding, Grounding, Highlight, Request
 
 WINDOW = 16
 """How many batches exchange questions, so that each has like ones."""
@@ -114,7 +115,9 @@ class Runner:
         for start in range(0, len(examples), size * WINDOW):
             window = examples[start : start + size * WINDOW]
             # the images of a window that is done are not looked at
-            parts = like_batches(window, size) if store.lacks(keys, window) else [window]
+            parts = (
+                like_batches(window, size, self.engine) if store.lacks(keys, window) else [window]
+            )
             for part in parts:
                 if store.lacks(keys, part):
                     batch = Batch(self, store, part)
@@ -128,7 +131,9 @@ class Runner:
         return store
 
 
-def like_batches(examples: Sequence[Example], batch_size: int) -> Iterator[Sequence[Example]]:
+def like_batches(
+    examples: Sequence[Example], batch_size: int, engine: Engine | RemoteCoF
+) -> Iterator[Sequence[Example]]:
     """All questions in batches: small images first, of equals those with short prompts.
 
     A batch is padded to its longest question, and padding is work. Questions about one image stay
@@ -138,14 +143,18 @@ def like_batches(examples: Sequence[Example], batch_size: int) -> Iterator[Seque
     Args:
         examples: a window of the task: however many may be exchanged between batches.
         batch_size: questions in a batch; the last one may have fewer.
+        engine: the measure of an image: in its tokens, or in pixels if it does not tell.
     """
     by_image: dict[Image, list[Example]] = {}
     for example in sorted(examples, key=lambda example: len(example.prompt)):
         by_image.setdefault(example.image, []).append(example)
 
     def size(group: Sequence[Example]) -> tuple[int, int]:
-        width, height = read_image_wh(group[0].image) or (0, 0)
-        return width * height, len(group[-1].prompt)
+        wh = read_image_wh(group[0].image) or (0, 0)
+        tokens = wh[0] * wh[1]
+        if tokens and isinstance(engine, AttentionReader):
+            tokens = engine.token_mask(wh, Highlight(EVERYTHING, 2.0)).size
+        return tokens, len(group[-1].prompt)
 
     ordered = [example for group in sorted(by_image.values(), key=size) for example in group]
     for start in range(0, len(ordered), batch_size):

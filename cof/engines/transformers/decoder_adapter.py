@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -169,7 +170,8 @@ class DecoderAdapter(Adapter):
         if prompts.cache is not None:
             kwargs["past_key_values"] = prompts.cache
         with reweight(prompts.bias):
-            return self.model.generate(**self._new_inputs(prompts), **kwargs)
+            # Janus's own `generate` drops logits processors
+            return GenerationMixin.generate(self.model, **self._new_inputs(prompts), **kwargs)
 
     def read(self, prompts: Prompts, branches: Branches) -> Tensor:
         """One pass over the tokens that the prompts' cache lacks, which it keeps, and over

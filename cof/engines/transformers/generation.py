@@ -10,16 +10,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
-from cof.engines.transformers.adapter import Adapter
 from cof.families.chat import Chat
 from cof.families.special_tokens import token_ids
 from cof.types import Decoding, Generation, Request
+
+if TYPE_CHECKING:
+    from cof.engines.transformers.adapter import Adapter
 
 _SEEDING = threading.Lock()  # torch's random state belongs to the process, not to a thread
 
@@ -59,6 +61,7 @@ def make_generation_config(decoding: Decoding, adapter: Adapter) -> GenerationCo
         return_dict_in_generate=True,
         output_logits=True,
         do_sample=sampled,
+        guidance_scale=1.0,  # of transformers, which Janus sets for the images that it draws
         **sampling,
     )
 
