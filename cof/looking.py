@@ -80,31 +80,18 @@ def look(
 
     ids = inputs["input_ids"].cpu()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    sizes = [load_image(each).size for each in images]
-    given = {"boxes": boxes, "polygon": polygon, "mask": mask, "strength": strength, "image": image}
-    asked = [_of_row(given, row, len(ids)) for row in range(len(ids))]
+    where = {"boxes": boxes, "polygon": polygon, "mask": mask, "strength": strength, "image": image}
     with _attached(base, processor) as (adapter, tokens):
+        shown = _split(adapter, tokens, ids, [load_image(each).size for each in images])
         rows = []
-        for row, own in enumerate(_split(adapter, tokens, ids, sizes)):
-            try:
-                number = range(len(own))[asked[row]["image"]]
-            except IndexError:
-                raise CofError(
-                    f"Row {row} shows {len(own)} images, so there is no image "
-                    f"{asked[row]['image']}."
-                ) from None
-            region = own_region(
-                Query(**{name: asked[row][name] for name in ("boxes", "polygon", "mask")}),
-                own[number].image_wh,
-            )
-            highlight = region and Highlight(
-                region,
-                asked[row]["strength"],
-                scope,
-                None if layers is None else tuple(layers),
-                None if heads is None else tuple(heads),
-            )
-            rows.append(replace(own[number], highlight=highlight))
+        for number, own in enumerate(shown):
+            asked = _of_row(where, number, len(ids))
+            place = asked.pop("image")
+            if not -len(own) <= place < len(own):
+                raise CofError(f"Row {number} shows {len(own)} images, but no image {place}.")
+            size = own[place].image_wh
+            highlight = _highlight(size, scope=scope, layers=layers, heads=heads, **asked)
+            rows.append(replace(own[place], highlight=highlight))
         try:
             with reweight(make_bias(adapter, tokens, rows, {"input_ids": ids})):
                 yield
@@ -144,17 +131,26 @@ def look_args(
     from cof.engines.vllm.engine import highlight_args, image_tokens
 
     size = load_image(images[image]).size
-    region = own_region(Query(boxes=boxes, polygon=polygon, mask=mask), size)
-    if region is None:
+    where = {"boxes": boxes, "polygon": polygon, "mask": mask, "strength": strength}
+    highlight = _highlight(size, scope=scope, layers=layers, heads=heads, **where)
+    if highlight is None:
         raise CofError("Say where to look: boxes, a polygon or a mask.")
-    highlight = Highlight(
-        region,
-        strength,
-        scope,
-        None if layers is None else tuple(layers),
-        None if heads is None else tuple(heads),
-    )
     return highlight_args(image_tokens(str(model)), size, highlight, range(len(images))[image])
+
+
+def _highlight(
+    image_wh: tuple[int, int],
+    *,
+    strength: float,
+    scope: Scope,
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+    **where: Any,
+) -> Highlight | None:
+    """The highlight of boxes, a polygon or a mask; None: there is none of these."""
+    region = own_region(Query(**where), image_wh)
+    in_layers, in_heads = (each if each is None else tuple(each) for each in (layers, heads))
+    return None if region is None else Highlight(region, strength, scope, in_layers, in_heads)
 
 
 def _of_row(given: Mapping[str, Any], row: int, count: int) -> dict[str, Any]:
@@ -165,20 +161,16 @@ def _of_row(given: Mapping[str, Any], row: int, count: int) -> dict[str, Any]:
     """
     own = {}
     for name, value in given.items():
-        shared = name in ("strength", "image") and isinstance(value, (int, float))
-        if value is None or shared or count == 1:
-            single = count == 1 and name in ("strength", "image") and not shared
-            own[name] = value[0] if single else value
-            continue
-        if len(value) != count:
+        shared = value is None or isinstance(value, (int, float))
+        if not shared and count > 1 and len(value) != count:
             raise CofError(f"The inputs have {count} rows, and {name} {len(value)}: give one each.")
-        own[name] = value[row]
+        own[name] = value if shared or count == 1 else value[row]
     return own
 
 
 def _split(
     adapter: Adapter, tokens: ImageTokens, ids: Tensor, sizes: Sequence[tuple[int, int]]
-) -> Iterator[list[Row]]:
+) -> list[list[Row]]:
     """The images of each row of `(B, L)` token ids, told by their numbers of tokens.
 
     Raises:
@@ -187,28 +179,30 @@ def _split(
     from cof.engines.transformers.prompt_builder import Features, Row
 
     counts = [math.prod(tokens.layout(size)) + adapter.first_feature for size in sizes]
-    wanted = adapter.count_image_tokens(ids)
     left = list(zip(sizes, counts, strict=True))
-    for row in range(len(ids)):
+    wanted = adapter.count_image_tokens(ids)
+    if wanted is None:  # each row has one image
+        wanted = [*counts, *[1] * len(ids)][: len(ids)]
+    rows = []
+    for number, count in enumerate(wanted):
         own: list[tuple[tuple[int, int], int]] = []
-        while left and (wanted is None or sum(count for _, count in own) < wanted[row]):
+        while left and sum(n for _, n in own) < count:
             own.append(left.pop(0))
-            if wanted is None:
-                break
-        total = sum(count for _, count in own)
-        if not own or (wanted is not None and total != wanted[row]):
+        starts = list(itertools.accumulate((n for _, n in own), initial=0))
+        if not own or starts[-1] != count:
             raise CofError(
-                f"Row {row} of the inputs has {wanted[row] if wanted else 'an image of'} image "
-                f"tokens and its images give {total}: pass the images that the inputs were made "
-                "of, in their order."
+                f"Row {number} of the inputs has {count} image tokens, and its images give "
+                f"{starts[-1]}: pass the images that the inputs were made of, in their order."
             )
-        starts = list(itertools.accumulate((count for _, count in own), initial=0))
-        yield [
-            Row(None, size, Features(start, start + count, total))
-            for (size, count), start in zip(own, starts, strict=False)
-        ]
+        rows.append(
+            [
+                Row(None, size, Features(start, start + n, starts[-1]))
+                for (size, n), start in zip(own, starts, strict=False)
+            ]
+        )
     if left:
         raise CofError(f"There are {len(left)} images more than the inputs show.")
+    return rows
 
 
 @contextmanager
