@@ -13,6 +13,15 @@ from cof.types import Slot, Turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """The roles that are read, and what chat templates call them."""
 
+SYSTEMS = {
+    "vicuna_v1": (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions."
+    )
+}
+"""System messages by name. `vicuna_v1` is LLaVA's, with which its authors and the released code
+ask; the hub's chat template leaves it out."""
+
 _IMAGES = ("image", "image_url", "url", "path", "base64")
 """Where a part of the type `image` or `image_url` may hold its image."""
 
@@ -46,7 +55,8 @@ def read_messages(
             `base64`) or `{"type": "image_url", "image_url": {"url": ...}}`; the last is the
             user's.
         number: of the image, from 0 or, below 0, from the end; None: the last one.
-        system: the system message, where the chat has none of its own; empty: none.
+        system: the system message, or its name in `SYSTEMS`, where the chat has none of its own;
+            empty: none.
 
     Raises:
         CofError: a message cannot be read, the chat has images but none of that number, or its last
@@ -57,7 +67,7 @@ def read_messages(
     sources: list[Any] = []
     turns = [_turn(message, sources) for message in messages]
     if system and all(turn.role != "system" for turn in turns):
-        turns.insert(0, Turn("system", (system,)))
+        turns.insert(0, Turn("system", (SYSTEMS.get(system, system),)))
     last = list(turns[-1].parts)
     texts = [place for place, part in enumerate(last) if isinstance(part, str) and part.strip()]
     if turns[-1].role != "user" or not texts:

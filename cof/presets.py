@@ -29,14 +29,7 @@ _LLAVA_7B = ("LLaVA-1.5-7B", r"llava-?v?1\.5-?(vicuna-)?7b")
 _LLAVA_13B = ("LLaVA-1.5-13B", r"llava-?v?1\.5-?(vicuna-)?13b")
 _INSTRUCTBLIP_13B = ("InstructBLIP-13B", r"instructblip-?(vicuna-)?13b")
 
-VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the user's questions."
-)
-"""The system message of LLaVA's conversation `vicuna_v1`, with which its authors and the released
-code ask; the hub's chat template leaves it out."""
-
-_PAPER = Settings(grounding_prompt="paper", system=VICUNA)
+_PAPER = Settings(grounding_prompt="paper", system="vicuna_v1")
 _PARITY = _PAPER.changed(released=True)
 
 PRESETS: Mapping[str, tuple[PresetRow, ...]] = {

@@ -62,7 +62,9 @@ class Settings(Options):
     expand: float = option(
         1.3, "alpha: scale the region about its centre by this factor (section II-B)", positive
     )
-    system: str = option("", "The system message of every chat that has none of its own", _text)
+    system: str = option(
+        "", "The system message of chats without one of their own; vicuna_v1: LLaVA's", _text
+    )
     released: bool = option(
         False,
         "Do all that the paper's released code does otherwise: how boxes are read, squared, "

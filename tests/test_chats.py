@@ -11,11 +11,12 @@ from models import picture
 from PIL import Image
 from zoo import EVERY, engine, stock
 
+import cof
 from cof import CoF, Query, Settings
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.geometry.regions import Region
-from cof.messages import read_messages
+from cof.messages import SYSTEMS, read_messages
 from cof.types import Decoding, Highlight, Request, Slot, Turn
 
 FIRST, SECOND = picture((90, 60), 1), picture((70, 100), 2)
@@ -234,3 +235,23 @@ def test_a_query_is_a_question_or_a_chat() -> None:
     ]:
         with pytest.raises(CofError, match=says):
             cof.batch([query])
+
+
+@pytest.mark.parametrize("preset", ["paper", "paper-parity"])
+def test_the_paper_asks_llava_with_its_system_message(preset: str) -> None:
+    seen = FakeEngine(lambda asked: "[0.1, 0.1, 0.5, 0.5]")
+    for settings in (cof.preset(f"{preset}:llava-1.5-7b"), cof.preset(f"{preset}:llava-1.5-13b")):
+        CoF(seen, settings)(FIRST, "what?")
+    first = {asked[0].chat[0] for asked, _ in seen.calls}
+    assert first == {Turn("system", (SYSTEMS["vicuna_v1"],))}
+    (asked, _), *_ = seen.calls
+    assert (
+        engine("llava")
+        .chat.text(asked[0])
+        .startswith(
+            "A chat between a curious user and an artificial intelligence assistant. The assistant "
+            "gives helpful, detailed, and polite answers to the user's questions. USER: <image>\n"
+        )
+    )
+    CoF(seen, settings.changed(system=""))(FIRST, "what?")
+    assert seen.calls[-1][0][0].chat[0].role == "user"
