@@ -176,7 +176,7 @@ def _split(
     Raises:
         CofError: the images are not those of the inputs.
     """
-    from cof.engines.transformers.prompt_builder import Features, Row
+    from cof.engines.transformers.prompt_builder import Row
 
     counts = [math.prod(tokens.layout(size)) + adapter.first_feature for size in sizes]
     left = list(zip(sizes, counts, strict=True))
@@ -196,7 +196,7 @@ def _split(
             )
         rows.append(
             [
-                Row(None, size, Features(start, start + n, starts[-1]))
+                Row(None, size, slice(start, start + n), starts[-1])
                 for (size, n), start in zip(own, starts, strict=False)
             ]
         )

@@ -44,7 +44,7 @@ from cof.engines.transformers.probing import probe
 from cof.engines.transformers.prompt_builder import (
     PromptBuilder,
     TokenizedRequests,
-    features_of,
+    own_features,
 )
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
@@ -444,7 +444,7 @@ class TransformersEngine:
         if all(store is None for store in stores):
             return [None] * len(batch.requests)
         ids = batch.inputs["input_ids"]
-        counts = [features_of(request).end for request in batch.requests]
+        counts = [own_features(request)[0].stop for request in batch.requests]
         spans = self._decoder().spans(ids, batch.inputs["attention_mask"], counts)
         heads: list[Head | None] = []
         for row, (request, (start, end)) in enumerate(zip(batch.requests, spans, strict=True)):
@@ -483,8 +483,8 @@ class TransformersEngine:
             prompts = self._prompts(batch) if reuse else self.prompt_builder.prompts(batch)
             found = []
             for values, request in zip(read(prompts, rows, one), batch.requests, strict=True):
-                own = features_of(request)
-                spatial = values[..., own.start + self.adapter.first_feature : own.end].float()
+                own, _ = own_features(request)
+                spatial = values[..., own][..., self.adapter.first_feature :].float()
                 shape = (*spatial.shape[:-1], *self.tokens.layout(request.pil_image.size))
                 found.append(spatial.reshape(shape).numpy())
             return found

@@ -85,7 +85,7 @@ class PromptBuilder:
                 self.adapter,
                 self.tokens,
                 [
-                    Row(request.highlight, image.size, features_of(request))
+                    Row(request.highlight, image.size, *own_features(request))
                     for request, image in zip(batch.requests, batch.images, strict=True)
                 ],
                 batch.inputs,
@@ -94,20 +94,12 @@ class PromptBuilder:
         )
 
 
-@dataclass(frozen=True)
-class Features:
-    """Where the features of the image that is looked at stand among those of all images."""
-
-    start: int
-    end: int
-    total: int
-
-
-def features_of(request: Request) -> Features:
-    """The features of a request whose images are encoded."""
+def own_features(request: Request) -> tuple[slice, int]:
+    """Where the features of the image that is looked at stand among those of all images, which are
+    encoded, and how many these are."""
     counts = [len(image.features) for image in _encoded(request)] or [0]
     start = sum(counts[: request.number])
-    return Features(start, start + counts[request.number], sum(counts))
+    return slice(start, start + counts[request.number]), sum(counts)
 
 
 def _encoded(request: Request) -> list[EncodedImage]:
@@ -117,11 +109,12 @@ def _encoded(request: Request) -> list[EncodedImage]:
 @dataclass(frozen=True)
 class Row:
     """What the bias of one sequence depends on: what is highlighted in an image of which size, and
-    where the image's features are."""
+    where the image's features stand among so many."""
 
     highlight: Highlight | None
     image_wh: tuple[int, int]
-    features: Features
+    own: slice
+    total: int
 
 
 def make_bias(
@@ -142,11 +135,11 @@ def make_bias(
         return None
 
     def bias_row(number: int) -> Tensor:
-        highlight, features = highlights[number], rows[number].features
-        added = torch.zeros(features.total)
+        highlight, row = highlights[number], rows[number]
+        added = torch.zeros(row.total)
         if highlight is not None:
-            by_token = torch.from_numpy(tokens.bias(rows[number].image_wh, highlight).ravel())
-            added[features.start + adapter.first_feature : features.end] = by_token
+            by_token = torch.from_numpy(tokens.bias(row.image_wh, highlight).ravel())
+            added[row.own][adapter.first_feature :] = by_token
         return added
 
     added = map_in_threads(bias_row, range(len(rows)))
