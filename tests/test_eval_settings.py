@@ -109,7 +109,7 @@ def _records(path: Path) -> Any:
     other = ("questions.jsonl", "lines.jsonl", "annotations.jsonl")
     if path.name in other or path.name.endswith(".costs.jsonl") or "data" in path.parts:
         return []
-    return Store(path).records()
+    return list(Store(path).values())
 
 
 @pytest.fixture(scope="module")

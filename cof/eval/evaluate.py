@@ -113,7 +113,7 @@ class Evaluation:
                 if shards:
                     store = Store(path)
                     for each in shards:
-                        store.append(Store(each).records())
+                        store.append(Store(each).values())
                 counter = bar.add_task(name, total=len(task.examples))
                 runner.run(methods, self.grounded, partial(bar.advance, counter))
                 examples = make_portable(task.examples)
