@@ -27,7 +27,7 @@ def tabulate_tried(choices: Mapping[str, Choice]) -> StudyTable:
     return {
         "name": "tried",
         "title": "Settings tried on the validation questions",
-        "text": f"Chosen: {RULE}; then frozen.",
+        "text": f"Chosen on validation questions, then frozen: {RULE}.",
         "head": ["for", "settings", "n", "accuracy"],
         "rows": rows,
     }
