@@ -21,10 +21,10 @@ from typer.testing import CliRunner, Result
 
 from cof import CoF, CofError, CofWarning, Settings, cli
 from cof.client import RemoteCoF
+from cof.eval.data.base import Benchmark
 from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.vstar import VStar
-from cof.eval.examples import Subset, Task
 from cof.eval.methods import PLAIN, Method
 from cof.eval.runner import Runner
 from cof.eval.store import Store
@@ -80,7 +80,7 @@ def local(task: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @contextmanager
 def asking(
-    servers: list[Server], task: Task, path: Path, *, retry_s: float = 120.0
+    servers: list[Server], task: Benchmark, path: Path, *, retry_s: float = 120.0
 ) -> Iterator[Runner]:
     urls = [server.url for server in servers]
     with RemoteCoF(urls, api_key=KEY, retry_s=retry_s) as remote:
@@ -91,7 +91,7 @@ def check_same(store: Store, other: Store) -> None:
     """The same records, each once, in the same order."""
     assert order(store) == order(other)
     assert max(Counter(order(store)).values()) == 1
-    for record in other.records():
+    for record in other.values():
         same = store[record.method, record.id]
         assert replace(same, confidence=None) == replace(record, confidence=None)
         assert same.confidence == pytest.approx(record.confidence, abs=1e-3)
@@ -144,29 +144,31 @@ def test_refused_questions_are_those_of_the_model_here(pair: list[Server], tmp_p
     here = Runner(engine, pope, tmp_path / "here.jsonl").run(methods, [BASE])
     with asking(pair, pope, tmp_path / "there.jsonl") as run:
         check_same(run.run(methods, [BASE]), here)
-        errors = {record.error for record in here.records()}
+        errors = {record.error for record in here.values()}
         assert len(errors) > 2
         many = [replace(pope.examples[0], id=str(n), question="") for n in range(200)]
         for examples in (many[:5], many):
-            none = replace(run, task=Subset(pope, examples), path=tmp_path / "none.jsonl")
+            none = replace(run, task=replace(pope), path=tmp_path / "none.jsonl")
+            none.task.examples[:] = examples
             done: list[int] = []
             with pytest.raises(CofError, match="tokens"):
                 none.run(methods, advance=done.append)
-            assert Store(none.path).records() == []
+            assert not Store(none.path)
         assert sum(done) < 100  # it does not ask all of them
 
 
 def test_what_servers_cannot_do_is_refused_at_the_start(
     pair: list[Server], task: Scenes, tmp_path: Path
 ) -> None:
-    wordy = Subset(task, [replace(example, prompt="x" * 4001) for example in task.examples])
+    wordy = replace(task)
+    wordy.examples[:] = [replace(example, prompt="x" * 4001) for example in task.examples]
     with asking(pair, task, tmp_path / "a.jsonl") as run:
         likely = replace(run, task=VStar(formats.vstar(tmp_path), prompt_style="official"))
         with pytest.raises(CofError, match="cannot say how likely"):
             likely.run([PLAIN])
         with pytest.raises(CofError, match="The question has 4001 characters"):  # its own limit
             replace(run, task=wordy).run([PLAIN])
-    assert Store(tmp_path / "a.jsonl").records() == []
+    assert not Store(tmp_path / "a.jsonl")
 
 
 def arguments(task: Scenes, out: Path, *more: str) -> list[str]:
@@ -260,7 +262,7 @@ def test_servers_are_killed_and_come_back(
         first.stop()
         with pytest.raises(CofError, match=r"cannot be reached.*the same command goes on"):
             running.result(60)
-    assert 40 <= count_records(path) < len(local.records())
+    assert 40 <= count_records(path) < len(local)
     with pytest.raises(CofError, match="None of 2 servers answers; the last one: http"):
         RemoteCoF([first.url, last.url], api_key=KEY, retry_s=0.2)
     last.start()

@@ -202,14 +202,14 @@ def test_the_embedded_model_ends_with_the_same_answers_wherever_its_store_is_cut
     unsure = Method(two_looks.settings.changed(max_plain_confidence=0.8))
     methods = [*METHODS, two_looks, unsure, Method(BASE.changed(focus="soft", boxes="template"))]
     run = Runner(engine, task, tmp_path / "a.jsonl", batch_size=4)
-    records = run.run(methods, [BASE]).records()
+    records = run.run(methods, [BASE]).values()
     lines = run.path.read_bytes().splitlines(keepends=True)
     for cut in range(1, len(lines), len(lines) // 3):
         # in the order of the run, batch by batch, a store has any of its lines
         path = tmp_path / f"{cut}.jsonl"
         path.write_bytes(b"".join(lines[cut::2]) + lines[0][:30])
         store = replace(run, path=path).run(methods, [BASE])
-        assert len(store.records()) == len(records)
+        assert len(store) == len(records)
         for record in records:
             again = store[record.method, record.id]
             assert replace(again, confidence=None) == replace(record, confidence=None)
@@ -306,7 +306,7 @@ def test_a_batch_of_refused_questions_ends_the_run(pope: POPE, tmp_path: Path) -
         example.image.write_bytes(b"no image")
     with pytest.raises(CofError, match="is not an image"):
         replace(run, engine=AnyEngine()).run(METHODS)
-    assert Store(run.path).records() == []
+    assert not Store(run.path)
 
 
 # The store
@@ -353,7 +353,7 @@ def test_records_survive_the_file(tmp_path: Path) -> None:
     store = Store(path)
     store.append(records[1:2])
     store.append([*records, records[0]])  # each is written once
-    assert sorted(Store(path).records(), key=lambda record: record.id) == records
+    assert sorted(Store(path).values(), key=lambda record: record.id) == records
     assert len(path.read_bytes().splitlines()) == len(records)
 
 

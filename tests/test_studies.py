@@ -116,16 +116,16 @@ def effect(
 
 def test_effect(effect: tuple[Path, dict[str, Any]]) -> None:
     results = effect[1]
-    choice, numbers = results["choice"], results["tasks"]["scenes"]
+    (boxes, tried), numbers = results["tables"], results["tasks"]["scenes"]
     assert list(results["methods"]) == [
         *("plain", "whole", "cof", "attention", "two looks", "cof, if unsure", "oracle", "random")
     ]
-    assert len(choice["tried"]["cof"]) == 2 * 2 * 2
-    accuracy = {row["key"]: row["accuracy"] for row in choice["tried"]["cof"]}
-    best = max(accuracy, key=lambda key: accuracy[key])  # of equals the mildest
-    assert choice["chosen"]["cof"] == best == results["methods"]["cof"]
+    _, *cof = [row for row in tried["rows"] if row[0] in ("", "cof")]
+    best = results["methods"]["cof"]
+    assert len(cof) == 2 * 2 * 2
+    assert max(cof, key=lambda row: row[3])[1] == f"{best} (chosen)"  # of equals the mildest
     assert "scope=all strength=2" in best
-    assert "max_plain_confidence" in choice["chosen"]["cof, if unsure"]
+    assert "max_plain_confidence" in results["methods"]["cof, if unsure"]
     digits, every = numbers["groups"]["digit"], numbers["groups"]["all"]
     assert digits["plain"]["value"] == digits["random"]["value"] == 0
     assert digits["oracle"]["value"] == digits["whole"]["value"] == 1
@@ -134,8 +134,10 @@ def test_effect(effect: tuple[Path, dict[str, Any]]) -> None:
     assert color["oracle"]["broken"] == color["plain"]["n"]
     # what it is sure of are the questions that it finds: the threshold has to give some up
     assert every["cof, if unsure"]["broken"] <= every["cof"]["broken"]
-    right = numbers["two_by_two"]["plain wrong, box right"]
-    assert right["right"]["cof"] == right["right"]["oracle"] == right["n"] > 0
+    cells = {row[0]: dict(zip(boxes["head"], row, strict=True)) for row in boxes["rows"]}
+    right = cells["plain wrong, box right"]
+    assert right["cof"] == right["oracle"] == right["n"] > right["plain"] == 0
+    assert sum(cell["n"] for cell in cells.values()) > right["n"]
     text = markdown(make_blocks(results))
     assert f"**cof**: looks at what its own grounder finds; `{results['methods']['cof']}`" in text
 
@@ -151,7 +153,7 @@ def test_an_effect_that_was_cut_short_goes_on(
     for made in (results, whole := deepcopy(effect[1])):
         del made["tasks"]["scenes"]["costs"]  # seconds
     assert results == whole
-    for name in ("validation/scenes.jsonl", "answers.jsonl", "chosen.json"):
+    for name in ("validation/scenes.jsonl", "answers.jsonl", "chosen-cof.json"):
         assert (tmp_path / name).read_bytes() == (effect[0] / name).read_bytes()
     with pytest.raises(CofError, match=r"another run \(model differ"):
         run_effect(seer(name="other"), Settings(), PLAN, tmp_path, console=QUIET)
@@ -167,14 +169,13 @@ def test_grid(tmp_path: Path) -> None:
     everywhere = {f"{source} x {focus}" for source in SOURCES for focus in FOCUSES_COMPARED}
     # of the whole image nothing is cropped, and around it no frame drawn
     assert everywhere - cells == {"whole x crop", "whole x overlay"}
-    chosen = results["choice"]["chosen"]
-    assert chosen.keys() == set(FOCUSES_COMPARED)
-    assert len(results["choice"]["tried"]["attention"]) == len(PLAN.strengths)
-    assert "strength" not in chosen["crop"]
-    tried = {row["key"] for row in results["choice"]["tried"]["crop"]}
-    assert tried == {"prompt x crop expand=1", "prompt x crop expand=1.3"}
+    _, *tried = results["tables"][1]["rows"]
+    assert {row[0] for row in tried} == set(FOCUSES_COMPARED)
+    assert sum(row[0] == "attention" for row in tried) == len(PLAN.strengths)
+    crops = {row[1].removesuffix(" (chosen)") for row in tried if row[0] == "crop"}
+    assert crops == {"prompt x crop expand=1", "prompt x crop expand=1.3"}
     # the strength that was chosen for a focus is used by all sources
-    strength = chosen["attention"].partition("strength=")[2]
+    strength = results["methods"]["prompt x attention"].partition("strength=")[2]
     for source in SOURCES:
         assert results["methods"][f"{source} x attention"].endswith(f"strength={strength}")
     text = markdown(make_blocks(results))
@@ -235,11 +236,11 @@ def test_synthetic(truth: Mapping[tuple[str, str], str], tmp_path: Path) -> None
 
     engine = FakeEngine(reply, dialect=replace(TINY, name="tiny"))
     results = run_synthetic(engine, Settings(), PLAN, tmp_path, console=QUIET)
-    choice, tasks = results["choice"], results["tasks"]
-    assert choice["chosen"]["cof"] == "prompt x attention expand=1 scope=all strength=8"
-    accuracies = {row["key"]: row["accuracy"] for row in choice["tried"]["cof"]}
-    assert len(accuracies) == 2 + 1  # each lambda, then the other alpha
-    assert accuracies[choice["chosen"]["cof"]] == 1
+    (tried,), tasks = results["tables"], results["tasks"]
+    best = results["methods"]["cof"]
+    assert best == "prompt x attention expand=1 scope=all strength=8"
+    assert len(tried["rows"]) == 1 + 2 + 2  # the plain model, each lambda, each alpha
+    assert ["cof", f"{best} (chosen)", "1.000"] in [[*row[:2], row[3]] for row in tried["rows"]]
     assert list(tasks) == list(SYNTHETIC)
     assert tasks["mme"]["figures"]["perception"]["cof"]["value"] == 1000  # five tasks
     assert tasks["mme"]["figures"]["perception"]["plain"]["value"] == 250

@@ -50,7 +50,7 @@ def reproduce_paper(
     check_parts(parts)  # before minutes are spent on loading a model
     cof = model.pipeline()
     style = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
-    parts = find_parts(data, prompt_style=style, limit=limit)  # type: ignore[arg-type]
+    parts = find_parts(data, prompt_style=style, limit=limit)
     how = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     if dry_run:
         _print_cost(cof, parts, how)

@@ -73,7 +73,9 @@ def sweep(
     from cof.eval.sweep import CHOSEN, choose, make_candidates
 
     folder = out or Path("results") / f"sweep-{benchmark}"
-    validation = asked.read(benchmark, path, part="validation", share=share)
+    validation = asked.read(
+        benchmark, path, part="validation", share=share, kinds=split_names(kinds)
+    )
     _ = validation.examples  # so that data with problems is refused before a model is loaded
     values: dict[str, Sequence[Any]] = {**values_of(tried)}
     cof = model.pipeline()
@@ -82,24 +84,21 @@ def sweep(
         values = {name: each for name, each in USUAL.items() if known(name) is not None}
     if asked.prompt_style is None and cof.engine.dialect.name == "tiny":
         validation = replace(validation, prompt_style="tiny")
-    candidates = make_candidates(cof.settings, **values)
     choice = choose(
         cof.engine,
         {benchmark: validation},
-        [lambda chosen: {"cof": candidates}],
-        folder,
+        make_candidates(cof.settings, **values),
+        folder / CHOSEN,
         console=Console(stderr=True),
-        kinds=split_names(kinds),
         batch_size=asked.batch_size,
         max_new_tokens=asked.max_new_tokens,
     )
-    accuracy = {each["key"]: each["accuracy"] for each in choice.tried["cof"]}
-    best = choice.chosen["cof"].key
+    best = choice.tried[choice.key]
     typer.echo(
-        f"Chosen of {len(accuracy)}: {best}; accuracy {accuracy[best]:.3f}, plain "
+        f"Chosen of {len(choice.tried)}: {choice.key}; accuracy {best:.3f}, plain "
         f"{choice.plain:.3f} on {len(choice.questions)} validation questions"
     )
-    if accuracy[best] <= choice.plain:
+    if best <= choice.plain:
         typer.echo("No setting answers more of these questions than the plain model.")
     typer.echo(f"Frozen in {folder / CHOSEN}, with all settings that were tried")
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,14 @@ class Evaluation:
                 answers.
         """
         first = next(iter(tasks.values()))
-        asked = [e for task in tasks.values() for e in _all_shards(task).examples]
+        everything = {  # the questions of all shards
+            name: (task if task.shard == (1, 1) else replace(task, shard=(1, 1))).examples
+            for name, task in tasks.items()
+        }
         about = {
             "prompt_style": first.prompt_style,
             "limit": first.limit,
-            "data": questions_digest(asked),
+            "data": questions_digest(chain.from_iterable(everything.values())),
             **describe_engine(engine),
             "max_new_tokens": self.max_new_tokens,
             # servers make batches of their own
@@ -102,18 +106,15 @@ class Evaluation:
         with progress_bar(console) as bar:
             for name, task in tasks.items():
                 folder = task_folder(out, name, tasks)
-                questions = write_questions(_all_shards(task).examples)
-                write_atomically(folder / "questions.jsonl", questions)
+                write_atomically(folder / "questions.jsonl", write_questions(everything[name]))
                 place = json.dumps(_locate_data(task, folder))
                 write_atomically(folder / "data.json", place + "\n")
                 path = answers_path(folder, task.shard)
                 how = (self.batch_size, self.max_new_tokens, self.seed)
                 runner = Runner(engine, task, path, *how)
                 shards = [] if task.shard[1] > 1 else find_shards(folder)
-                if shards:
-                    store = Store(path)
-                    for each in shards:
-                        store.append(Store(each).records())
+                for each in shards:
+                    Store(path).append(Store(each).values())
                 counter = bar.add_task(name, total=len(task.examples))
                 runner.run(methods, self.grounded, partial(bar.advance, counter))
                 examples = make_portable(task.examples)
@@ -129,10 +130,8 @@ class Evaluation:
 
 
 def task_folder(out: Path, name: str, tasks: Mapping[str, Any]) -> Path:
-    """The folder of the answers to a task; it is made."""
-    folder = out if len(tasks) == 1 else out / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """The folder of the answers to a task."""
+    return out if len(tasks) == 1 else out / name
 
 
 def usual_methods(settings: Settings) -> dict[str, Method]:
@@ -199,11 +198,6 @@ def find_shards(out: Path) -> list[Path]:
     """The replies of all shards that `out` holds."""
     pattern = re.compile(r"answers-\d+-of-\d+\.jsonl")
     return sorted(path for path in out.glob("answers-*.jsonl") if pattern.fullmatch(path.name))
-
-
-def _all_shards(task: Benchmark) -> Benchmark:
-    """The task without shards; its questions are not read again where it has none."""
-    return task if task.shard == (1, 1) else replace(task, shard=(1, 1))
 
 
 def _locate_data(task: Benchmark, out: Path) -> dict[str, str | None]:

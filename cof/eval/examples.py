@@ -1,11 +1,10 @@
-"""What is asked: a task gives examples and scores replies."""
+"""What is asked: a question with its image and true answer, and how a reply to it did."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from cof.geometry.boxes import XYXY
 
@@ -75,30 +74,3 @@ class Score:
 
     parsed: str | None
     right: bool
-
-
-class Task(Protocol):
-    """A benchmark as the runner sees it: its questions, and whether a reply is right."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def examples(self) -> Sequence[Example]: ...
-
-    def score(self, example: Example, text: str) -> Score: ...
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some of a task's questions as a task of their own."""
-
-    task: Task
-    examples: Sequence[Example]
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    def score(self, example: Example, text: str) -> Score:
-        return self.task.score(example, text)

@@ -82,7 +82,9 @@ def drop_torn_line(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content, or leave it as it is, whoever else is writing it (other shards)."""
+    """Replace a file's content, or leave it as it is, whoever else is writing it (other shards);
+    its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         part.write_text(text, "utf-8")

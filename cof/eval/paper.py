@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cof.engines.base import Engine
 from cof.errors import CofError
-from cof.eval.data.base import Benchmark, PromptStyle
+from cof.eval.data.base import Benchmark
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
@@ -22,7 +22,6 @@ from cof.eval.evaluate import Evaluation
 from cof.eval.methods import PLAIN, Method
 from cof.eval.report.paper import FIGURES
 from cof.eval.report.publish import write_table
-from cof.eval.rules import Rules
 from cof.presets import PRESETS, preset
 from cof.settings import Settings
 
@@ -61,14 +60,12 @@ Parts = Mapping[str, Benchmark | None]
 """By name, those of `LAYOUT`; None: it is not there."""
 
 
-def find_parts(
-    data: Path,
-    *,
-    rules: Rules = "official",
-    prompt_style: PromptStyle = "llava",
-    limit: int | None = None,
-) -> Parts:
+def find_parts(data: Path, **how: Any) -> Parts:
     """The parts of the paper's data that a folder holds.
+
+    Args:
+        data: the folder.
+        how: `prompt_style` and `limit` of each `Benchmark`.
 
     Raises:
         CofError: there is no such folder.
@@ -85,7 +82,7 @@ def find_parts(
             ),
             None,
         )
-        parts[name] = reader(place, rules, prompt_style, None, limit) if place else None
+        parts[name] = reader(place, **how) if place else None
     return parts
 
 

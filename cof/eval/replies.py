@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-from cof.eval.examples import Embedded, Example, Task
+from cof.eval.data.base import Benchmark
+from cof.eval.examples import Embedded, Example
 from cof.eval.json_files import from_json, read_json_lines
 from cof.eval.store import ENCODING, Costs, Record, Store, read_costs
 
@@ -42,13 +43,13 @@ class Replies:
         for path in stores:
             if not path.is_file():
                 raise CofError(f"There is no {path}: run the evaluation again.")
-            for record in Store(path).records():
+            for record in Store(path).values():
                 records.setdefault(record.method, {})[record.id] = record
             for step, spent in read_costs(path).items():
                 costs.setdefault(step, {}).update(spent)
         return cls(examples, records, costs)
 
-    def score(self, task: Task) -> Replies:
+    def score(self, task: Benchmark) -> Replies:
         """With every answer read and compared by the task's rules."""
         by_id = {example.id: example for example in self.examples}
 

@@ -75,7 +75,6 @@ def collect_results(
             for step, records in replies.groundings.items()
             if all(example.id in records for example in examples)
         },
-        "two_by_two": _two_by_two(task, answers, methods, replies),
         "costs": _costs(methods, answers, replies.costs, examples),
     }
 
@@ -142,34 +141,6 @@ def _grounding(
             name: compare({"": figure}, seed=seed)[""] for name, figure in figures.items()
         }
     return table
-
-
-def _two_by_two(
-    task: Benchmark, answers: Answers, methods: Mapping[str, Method], replies: Replies
-) -> dict[str, dict[str, Any]]:
-    """Whether the plain answer and the box of `cof` are right, together, and what each method makes
-    of it: `{"plain right, box right": {n, right: {method: how many}}, ...}`, of the first group.
-
-    A box is right when its centre is in the one object asked about; other questions are left out.
-    """
-    cof = methods.get("cof")
-    if cof is None or "plain" not in answers or len(cof.settings.grounders) != 1:
-        return {}
-    boxes = replies.records.get(grounding_key(cof.settings.grounders[0]), {})
-    cells: dict[str, dict[str, Any]] = {
-        f"plain {answer}, box {box}": {"n": 0, "right": dict.fromkeys(answers, 0)}
-        for answer in ("right", "wrong")
-        for box in ("right", "wrong")
-    }
-    for e in next(iter(task.groups([e for e in replies.examples if e.answer]).values()), []):
-        if e.single and e.id in boxes:
-            right = (answers["plain"][e.id].right, judge_box(e, boxes[e.id])[0])
-            answer, box = ("right" if each else "wrong" for each in right)
-            cell = cells[f"plain {answer}, box {box}"]
-            cell["n"] += 1
-            for name, records in answers.items():
-                cell["right"][name] += bool(records[e.id].right)
-    return cells if any(cell["n"] for cell in cells.values()) else {}
 
 
 def _costs(

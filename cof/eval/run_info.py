@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def questions_digest(examples: Sequence[Example]) -> str:
+def questions_digest(examples: Iterable[Example]) -> str:
     """A fingerprint of questions and true answers."""
     return digest("".join(f"{e.id}\t{e.prompt}\t{e.answer}\n" for e in examples))
 
@@ -72,7 +72,6 @@ def check_same_run(path: Path, about: dict[str, Any]) -> None:
                 f"{path.parent} holds answers of another run ({', '.join(other)} differ): write "
                 "to another folder with --out, or delete that one."
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(about, indent=1) + "\n")
 
 

@@ -12,7 +12,8 @@ from cof.answer import Answer, refused_answer
 from cof.client import RemoteCoF
 from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofError, ServerError
-from cof.eval.examples import Embedded, Example, Task
+from cof.eval.data.base import Benchmark
+from cof.eval.examples import Embedded, Example
 from cof.eval.images import open_image, read_image_wh
 from cof.eval.json_files import drop_torn_line
 from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
@@ -62,7 +63,7 @@ class Runner:
     """
 
     engine: Engine | RemoteCoF
-    task: Task
+    task: Benchmark
     path: Path
     batch_size: int = 48
     max_new_tokens: int = 16
@@ -370,7 +371,7 @@ def _stage_one_question(example: Example) -> str:
     return (example.question.strip() or example.prompt).strip()
 
 
-def _answer_record(task: Task, example: Example, key: str, answer: Answer) -> Record:
+def _answer_record(task: Benchmark, example: Example, key: str, answer: Answer) -> Record:
     """The record of an answer, read by the task's rules; one that was refused is wrong."""
     if answer.error:
         return Record(example.id, key, "", right=False, error=answer.error)

@@ -12,7 +12,7 @@ from typing import Any
 from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
 from cof.eval.data.base import Benchmark, select
-from cof.eval.evaluate import answers_path, find_shards
+from cof.eval.evaluate import answers_path, find_shards, task_folder
 from cof.eval.examples import Embedded
 from cof.eval.json_files import read_json_object
 from cof.eval.methods import Method
@@ -49,10 +49,6 @@ class Run:
             methods[name] = Method(Settings.read(settings), values["given"])
         return methods
 
-    def folder_of(self, task: str) -> Path:
-        """The folder of the answers to a task."""
-        return self.folder if len(self.results["tasks"]) == 1 else self.folder / task
-
     def read_task(self, name: str, rules: Rules | None = None) -> tuple[Benchmark, Replies]:
         """A task of the run, without its data, and the replies to it.
 
@@ -69,7 +65,8 @@ class Run:
                 f"The replies beside {path} are of another run than the results: run the "
                 "evaluation again."
             )
-        numbers, folder = self.results["tasks"][name], self.folder_of(name)
+        tasks = self.results["tasks"]
+        numbers, folder = tasks[name], task_folder(self.folder, name, tasks)
         part, parts = numbers["shard"]
         task = BENCHMARKS[numbers["benchmark"]](
             folder,  # in place of the data, which is not read
@@ -100,7 +97,8 @@ class Run:
 
     def _find_images(self, name: str) -> Images:
         """The images of the data, if it is still where the run found it."""
-        folder, numbers = self.folder_of(name).resolve(), self.results["tasks"][name]
+        tasks = self.results["tasks"]
+        numbers, folder = tasks[name], task_folder(self.folder, name, tasks).resolve()
         place = read_json_object(folder / "data.json")
         if not place:
             return {}

@@ -90,10 +90,6 @@ class Store(dict[tuple[str, str], Record]):
         """One method's records by question."""
         return {id: record for (name, id), record in self.items() if name == key}
 
-    def records(self) -> list[Record]:
-        """All of them."""
-        return list(self.values())
-
     def append(self, records: Iterable[Record]) -> None:
         """Add those that are new."""
         new = {(r.method, r.id): r for r in records if (r.method, r.id) not in self}

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from rich.console import Console
 from cof.engines.base import Engine
 from cof.errors import CofError, CofWarning
 from cof.eval.data.base import Benchmark
-from cof.eval.examples import Example, Subset
-from cof.eval.json_files import parse_json, read_json_object, write_atomically
+from cof.eval.examples import Example
+from cof.eval.json_files import parse_json, write_atomically
 from cof.eval.methods import PLAIN, Method
 from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
 from cof.eval.runner import Runner
@@ -29,35 +29,31 @@ from cof.settings import Settings
 CHOSEN = "chosen.json"
 RULE = "most validation questions answered rightly (the mean over the tasks); of equals the mildest"
 
-Methods = Mapping[str, Method]
-Round = Callable[[Methods], Mapping[str, Sequence[Method]]]
-"""The choices so far -> the candidates for each name."""
-
 
 @dataclass(frozen=True)
 class Choice:
     """The decision of the validation questions.
 
     Attributes:
-        chosen: one method for each name; of a file that of `cof`.
+        settings: the chosen ones.
         questions: fingerprints of the questions that it was made on.
         share: of the data's images, on which it was made; 1: all of them.
         plain: the plain model's accuracy on them.
-        tried: by name, key, accuracy and number of questions of every candidate.
+        tried: the accuracy of every candidate, by its key.
         about: the model, the data, the versions and the date, for people.
     """
 
-    chosen: Methods
+    settings: Settings
     questions: frozenset[str]
     share: float = 1.0
     plain: float = 0.0
-    tried: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    tried: Mapping[str, float] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def settings(self) -> Settings:
-        """Those of `cof`."""
-        return self.chosen["cof"].settings
+    def key(self) -> str:
+        """Names the chosen method."""
+        return Method(self.settings).key
 
     @classmethod
     def read(cls, path: Path) -> Choice:
@@ -71,7 +67,7 @@ class Choice:
         try:
             record = parse_json(path.read_bytes())
             return cls(
-                {"cof": Method(Settings.read(record["settings"]))},
+                Settings.read(record["settings"]),
                 frozenset(map(str, record["questions"])),
                 float(record["share"]),
                 about=dict(record["about"]),
@@ -83,23 +79,16 @@ class Choice:
         """Write the choice, all or nothing."""
         today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
         record = {
-            **self.as_dict(),
-            "settings": self.settings.as_dict() if "cof" in self.chosen else None,
+            "rule": RULE,
+            "chosen": self.key,
+            "plain": self.plain,
+            "tried": self.tried,
+            "settings": self.settings.as_dict(),
             "share": self.share,
             "about": {**self.about, "date": today},
             "questions": sorted(self.questions),
         }
         write_atomically(path, json.dumps(record, indent=1) + "\n")
-
-    def as_dict(self) -> dict[str, Any]:
-        """What reports show of it, ready for JSON."""
-        return {
-            "rule": RULE,
-            "questions": len(self.questions),
-            "plain": self.plain,
-            "chosen": {name: method.key for name, method in self.chosen.items()},
-            "tried": {name: list(methods) for name, methods in self.tried.items()},
-        }
 
     def seen(self, examples: Sequence[Example]) -> int:
         """How many of the questions the choice was made on."""
@@ -129,39 +118,33 @@ class Choice:
 def choose(
     engine: Engine,
     tasks: Mapping[str, Benchmark],
-    rounds: Sequence[Round],
-    out: Path,
+    methods: Sequence[Method],
+    path: Path,
     *,
     console: Console,
-    kinds: tuple[str, ...] = (),
     batch_size: int = 48,
     max_new_tokens: int = 16,
 ) -> Choice:
-    """Choose on validation tasks, and freeze the choice in `chosen.json`. A run that was
-    interrupted goes on.
+    """Choose one of several methods on validation tasks, and freeze the choice in a file. A run
+    that was interrupted goes on, and choices in one folder ask nothing twice.
 
     Args:
         engine: the model.
         tasks: the tasks to choose on.
-        rounds: each chooses one method for each of its names; later ones know the choice so far.
-        out: folder of everything.
+        methods: the candidates.
+        path: of the choice; the answers go to `validation/` beside it.
         console: for progress.
-        kinds: of questions to choose by; empty: all. Questions that looking cannot help only add
-            chance to the choice.
         batch_size: questions in one forward pass.
         max_new_tokens: the longest answer.
 
     Raises:
-        CofError: the tasks have no answers, or `out` belongs to another choice.
+        CofError: the tasks have no answers, or the folder or file belongs to another choice.
     """
-    frozen = out / CHOSEN
-    if [*out.glob("answers*.jsonl"), *out.glob("*/answers*.jsonl")] and not frozen.exists():
-        raise CofError(
-            f"{out} holds answers to test questions, but its {CHOSEN} is gone: nothing can be "
-            "chosen any more after that. Write to another folder."
-        )
-    asked = {name: Subset(task, _answered(task, kinds)) for name, task in tasks.items()}
-    examples = list(itertools.chain.from_iterable(each.examples for each in asked.values()))
+    answered = {name: [e for e in task.examples if e.answer] for name, task in tasks.items()}
+    for name, task in tasks.items():
+        if not answered[name]:
+            raise CofError(f"{task.path} has no answers to choose settings by.")
+    examples = list(itertools.chain.from_iterable(answered.values()))
     first = next(iter(tasks.values()))
     about = {
         **describe_engine(engine),
@@ -170,46 +153,33 @@ def choose(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
     }
-    check_same_run(out / "validation" / "run.json", about)
-
-    def measure(methods: Sequence[Method]) -> dict[str, float]:
-        """By key, the mean over the tasks of the share of right answers."""
-        shares: dict[str, list[float]] = {}
-        with progress_bar(console) as bar:
-            for name, task in asked.items():
-                path = out / "validation" / f"{name}.jsonl"
-                runner = Runner(engine, task, path, batch_size, max_new_tokens)
-                counter = bar.add_task(name, total=len(task.examples))
-                store = runner.run(
-                    [PLAIN, *methods, *(method.without_threshold for method in methods)],
-                    advance=partial(bar.advance, counter),
-                )
-                for key in {PLAIN.key, *(method.key for method in methods)}:
-                    right = [bool(record.right) for record in store.method(key).values()]
-                    shares.setdefault(key, []).append(fmean(right))
-        return {key: fmean(each) for key, each in shares.items()}
-
-    chosen: dict[str, Method] = {}
-    tried: dict[str, list[dict[str, Any]]] = {}
-    accuracy: dict[str, float] = {}
-    for candidates_of in rounds:
-        candidates = candidates_of(chosen)
-        accuracy |= measure([method for methods in candidates.values() for method in methods])
-        for name, methods in candidates.items():
-            chosen[name] = rank(methods, accuracy)[0]
-            known = {each["key"] for each in tried.setdefault(name, [])}
-            tried[name] += [
-                {"key": key, "accuracy": round(accuracy[key], 6), "questions": len(examples)}
-                for key in (method.key for method in methods)
-                if key not in known
-            ]
-    share = first.share if first.part == "validation" else 1.0
-    seen = frozenset(map(fingerprint, examples))
-    choice = Choice(chosen, seen, share, round(accuracy[PLAIN.key], 6), tried, about)
-    if not frozen.exists():
-        choice.write(frozen)
-    elif read_json_object(frozen).get("chosen") != choice.as_dict()["chosen"]:
-        raise CofError(f"{frozen} holds another choice: write to another folder.")
+    folder = path.parent / "validation"
+    check_same_run(folder / "run.json", about)
+    shares: dict[str, list[float]] = {}  # of right answers, by key, one for each task
+    with progress_bar(console) as bar:
+        for name, task in tasks.items():
+            runner = Runner(engine, task, folder / f"{name}.jsonl", batch_size, max_new_tokens)
+            counter = bar.add_task(name, total=len(task.examples))
+            store = runner.run(
+                [PLAIN, *(method.without_threshold for method in methods), *methods],
+                advance=partial(bar.advance, counter),
+            )
+            for key in dict.fromkeys([PLAIN.key, *(method.key for method in methods)]):
+                right = [bool(store[key, example.id].right) for example in answered[name]]
+                shares.setdefault(key, []).append(fmean(right))
+    accuracy = {key: round(fmean(each), 6) for key, each in shares.items()}
+    choice = Choice(
+        rank(methods, accuracy)[0].settings,
+        frozenset(map(fingerprint, examples)),
+        first.share if first.part == "validation" else 1.0,
+        accuracy[PLAIN.key],
+        {method.key: accuracy[method.key] for method in methods},
+        about,
+    )
+    if not path.exists():
+        choice.write(path)
+    elif Choice.read(path).key != choice.key:
+        raise CofError(f"{path} holds another choice: write to another folder.")
     return choice
 
 
@@ -256,15 +226,3 @@ def rank(methods: Sequence[Method], accuracy: Mapping[str, float]) -> list[Metho
 def fingerprint(example: Example) -> str:
     """Tells a question from others, whatever its prompt style."""
     return digest("\t".join((example.id, example.question or example.prompt, example.answer)))
-
-
-def _answered(task: Benchmark, kinds: Sequence[str]) -> list[Example]:
-    """The questions with an answer, of these kinds; refused if there are none."""
-    examples = [e for e in task.examples if e.answer and (not kinds or e.kind in kinds)]
-    if not examples:
-        there = ", ".join(dict.fromkeys(e.kind for e in task.examples if e.answer and e.kind))
-        raise CofError(
-            f"{task.path} has no answers to choose settings by"
-            + (f" among the kinds asked for; it has {there}." if there else ".")
-        )
-    return examples

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.evaluate import Evaluation, usual_methods
+from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method
-from cof.eval.sweep import Methods, Round, choose, make_candidates
+from cof.eval.runs import RESULTS, Run
+from cof.eval.sweep import Choice, choose, make_candidates
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.settings import Settings
@@ -27,6 +31,7 @@ from cof.tiny.benchmark import NUM_OBJECTS, write_benchmark
 from cof.tiny.scenes import SIDE
 from cof.types import Scope
 from lab.studies.synthetic import VALIDATION, write_synthetic
+from lab.studies.tables import StudyTable, tabulate_boxes, tabulate_grid, tabulate_tried
 
 Tasks = dict[str, dict[str, Benchmark]]
 """Of `validation` and of `test`, by name."""
@@ -107,25 +112,43 @@ class Study:
 
     Attributes:
         name: for its report.
-        rounds: see `cof.eval.sweep.choose`.
-        compare: the choice -> the methods that are measured on the test questions, by name.
-        max_new_tokens: the longest answer.
+        out: folder of everything; a study that was interrupted goes on.
+        choices: by what they are for.
     """
 
     name: str
-    rounds: Sequence[Round]
-    compare: Callable[[Methods], Methods]
+    engine: Engine
+    tasks: Tasks
+    plan: Plan
+    out: Path
+    console: Console
     max_new_tokens: int = 16
+    choices: dict[str, Choice] = field(default_factory=dict)
 
-    def run(
-        self, engine: Engine, tasks: Tasks, plan: Plan, out: Path, console: Console, **more: Any
-    ) -> dict[str, Any]:
-        """The content of `results.json`; a run that was interrupted goes on."""
-        how = {"batch_size": plan.batch_size, "max_new_tokens": self.max_new_tokens}
-        choice = choose(engine, tasks["validation"], self.rounds, out, console=console, **how)
-        evaluation = Evaluation(self.compare(choice.chosen), seed=plan.seed, **how)
-        more |= {"plan": asdict(plan), "study": self.name, "choice": choice.as_dict()}
-        return evaluation.run(engine, tasks["test"], out, console=console, **more)
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"batch_size": self.plan.batch_size, "max_new_tokens": self.max_new_tokens}
+
+    def choose(self, name: str, candidates: Sequence[Method]) -> Settings:
+        """The best settings for something, kept in a file of its name."""
+        path = self.out / f"chosen-{re.sub(r'[^a-z]+', '-', name)}.json"
+        questions, console = self.tasks["validation"], self.console
+        choice = choose(self.engine, questions, candidates, path, console=console, **self._how)
+        self.choices[name] = choice
+        return choice.settings
+
+    def measure(self, methods: Mapping[str, Method]) -> dict[str, Any]:
+        """The results of the methods, by name, on the test questions."""
+        evaluation = Evaluation(methods, seed=self.plan.seed, **self._how)
+        more: Any = {"plan": asdict(self.plan), "study": self.name}
+        tasks, console = self.tasks["test"], self.console
+        return evaluation.run(self.engine, tasks, self.out, console=console, **more)
+
+    def write(self, results: dict[str, Any], *tables: StudyTable) -> dict[str, Any]:
+        """`results.json`, with tables of the study's own."""
+        results["tables"] = [*tables, tabulate_tried(self.choices)]
+        write_atomically(self.out / RESULTS, json.dumps(results, indent=1) + "\n")
+        return results
 
 
 def run_effect(
@@ -137,32 +160,24 @@ def run_effect(
     other methods have them too. Then a threshold on the plain answer's confidence is chosen for
     `cof, if unsure`.
     """
+    study = Study("Does it help?", engine, plan.draw(out), plan, out, console)
     candidates = make_candidates(
         settings, expand=plan.expands, strength=plan.strengths, scope=plan.scopes
     )
-
-    def thresholds(chosen: Methods) -> dict[str, list[Method]]:
-        cof = chosen["cof"].settings
-        limits = [Method(cof.changed(max_plain_confidence=limit)) for limit in CONFIDENCES]
-        return {"cof, if unsure": limits}
-
-    def compare(chosen: Methods) -> dict[str, Method]:
-        cof = chosen["cof"].settings
-        usual = usual_methods(cof)
-        return {
-            **{name: usual[name] for name in ("plain", "whole", "cof")},
-            "attention": Method(cof.changed(grounder="attention")),
-            "two looks": Method(cof.changed(grounder="prompt+attention")),
-            "cof, if unsure": chosen["cof, if unsure"],
-            **{name: usual[name] for name in ("oracle", "random")},
-        }
-
-    study = Study(
-        "Does it help?",
-        [lambda chosen: {"cof": candidates}, thresholds],
-        compare,
-    )
-    return study.run(engine, plan.draw(out), plan, out, console)
+    cof = study.choose("cof", candidates)
+    limits = make_candidates(cof, max_plain_confidence=CONFIDENCES)
+    unsure = study.choose("cof, if unsure", limits)
+    usual = usual_methods(cof)
+    methods = {
+        **{name: usual[name] for name in ("plain", "whole", "cof")},
+        "attention": Method(cof.changed(grounder="attention")),
+        "two looks": Method(cof.changed(grounder="prompt+attention")),
+        "cof, if unsure": Method(unsure),
+        **{name: usual[name] for name in ("oracle", "random")},
+    }
+    results = study.measure(methods)
+    task, replies = Run(out, "", results).read_task("scenes")
+    return study.write(results, *tabulate_boxes(task, replies.score(task), methods))
 
 
 def run_grid(
@@ -187,29 +202,21 @@ def run_grid(
     _check_names("focus", focuses, set(FOCUSES) - {"none"})
     if "detector" in sources:
         settings.changed(grounder="detector")  # refused without one before anything is asked
-
-    def strengths(focus: str) -> list[Method]:
+    study = Study("Where to look, and how", engine, plan.draw(out), plan, out, console)
+    chosen: dict[str, Settings] = {}
+    for focus in focuses:
         base = settings.changed(grounder="prompt", focus=focus)
-        if hasattr(FOCUSES[focus], "strength"):
-            return make_candidates(base, strength=plan.strengths)
-        return make_candidates(base, expand=plan.expands)
-
-    def compare(chosen: Methods) -> dict[str, Method]:
-        methods = {"plain": PLAIN}
-        for source, (focus, method) in itertools.product(sources, chosen.items()):
-            # cropping to the whole image, or drawing a frame around it, changes nothing
-            if source != "whole" or hasattr(FOCUSES[focus], "strength"):
-                cell = _at(source, method.settings)
-                methods[cell.name] = cell
-        return methods
-
-    study = Study(
-        "Where to look, and how",
-        [lambda chosen: {focus: strengths(focus) for focus in focuses}],
-        compare,
-    )
-    grid = {"sources": list(sources), "focuses": list(focuses)}
-    return study.run(engine, plan.draw(out), plan, out, console, grid=grid)
+        has_strength = hasattr(FOCUSES[focus], "strength")
+        tried = {"strength": plan.strengths} if has_strength else {"expand": plan.expands}
+        chosen[focus] = study.choose(focus, make_candidates(base, **tried))
+    methods = {"plain": PLAIN}
+    for source, (focus, own) in itertools.product(sources, chosen.items()):
+        # cropping to the whole image, or drawing a frame around it, changes nothing
+        if source != "whole" or hasattr(FOCUSES[focus], "strength"):
+            cell = _at(source, own)
+            methods[cell.name] = cell
+    results = study.measure(methods)
+    return study.write(results, tabulate_grid(results, sources, focuses))
 
 
 def run_synthetic(
@@ -220,19 +227,13 @@ def run_synthetic(
     Lambda, then alpha, are those with which CoF is right most often on validation scenes, the mean
     over the three.
     """
-    study = Study(
-        "Synthetic MME, POPE and MMBench",
-        [
-            lambda chosen: {
-                "cof": make_candidates(settings, expand=plan.expands[:1], strength=plan.strengths)
-            },
-            lambda chosen: {"cof": make_candidates(chosen["cof"].settings, expand=plan.expands)},
-        ],
-        lambda chosen: usual_methods(chosen["cof"].settings),
-        max_new_tokens=8,
-    )
     style: PromptStyle = "tiny" if engine.dialect.name == "tiny" else "llava"
-    return study.run(engine, plan.draw(out, style), plan, out, console)
+    name, tasks = "Synthetic MME, POPE and MMBench", plan.draw(out, style)
+    study = Study(name, engine, tasks, plan, out, console, max_new_tokens=8)
+    strengths = make_candidates(settings, expand=plan.expands[:1], strength=plan.strengths)
+    base = study.choose("cof, its lambda", strengths)
+    cof = study.choose("cof", make_candidates(base, expand=plan.expands))
+    return study.write(study.measure(usual_methods(cof)))
 
 
 def _at(source: str, settings: Settings) -> Method:

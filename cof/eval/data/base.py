@@ -76,7 +76,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Benchmark(ABC):
-    """A `cof.eval.examples.Task` over a data set as it is distributed.
+    """Questions out of a data set as it is distributed, and whether a reply is right.
 
     Attributes:
         path: the folder or file.
@@ -87,6 +87,7 @@ class Benchmark(ABC):
         shard: `(i, n)`: only the i-th of n parts, i from 1; groups stay whole.
         part: `validation` or `test` instead of `all`: questions about one image stay together.
         share: of the images that `validation` gets, 0..1; the others are `test`'s.
+        kinds: only questions of these kinds; empty: all.
         name: for files and messages.
         headline: the metrics that papers quote.
         stage_one: whether only the boxes of stage 1 are measured.
@@ -106,6 +107,7 @@ class Benchmark(ABC):
     shard: tuple[int, int] = (1, 1)
     part: Part = "all"
     share: float = 0.25
+    kinds: tuple[str, ...] = ()
 
     name: ClassVar[str]
     headline: ClassVar[tuple[str, ...]]
@@ -189,9 +191,14 @@ class Benchmark(ABC):
                 f"{'; '.join(problems[:_MOST_SHOWN])}. List all with `cof eval {self.name} "
                 f"{self.path} --check`."
             )
-        chosen = select(part_of(examples, self.part, self.share), self.limit, self.shard)
+        asked = [e for e in examples if not self.kinds or e.kind in self.kinds]
+        chosen = select(part_of(asked, self.part, self.share), self.limit, self.shard)
         if not chosen:
-            raise CofError(f"{self.path} leaves no questions for this part, limit and shard.")
+            there = ", ".join(dict.fromkeys(e.kind for e in examples if e.kind)) or "none"
+            raise CofError(
+                f"{self.path} leaves no questions for this part, limit and shard, and these kinds; "
+                f"it has the kinds: {there}."
+            )
         return chosen
 
     @property

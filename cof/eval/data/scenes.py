@@ -29,13 +29,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True)
 class Scenes(Benchmark):
     """`fine` is the accuracy on questions about one small detail. Rule sets and prompt styles make
-    no difference: a reply's answer is the one possible answer that it names.
-
-    Attributes:
-        kinds: only questions of these kinds; empty: all.
-    """
-
-    kinds: tuple[str, ...] = ()
+    no difference: a reply's answer is the one possible answer that it names."""
 
     name = "scenes"
     headline = ("fine", "accuracy")
@@ -43,8 +37,7 @@ class Scenes(Benchmark):
     need = ("id", "image", "question", "answer", "kind", "region", "num_objects", "targets")
 
     def read(self, problems: list[str]) -> list[Example]:
-        examples = self.collect(self._question, problems)
-        return [e for e in examples if not self.kinds or e.kind in self.kinds]
+        return self.collect(self._question, problems)
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         # whether a count or an object is as stated is a yes/no question whatever its kind

@@ -32,7 +32,7 @@ STATISTICS = (
 
 def result_blocks(results: Numbers) -> list[Block]:
     """The whole report of a run."""
-    about, tasks, choice = results["about"], results["tasks"], results.get("choice")
+    about, tasks = results["about"], results["tasks"]
     first = next(iter(tasks.values()))
     counts = "; ".join(
         f"{f'{name}: ' * (len(tasks) > 1)}{numbers['questions']} questions about "
@@ -49,22 +49,17 @@ def result_blocks(results: Numbers) -> list[Block]:
             f"({SOURCES[first['rules']]}), greedy decoding."
         ),
     ]
-    if choice:
-        chosen = "; ".join(f"{name}: `{key}`" for name, key in choice["chosen"].items())
-        asked = f"Chosen on {choice['questions']} validation questions and then frozen"
-        blocks.append(Text(f"{asked} ({choice['rule']}): {chosen}."))
     if methods := results["methods"]:
         meanings = [
             (name, f"{MEANING[name]}; `{key}`" if name in MEANING else f"`{key}`")
             for name, key in methods.items()
         ]
         blocks.append(Items(meanings))
-    if "grid" in results:
-        blocks += [Heading("Accuracy, and how much above the plain model"), _grid(results)]
     for name, numbers in tasks.items():
         blocks += _task_blocks(name, numbers, results)
-    if choice:
-        blocks += [Heading("Settings tried on the validation questions"), _tried(choice)]
+    for each in results.get("tables", ()):  # of a study's own
+        table = Table(each["name"], each["head"], each["rows"])
+        blocks += [Heading(each["title"]), Text(each["text"]), table]
     return [*blocks, Text(STATISTICS)]
 
 
@@ -87,15 +82,6 @@ def _task_blocks(name: str, numbers: Numbers, results: Numbers) -> list[Block]:
         add("how much the rule set matters", Items(SOURCES.items()), *_spread(name, numbers))
     if numbers["grounding"]:
         add("where it looks (stage 1)", *grounding_blocks(name, numbers))
-    if cells := numbers["two_by_two"]:
-        head = ["cell", "n", *next(iter(cells.values()))["right"]]
-        rows = [[cell, row["n"], *row["right"].values()] for cell, row in cells.items()]
-        text = (
-            "A box is right when its centre is in the one object asked about. Numbers: how many of "
-            "the cell's questions each method answers rightly."
-        )
-        table = Table(f"{name}-two-by-two", head, rows)
-        add("right or wrong answers, right or wrong boxes", Text(text), table)
     if numbers["costs"]:
         add("cost", *_costs(name, numbers, results["about"]))
     if refused := [f"{method} {n}" for method, n in numbers["errors"].items() if n]:
@@ -123,29 +109,6 @@ def _compare(name: str, figures: Numbers, spec: str, *more: str) -> Table:
     ]
     head = ["figure", "method", "value", "against plain", "fixed", "broken", "p", *more]
     return Table(name, head, rows)
-
-
-def _grid(results: Numbers) -> Table:
-    """One row for each grounder, one column for each focus."""
-    sources, focuses = results["grid"]["sources"], results["grid"]["focuses"]
-    groups = next(iter(results["tasks"].values()))["groups"]
-    cells = next(iter(groups.values()))
-    rows: list[list[Cell]] = [["(plain)", *[Number(cells["plain"]["value"])] * len(focuses)]]
-    for source in sources:
-        row = [cells.get(f"{source} x {focus}") for focus in focuses]
-        shown = [f"{c['value']:.3f} ({c['difference']:+.3f})" if c else "" for c in row]
-        rows.append([source, *shown])
-    return Table("grid", ["looking at", *focuses], rows)
-
-
-def _tried(choice: Numbers) -> Table:
-    rows = [["", "plain", choice["questions"], Number(choice["plain"])]]
-    for name, candidates in choice["tried"].items():
-        for tried in candidates:
-            mark = " (chosen)" if tried["key"] == choice["chosen"][name] else ""
-            accuracy = Number(tried["accuracy"])
-            rows.append([name, f"{tried['key']}{mark}", tried["questions"], accuracy])
-    return Table("tried", ["for", "settings", "n", "accuracy"], rows)
 
 
 def _spread(name: str, numbers: Numbers) -> list[Table]:

@@ -107,7 +107,6 @@ def publish(out: Path) -> list[Path]:
                 parts[out / PARTS / f"{label}.csv"] = csv_text(block)
                 parts[out / PARTS / f"{label}.tex"] = latex(block, label, f"{name}: {below}.")
     files = {out / PAGE: html(title, lead, sections), out / TEXT: "\n".join(texts), **parts}
-    (out / PARTS).mkdir(exist_ok=True)
     for path, text in files.items():
         write_atomically(path, text)
     return list(files)
