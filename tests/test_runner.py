@@ -29,6 +29,7 @@ from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, grounding_key
 from cof.eval.runner import Runner, like_batches
 from cof.eval.store import ENCODING, Record, Store, costs_path, read_costs
+from cof.messages import SYSTEMS
 from cof.pipeline import CoF, Query
 from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
@@ -448,3 +449,13 @@ def test_shards_may_write_the_same_file_at_the_same_time(tmp_path: Path) -> None
     assert len(text) == 10_000
     assert len(set(text)) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_run_has_one_system_message(folder: Path, tmp_path: Path) -> None:
+    engine = AnyEngine()
+    looking = Method(BASE.changed(system="vicuna_v1"))
+    make_runner(folder, tmp_path / "a.jsonl", engine).run([PLAIN, looking])
+    systems = {turn.parts for asked, _ in engine.calls for r in asked for turn in r.chat[:1]}
+    assert systems == {(SYSTEMS["vicuna_v1"],)}
+    with pytest.raises(CofError, match="one system message"):
+        make_runner(folder, tmp_path / "b.jsonl").run([Method(BASE), looking])

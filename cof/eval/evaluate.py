@@ -18,7 +18,7 @@ from cof.client import RemoteCoF
 from cof.engines.base import Engine
 from cof.eval.data.base import Benchmark
 from cof.eval.json_files import write_atomically
-from cof.eval.methods import PLAIN, Method
+from cof.eval.methods import PLAIN, Method, system_of
 from cof.eval.replies import Replies, make_portable, write_lines, write_questions
 from cof.eval.results import collect_results
 from cof.eval.run_info import check_same_run, describe_engine, progress_bar, questions_digest
@@ -100,8 +100,10 @@ class Evaluation:
             "batch_size": None if isinstance(engine, RemoteCoF) else self.batch_size,
             "seed": self.seed,
         }
-        check_same_run(out / "run.json", about)
         methods = list(self.methods.values())
+        if system := system_of(methods, self.grounded):
+            about["system"] = system
+        check_same_run(out / "run.json", about)
         replies = {}
         with progress_bar(console) as bar:
             for name, task in tasks.items():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from cof.errors import CofError
 from cof.eval.examples import Example
 from cof.geometry.boxes import FULL, XYXY, clip, intersection
 from cof.geometry.regions import Region
@@ -90,6 +91,19 @@ class Method:
 
 
 PLAIN = Method(Settings(grounder="none"))
+
+
+def system_of(methods: Iterable[Method], grounded: Sequence[Settings] = ()) -> str:
+    """The system message of a run, with which the plain model is asked too.
+
+    Raises:
+        CofError: methods have different ones.
+    """
+    asked = [method.settings for method in methods if not method.is_plain]
+    systems = {settings.system for settings in (*asked, *grounded)}
+    if len(systems) > 1:
+        raise CofError("All methods of a run have one system message: run others by themselves.")
+    return systems.pop() if systems else ""
 
 
 def box_grounders(settings: Settings) -> list[Grounder]:

@@ -125,7 +125,7 @@ def paper_methods(settings: Settings, model_name: str) -> dict[str, Method]:
         own = {name: settings.option(name) for name in ("strength", "grounding_prompt")}
         own = {name: value for name, value in own.items() if value is not None}
         parity = preset("paper-parity:llava-1.5-7b").changed(expand=settings.expand, **own)
-    return {**methods, PARITY: Method(parity)}
+    return {**methods, PARITY: Method(parity.changed(system=settings.system))}
 
 
 def run_paper(

@@ -16,7 +16,7 @@ from cof.eval.data.base import Benchmark
 from cof.eval.examples import Embedded, Example
 from cof.eval.images import open_image, read_image_wh
 from cof.eval.json_files import drop_torn_line
-from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
+from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key, system_of
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING
@@ -111,6 +111,7 @@ class Runner:
             for settings in (*grounded, *looking)
             for each in box_grounders(settings)
         }
+        system = system_of(methods, grounded)
         keys = [*by_key, *grounders]
         size = self.batch_size * (self.servers * AT_SERVERS or 1)
         for start in range(0, len(examples), size * WINDOW):
@@ -121,7 +122,7 @@ class Runner:
             )
             for part in parts:
                 if store.lacks(keys, part):
-                    batch = Batch(self, store, part)
+                    batch = Batch(self, store, part, system)
                     batch.encode()
                     for method in ordered:
                         batch.answer(method)
@@ -170,6 +171,7 @@ class Batch:
         runner: the options.
         store: gets the replies.
         examples: the questions.
+        system: the system message of all chats.
         images: by source, encoded; or why the image cannot be used.
         found: by `grounding_key` what stage 1 has found, heat maps included.
     """
@@ -177,6 +179,7 @@ class Batch:
     runner: Runner
     store: Store
     examples: Sequence[Example]
+    system: str = ""
     images: dict[Image, Any] = field(default_factory=dict)
     found: dict[str, dict[Place, Grounding]] = field(default_factory=dict)
 
@@ -216,7 +219,8 @@ class Batch:
         known = {e: record for e in lacking if (record := self._known(method, e.id))}
         self.store.append(replace(record, method=key) for record in known.values())
         asked = [example for example in lacking if example not in known]
-        looking = PLAIN.settings if method.is_plain else self._once(settings)
+        plain = PLAIN.settings.changed(system=self.system)
+        looking = plain if method.is_plain else self._once(settings)
         queries = [
             Query(
                 self.images[example.image],
@@ -243,7 +247,8 @@ class Batch:
         Raises:
             CofError: every question of the batch is refused.
         """
-        key, settings = grounding_key(grounder), self._once(Settings(grounder, scope="text"))
+        key = grounding_key(grounder)
+        settings = self._once(Settings(grounder, scope="text", system=self.system))
         asked = [each for each in self.examples if (key, each.id) not in self.store]
         queries = [
             Query(self.images[each.image], _stage_one_question(each), settings=settings)

@@ -21,7 +21,7 @@ from cof.errors import CofError, CofWarning
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
 from cof.eval.json_files import parse_json, write_atomically
-from cof.eval.methods import PLAIN, Method
+from cof.eval.methods import PLAIN, Method, system_of
 from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
 from cof.eval.runner import Runner
 from cof.settings import Settings
@@ -153,6 +153,8 @@ def choose(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
     }
+    if system := system_of(methods):
+        about["system"] = system
     folder = path.parent / "validation"
     check_same_run(folder / "run.json", about)
     shares: dict[str, list[float]] = {}  # of right answers, by key, one for each task
