@@ -22,9 +22,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cof.cli import app as commands
-from cof.client import data_url
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError, OutOfMemory
+from cof.images import data_url
 from cof.pipeline import CoF, Query
 from cof.prompting.dialects import TINY
 from cof.server.app import create_app
