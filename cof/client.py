@@ -311,13 +311,14 @@ def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str,
             content = {}
         return reply.status_code, content if isinstance(content, dict) else {}
     sent.begin()
-    text = ""
+    text = thought = ""
     tokens: list[dict[str, Any]] = []
     whole: dict[str, Any] = {}
     for line in filter(None, reply.iter_lines()):
         data = line.removeprefix("data: ")
         if data == "[DONE]":
-            choice = {**whole.get("choice", {}), "message": {"content": text}}
+            message = {"content": text, "reasoning": thought}
+            choice = {**whole.get("choice", {}), "message": message}
             return 200, {**whole, "choices": [{**choice, "logprobs": {"content": tokens}}]}
         chunk = json.loads(data)
         if "error" in chunk:  # too late for a status
@@ -327,6 +328,7 @@ def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str,
             whole["choice"] = choice
             tokens += (choice.get("logprobs") or {}).get("content") or ()
             told = text.strip()
+            thought += choice["delta"].get("reasoning") or ""
             text += choice["delta"].get("content") or ""
             sent.grow(text.strip()[len(told) :])  # without the space that an answer may end with
     raise httpx2.RemoteProtocolError("the stream broke off")
@@ -340,7 +342,7 @@ def _counts(reply: Mapping[str, Any]) -> dict[str, Any]:
     """What vLLM's own part of a reply says of an answer, without the end token that it counts."""
     choice = reply["choices"][0]
     end = choice.get("finish_reason") == "stop"
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"reasoning": (choice["message"].get("reasoning") or "").strip()}
     if usage := reply.get("usage"):
         told["num_tokens"] = usage["completion_tokens"] - end
         told["num_prompt_tokens"] = usage["prompt_tokens"]

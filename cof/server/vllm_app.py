@@ -25,7 +25,6 @@ from vllm.exceptions import GracefulHTTPError
 from cof.answer import Answer
 from cof.engines.vllm.clients import RequestAborted, ServedClient
 from cof.engines.vllm.engine import WORKER, VllmEngine, load_processor
-from cof.errors import CofError
 from cof.images import check_image
 from cof.limits import UPLOAD_FORMATS
 from cof.pipeline import CoF
@@ -155,7 +154,7 @@ class Gate:
                         app = ours
                     else:
                         passed = await chat.look_first(until_answered, scope, receive, send)
-            except (ApiError, CofError) as error:
+            except Exception as error:
                 failure = as_api_error(error)
                 self._metrics.errors.labels(failure.code).inc()
                 reply = JSONResponse(failure.body, failure.status, failure.headers)

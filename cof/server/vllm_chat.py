@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _UNKNOWN = ("num_tokens", "answer_confidence")
 """What vLLM's own reply says of an answer."""
 
+_PROCESSING = {"mm_processor_kwargs", "media_io_kwargs"}
+"""Fields of vLLM's after which a region would lie elsewhere."""
+
 _RANK = b"x-data-parallel-rank"
 
 
@@ -60,6 +63,8 @@ class HighlightedChat:
         messages, cof = fields.get("messages"), fields["cof"]
         if not isinstance(cof, dict):
             raise CofError("cof: it is an object of settings, and may be empty.")
+        if given := _PROCESSING & fields.keys():
+            raise CofError(f"{given.pop()} changes what the model sees: leave it out, or cof.")
         query = query_of(_looked_at(messages), cof, service.settings, service.limits)
         settings = query.settings or service.settings
         return cls(fields, query, service) if _is_highlight(settings) else None
@@ -134,10 +139,9 @@ class HighlightedChat:
         if look.region is not None:
             highlight = sample.settings.focus.apply(request, look.region).highlight
             if highlight is not None and highlight.strength != 1:
-                own = fields.get("vllm_xargs") or {}
                 size, number = request.pil_image.size, request.number
                 args = highlight_args(engine.tokens, size, highlight, number)
-                fields["vllm_xargs"] = {**own, **args}
+                fields["vllm_xargs"] = {**(fields.get("vllm_xargs") or {}), **args}
         return json.dumps(fields).encode()
 
 
