@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from PIL.Image import Image
@@ -23,12 +23,10 @@ from cof.pipeline import CoF, answer_of
 from cof.query import Query, Sample
 from cof.server.protocol import query_of
 from cof.server.service import Service, address_in
+from cof.server.vllm_worker import ServedWorker
 from cof.settings import Settings
 from cof.stages import Look
 from cof.types import EncodedImage, Timings
-
-if TYPE_CHECKING:
-    from cof.server.vllm_app import ServedWorker
 
 _UNKNOWN = ("num_tokens", "answer_confidence")
 """What vLLM's own reply says of an answer."""
@@ -63,6 +61,8 @@ class HighlightedChat:
         messages, cof = fields.get("messages"), fields["cof"]
         if not isinstance(cof, dict):
             raise CofError("cof: it is an object of settings, and may be empty.")
+        if not isinstance(fields.get("vllm_xargs"), dict | None):
+            raise CofError("vllm_xargs: it is an object.")
         if given := _PROCESSING & fields.keys():
             raise CofError(f"{given.pop()} changes what the model sees: leave it out, or cof.")
         query = query_of(_looked_at(messages), cof, service.settings, service.limits)
@@ -81,7 +81,8 @@ class HighlightedChat:
         Raises:
             ApiError, CofError: there is no answer.
         """
-        worker: ServedWorker = self.service.worker  # type: ignore[assignment]
+        worker = self.service.worker
+        assert isinstance(worker, ServedWorker)
         until_answered.enter_context(self.service.begun())
         cof, rank = until_answered.enter_context(worker.pipeline())
         start = time.perf_counter()

@@ -290,6 +290,14 @@ def test_everything_of_vllms_own_goes_with_cof(client: openai.OpenAI, local: CoF
     assert looks == [chunk for chunk in chunks if chunk.choices][-1:]
     assert chunks[-1].usage.completion_tokens == 2 * (ours.num_tokens + 1)
     assert ask(extra_body={"cof": {}, "vllm_xargs": {"mine": "1"}}).cof["found"]
+    call = {"name": "read", "arguments": "{}"}
+    tools = [
+        {"role": "assistant", "tool_calls": [{"id": "x", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "x", "content": "7"},
+    ]
+    assert ask(messages=[*chat()["messages"], *tools]).cof["boxes"] == two.cof["boxes"]
+    with pytest.raises(openai.BadRequestError, match="vllm_xargs"):
+        ask(extra_body={"cof": {}, "vllm_xargs": "mine"})
     with pytest.raises(openai.BadRequestError, match="changes what the model sees"):
         ask(extra_body={"cof": {}, "mm_processor_kwargs": {"do_pad": False}})
     with pytest.raises(openai.BadRequestError, match="temperature"):
