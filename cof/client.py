@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,16 +16,15 @@ from cof.answer import Answer, refused_answer
 from cof.errors import CofError, CofWarning, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
-from cof.images import load_image
+from cof.images import data_url, load_image
 from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
 from cof.settings import Settings
 from cof.streaming import SentText, for_one
-from cof.types import Decoding, EncodedImage, OnText, Request, Slot, Timings
+from cof.types import Decoding, EncodedImage, Generation, OnText, Request, Slot, Timings, confidence
 
 if TYPE_CHECKING:
     import httpx2
-    from PIL.Image import Image
 
     from cof.images import ImageSource
 
@@ -188,9 +185,11 @@ class RemoteCoF:
             "max_tokens": decoding.max_new_tokens,
             **{name: getattr(decoding, name) for name in ("temperature", "top_p", "seed")},
         }
-        own = {"cof": self._options(query), "stream": sent is not None}
+        own = {"cof": self._options(query), "stream": sent is not None, "logprobs": True}
+        if sent is not None:
+            own["stream_options"] = {"include_usage": True}
         reply = self._ask("POST", _CHAT, {**body, **own}, sent)
-        text = str(reply["choices"][0]["message"]["content"])
+        text = _text(reply)
         if sent is not None:
             sent.finish(text)
         if "cof" not in reply:
@@ -204,9 +203,10 @@ class RemoteCoF:
                 return text
             # without `cof`, vLLM would process image and text in its own way
             other = self._ask("POST", _CHAT, {**body, "cof": {"focus": "none"}})
-            return str(other["choices"][0]["message"]["content"])
+            return _text(other)
 
-        told = {each.name: look[each.name] for each in fields(Answer) if each.name in look}
+        told = _counts(reply)
+        told |= {each.name: look[each.name] for each in fields(Answer) if each.name in look}
         told |= {
             "boxes": boxes,
             "raw_boxes": _boxes(look["raw_boxes"]),
@@ -286,6 +286,8 @@ class RemoteCoF:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ServerError(f"{url} cannot be asked: {error}.") from None
         if status == 200 and content:
+            if "choices" in content and content["choices"][0].get("finish_reason") == "abort":
+                raise Away(f"{url} is being stopped.")
             return content
         told = content.get("error")  # vLLM's 401 has a text there
         sentence = told.get("message") if isinstance(told, dict) else told
@@ -309,26 +311,44 @@ def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str,
             content = {}
         return reply.status_code, content if isinstance(content, dict) else {}
     sent.begin()
-    text = ""
-    last: dict[str, Any] = {}
+    text = thought = ""
+    tokens: list[dict[str, Any]] = []
+    whole: dict[str, Any] = {}
     for line in filter(None, reply.iter_lines()):
         data = line.removeprefix("data: ")
         if data == "[DONE]":
-            return 200, {**last, "choices": [{"message": {"content": text}}]}
-        last = json.loads(data)
-        if "error" in last:  # too late for a status
-            return (503 if last["error"].get("code") == "stopping" else 500), last
-        if piece := last["choices"][0]["delta"].get("content"):
-            text += piece
-            sent.grow(piece)
+            message = {"content": text, "reasoning": thought}
+            choice = {**whole.get("choice", {}), "message": message}
+            return 200, {**whole, "choices": [{**choice, "logprobs": {"content": tokens}}]}
+        chunk = json.loads(data)
+        if "error" in chunk:  # too late for a status
+            return (503 if chunk["error"].get("code") == "stopping" else 500), chunk
+        whole |= chunk
+        for choice in chunk["choices"]:
+            whole["choice"] = choice
+            tokens += (choice.get("logprobs") or {}).get("content") or ()
+            told = text.strip()
+            thought += choice["delta"].get("reasoning") or ""
+            text += choice["delta"].get("content") or ""
+            sent.grow(text.strip()[len(told) :])  # without the space that an answer may end with
     raise httpx2.RemoteProtocolError("the stream broke off")
 
 
-def data_url(image: Image) -> str:
-    """Without loss, so that the server sees the same pixels."""
-    data = io.BytesIO()
-    image.save(data, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+def _text(reply: Mapping[str, Any]) -> str:
+    return (reply["choices"][0]["message"]["content"] or "").strip()
+
+
+def _counts(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """What vLLM's own part of a reply says of an answer, without the end token that it counts."""
+    choice = reply["choices"][0]
+    end = choice.get("finish_reason") == "stop"
+    told: dict[str, Any] = {"reasoning": (choice["message"].get("reasoning") or "").strip()}
+    if usage := reply.get("usage"):
+        told["num_tokens"] = usage["completion_tokens"] - end
+        told["num_prompt_tokens"] = usage["prompt_tokens"]
+    tokens = (choice.get("logprobs") or {}).get("content") or []
+    logprobs = tuple(token["logprob"] for token in tokens[: len(tokens) - end])
+    return {**told, "answer_confidence": confidence(Generation("", logprobs=logprobs))}
 
 
 def _boxes(boxes: Sequence[Sequence[float]]) -> tuple[XYXY, ...]:

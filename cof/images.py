@@ -93,6 +93,29 @@ def check_image(data: bytes, *, max_pixels: int, formats: tuple[str, ...]) -> No
     _open_checked(data, False, max_pixels, formats)
 
 
+def is_plain(data: bytes) -> bool:
+    """Whether every program that reads this image file sees the pixels that `load_image` gives."""
+    with Image.open(io.BytesIO(data)) as image:
+        try:
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        except Exception:  # on damaged data Pillow raises exceptions of many types
+            return False
+        return upright and image.mode == "RGB" and not image.has_transparency_data
+
+
+def png(image: Image.Image) -> bytes:
+    """An image file without loss, written fast."""
+    data = io.BytesIO()
+    image.save(data, "PNG", compress_level=1)
+    return data.getvalue()
+
+
+def data_url(image: Image.Image | bytes) -> str:
+    """An image, or the file of one, as an address that holds it without loss."""
+    file = image if isinstance(image, bytes) else png(image)
+    return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
 def _open_checked(
     source: ImageSource, allow_url: bool, max_pixels: int, formats: tuple[str, ...] | None
 ) -> tuple[Image.Image, str]:

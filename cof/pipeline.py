@@ -19,7 +19,7 @@ from cof.presets import default_settings
 from cof.presets import preset as named_preset
 from cof.query import NO_IMAGE, Query, QueryLike, Sample, as_query
 from cof.settings import Settings
-from cof.stages import answer, isolate, locate, stage_one_request
+from cof.stages import Look, answer, isolate, locate, stage_one_request
 from cof.streaming import SentText, for_one
 from cof.types import (
     Decoding,
@@ -267,6 +267,17 @@ class CoF:
                 return groundings[-1]
         return groundings[0]
 
+    def look_for(self, query: QueryLike) -> tuple[Sample, Look]:
+        """The whole of stage 1 for one query, which somebody else answers: the checked query, and
+        the look of the first of its grounders that finds something.
+
+        Raises:
+            CofError: the chat, an image or the region cannot be used; the message says why.
+        """
+        sample = Sample.from_query(as_query(query), self.settings, self.allow_url, {})
+        (looks,) = locate(self.engine, [sample], self._encoded([sample]), [None])
+        return sample, next((look for look in looks if look.region), looks[0])
+
     def _answer_batch(
         self,
         items: Sequence[QueryLike],
@@ -314,8 +325,6 @@ class CoF:
         self, samples: Sequence[Sample], decoding: Decoding, texts: Mapping[Sample, SentText]
     ) -> list[Answer]:
         """Both stages."""
-        if not self.engine.takes_two and any(sample.request.others for sample in samples):
-            raise CofError(f"{self.engine.name} takes one image at a time: leave the others out.")
         start = time.perf_counter()
         requests = self._encoded(samples)
         if isinstance(self.engine, LengthChecker):
@@ -344,25 +353,14 @@ class CoF:
         timings = Timings(ground=grounded - drafted + before - start, answer=answering)
         answers = []
         for sample, draft, outcome in zip(samples, drafts, outcomes, strict=True):
-            look, grounding = outcome.look, outcome.look.grounding
-            known = draft or (outcome.reply if look.region is None else None)
+            known = draft or (outcome.reply if outcome.look.region is None else None)
             answers.append(
-                Answer(
+                answer_of(
+                    sample,
+                    outcome.look,
+                    timings,
                     text=outcome.reply.text,
                     reasoning=outcome.reply.reasoning,
-                    boxes=look.region.boxes if look.region else (),
-                    raw_boxes=grounding.region.boxes if grounding.region else (),
-                    found=grounding.region is not None,
-                    grounder=look.grounder,
-                    grounding_text=grounding.text,
-                    confidence=grounding.confidence,
-                    reason=grounding.reason,
-                    region=look.region,
-                    settings=sample.settings,
-                    timings=timings,
-                    image=sample.image,
-                    question=sample.question,
-                    request=sample.request,
                     num_tokens=len(outcome.reply.token_ids),
                     token_ids=outcome.reply.token_ids,
                     logprobs=outcome.reply.logprobs,
@@ -423,6 +421,8 @@ class CoF:
 
         Prefill all images or none, because the prefixes of a batch have one length.
         """
+        if not self.engine.takes_two and any(sample.request.others for sample in samples):
+            raise CofError(f"{self.engine.name} takes one image at a time: leave the others out.")
         images = [image for sample in samples for image in sample.request.images]
         fresh = {id(image): image for image in images if not isinstance(image, EncodedImage)}
         calls = sum(s.engine_calls for s in samples if id(s.request.image) in fresh)
@@ -444,6 +444,27 @@ class CoF:
         if known is not None:
             return known.text
         return self._generate([sample.request], [sample], decoding, {})[0].text
+
+
+def answer_of(sample: Sample, look: Look, timings: Timings, **reply: Any) -> Answer:
+    """An answer that came of this look; `reply` has what else is known of it."""
+    found = look.grounding.region
+    return Answer(
+        boxes=look.region.boxes if look.region else (),
+        raw_boxes=found.boxes if found else (),
+        found=found is not None,
+        grounder=look.grounder,
+        grounding_text=look.grounding.text,
+        confidence=look.grounding.confidence,
+        reason=look.grounding.reason,
+        region=look.region,
+        settings=sample.settings,
+        timings=timings,
+        image=sample.image,
+        question=sample.question,
+        request=sample.request,
+        **reply,
+    )
 
 
 def _engine_class(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,6 +93,7 @@ def test_it_asks_again_while_the_server_is_busy_or_away() -> None:
         ([(200, MODELS), (200, events("a", last=FAILED, done=False))], r"It failed\."),
         ([(200, MODELS), (200, events("a"))], "without looking"),
         ([(200, MODELS), (200, b"<html>")], "so it is no cof serve"),
+        ([(200, MODELS), (200, {"choices": [{"finish_reason": "abort"}]})], "being stopped"),
     ],
 )
 def test_what_is_no_answer(replies: list[Reply], sentence: str) -> None:
@@ -112,6 +114,33 @@ def test_a_stream_that_breaks_off_is_asked_for_again_and_nothing_is_told_twice()
     with serving(*replies) as url, RemoteCoF(url) as remote:
         answer = remote(IMAGE, "What?", on_text=told.append)
     assert (answer.text, told) == ("a red star", ["a", " red", " star"])
+
+
+def test_what_vllm_says_of_its_tokens() -> None:
+    cof = {name: LOOK[name] for name in LOOK if name not in ("num_tokens", "answer_confidence")}
+    usage = {"prompt_tokens": 9, "completion_tokens": 3}
+    words = [(" a", 0.5), (" star", 0.125), ("</s>", 1.0)]
+    tokens = [{"token": text, "logprob": math.log(p)} for text, p in words]
+    whole = {"finish_reason": "stop", "message": {"content": " a star", "reasoning": "Hm."}}
+    reply = {"choices": [{**whole, "logprobs": {"content": tokens}}], "usage": usage, "cof": cof}
+    chunks: list[dict[str, Any]] = [
+        {"delta": {"content": text * (text != "</s>")}, "logprobs": {"content": [token]}}
+        for (text, _), token in zip(words, tokens, strict=True)
+    ]
+    chunks[0]["delta"]["reasoning"] = "Hm."
+    chunks[-1]["finish_reason"] = "stop"
+    stream: list[dict[str, Any]] = [{"choices": [chunk]} for chunk in chunks]
+    stream[-1]["cof"] = cof
+    lines = [*map(json.dumps, stream), json.dumps({"choices": [], "usage": usage}), "[DONE]"]
+    events = "".join(f"data: {line}\n\n" for line in lines).encode()
+    told: list[str] = []
+    with serving((200, MODELS), (200, reply), (200, events)) as url, RemoteCoF(url) as remote:
+        answers = [remote(IMAGE, "What?"), remote(IMAGE, "What?", on_text=told.append)]
+    for answer in answers:
+        assert (answer.text, answer.reasoning) == ("a star", "Hm.")
+        assert (answer.num_tokens, answer.num_prompt_tokens) == (2, 9)
+        assert answer.answer_confidence == pytest.approx(0.25)
+    assert told == ["a", " star"]
 
 
 def test_an_answer_that_differs_from_what_was_told_is_an_error() -> None:

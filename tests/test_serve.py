@@ -17,7 +17,8 @@ from PIL import Image
 from processes import KEY, ROOT, Server, free_port
 
 from cof import Answer, CoF, CofError, Decoding, Query, Settings
-from cof.client import RemoteCoF, data_url
+from cof.client import RemoteCoF
+from cof.images import data_url
 
 SCENES = sorted((ROOT / "cof/demo").glob("scene-*.png"))
 CHAT = "/v1/chat/completions"

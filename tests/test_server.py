@@ -22,9 +22,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cof.cli import app as commands
-from cof.client import data_url
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError, OutOfMemory
+from cof.images import data_url
 from cof.pipeline import CoF, Query
 from cof.prompting.dialects import TINY
 from cof.server.app import create_app
@@ -206,6 +206,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no question": (body(" "), "The question is empty"),
     "three images": (body(QUESTION, IMAGE, IMAGE, IMAGE), "3 images, above 2"),
     "a path": (url("/etc/passwd"), "takes a data: URL"),
+    "a part with a path": (text_of([{"type": "image", "path": "/x"}]), "of the type image_url"),
     "a file": (url("file:///etc/passwd"), "takes a data: URL"),
     "an address": (url("https://example.com/a.png"), "fetches no addresses"),
     "no base64": (url("data:image/png;base64,@@@"), "not valid base64"),

@@ -61,8 +61,8 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
-        about: dict[str, Any] = {"id": uuid.uuid4().hex[:12]}
-        scope.setdefault("state", {})["about"] = about
+        about: dict[str, Any] = scope.setdefault("state", {}).setdefault("about", {})
+        about["id"] = uuid.uuid4().hex[:12]
 
         async def sending(message: Message) -> None:
             nonlocal status

@@ -81,6 +81,9 @@ _REGION = ("image", "polygon", "grounding_question")
 """What `cof` may hold beside the settings and boxes (`cof.query.Query`)."""
 
 
+_FILES = {"image", "url", "path", "base64"}
+"""Where a part of a message would hold an image, or the name of a file of ours."""
+
 Tokens = Callable[[Answer], list[dict[str, Any]]]
 """An answer -> its tokens with their log-probabilities, in OpenAI's format."""
 
@@ -135,8 +138,31 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
         raise CofError(_sentence(error)) from None
     if chat.model != model:
         raise unknown_model(chat.model, model)
-    _check_messages(chat.messages, limits)
-    options = {"focus": "none"} if chat.cof is None else dict(chat.cof)
+    query = query_of(chat.messages, chat.cof, settings, limits)
+    return Ask(
+        query,
+        _decoding(chat, limits),
+        chat.cof is not None,
+        chat.stream,
+        (chat.stop,) if isinstance(chat.stop, str) else tuple(chat.stop or ()),
+        chat.logprobs,
+        chat.stream_options.include_usage,
+    )
+
+
+def query_of(
+    messages: list[dict[str, Any]],
+    cof: dict[str, Any] | None,
+    settings: Settings,
+    limits: Limits,
+) -> Query:
+    """A chat and its `cof`, checked; see `parse`.
+
+    Raises:
+        CofError: they cannot be read, or ask for what the server does not do.
+    """
+    _check_messages(messages, limits)
+    options = {"focus": "none"} if cof is None else dict(cof)
     region: dict[str, Any] = {name: options.pop(name) for name in _REGION if name in options}
     if isinstance(options.get("boxes"), list):  # as a text it is the setting: free or template
         region["boxes"] = options.pop("boxes")
@@ -147,17 +173,9 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
             raise CofError(f"cof.{name} has a length of {len(places)}, above {limits.max_boxes}.")
     changed = settings.changed(**options)
     _check_settings(changed, settings, limits)
-    query = Query(messages=chat.messages, settings=changed, **region)
+    query = Query(messages=messages, settings=changed, **region)
     query.read(changed.system)
-    return Ask(
-        query,
-        _decoding(chat, limits),
-        chat.cof is not None,
-        chat.stream,
-        (chat.stop,) if isinstance(chat.stop, str) else tuple(chat.stop or ()),
-        chat.logprobs,
-        chat.stream_options.include_usage,
-    )
+    return query
 
 
 def unknown_model(asked: str, model: str) -> ApiError:
@@ -247,6 +265,8 @@ def _check_messages(messages: list[dict[str, Any]], limits: Limits) -> None:
     contents = [message.get("content") for message in messages]
     parts = [part for each in contents if isinstance(each, list) for part in each]
     images = [part for part in parts if isinstance(part, dict) and "image_url" in part]
+    if any(isinstance(part, dict) and part.keys() & _FILES for part in parts):
+        raise CofError("An image comes as a part of the type image_url.")
     if len(images) > limits.max_images:
         raise CofError(f"There are {len(images)} images, above {limits.max_images}: send fewer.")
     texts = [each for each in contents if isinstance(each, str)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -79,7 +79,7 @@ class Service:
     ) -> None:
         self.worker, self.model, self.metrics, self.limits = worker, model, metrics, limits
         self.started = int(time.time())
-        self._settings = settings
+        self.settings = settings
         self._fetcher, self._most, self._under_way = fetcher, most, 0
         self._decoded: WeakValueDictionary[bytes, Image] = WeakValueDictionary()
 
@@ -102,7 +102,7 @@ class Service:
 
     async def _read(self, request: Request) -> Ask:
         body = await read_body(request, self.limits)
-        ask = await asyncio.to_thread(parse, body, self.model, self._settings, self.limits)
+        ask = await asyncio.to_thread(parse, body, self.model, self.settings, self.limits)
         del body
         images: list[Image] = []
         messages = [{**message} for message in ask.query.messages or ()]
@@ -116,12 +116,11 @@ class Service:
 
     async def _with_image(self, part: Any, images: list[Image]) -> Any:
         """A part of a message with the image of its address, which is added to `images`."""
-        given = part.get("image_url") if isinstance(part, dict) else None
-        if given is None:
+        address = address_in(part)
+        if address is None:
             return part
-        address = given.get("url") if isinstance(given, dict) else given
-        data = await self.image_data(str(address))
-        images.append(await asyncio.to_thread(self._decode, data))
+        data = await self.image_data(address)
+        images.append(await asyncio.to_thread(self.decode, data))
         return {"type": "image", "image": images[-1]}
 
     def tokens(self, answer: Answer) -> list[dict[str, Any]]:
@@ -132,7 +131,7 @@ class Service:
             for text, logprob in zip(texts, answer.logprobs, strict=True)
         ]
 
-    def _decode(self, data: bytes) -> Image:
+    def decode(self, data: bytes) -> Image:
         """The image in these bytes; equal data that are still in use give the same one, so that it
         is encoded once in a batch."""
         key = hashlib.sha256(data).digest()
@@ -156,14 +155,7 @@ class Service:
             if not answer.cancelled():
                 arrived.put_nowait(answer.exception() or answer.result())
 
-        if not self.worker.alive:
-            raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
-        if self._under_way >= self._most:
-            raise ApiError(
-                429, "Too many requests are waiting: ask again in a moment.", "queue_full"
-            )
-        self._under_way += 1
-        with self.metrics.under_way.track_inprogress():
+        with self.begun():
             on_text = tell if ask.stream else None
             answer = asyncio.create_task(self.worker.answer(ask.query, ask.decoding, on_text))
             answer.add_done_callback(end)
@@ -172,12 +164,42 @@ class Service:
                 while isinstance(update := await arrived.get(), str):
                     yield update
             finally:
-                self._under_way -= 1
                 timer.cancel()
                 answer.cancel()
         if isinstance(update, BaseException):
             raise update
         yield update
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """While a request is under way.
+
+        Raises:
+            ApiError: it is one too many.
+        """
+        if not self.worker.alive:
+            raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
+        if self._under_way >= self._most:
+            raise ApiError(
+                429, "Too many requests are waiting: ask again in a moment.", "queue_full"
+            )
+        self._under_way += 1
+        try:
+            with self.metrics.under_way.track_inprogress():
+                yield
+        finally:
+            self._under_way -= 1
+
+    async def in_time(self, request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+        """What this work gives, while the client waits for it.
+
+        Raises:
+            ApiError: the client has gone, or it takes too long.
+        """
+        try:
+            return await _unless_gone(request, asyncio.wait_for(work, self.limits.timeout_s))
+        except asyncio.TimeoutError:
+            raise self._late from None
 
     @property
     def _late(self) -> ApiError:
@@ -197,6 +219,14 @@ class Service:
                 "--allow-url."
             )
         return await self._fetcher.fetch(address)
+
+
+def address_in(part: object) -> str | None:
+    """The address of an image in a part of a message."""
+    given = part.get("image_url") if isinstance(part, dict) else None
+    if given is None:
+        return None
+    return str(given.get("url") if isinstance(given, dict) else given)
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

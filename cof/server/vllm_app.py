@@ -1,46 +1,37 @@
 """What `vllm serve` loads of us (entry point `vllm.endpoint_plugins`): chat requests that hold
-`cof` are answered here, by the engine that answers all others."""
+`cof` are looked at, and then answered by vLLM as all others."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY
 from pydantic import TypeAdapter
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from vllm.exceptions import GracefulHTTPError
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cof.answer import Answer
-from cof.engines.vllm.clients import RequestAborted, ServedClient
+from cof.engines.vllm.clients import ServedClient
 from cof.engines.vllm.engine import WORKER, VllmEngine, load_processor
-from cof.errors import CofError
 from cof.images import check_image
 from cof.limits import UPLOAD_FORMATS
-from cof.pipeline import CoF
 from cof.presets import default_settings
-from cof.query import Query
 from cof.server.app import service_app
 from cof.server.errors import ApiError, as_api_error
 from cof.server.images import Fetcher
 from cof.server.limits import Limits
 from cof.server.logs import RequestLog, start_logging
 from cof.server.metrics import Metrics
-from cof.server.service import Service, read_body
+from cof.server.service import Service, address_in, read_body
+from cof.server.vllm_chat import HighlightedChat, parts_of, replay, show_file
+from cof.server.vllm_worker import ServedWorker
 from cof.settings import Settings
-from cof.streaming import for_one
-from cof.types import Decoding, Thought
 
 CHAT = "/v1/chat/completions"
 OPEN = ("/v1/", "/health", "/ping", "/version", "/load", "/metrics")
@@ -122,7 +113,8 @@ class Plugin:
 
 
 class Gate:
-    """ASGI middleware: what holds `cof` goes to our application, all else on to vLLM.
+    """ASGI middleware: requests go on to vLLM, those with `cof` after a look at their image
+    (`HighlightedChat`). What a highlight cannot say, our own application answers.
 
     Bodies and images keep to our limits wherever they go.
     """
@@ -132,96 +124,31 @@ class Gate:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app, path = self._vllm, scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        try:
-            if scope["type"] == "http" and not path.startswith(OPEN):
-                raise ApiError(404, "There is no such route here.", "no_such_route")
-            if scope.get("method") == "POST":
-                ours: FastAPI = scope["app"].state.cof
-                service: Service = ours.state.service
-                body = await read_body(Request(scope, receive), service.limits)
-                if path == CHAT:
-                    fields = await asyncio.to_thread(_parse, body)
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        app, passed = self._vllm, (scope, receive, send)
+        async with AsyncExitStack() as until_answered:
+            try:
+                if scope["type"] == "http" and not path.startswith(OPEN):
+                    raise ApiError(404, "There is no such route here.", "no_such_route")
+                if scope.get("method") == "POST":
+                    ours: FastAPI = scope["app"].state.cof
+                    service: Service = ours.state.service
+                    body = await read_body(Request(scope, receive), service.limits)
+                    fields = await asyncio.to_thread(_parse, body) if path == CHAT else {}
+                    passed = scope, replay(body, receive), send
                     if fields.get("cof") is None:
                         body = await _check_images(service, fields, body)
-                    else:
+                        passed = scope, replay(body, receive), send
+                    elif (chat := HighlightedChat.of(fields, service)) is None:
                         app = ours
-                receive = _replay(body, receive)
-        except (ApiError, CofError) as error:
-            failure = as_api_error(error)
-            self._metrics.errors.labels(failure.code).inc()
-            reply = JSONResponse(failure.body, failure.status, failure.headers)
-            await RequestLog(reply, self._metrics)(scope, receive, send)
-            return
-        await app(scope, receive, send)
-
-
-class ServedWorker:
-    """Answers each query in a thread of its own; vLLM batches what they ask of it.
-
-    Both stages of a query go to one data-parallel engine, the one with the fewest queries, so that
-    the second finds the image's prefix in its cache.
-    """
-
-    def __init__(
-        self,
-        engine: VllmEngine,
-        async_llm: Any,
-        loop: asyncio.AbstractEventLoop,
-        settings: Settings,
-        limits: Limits,
-        metrics: Metrics,
-    ) -> None:
-        self._engine, self._async_llm, self._loop = engine, async_llm, loop
-        self._settings, self._metrics = settings, metrics
-        self._threads = ThreadPoolExecutor(limits.max_queue, "cof-answer")
-        self._ranks = range(len(async_llm.engine_core.engine_ranks_managed))
-        self._under_way: Counter[int] = Counter()  # by rank
-        self._given: Counter[int] = Counter()
-        self._closed = False
-
-    @property
-    def alive(self) -> bool:
-        """Whether it takes queries."""
-        return not self._closed and not self._async_llm.errored
-
-    async def answer(
-        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
-    ) -> Answer:
-        """See `cof.server.service.Answerer`."""
-        # of equals, each gets its turn
-        rank = min(self._ranks, key=lambda each: (self._under_way[each], self._given[each]))
-        client = ServedClient(self._async_llm, self._loop, rank if len(self._ranks) > 1 else None)
-        cof = CoF(self._engine.with_client(client), self._settings)
-        on_thought = on_text and (lambda piece: on_text(Thought(piece)))
-        ask = partial(
-            cof.batch,
-            [query],
-            decoding=decoding,
-            on_text=for_one(on_text),
-            on_thought=for_one(on_thought),
-        )
-        self._given[rank] += 1
-        self._under_way[rank] += 1
-        try:
-            (answer,) = await self._loop.run_in_executor(self._threads, ask)
-        except RequestAborted as error:
-            raise ApiError(503, str(error), "stopping") from None
-        except GracefulHTTPError:
-            raise ApiError(503, "The engine is full: ask again in a moment.", "full") from None
-        finally:
-            client.cancel()  # where nobody waits for it any more
-            self._under_way[rank] -= 1
-        self._metrics.batch(1, answer.timings)
-        return answer
-
-    def token_text(self, token_id: int) -> str:
-        """See `cof.server.service.Answerer`."""
-        return str(self._engine.processor.tokenizer.decode([token_id]))
-
-    def close(self, timeout_s: float) -> None:
-        """Take no more; vLLM answers what it has begun, or not, by its `--shutdown-timeout`."""
-        self._closed = True
+                    else:
+                        passed = await chat.look_first(until_answered, scope, receive, send)
+            except Exception as error:
+                failure = as_api_error(error)
+                self._metrics.errors.labels(failure.code).inc()
+                reply = JSONResponse(failure.body, failure.status, failure.headers)
+                app, passed = RequestLog(reply, self._metrics), (scope, receive, send)
+            await app(*passed)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -240,29 +167,14 @@ async def _check_images(service: Service, fields: dict[str, Any], body: bytes) -
         ApiError, CofError: an image cannot be taken.
     """
     changed = False
-    messages = fields.get("messages")
-    for message in messages if isinstance(messages, list) else []:
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else []:
-            image = part.get("image_url") if isinstance(part, dict) else None
-            address = image.get("url") if isinstance(image, dict) else image
-            if not isinstance(address, str):
-                continue
-            data = await service.image_data(address)
-            limit = service.limits.max_pixels
-            await asyncio.to_thread(check_image, data, max_pixels=limit, formats=UPLOAD_FORMATS)
-            if address[:5].lower() != "data:":
-                url = "data:image/png;base64," + base64.b64encode(data).decode()
-                part["image_url"] = {**image, "url": url} if isinstance(image, dict) else url
-                changed = True
+    for part in parts_of(fields.get("messages")):
+        address = address_in(part)
+        if address is None:
+            continue
+        data = await service.image_data(address)
+        limit = service.limits.max_pixels
+        await asyncio.to_thread(check_image, data, max_pixels=limit, formats=UPLOAD_FORMATS)
+        if address[:5].lower() != "data:":
+            show_file(part, data)
+            changed = True
     return json.dumps(fields).encode() if changed else body
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A body that has been read, and then what else comes."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replay

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from cof.engines.vllm.engine import load_processor, model_options
 from cof.errors import CofError
+from cof.families import family_of
 from cof.server.vllm_app import Plugin, ServeOptions
 from cof.tiny import resolve_model
 
@@ -58,6 +59,8 @@ def run_vllm(
         **({"VLLM_API_KEY": api_key} if api_key else {}),  # not in the arguments, which are logged
     }
     given = {"served_model_name": served_name, **FLAGS, **model_options(config, processor), **flags}
+    if not getattr(processor, "chat_template", None):
+        given["chat_template"] = family_of(config).chat_template or None
     _serve(["serve", model, *arguments(given), *more])
 
 

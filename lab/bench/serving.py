@@ -30,9 +30,9 @@ from typing import Any
 
 import httpx2
 
-from cof.client import data_url
 from cof.eval.report.document import Cell, Table, Text, markdown
 from cof.eval.store import write_atomically
+from cof.images import data_url
 from cof.query import Query
 from lab.bench.endurance import scene_queries
 from lab.bench.machine import machine

@@ -1,8 +1,11 @@
-"""How a served engine is asked from threads, with a stand-in for vLLM's `AsyncLLM`."""
+"""How a served engine is asked from threads, with a stand-in for vLLM's `AsyncLLM`, and what is
+changed in chat requests and replies that are vLLM's own."""
 
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +16,14 @@ import pytest
 
 pytest.importorskip("vllm.version")
 
+from checkpoints import checkpoint
+from models import picture
+from PIL import Image
 from vllm import SamplingParams
 
 from cof.engines.vllm.clients import RequestAborted, ServedClient
+from cof.engines.vllm.engine import VllmEngine, load_processor
+from cof.server.vllm_chat import _looked_at, _WithCof
 
 
 class Engine:
@@ -122,3 +130,96 @@ def test_an_engine_that_ends(engine: Engine) -> None:
         engine.ended.set_result(None)
         with pytest.raises(RequestAborted):
             asked.result(10)
+
+
+LOOK = {"found": True}
+
+
+def sent(
+    status: int, kind: str, *parts: bytes, choices: int = 1
+) -> tuple[dict[bytes, bytes], bytes]:
+    """The headers and the body of a reply that `cof` was put into."""
+    messages: list[Any] = []
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    async def reply() -> None:
+        sending = _WithCof(send, lambda: LOOK, choices)
+        length = str(sum(map(len, parts))).encode()
+        headers = [(b"content-type", kind.encode()), (b"content-length", length)]
+        await sending({"type": "http.response.start", "status": status, "headers": headers})
+        for number, part in enumerate(parts, 1):
+            more = number < len(parts)
+            await sending({"type": "http.response.body", "body": part, "more_body": more})
+
+    asyncio.run(reply())
+    start, *bodies = messages
+    assert [body.get("more_body", False) for body in bodies][-1] is False
+    return dict(start["headers"]), b"".join(body["body"] for body in bodies)
+
+
+def test_cof_is_put_into_a_reply() -> None:
+    headers, body = sent(200, "application/json", b'{"id": ', b'"a"}')
+    assert json.loads(body) == {"id": "a", "cof": LOOK}
+    assert int(headers[b"content-length"]) == len(body)
+    refusal = b'{"error": {"message": "no"}}'
+    assert sent(400, "application/json", refusal)[1] == refusal
+
+
+def test_cof_is_put_into_a_stream_where_the_last_choice_ends() -> None:
+    def event(index: int, text: str, reason: str | None = None) -> bytes:
+        choice = {"index": index, "delta": {"content": text}, "finish_reason": reason}
+        return (
+            b"data: " + json.dumps({"choices": [choice]}, separators=(",", ":")).encode() + b"\n\n"
+        )
+
+    lines = [
+        event(0, '"finish_reason":"stop"'),
+        event(1, "é", "stop"),
+        event(0, "", "length"),
+        b'data: {"choices":[],"usage":{}}\n\n',
+        b"data: [DONE]\n\n",
+    ]
+    whole = b"".join(lines)
+    expected = whole.replace(b'"finish_reason":"length"}]}', b'"finish_reason":"length"}],"cof":1}')
+    for size in (1, 7, 60, len(whole)):
+        parts = [whole[at : at + size] for at in range(0, len(whole), size)]
+        _, body = sent(200, "text/event-stream; charset=utf-8", *parts, b"", choices=2)
+        told = [line.removeprefix(b"data: ") for line in body.split(b"\n\n")]
+        wanted = expected.replace(b'"cof":1', b'"cof":' + json.dumps(LOOK).encode())
+        asked = [line.removeprefix(b"data: ") for line in wanted.split(b"\n\n")]
+        assert [*map(json.loads, told[:4])] == [*map(json.loads, asked[:4])]
+        assert told[4:] == asked[4:]
+
+
+def test_stage_one_reads_a_chat_up_to_its_question() -> None:
+    user, answer = {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}
+    call = {"role": "assistant", "content": None, "tool_calls": [{}]}
+    result = {"role": "tool", "content": "7"}
+    assert _looked_at([user, answer, user, call, result]) == [user, answer, user]
+    assert _looked_at([user, call, result, answer]) == [user]
+    assert _looked_at("a text") == []
+
+
+def test_the_file_of_an_image_shows_what_the_engine_shows() -> None:
+    config, processor = load_processor(str(checkpoint("llava")))
+    client = SimpleNamespace(model_config=SimpleNamespace(get_diff_sampling_param=dict))
+    engine = VllmEngine(client, config, processor, name="llava")
+
+    def sent_for(image: Image.Image, kind: str) -> tuple[bytes, bytes, Any]:
+        data = io.BytesIO()
+        image.save(data, kind)
+        encoded = engine.encode_file(image.convert("RGB"), data.getvalue())
+        return data.getvalue(), encoded.pixels.original_bytes, encoded
+
+    for kind in ("PNG", "JPEG"):
+        data, file, _ = sent_for(picture((112, 112)), kind)
+        assert file is data or file == data
+    for image in (picture((112, 56)), picture((112, 112)).convert("L")):
+        data, file, encoded = sent_for(image, "PNG")
+        assert file != data
+        shown = Image.open(io.BytesIO(file))
+        assert shown.tobytes() == encoded.pixels.media.tobytes()
+        assert shown.size == (112, 112)
+        assert encoded.size == image.size

@@ -3,6 +3,8 @@ and held against the transformers engine in this process."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import signal
 import time
@@ -17,7 +19,7 @@ pytest.importorskip("vllm.version")
 
 import httpx2
 import openai
-from PIL import Image
+from PIL import ExifTags, Image
 from processes import KEY, Server, free_port
 from test_serve import QUESTION, SCENES, chat, told
 from typer.testing import CliRunner
@@ -25,6 +27,7 @@ from typer.testing import CliRunner
 from cof import CoF, CofError, Decoding, Query, Settings
 from cof.cli import app
 from cof.client import RemoteCoF
+from cof.images import data_url
 
 VLLM = ["--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
 ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1", "--block-size", "32"]
@@ -33,8 +36,9 @@ SHORT = Decoding(max_new_tokens=8)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    ours = ["--engine", "vllm", "--dtype", "float32", "--strength", "8", "--max-pixels", "1000000"]
-    running = Server(free_port(), [*ours, "--", *VLLM, *ENGINES])
+    ours = ["--engine", "vllm", "--dtype", "float32", "--strength", "8"]
+    limits = ["--max-pixels", "1000000", "--max-images", "2"]
+    running = Server(free_port(), [*ours, *limits, "--", *VLLM, *ENGINES])
     running.start()
     running.wait(300)
     yield running
@@ -96,6 +100,7 @@ def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None
         # by a template: among the tokens that it allows
         close = 1e-3 if our.settings.option("boxes") == "template" else 1e-5
         assert their.confidence == pytest.approx(our.confidence, abs=close)
+        assert their.answer_confidence == pytest.approx(our.answer_confidence, abs=1e-4)
     assert [answer.plain() for answer in theirs[::3]] == [answer.plain() for answer in ours[::3]]
     assert len({answer.text for answer in ours}) > 3
 
@@ -179,6 +184,128 @@ def test_streaming(client: openai.OpenAI, local: CoF, cof: Any) -> None:
     assert "".join(pieces) == whole.choices[0].message.content
     assert sum(map(bool, pieces)) > 1  # vLLM joins steps that a busy listener has not yet taken
     assert (getattr(chunks[-1], "cof", None) is not None) == bool(cof)
+
+
+def part(image: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": image}}
+
+
+def file_url(image: Image.Image, kind: str, **options: Any) -> str:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def files() -> dict[str, str]:
+    """A scene as files whose pixels vLLM would show as we do, or otherwise."""
+    scene = Image.open(SCENES[3]).convert("RGB")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    clear = scene.convert("RGBA")
+    clear.putalpha(200)
+    return {
+        "webp": file_url(scene, "WEBP", lossless=True),
+        "turned": file_url(scene, "JPEG", exif=turned, quality=95),
+        "clear": file_url(clear, "PNG"),
+        "palette": file_url(scene.convert("P"), "PNG"),
+        "wide": file_url(scene.crop((0, 0, 480, 300)), "PNG"),
+    }
+
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [part(data_url(Image.open(SCENES[3]))), "What is it?"]},
+    {"role": "assistant", "content": "A star."},
+    {"role": "user", "content": QUESTION},
+]
+TWO = [
+    {"role": "user", "content": [part(url), {"type": "text", "text": QUESTION}]}
+    for url in (data_url(Image.open(SCENES[3])), data_url(Image.open(SCENES[1])))
+]
+TWO.insert(1, {"role": "assistant", "content": "C"})
+
+
+CHATS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "turns": (TURNS, {}),
+    "two images": (TWO, {}),
+    "the first of two": (TWO, {"image": 0, "scope": "all"}),
+    "soft": (TWO, {"boxes": [[0.1, 0.1, 0.5, 0.5]], "focus": "soft", "system": "Be brief."}),
+    "no image": (TURNS[3:], {}),
+} | {
+    name: ([{"role": "user", "content": [part(url), QUESTION]}], {})
+    for name, url in files().items()
+}
+
+
+@pytest.mark.parametrize(("messages", "cof"), CHATS.values(), ids=CHATS)
+def test_chats_have_the_answers_of_transformers(
+    client: openai.OpenAI, local: CoF, messages: Any, cof: dict[str, Any]
+) -> None:
+    about = {**cof}
+    given = {name: about.pop(name) for name in ("image", "boxes") if name in about}
+    settings = local.settings.changed(**about)
+    decoding = Decoding(max_new_tokens=8)
+    query = Query(messages=messages, settings=settings, **given)
+    (ours,) = local.batch([query], decoding=decoding)
+    told = client.chat.completions.create(
+        model="tiny-early",
+        messages=messages,
+        temperature=0,
+        max_tokens=8,
+        logprobs=True,
+        extra_body={"cof": cof},
+    )
+    (choice,) = told.choices
+    assert choice.message.content.strip() == ours.text
+    logprobs = [token.logprob for token in choice.logprobs.content]
+    assert logprobs[: len(ours.logprobs)] == pytest.approx(ours.logprobs, abs=1e-3)
+    assert told.cof["boxes"] == [list(box) for box in ours.boxes]
+    assert told.cof["settings"] == json.loads(json.dumps(ours.settings.as_dict()))
+    assert told.usage.prompt_tokens == ours.num_prompt_tokens
+
+
+def test_everything_of_vllms_own_goes_with_cof(client: openai.OpenAI, local: CoF) -> None:
+    def ask(**more: Any) -> Any:
+        asked = {**chat(), "temperature": 0, "max_tokens": 8, "extra_body": {"cof": {}}}
+        return client.chat.completions.create(**{**asked, **more})
+
+    ours = local(SCENES[3], QUESTION, decoding=SHORT)
+    two = ask(n=2, temperature=0.01)
+    assert [choice.message.content.strip() for choice in two.choices] == [ours.text] * 2
+    assert two.cof["raw_boxes"] == [list(box) for box in ours.raw_boxes]
+    (top,) = ask(logprobs=True, top_logprobs=3).choices
+    assert [len(token.top_logprobs) for token in top.logprobs.content] == [3, 3]
+    assert top.logprobs.content[0].logprob == pytest.approx(ours.logprobs[0], abs=1e-3)
+    schema = {"name": "answer", "schema": {"type": "string", "enum": ["red", "blue"]}}
+    (held,) = ask(
+        response_format={"type": "json_schema", "json_schema": schema}, max_tokens=16
+    ).choices
+    assert json.loads(held.message.content) in ("red", "blue")
+    (cut,) = ask(stop=ours.text).choices
+    assert (cut.message.content.strip(), cut.stop_reason) == ("", ours.text)
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(ask(n=2, temperature=0.01, **usage))
+    looks = [chunk for chunk in chunks if hasattr(chunk, "cof")]
+    assert [chunk.choices[0].finish_reason for chunk in looks] == ["stop"]
+    assert looks == [chunk for chunk in chunks if chunk.choices][-1:]
+    assert chunks[-1].usage.completion_tokens == 2 * (ours.num_tokens + 1)
+    assert ask(extra_body={"cof": {}, "vllm_xargs": {"mine": "1"}}).cof["found"]
+    call = {"name": "read", "arguments": "{}"}
+    tools = [
+        {"role": "assistant", "tool_calls": [{"id": "x", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "x", "content": "7"},
+    ]
+    assert ask(messages=[*chat()["messages"], *tools]).cof["boxes"] == two.cof["boxes"]
+    with pytest.raises(openai.BadRequestError, match="vllm_xargs"):
+        ask(extra_body={"cof": {}, "vllm_xargs": "mine"})
+    with pytest.raises(openai.BadRequestError, match="changes what the model sees"):
+        ask(extra_body={"cof": {}, "mm_processor_kwargs": {"do_pad": False}})
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        ask(temperature=-1)
+    with pytest.raises(openai.NotFoundError):
+        ask(model="another")
+    with pytest.raises(openai.BadRequestError, match="is not supported by this server"):
+        ask(n=2, temperature=1, extra_body={"cof": {"focus": "crop"}})
 
 
 def test_refusals_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from cof.families.chat import Chat, adds_special_tokens
 from cof.families.image_tokens import ImageTokens, processed_wh
 from cof.families.special_tokens import token_ids
 from cof.geometry.boxes import Frame
+from cof.images import is_plain, png
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
@@ -145,6 +146,16 @@ class VllmEngine:
         """The images as they are: vLLM caches its features and states by their contents."""
         return [EncodedImage(image) for image in images]
 
+    def encode_file(self, image: Image.Image, data: bytes) -> EncodedImage:
+        """An image from a file, as `load_image` gives it. `pixels.original_bytes` is the file from
+        which vLLM's own chat requests show the same, with the same caches; `data` if it is one.
+        """
+        from vllm.multimodal.media import MediaWithBytes
+
+        shown = self._shown(image)
+        file = data if shown is image and is_plain(data) else png(shown)
+        return EncodedImage(image, MediaWithBytes(shown, file))
+
     def generate(
         self,
         requests: Sequence[Request],
@@ -199,7 +210,12 @@ class VllmEngine:
         special = adds_special_tokens(self.processor, text)
         with self._processing:
             ids = token_ids(self.processor.tokenizer, text, add_special_tokens=special)
-        shown = [self._shown(pil_image(image)) for image in request.images]
+        shown = [
+            image.pixels
+            if isinstance(image, EncodedImage) and image.pixels is not None
+            else self._shown(pil_image(image))
+            for image in request.images
+        ]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": shown} if shown else {}}
 
     def _shown(self, image: Image.Image) -> Image.Image:
