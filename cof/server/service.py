@@ -115,10 +115,17 @@ class Service:
         return replace(ask, query=replace(ask.query, messages=messages))
 
     async def _with_image(self, part: Any, images: list[Image]) -> Any:
-        """A part of a message with the image of its address, which is added to `images`."""
-        given = part.get("image_url") if isinstance(part, dict) else None
-        if given is None:
+        """A part of a message with the image of its address, which is added to `images`.
+
+        Raises:
+            CofError: it is neither text nor such an image; what `cof.messages` reads besides may
+                name a file.
+        """
+        if not isinstance(part, dict) or part.get("type") == "text":
             return part
+        given = part.get("image_url")
+        if given is None:
+            raise CofError("A message holds parts of the type text, or image_url with the image.")
         address = given.get("url") if isinstance(given, dict) else given
         data = await self.image_data(str(address))
         images.append(await asyncio.to_thread(self._decode, data))
