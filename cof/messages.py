@@ -102,6 +102,8 @@ def _turn(message: Mapping[str, Any], sources: list[Any]) -> Turn:
         known = ", ".join(ROLES)
         raise CofError(f"A message needs a role ({known}) and a content: {_brief(message)}.")
     content = message.get("content")
+    if not isinstance(content, str | Sequence | None):
+        raise CofError(f"A content is a text, or a list of parts: {_brief(message)}.")
     parts: list[str | Slot | int] = []
     part: Any
     for part in [content] if isinstance(content, str) else content or ():

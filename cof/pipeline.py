@@ -43,7 +43,8 @@ __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 
 
 class CoF:
-    """Coarse-to-fine answering with one engine.
+    """Coarse-to-fine answering with one engine, or with a model of transformers that is loaded:
+    `CoF(model, processor, strength=4.0)`.
 
     Example:
         >>> from PIL import Image
@@ -57,16 +58,34 @@ class CoF:
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings | None = None, *, allow_url: bool = False
+        self,
+        engine: Engine | Any,
+        settings: Settings | Any = None,
+        *,
+        allow_url: bool = False,
+        **options: Any,
     ) -> None:
         """
         Args:
-            engine: answers requests.
-            settings: None: those of `cof.settings.default_settings` for the engine's model.
+            engine: answers requests; or a loaded model, whose attention is ours from then on.
+            settings: None: those of `cof.settings.default_settings` for the engine's model. After a
+                model, its processor.
             allow_url: whether images may be given as http(s) addresses.
+            options: what `cof.settings.Settings` takes, over the settings.
+
+        Raises:
+            CofError: a model that is not supported, or an unknown option.
         """
-        self.engine = engine
-        self.settings = settings or default_settings(engine.name, engine.dialect.name)
+        if not hasattr(engine, "dialect"):  # no engine
+            if not hasattr(engine, "config") or isinstance(settings, Settings | None):
+                raise CofError(
+                    "CoF takes an engine, or a loaded model of transformers and its processor: "
+                    "CoF(model, processor)."
+                )
+            engine, settings = _engine_class("transformers")(engine, settings), None
+        self.engine: Engine = engine
+        chosen = settings or default_settings(self.engine.name, self.engine.dialect.name)
+        self.settings: Settings = chosen.changed(**options)
         self.allow_url = allow_url
 
     @classmethod
@@ -130,7 +149,7 @@ class CoF:
             raise CofError(f"The engine {engine} does not load a model so: {error}.") from None
         loaded = load(model, **given)
         chosen = named or default_settings(loaded.name, loaded.dialect.name)
-        return cls(loaded, chosen.changed(**settings), allow_url=allow_url)
+        return cls(loaded, chosen, allow_url=allow_url, **settings)
 
     @staticmethod
     def connect(

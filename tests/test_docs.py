@@ -122,8 +122,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the snippets find around them."""
     (tmp_path / "cof").symlink_to(ROOT / "cof")
     shutil.copy(ROOT / "cof" / "demo" / "scene-4.png", tmp_path / "photo.jpg")
-    (tmp_path / "llava-hf").mkdir()
-    (tmp_path / "llava-hf" / "llava-1.5-7b-hf").symlink_to(checkpoint("llava"))
+    model = tmp_path / "llava-hf" / "llava-1.5-7b-hf"
+    shutil.copytree(checkpoint("llava"), model)
+    config = (model / "config.json").read_text("utf-8")  # for the paper's prompt, in bytes
+    longer = config.replace('"max_position_embeddings": 512', '"max_position_embeddings": 1024')
+    (model / "config.json").write_text(longer, "utf-8")
     formats.mme(tmp_path / "MME_Benchmark_release_version")
     formats.pope(tmp_path / "POPE")
     formats.tsv(tmp_path / "mmbench_test.tsv", formats.mmbench_rows())

@@ -61,22 +61,32 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def instance(number: int, prompt: str, **options: Any) -> SimpleNamespace:
-    args = (prompt, options, lambda document: document["images"], number, "task", "test")
-    return SimpleNamespace(args=args)
+    """As `ConfigurableMessagesTask.construct_requests` makes them."""
+
+    def messages(document: dict[str, Any]) -> list[dict[str, Any]]:
+        return turns(prompt, document["images"])
+
+    return SimpleNamespace(args=(prompt, messages, options, number, "task", "test"))
 
 
-def request(prompt: str, images: int = 1, **options: Any) -> EvalRequest:
-    loaded = [Image.new("RGB", (8, 8), (40 * n, 0, 0)) for n in range(images)]
-    return EvalRequest(prompt, options, lambda: loaded)
+def turns(prompt: str, images: list[Image.Image], *before: str) -> list[dict[str, Any]]:
+    shown = [{"type": "image", "url": image} for image in images]
+    said = [{"role": "system", "content": [{"type": "text", "text": text}]} for text in before]
+    return [*said, {"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}]
+
+
+def request(prompt: str, images: int = 1, *before: str, **options: Any) -> EvalRequest:
+    loaded = [Image.new("RGB", (8 + n, 8)) for n in range(images)]
+    return EvalRequest(prompt, options, lambda: turns(prompt, loaded, *before))
 
 
 def test_found_by_its_entry_point(plugin: Any) -> None:
     (found,) = entry_points(group="lmms_eval.models", name="cof")
     manifest = found.load()()
     assert manifest.model_id == "cof"
-    module, _, name = manifest.simple_class_path.rpartition(".")
+    module, _, name = manifest.chat_class_path.rpartition(".")
     assert getattr(sys.modules[module], name) is plugin.CoFModel
-    assert plugin.CoFModel.is_simple
+    assert not plugin.CoFModel.is_simple
 
 
 def test_same_answers_as_the_pipeline(plugin: Any) -> None:
@@ -107,7 +117,7 @@ def test_what_it_does_not_offer(plugin: Any) -> None:
     model = plugin.CoFModel(pretrained=str(checkpoint("llava")), grounder="none")
     for method, message in (
         ("loglikelihood", "output_type is generate_until"),
-        ("generate_until_multi_round", "no conversations"),
+        ("generate_until_multi_round", "rounds are given"),
     ):
         with pytest.raises(CofError, match=message):
             getattr(model, method)([])
@@ -143,10 +153,23 @@ def test_decoding() -> None:
     assert request("x", until=[""]).cut("abc") == "abc"
 
 
-@pytest.mark.parametrize("images", [0, 2])
-def test_one_image_each(images: int) -> None:
-    with pytest.raises(CofError, match=f"one image each, and this one has {images}"):
-        _ = request("x", images=images).query
+def test_several_images_and_the_tasks_own_system_message() -> None:
+    engine = FakeEngine(lambda request: BOX if "box" in request.prompt else request.prompt)
+    requests = [request("two", 2, "Think."), request("none", 0), request("one")]
+    texts = dict(answer_requests(CoF(engine, Settings(system="Be brief.")), requests, batch_size=3))
+    assert texts == {0: "two", 1: "none", 2: "one"}
+    (answered, _) = engine.calls[-1]
+    assert [request.pil_image.size for request in answered[::2]] == [(9, 8), (8, 8)]  # the last
+    assert [[image.size for image in request.images] for request in answered] == [
+        [(8, 8), (9, 8)],
+        [],
+        [(8, 8)],
+    ]
+    systems = [request.chat[0].parts for request in answered]
+    assert systems == [("Think.",), ("Be brief.",), ("Be brief.",)]
+    video = EvalRequest("x", {}, lambda: [{"role": "user", "content": [{"type": "video"}]}])
+    with pytest.raises(CofError, match="parts of the type text, or image"):
+        dict(answer_requests(CoF(engine, Settings()), [video], batch_size=1))
 
 
 def test_options(plugin: Any) -> None:

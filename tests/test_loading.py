@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from models import checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from zoo import zoo
+from zoo import engine, stock, zoo
 
+from cof import CoF, Settings
 from cof.engines.transformers import loading
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
@@ -101,3 +103,24 @@ def test_the_authors_layout_is_told_the_converted_one(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_llama", **fields}))
     with pytest.raises(CofError, match=converted):
         load(tmp_path)
+
+
+def test_a_model_that_is_loaded_already() -> None:
+    """Alone and wrapped by PEFT, whose adapter begins as no change."""
+    peft = pytest.importorskip("peft")
+    image, asked = Image.new("RGB", (90, 60), "red"), {"boxes": [(0.1, 0.1, 0.6, 0.6)]}
+    made, options = engine("llava"), {"strength": 8.0, "expand": 1.0}
+    want = CoF(made, Settings(**options))(image, "which digit?", **asked)
+    config = peft.LoraConfig(r=4, target_modules="all-linear")
+    model = copy.deepcopy(stock("llava"))
+    for own in (model, peft.get_peft_model(copy.deepcopy(model), config)):
+        cof = CoF(own, made.processor, **options)
+        answer = cof(image, "which digit?", **asked)
+        assert (answer.text, answer.plain()) == (want.text, want.plain())
+        assert answer.settings == want.settings
+    assert want.text != want.plain()
+    with pytest.raises(CofError, match="strengt"):
+        CoF(model, made.processor, strengt=8.0)
+    for given in ((model,), (torch.nn.Linear(2, 2), made.processor)):
+        with pytest.raises(CofError, match=r"CoF\(model, processor\)"):
+            CoF(*given)

@@ -11,8 +11,11 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -35,7 +38,7 @@ from cof.server.logs import JsonFormatter
 from cof.server.metrics import Metrics
 from cof.server.worker import Worker
 from cof.settings import Settings
-from cof.types import Decoding, Request
+from cof.types import Decoding, Generation, Request, Slot, Thought, Turn
 
 QUESTION = "What digit is on the red star?"
 BOX = (0.2, 0.2, 0.4, 0.6)
@@ -136,17 +139,132 @@ class TestAnswers:
         assert [image.size for image in request.others] == [(64, 64)]
 
     def test_what_asks_for_nothing_is_taken(self) -> None:
-        neutral = {"n": 1, "tools": [], "stop": None, "logprobs": False, "presence_penalty": 0}
-        with serving() as client:
+        neutral = {
+            "n": 1,
+            "tools": [],
+            "tool_choice": "auto",
+            "functions": [],
+            "logit_bias": {},
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0,
+            "top_logprobs": 0,
+            "modalities": ["text"],
+            "response_format": {"type": "text"},
+            "logprobs": False,
+            "stop": None,
+            "max_tokens": None,
+            "temperature": None,
+            "stream_options": None,
+            "user": "me",
+            "store": True,
+            "metadata": {"a": "b"},
+            "service_tier": "auto",
+        }
+        engine = FakeEngine(reply, dialect=TINY)
+        with serving(engine) as client:
             assert client.post(CHAT, json=body(**neutral)).status_code == 200
+        assert engine.calls[0][1] == Decoding()
+
+    def test_a_chat(self) -> None:
+        """A system message, earlier turns with images of their own, addresses as plain strings."""
+        other, third = (data_url(Image.new("RGB", (10, side))) for side in (20, 30))
+        messages = [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "image_url", "image_url": IMAGE}, "First?"]},
+            {"role": "assistant", "content": [{"type": "text", "text": "A star."}]},
+            body("Which?", other, third)["messages"][0],
+        ]
+        engine = FakeEngine(reply, dialect=TINY)
+        with serving(engine) as client:
+            for number in (1, -1):
+                made = client.post(CHAT, json=body(messages=messages, cof={"image": number}))
+                assert made.json()["choices"][0]["message"]["content"] == "focused"
+        one, last = engine.calls[1][0][0], engine.calls[3][0][0]
+        assert [(each.prompt, each.pil_image.size) for each in (one, last)] == [
+            ("Which?", (10, 20)),
+            ("Which?", (10, 30)),
+        ]
+        assert [image.size for image in one.images] == [(64, 64), (10, 20), (10, 30)]
+        assert one.chat == (
+            Turn("system", ("Be brief.",)),
+            Turn("user", (0, "First?")),
+            Turn("assistant", ("A star.",)),
+            Turn("user", (Slot.IMAGE, 1, Slot.PROMPT)),
+        )
+
+    @pytest.mark.parametrize("cof", [None, {}])
+    def test_text_alone(self, cof: Any) -> None:
+        engine = FakeEngine(reply, dialect=TINY)
+        with serving(engine) as client:
+            answer = client.post(CHAT, json=body(**text_of("What is a star?"), cof=cof)).json()
+        assert answer["choices"][0]["message"]["content"] == "plain answer"
+        (((request,), _),) = engine.calls
+        assert (request.images, request.highlight) == ([], None)
+        assert ("cof" in answer) == (cof is not None)
+
+    @pytest.mark.parametrize(
+        ("stop", "text"),
+        [
+            ("answer", "plain "),
+            (["x", "swer", "n a"], "plai"),
+            ("n answer", "plai"),
+            ("plain", ""),
+            ("answers", "plain answer"),
+            (["", "y"], "plain answer"),
+        ],
+    )
+    def test_stop(self, stop: Any, text: str) -> None:
+        with serving() as client:
+            whole = client.post(CHAT, json=body(stop=stop)).json()["choices"][0]
+            cut = client.post(CHAT, json=body(stop=stop, max_tokens=2)).json()["choices"][0]
+            chunks = events_of(client.post(CHAT, json=body(stop=stop, stream=True)))
+        assert (whole["message"]["content"], whole["finish_reason"]) == (text, "stop")
+        assert cut["finish_reason"] == ("length" if text == "plain answer" else "stop")
+        assert "".join(map(content_of, chunks)) == text
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+    def test_usage_and_logprobs(self) -> None:
+        with serving(Thinking()) as client:
+            whole = client.post(CHAT, json=body(logprobs=True)).json()
+            with_usage = {"stream": True, "stream_options": {"include_usage": True}}
+            *chunks, last, usage = events_of(
+                client.post(CHAT, json=body(logprobs=True, **with_usage))
+            )
+            without = events_of(client.post(CHAT, json=body(stream=True)))
+        numbers = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+        assert whole["usage"] == usage["usage"] == numbers
+        assert usage["choices"] == []
+        assert not any("usage" in chunk for chunk in (*chunks, last, *without))
+        told = whole["choices"][0]["logprobs"]
+        assert told == last["choices"][0]["logprobs"]
+        assert told["content"] == [
+            {"token": f"t{n}", "logprob": pytest.approx(-0.6931, abs=1e-4), "top_logprobs": []}
+            | {"bytes": [116, 48 + n]}
+            for n in range(2)
+        ]
+        assert all(chunk["choices"][0]["logprobs"] is None for chunk in chunks)
+
+    def test_what_a_reasoning_model_thinks(self) -> None:
+        with serving(Thinking()) as client:
+            message = client.post(CHAT, json=body()).json()["choices"][0]["message"]
+            chunks = events_of(client.post(CHAT, json=body(stream=True, cof={})))
+        assert message["reasoning_content"] == "It may be red."
+        assert message["content"] == "plain answer"
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+        assert deltas == [
+            {"role": "assistant", "content": ""},
+            {"reasoning_content": "It may"},
+            {"reasoning_content": " be red."},
+            {"content": "focused"},
+            {},
+        ]
+        assert chunks[-1]["cof"]["reasoning"] == "It may be red."
 
     def test_events(self) -> None:
         with serving() as client:
             response = client.post(CHAT, json=body("two words", cof={"focus": "none"}, stream=True))
         assert response.headers["content-type"].startswith("text/event-stream")
-        *lines, end = [line for line in response.text.split("\n\n") if line]
-        chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
-        assert end == "data: [DONE]"
+        chunks = events_of(response)
         assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
         assert len({chunk["id"] for chunk in chunks}) == 1
         assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
@@ -162,7 +280,11 @@ class TestAnswers:
 
     def test_models_and_health(self) -> None:
         with serving() as client:
-            assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["fake"]
+            (model,) = client.get("/v1/models").json()["data"]
+            assert model["id"] == "fake"
+            assert client.get("/v1/models/fake").json() == model
+            other = client.get("/v1/models/a/b")
+            assert (other.status_code, message(other)[:23]) == (404, "There is no model 'a/b'")
             assert client.get("/health").json() == {"status": "ok"}
         assert client.get("/health").status_code == 503
         late = client.post(CHAT, json=body())
@@ -183,6 +305,36 @@ class TestAnswers:
         assert "cof_queue_length 0.0" in lines
 
 
+class Thinking(FakeEngine):
+    """Thinks before it answers, and has a tokenizer."""
+
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: f"t{ids[0]}"))
+
+    def __init__(self) -> None:
+        super().__init__(reply, dialect=TINY)
+
+    def _reply(self, request: Request) -> Generation:
+        made = super()._reply(request)
+        return replace(made, reasoning="It may be red.", num_prompt_tokens=7)
+
+    def _stream(self, replies: Any, on_text: Any) -> None:
+        for piece in ("It may", " be red."):
+            on_text(0, Thought(piece))
+        super()._stream(replies, on_text)
+
+
+def events_of(response: httpx2.Response) -> list[Any]:
+    """What the events of a whole stream hold, but the last."""
+    *lines, end = [line for line in response.text.split("\n\n") if line]
+    assert end == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def content_of(event: Any) -> str:
+    """The text in an event; the last has none."""
+    return str(event["choices"][0]["delta"].get("content", ""))
+
+
 def text_of(content: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}]}
 
@@ -194,17 +346,28 @@ def url(address: str) -> dict[str, Any]:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "several answers": ({"n": 2}, "n is not supported"),
     "tools": ({"tools": [{"type": "function"}]}, "tools is not supported"),
-    "usage": ({"stream_options": {"include_usage": True}}, "stream_options is not supported"),
+    "a schema": ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+    "a penalty": ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+    "likely tokens": ({"logprobs": True, "top_logprobs": 3}, "top_logprobs is not supported"),
+    "a stream's option": ({"stream_options": {"x": 1}}, r"^stream_options\.x is not supported"),
+    "stop": ({"stop": 5}, "^stop: "),
     "unknown": ({"top_k": 5}, "top_k is not supported"),
-    "no messages": ({"messages": []}, "Send one message of the role user"),
-    "an earlier turn": (
-        {"messages": [{"role": "system", "content": "x"}, *body()["messages"]]},
-        "Send one message of the role user",
+    "no messages": ({"messages": []}, "A chat is a list of messages"),
+    "a message": ({"messages": ["What?"]}, r"^messages\.0: "),
+    "a tool's turn": ({"messages": [{"role": "tool", "content": "x"}]}, "A message needs a role"),
+    "no turn to answer": (
+        {"messages": [*body()["messages"], {"role": "assistant", "content": "x"}]},
+        "The last message of a chat must be the user's",
     ),
-    "no image": (text_of("What?"), "There is no image"),
-    "audio": (text_of([{"type": "input_audio"}]), r"^messages\.0\.content\.0: .*input_audio"),
-    "no question": (body(" "), "The question is empty"),
-    "three images": (body(QUESTION, IMAGE, IMAGE, IMAGE), "3 images, above 2"),
+    "no content": (text_of(None), "must be the user's, with a text"),
+    "another content": (text_of(5), "A content is a text, or a list of parts"),
+    "a part alone": (text_of({"type": "text", "text": "What?"}), "A content is a text, or a list"),
+    "audio": (text_of([{"type": "input_audio"}, "What?"]), "parts of the type text, or image"),
+    "no text": (text_of([{"type": "text", "text": 5}]), "needs a text"),
+    "no question": (body(" "), "must be the user's, with a text"),
+    "five images": (body(QUESTION, *[IMAGE] * 5), "5 images, above 4"),
+    "no image to look at": ({**text_of("What?"), "cof": {"boxes": [BOX]}}, "no image to look at"),
+    "no such image": ({"cof": {"image": 1}}, "has 1 images, so there is no image 1"),
     "a path": (url("/etc/passwd"), "takes a data: URL"),
     "a part with a path": (text_of([{"type": "image", "path": "/x"}]), "of the type image_url"),
     "a file": (url("file:///etc/passwd"), "takes a data: URL"),
@@ -224,12 +387,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "cof: a detector": ({"cof": {"grounder": "detector", "detector": "/x"}}, "by the server"),
     "cof: no detector": ({"cof": {"grounder": "detector"}}, "detector"),
     "cof: a long box": ({"cof": {"grounding_max_new_tokens": 10**9}}, "above 512"),
-    "beside": ({**body(QUESTION, IMAGE, IMAGE), "cof": {"focus": "beside"}}, "second image"),
 }
 OTHERS: dict[str, tuple[dict[str, Any], str, int]] = {
     "another model": ({"model": "gpt-4"}, "no model 'gpt-4' here; there is 'fake'", 404),
-    "a long question": (body("x" * 5000), "5000 characters, above 4000", 413),
-    "a long prompt": ({"cof": {"grounding_prompt": "{question}" + "x" * 4000}}, "4010 char", 413),
+    "a long question": (body("x" * 16_001), "16001 characters, above 16000", 413),
+    "a long chat": ({"messages": body("x" * 9000)["messages"] * 2}, "18000 characters", 413),
+    "a long prompt": ({"cof": {"grounding_prompt": "{question}" + "x" * 16_000}}, "16010 ch", 413),
     "too many pixels": (url(data_url(Image.new("1", (200, 101)))), "200x101 pixels", 413),
 }
 
@@ -254,6 +417,30 @@ class TestRefusals:
         response = small.post(CHAT, content=data)
         assert response.status_code == 400
         assert "The body" in message(response)
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            {"type": "image", "path": "{file}"},
+            {"type": "image", "image": "{file}"},
+            {"type": "image", "url": "file://{file}"},
+            {"type": "image_url", "path": "{file}"},
+            {"type": "image_url", "image_url": None, "path": "{file}"},
+            {"type": "image_url", "image_url": {"path": "{file}"}},
+            {"type": "image_url", "image_url": {"url": "{file}"}},
+            {"type": "image_url", "image_url": "{file}"},
+        ],
+    )
+    def test_no_file_is_opened(
+        self, part: Any, small: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "own.png"
+        Image.new("RGB", (8, 8)).save(file)
+        monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+        asked = json.loads(json.dumps([part, "What?"]).replace("{file}", str(file)))
+        response = small.post(CHAT, json=body(**text_of(asked)))
+        assert response.status_code == 400
+        assert "image_url" in message(response)
 
     def test_large_bodies(self) -> None:
         with serving(max_image_bytes=1000) as client:

@@ -15,4 +15,4 @@ def manifest() -> ModelManifest:
     """The model's name, and where lmms-eval finds its class."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="cof", simple_class_path="cof.lmms.model.CoFModel")
+    return ModelManifest(model_id="cof", chat_class_path="cof.lmms.model.CoFModel")

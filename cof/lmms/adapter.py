@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cof.errors import CofError
 from cof.pipeline import CoF
 from cof.query import Query
 from cof.types import Decoding
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -20,40 +16,30 @@ class EvalRequest:
     """One request of lmms-eval.
 
     Attributes:
-        prompt: the whole prompt.
+        prompt: the whole prompt, by which lmms-eval caches the answer.
         options: the task's `generation_kwargs`.
-        load_images: returns the request's images.
+        load_messages: returns the chat, with the task's own system message and all images.
     """
 
     prompt: str
     options: Mapping[str, Any]
-    load_images: Callable[[], Sequence[Image]]
+    load_messages: Callable[[], Sequence[Mapping[str, Any]]]
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[Any], documents: Mapping[str, Any]) -> EvalRequest:
         """A request from an lmms-eval `Instance`.
 
         Args:
-            arguments: its `(context, options, images of a document, number, task, split)`.
+            arguments: its `(context, messages of a document, options, number, task, split)`.
             documents: `{task: {split: [document, ...]}}`.
         """
-        prompt, options, images_of, number, task, split = arguments
-        return cls(prompt, options, lambda: images_of(documents[task][split][number]) or ())
+        prompt, messages_of, options, number, task, split = arguments
+        return cls(prompt, options, lambda: messages_of(documents[task][split][number]))
 
     @property
     def query(self) -> Query:
-        """The query for the pipeline.
-
-        Raises:
-            CofError: it has no image, or several.
-        """
-        images = list(self.load_images())
-        if len(images) != 1:
-            raise CofError(
-                f"cof answers questions about one image each, and this one has {len(images)}: "
-                f"choose another task ({self.prompt[:60]!r})."
-            )
-        return Query(images[0], self.prompt)
+        """The query for the pipeline; of several images the last one is looked at."""
+        return Query(messages=self.load_messages())
 
     @property
     def decoding(self) -> Decoding:

@@ -24,7 +24,7 @@ class CoFModel(lmms):
     plain model, `grounder=whole` reweights every image token.
     """
 
-    is_simple = True
+    is_simple = False
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class CoFModel(lmms):
         raise CofError("cof generates answers: choose a task whose output_type is generate_until.")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not offered: every question is about one image and stands alone."""
-        raise CofError("cof has no conversations: choose a task of single questions.")
+        """Not offered: the next question would hang on the answer before."""
+        raise CofError("cof answers whole chats: choose a task whose rounds are given.")
 
     def clean(self) -> None:
         """Free the model's memory, for a judge model."""

@@ -144,7 +144,7 @@ def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
         _decoding(chat, limits),
         chat.cof is not None,
         chat.stream,
-        (chat.stop,) if isinstance(chat.stop, str) else tuple(chat.stop or ()),
+        tuple(filter(None, [chat.stop] if isinstance(chat.stop, str) else chat.stop or ())),
         chat.logprobs,
         chat.stream_options.include_usage,
     )

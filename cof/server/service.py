@@ -115,10 +115,17 @@ class Service:
         return replace(ask, query=replace(ask.query, messages=messages))
 
     async def _with_image(self, part: Any, images: list[Image]) -> Any:
-        """A part of a message with the image of its address, which is added to `images`."""
+        """A part of a message with the image of its address, which is added to `images`.
+
+        Raises:
+            CofError: it is neither text nor such an image; what `cof.messages` reads besides may
+                name a file.
+        """
+        if not isinstance(part, dict) or part.get("type") == "text":
+            return part
         address = address_in(part)
         if address is None:
-            return part
+            raise CofError("A message holds parts of the type text, or image_url with the image.")
         data = await self.image_data(address)
         images.append(await asyncio.to_thread(self.decode, data))
         return {"type": "image", "image": images[-1]}

@@ -92,6 +92,8 @@ class TransformersEngine:
         """Wrap a loaded model and its processor (with a PIL image processor).
 
         Args:
+            model: also one that PEFT has wrapped, with the adapter that is active.
+            processor: stays as it is; LLaVA-1.5's own crops the centre of images.
             name: of the model, for messages; empty: the one in its config.
             max_batch_tokens: see `from_pretrained`.
 
@@ -103,6 +105,7 @@ class TransformersEngine:
         if max_batch_tokens < 1:
             raise CofError(f"max_batch_tokens must be at least 1, not {max_batch_tokens}.")
         self.max_batch_tokens = max_batch_tokens
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.family: Family = family_of(model.config)
         self.name = name or str(model.config.name_or_path)
         self.dialect = dialect_of(model.config, self.family)
