@@ -161,12 +161,12 @@ def test_what_servers_cannot_do_is_refused_at_the_start(
     pair: list[Server], task: Scenes, tmp_path: Path
 ) -> None:
     wordy = replace(task)
-    wordy.examples[:] = [replace(example, prompt="x" * 4001) for example in task.examples]
+    wordy.examples[:] = [replace(example, prompt="x" * 16_001) for example in task.examples]
     with asking(pair, task, tmp_path / "a.jsonl") as run:
         likely = replace(run, task=VStar(formats.vstar(tmp_path), prompt_style="official"))
         with pytest.raises(CofError, match="cannot say how likely"):
             likely.run([PLAIN])
-        with pytest.raises(CofError, match="The question has 4001 characters"):  # its own limit
+        with pytest.raises(CofError, match="The chat has 16001 characters"):  # its own limit
             replace(run, task=wordy).run([PLAIN])
     assert not Store(tmp_path / "a.jsonl")
 
