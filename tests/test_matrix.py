@@ -310,7 +310,7 @@ def encoded(made: TransformersEngine, rows: list[Request]) -> list[Request]:
     images = [row.image for row in rows]
     known = made.encode(images, prefill=True)
     if made.family.prefill:
-        assert not any(image.prefix.token_ids for image in known)
+        assert not any(image.prefix for image in known)
     return [replace(row, image=image) for row, image in zip(rows, known, strict=True)]
 
 

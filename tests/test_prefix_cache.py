@@ -6,6 +6,7 @@ That answers stay the same is held for every family in `test_matrix`.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ from zoo import assert_same, counted, engine, folder
 
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.engine import TransformersEngine
-from cof.families.chat import Chat
+from cof.engines.transformers.prefix_cache import Prefix, split_cache
 from cof.geometry.regions import EVERYTHING, Region
 from cof.prompting.dialects import LLAVA
-from cof.types import Decoding, EncodedImage, Highlight, Request
+from cof.types import ALONE, Decoding, EncodedImage, Highlight, Request, Turn
 
 SHORT = Decoding(max_new_tokens=5)
 BOX = Decoding(box_template=LLAVA.box_template)
@@ -37,6 +38,12 @@ def known(made: TransformersEngine, images: Any = IMAGES) -> list[EncodedImage]:
         asked = made.plan([Request(image, "") for image in encoded], [0] * len(encoded))
         made._prompts(asked[0][1])
     return encoded
+
+
+def prefix_of(image: EncodedImage) -> Prefix:
+    """The only one."""
+    (prefix,) = image.prefix.values()
+    return prefix
 
 
 def requests(images: Any, kind: str) -> list[Request]:
@@ -63,8 +70,8 @@ def requests(images: Any, kind: str) -> list[Request]:
 
 def assert_same_prefixes(one: list[EncodedImage], other: list[EncodedImage]) -> None:
     for a, b in zip(one, other, strict=True):
-        assert a.prefix.token_ids == b.prefix.token_ids
-        for ours, theirs in zip(a.prefix.states, b.prefix.states, strict=True):
+        assert prefix_of(a).token_ids == prefix_of(b).token_ids
+        for ours, theirs in zip(prefix_of(a).states, prefix_of(b).states, strict=True):
             torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
 
 
@@ -92,14 +99,14 @@ def test_how_much_is_computed(name: str) -> None:
             made.generate([Request(image, "hi", highlight)], SHORT)
     whole, plain, text, biased = lengths[::5]
     assert lengths[1:5] == lengths[6:10] == [1] * 4
-    assert plain == text == whole - len(image.prefix.token_ids)
+    assert plain == text == whole - len(prefix_of(image).token_ids)
     first = int(made.token_mask(IMAGES[2].size, Highlight(LOWER, 8.0)).ravel().argmax())
     tokens = made.token_mask(IMAGES[2].size, Highlight(LOWER, 8.0)).size
     if name in BOTH_WAYS:  # all of an image or nothing
         assert biased == whole
     elif name == "llava":  # up to the first token with the bias
         assert first > 0
-        assert biased == whole - (len(image.prefix.token_ids) - tokens) - first
+        assert biased == whole - (len(prefix_of(image).token_ids) - tokens) - first
 
 
 def test_a_grid_is_resumed_in_its_middle() -> None:
@@ -117,19 +124,21 @@ def test_a_grid_is_resumed_in_its_middle() -> None:
 def test_a_prefix_is_not_used_up() -> None:
     made = engine("llava")
     images = known(made)
-    before = [state.clone() for layer in images[0].prefix.states for state in layer]
+    before = [state.clone() for layer in prefix_of(images[0]).states for state in layer]
     first = made.generate(requests(images, "all"), SHORT)
     assert made.generate(requests(images, "all"), SHORT) == first
-    after = [state for layer in images[0].prefix.states for state in layer]
+    after = [state for layer in prefix_of(images[0]).states for state in layer]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_another_text_before_the_image_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_text_before_the_image_is_noticed() -> None:
     made, images = engine("llava"), known(engine("llava"))
-    another = "SYSTEM: x <image>\n{} ASSISTANT:"
-    monkeypatch.setattr(Chat, "render", lambda self, prompt, images: another.format(prompt))
-    expected = made.generate(requests(IMAGES, "text"), SHORT)
-    assert_same(made.generate(requests(images, "text"), SHORT), expected)
+    system = (Turn("system", ("Be brief.",)), *ALONE)
+    rows, reused = (
+        [replace(row, chat=system) for row in requests(shown, "text")] for shown in (IMAGES, images)
+    )
+    assert_same(made.generate(reused, SHORT), made.generate(rows, SHORT))
+    assert len(images[0].prefix) == 2
 
 
 @pytest.mark.parametrize("kind", ["text", "all"])
@@ -138,7 +147,7 @@ def test_some_are_known_some_are_not_and_some_are_not_encoded(kind: str) -> None
     images = [IMAGES[0], known(made)[1], made.encode(IMAGES[2:], prefill=True)[0]]
     expected = made.generate(requests(IMAGES, kind), SHORT)
     assert_same(made.generate(requests(images, kind), SHORT), expected)
-    assert images[2].prefix.token_ids
+    assert prefix_of(images[2]).token_ids
 
 
 def test_several_questions_about_one_image_share_its_prefix() -> None:
@@ -167,10 +176,11 @@ def test_images_that_attend_to_the_question_have_no_prefix() -> None:
         (image,) = made.encode([IMAGES[0]])
         prompts = [prompts_of(made, [Request(image, text)]) for text in ("hi", "red?")]
         caches = [made.decode(prompt, Decoding(max_new_tokens=1))[1] for prompt in prompts]
-        one, other = (
-            made.adapter.split_prefixes(prompt, cache)[0]
-            for prompt, cache in zip(prompts, caches, strict=True)
-        )
+        ids = [prompt.inputs["input_ids"] for prompt in prompts]
+        spans = [
+            made.adapter.spans(each, torch.ones_like(each), [len(image.features)]) for each in ids
+        ]
+        one, other = (split_cache(*each)[0] for each in zip(caches, ids, spans, strict=True))
     assert one.token_ids == other.token_ids
     deepest = zip(one.states[-1], other.states[-1], strict=True)
     assert max(float((a - b).abs().max()) for a, b in deepest) > 0.01
