@@ -326,7 +326,7 @@ class CoF:
         if on_text is not None:
             for number, sample in samples.items():
                 place = start + number
-                thought = str if on_thought is None else partial(on_thought, place)
+                thought = None if on_thought is None else partial(on_thought, place)
                 texts[sample] = SentText(partial(on_text, place), thought)
         run = partial(self._run, decoding=decoding, texts=texts)
         checked = list(samples.values())

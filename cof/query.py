@@ -81,6 +81,8 @@ class Query:
             CofError: it cannot be used.
         """
         system = system if self.system is None else self.system
+        if not isinstance(system, str):
+            raise CofError(f"The system message must be a text, not {system!r}.")
         check_characters("The system message", system)
         if self.messages is None:
             if self.image is None:

@@ -27,21 +27,26 @@ class SentText:
     """
 
     def __init__(
-        self, on_text: Callable[[str], object], on_thought: Callable[[str], object] = str
+        self,
+        on_text: Callable[[str], object],
+        on_thought: Callable[[str], object] | None = None,
     ) -> None:
-        self._on_text, self._on_thought = on_text, on_thought
+        self._on_text = on_text
+        self._thoughts = on_thought and SentText(on_thought)
         self._sent = self._text = ""  # in all, and in this run
 
     def begin(self) -> None:
         """The model is run for it, perhaps again."""
         self._text = ""
+        if self._thoughts:
+            self._thoughts.begin()
 
     def grow(self, piece: str) -> None:
         """The next piece of this run; thoughts go to their own listener."""
-        if isinstance(piece, Thought):
-            self._on_thought(str(piece))
-        else:
+        if not isinstance(piece, Thought):
             self._send(self._text + piece)
+        elif self._thoughts:
+            self._thoughts.grow(str(piece))
 
     def finish(self, text: str) -> None:
         """The whole text is known.

@@ -239,7 +239,7 @@ class Generation:
     logprobs: tuple[float, ...] = ()
     reasoning: str = ""
     start: int = 0
-    num_prompt_tokens: int = 0
+    num_prompt_tokens: int = field(default=0, compare=False)
     likely: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 

@@ -26,6 +26,7 @@ def test_torchvision_alone_is_refused(kind: str, tmp_path: Any) -> None:
             device_map=None,
             pad_to_square=None,
             quantization=None,
+            allow_pickle=False,
         )
 
 

@@ -110,6 +110,7 @@ OTHERS: dict[str, Any] = {
     "min_box": 0.25,
     "expand": 2.0,
     "released": True,
+    "system": "Be brief.",
     "grounding_prompt": "paper",
     "boxes": "template",
     "grounding_max_new_tokens": 7,
@@ -149,7 +150,7 @@ def test_settings_of_release_0_2_are_read() -> None:
     assert Settings.read(old) == Settings(focus="crop", grounding_prompt="paper", expand=1.0)
     departures = {"parser": "released", "on_missing": "whole", "square": True, "edge": "snap"}
     parity = {**old, **departures, "cells": "corners", "focus": "attention"}
-    assert Settings.read(parity) == preset("paper-parity", "llava-1.5-13b")
+    assert Settings.read(parity) == preset("paper-parity", "llava-1.5-13b").changed(system="")
     with pytest.raises(CofError, match="one switch"):
         Settings.read({**old, "square": True})
     with pytest.raises(CofError, match="no option 'new'"):
@@ -189,7 +190,8 @@ def test_the_papers_rows(model: str, expand: float, strength: float) -> None:
     found = preset("paper", model)
     assert (found.expand, found.option("strength")) == (expand, strength)
     assert found == default_settings(model)
-    assert found.changed(expand=1.3, strength=2.0) == Settings(grounding_prompt="paper")
+    assert found.changed(expand=1.3, strength=2.0, system="") == Settings(grounding_prompt="paper")
+    assert found.system == ("" if "instructblip" in model else "vicuna_v1")
     if "instructblip" not in model:
         assert preset("paper-parity", model) == found.changed(released=True)
 
