@@ -26,7 +26,7 @@ MUTATIONS = (
     ("attention/bias_mask", "late = queries >= repeat_rows", "late = queries > repeat_rows"),
     ("attention/bias_mask", "torch.where(visible, added,", "torch.where(visible, 2 * added,"),
     ("attention/bias_mask", ".clamp(max=bias.values.shape[1])", ".clamp(max=0)"),
-    ("stages", "return [max(each, key=", "return [min(each, key="),
+    ("stages", "max(each, key=", "min(each, key="),
     ("grounders/attention", "theirs + float(", "theirs + 0 * float("),
     ("engines/transformers/prefix_cache", "cached = max(reused)", "cached = min(reused)"),
     ("engines/transformers/generation", "steps[at][row, token]", "steps[0][row, token]"),
