@@ -132,9 +132,10 @@ class HighlightedChat:
         """The request without `cof`, and with the highlight."""
         fields, engine, request = self.fields, worker.engine, sample.request
         del fields["cof"]
-        system = sample.settings.system
-        if system and all(ROLES.get(each.get("role")) != "system" for each in fields["messages"]):
-            fields["messages"].insert(0, {"role": "system", "content": system})
+        first = request.chat[0]
+        given = any(ROLES.get(each.get("role")) == "system" for each in fields["messages"])
+        if first.role == "system" and not given:  # the settings' own
+            fields["messages"].insert(0, {"role": "system", "content": first.parts[0]})
         special = adds_special_tokens(engine.processor, engine.chat.text(request))
         fields.setdefault("add_special_tokens", special)
         if look.region is not None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,10 @@ from cof import CoF, CofError, Decoding, Query, Settings
 from cof.cli import app
 from cof.client import RemoteCoF
 from cof.images import data_url
+from cof.messages import SYSTEMS
+from cof.query import Sample
+from cof.stages import Look
+from cof.types import Grounding
 
 VLLM = ["--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
 ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1", "--block-size", "32"]
@@ -337,3 +342,21 @@ def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, l
     for outcome, text in zip(outcomes, expected, strict=True):
         assert outcome == text or isinstance(outcome, CofError), outcome
     assert server.process.wait(60) is not None
+
+
+def test_the_system_message_of_the_settings_is_sent_as_text() -> None:
+    """Not as its name."""
+    from cof.server.vllm_chat import HighlightedChat
+
+    asked = [{"role": "user", "content": "what?"}]
+    query = Query(messages=asked, settings=Settings(system="vicuna_v1"))
+    sample = Sample.from_query(query, Settings(), False, {})
+    tokenizer = SimpleNamespace(bos_token=None)
+    engine = SimpleNamespace(
+        processor=SimpleNamespace(tokenizer=tokenizer),
+        chat=SimpleNamespace(text=lambda request: ""),
+    )
+    chat = HighlightedChat({"messages": list(asked), "cof": {}}, query, None)  # type: ignore[arg-type]
+    look = Look("none", Grounding(None), None)
+    body = json.loads(chat._body(SimpleNamespace(engine=engine), sample, look))  # type: ignore[arg-type]
+    assert body["messages"] == [{"role": "system", "content": SYSTEMS["vicuna_v1"]}, *asked]
