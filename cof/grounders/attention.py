@@ -37,7 +37,10 @@ class RelativeAttention(MapGrounder):
       alone is largest where the generic question hardly reads a token. Of 70 questions about
       validation scenes, the box's centre lay in the object for 0.91 and 0.83 on the two embedded
       models, and for 0.64 and 0.74 with the ratio alone.
-    - Windows are smaller: the model looks at them, they are not cropped.
+    - Windows are smaller: the model looks at them, they are not cropped. What else differs in the
+      search for the box: `heatmap.sliding_window`.
+    - Questions are asked in the model's chat, and LLaVA-1.5 sees the whole image, not its centre.
+      Images of more than 1,024 pixels are not split (its `rel_att_high`).
     - In models whose queries read the image (Q-Former, Kosmos-2) the cross-attention of these
       queries is used alone, not multiplied with the decoder's attention to them. In BLIP-2 and
       Kosmos-2 the queries do not read the question, so nothing is found.

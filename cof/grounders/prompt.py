@@ -92,7 +92,14 @@ class Prompt(Grounder):
         if self.released:
             parsed = parse_released(reply.text, frame)
         else:
-            parsed = parse_boxes(reply.text, frame, units=dialect.units, order=dialect.order)
+            written = dialect.box_template if self.boxes == "template" else None
+            parsed = parse_boxes(
+                reply.text,
+                frame,
+                units=dialect.units,
+                order=dialect.order,
+                step=written.step if written else 0.0,
+            )
         heat_map = None
         if reply.likely is not None and dialect.box_template is not None:
             heat_map = expected_mask(

@@ -42,9 +42,16 @@ _TWO = rf"[\[({{] ?(?:[\"']?x[\"']?: ?)?{_NUMBER}{_COMMA}(?:[\"']?y[\"']?: ?)?{_
 _POINT = re.compile(_TWO)
 _POINTS = re.compile(rf"{_TWO}(?:(?:{_COMMA})?{_TWO}){{2,}}|{_TWO}[^\[(\d]{{0,40}}{_TWO}")
 _VALUE = re.compile(_NUMBER)
-_RUN = re.compile(rf"(?<![\w.\-+]){_NUMBER}(?:{_COMMA}{_NUMBER}){{3,}}(?!\w)")
-_LABELLED = re.compile(
-    r"(?:\b(?:box|region|object|item|answer|option|number|score|confidence) ?|#)$"
+_RUN = re.compile(rf"(?:[\[({{] ?|(?<![\w.\-+])){_NUMBER}(?:{_COMMA}{_NUMBER}){{3,}}(?!\w)")
+
+# What counts the boxes: `1. 0.1, ...`, `Box 1, 0.1, ...`, `1, 0.1, 0.2, 0.3, 0.4`.
+_BARE = r"(?<![\w.\-+\[({])(?<![,;\[({] )[1-9]\d?"
+_FRACTIONS = _COMMA.join([r"0?\.\d+"] * 4)
+_NUMBERED = re.compile(
+    rf"{_BARE}\. (?={_FOUR})(?!\d+\. )"
+    rf"|(?:\b(?:box|region|object|item|answer|option|number) ?|#)[1-9]{_COMMA}"
+    rf"(?={_FOUR}(?!{_COMMA}?[\d.]))"
+    rf"|(?<!\d ){_BARE}{_COMMA}(?={_FRACTIONS}(?!{_COMMA}?[\d.]))"
 )
 
 # Two numbers after what they are, and the keys that stand for it.
@@ -53,11 +60,11 @@ _PAIR = (
     rf"(?:[\"']?(?:h|height)[\"']? ?(?:[:=]|of|is)? ?)?{_NUMBER}"
 )
 _NAMED = tuple(
-    (re.compile(rf"(?<![a-z])(?:{names}){_PAIR}"), rf" {x}: \1\2 {y}: \3\4 ")
+    (re.compile(rf"(?<![a-z])(?<!image[ _])(?:{names}){_PAIR}"), rf" {x}: \1\2 {y}: \3\4 ")
     for names, x, y in (
         (rf"{_CENTRE}|middle|中心", "cx", "cy"),
         (r"size|dimensions?|width|w(?![a-z])|宽", "w", "h"),
-        (r"(?:top|upper).?left|position|origin|左上", "x", "y"),
+        (r"(?:top|upper).?left(?!.*right)|position|origin|左上(?!.*右下)", "x", "y"),
     )
 )
 _CENTRE_KEYS = re.compile(
@@ -71,18 +78,21 @@ _BOX_KEY = re.compile(
 )
 _TAGGED = re.compile(r"<\|?(?:ref|phrase|p|object_ref_start)\|?>[^<]*")
 
-# The keys of a box, and whether the last two are its width and height.
-_SCHEMAS: tuple[tuple[tuple[str, str, str, str], bool], ...] = (
-    (("x0", "y0", "x1", "y1"), False),
-    (("x1", "y1", "x2", "y2"), False),
-    (("xmin", "ymin", "xmax", "ymax"), False),
-    (("left", "top", "right", "bottom"), False),
-    (("cx", "cy", "w", "h"), True),
-    (("x", "y", "w", "h"), True),
-    (("left", "top", "w", "h"), True),
-    (("x1", "y1", "w", "h"), True),
-    (("xmin", "ymin", "w", "h"), True),
-)
+# The keys of a box: of its left and right, and of its top and bottom.
+_SIDES = [
+    (xs.split(), ys.split())
+    for xs, ys in (
+        ("x0 x1", "y0 y1"),
+        ("x1 x2", "y1 y2"),
+        ("xmin xmax", "ymin ymax"),
+        ("left right", "top bottom"),
+        ("cx w", "cy h"),
+        ("x w", "y h"),
+        ("left w", "top h"),
+        ("x1 w", "y1 h"),
+        ("xmin w", "ymin h"),
+    )
+]
 
 _RELEASED = re.compile(r"\[(-?\d+\.\d+), (-?\d+\.\d+), (-?\d+\.\d+), (-?\d+\.\d+)\]")
 
@@ -251,28 +261,30 @@ def _short(key: str) -> str:
 
 
 def _box_of_keys(fields: dict[str, _Number]) -> Iterator[_Four]:
-    for keys, has_size in _SCHEMAS:
-        if all(key in fields for key in keys):
-            first, second, third, fourth = (fields[key] for key in keys)
-            if has_size:  # a width without a unit has that of the corner
-                third = (first[0] + third[0], third[1] or first[1])
-                fourth = (second[0] + fourth[0], fourth[1] or second[1])
-            if keys[0] == "cx":
-                half_w, half_h = fields["w"][0] / 2, fields["h"][0] / 2
-                first, third = (first[0] - half_w, first[1]), (third[0] - half_w, third[1])
-                second, fourth = (second[0] - half_h, second[1]), (fourth[0] - half_h, fourth[1])
-            yield first, second, third, fourth
+    for xs, ys in _SIDES:
+        if all(key in fields for key in (*xs, *ys)):
+            (x1, x2), (y1, y2) = (_ends(fields, *keys) for keys in (xs, ys))
+            yield x1, y1, x2, y2
             return
+
+
+def _ends(fields: dict[str, _Number], start: str, end: str) -> tuple[_Number, _Number]:
+    """Where a box starts and ends on an axis; its end may be a size."""
+    (low, unit), (high, own) = fields[start], fields[end]
+    if end in ("w", "h"):
+        low -= high / 2 if start in ("cx", "cy") else 0
+        high, own = low + high, own or unit  # a size without a unit has that of the corner
+    return (low, unit), (high, own)
 
 
 def _read_lists(text: str, order: Order) -> Iterator[_Four]:
     """Four numbers in brackets, which may stand after what they are: `[x, y, width, height]`."""
     legend = _LEGEND.search(text)
     for match in _LIST.finditer(text):
-        values, told = _values(match), []
-        if legend:
-            told = list(_box_of_keys(dict(zip(map(_short, legend.groups()), values, strict=True))))
-        yield from told or [_four(values, order)]
+        values, keys = _values(match), map(_short, legend.groups() if legend else ())
+        yield from list(_box_of_keys(dict(zip(keys, values, strict=False)))) or [
+            _four(values, order)
+        ]
 
 
 def _read_named(text: str, order: Order) -> Iterator[_Four]:
@@ -291,31 +303,9 @@ def _read_points(text: str, order: Order) -> Iterator[_Four]:
 
 def _read_runs(text: str, order: Order) -> Iterator[_Four]:
     """Four numbers or more in a row, as boxes one after another, or a polygon."""
-    for match in _RUN.finditer(text):
-        found = list(_VALUE.finditer(match[0]))
-        before = text[max(0, match.start() - 20) : match.start()]
-        bracketed = before.rstrip().endswith(("[", "(", "{"))
-        if not bracketed:
-            found = _without_numbering(found, bool(_LABELLED.search(before)))
-        values = [value for each in found for value in _values(each)]
-        yield from _boxes_of(values, order, points=bracketed and len(values) >= 8)
-
-
-def _without_numbering(found: list[re.Match[str]], labelled: bool) -> list[re.Match[str]]:
-    """Bare numbers without those that count the boxes: `1. 0.1, ...`, `Box 1, 0.1, ...`."""
-    kept: list[re.Match[str]] = []
-    for at, each in enumerate(found):
-        after = [other[1] for other in found[at + 1 : at + 5]]
-        counts = len(after) == 4 and len(kept) % 4 == 0 and re.fullmatch(r"[1-9]\d?\.?", each[1])
-        if counts and each[1].endswith("."):
-            counts = each.string[each.end()] == " " and not after[0].endswith(".")
-        elif counts:
-            scored = "." in after[3] and not any("." in other for other in after[:3])
-            whole = labelled and not scored
-            counts = len(found) == 5 and (whole or all("." in other for other in after))
-        if not counts:
-            kept.append(each)
-    return kept
+    for match in _RUN.finditer(_NUMBERED.sub("| ", text)):
+        values = [value for each in _VALUE.finditer(match[0]) for value in _values(each)]
+        yield from _boxes_of(values, order, points=match[0][0] in "[({" and len(values) >= 8)
 
 
 def _boxes_of(values: list[_Number], order: Order, *, points: bool) -> Iterator[_Four]:

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
-TAGS = (("<think>", "</think>"), ("\u25c1think\u25b7", "\u25c1/think\u25b7"))
-"""The tags between which models think (Qwen, GLM, InternVL; Kimi)."""
+TAGS = (
+    ("<think>", "</think>"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("[THINK]", "[/THINK]"),
+)
+"""The tags between which models think (Qwen, GLM, InternVL; Kimi; Mistral)."""
 
 
 def tags_in(template: str) -> tuple[str, str] | None:
     """The tags that a chat template writes; None: the model does not think."""
     return next((tags for tags in TAGS if tags[1] in template), None)
+
+
+def decode(tokenizer: Any, ids: Sequence[int], **options: Any) -> str:
+    """The text of tokens without special ones, but with the tags of thoughts, which Mistral's
+    tokenizers mark as special."""
+    tags = _special_tags(tokenizer)
+    cuts = [at for at, token in enumerate(ids) if token in tags]
+    text, start = "", 0
+    for at in cuts:
+        before = tokenizer.decode(ids[start:at], skip_special_tokens=True, **options)
+        text, start = text + before + tags[ids[at]], at + 1
+    return text + str(tokenizer.decode(ids[start:], skip_special_tokens=True, **options))
+
+
+@lru_cache(maxsize=8)
+def _special_tags(tokenizer: Any) -> dict[int, str]:
+    """The tags that a tokenizer marks as special, by their ids."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    known = {tag for tags in TAGS for tag in tags}
+    return {id: str(token) for id, token in added if token.special and str(token) in known}
 
 
 @dataclass
