@@ -127,6 +127,6 @@ class Reasoning(FakeEngine):
 def test_a_reply_that_ends_within_its_thoughts() -> None:
     answer = CoF(Reasoning({}), Settings())(IMAGE, "what?")
     assert not answer.found
-    assert "ended within the model's thoughts" in answer.reason
+    assert "ended within its thoughts" in answer.reason
     assert (answer.text, answer.reasoning) == ("red", "It may be [0, 0, 1, 1]")
     assert answer.as_dict()["reasoning"] == answer.reasoning

@@ -95,18 +95,3 @@ class Contrast(Attention):
     name: ClassVar[str] = "contrast"
     help: ClassVar[str] = "the same, with guidance away from not looking there (twice the cost)"
     guidance: float = option(1.3, "How far to guide away from not looking; 1: not at all", positive)
-
-
-@dataclass(frozen=True)
-class Unchanged(Focus):
-    """Leaves the request unchanged: the plain model."""
-
-    name: ClassVar[str] = "none"
-    help: ClassVar[str] = "nothing: the plain model"
-
-    @property
-    def changes_nothing(self) -> str:
-        return "Focus is 'none'."
-
-    def apply(self, request: Request, region: Region) -> Request:
-        return request

@@ -114,7 +114,7 @@ class Parsed:
 
 
 def parse_boxes(
-    text: str, frame: Frame, *, units: Units = "unit", order: Order = "xyxy", step: float = 0.0
+    text: str, frame: Frame, units: Units = "unit", order: Order = "xyxy", step: float = 0.0
 ) -> Parsed:
     """All boxes of a reply, in 0..1 of the original image. It never raises.
 

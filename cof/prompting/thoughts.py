@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 TAGS = (
@@ -21,23 +20,13 @@ def tags_in(template: str) -> tuple[str, str] | None:
 
 
 def decode(tokenizer: Any, ids: Sequence[int], **options: Any) -> str:
-    """The text of tokens without special ones, but with the tags of thoughts, which Mistral's
-    tokenizers mark as special."""
-    tags = _special_tags(tokenizer)
-    cuts = [at for at, token in enumerate(ids) if token in tags]
+    """The text of tokens without special ones, but with Mistral's tags, which are such."""
     text, start = "", 0
-    for at in cuts:
-        before = tokenizer.decode(ids[start:at], skip_special_tokens=True, **options)
-        text, start = text + before + tags[ids[at]], at + 1
+    for at, name in enumerate(map(tokenizer.convert_ids_to_tokens, ids)):
+        if name in TAGS[-1]:
+            text += decode(tokenizer, ids[start:at], **options) + name
+            start = at + 1
     return text + str(tokenizer.decode(ids[start:], skip_special_tokens=True, **options))
-
-
-@lru_cache(maxsize=8)
-def _special_tags(tokenizer: Any) -> dict[int, str]:
-    """The tags that a tokenizer marks as special, by their ids."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
-    known = {tag for tags in TAGS for tag in tags}
-    return {id: str(token) for id, token in added if token.special and str(token) in known}
 
 
 @dataclass
