@@ -83,15 +83,14 @@ class Dialect:
         if template != self.box_template:
             return None
         numbers = list(map(float, template.numbers))
-        width, height = native_wh(frame, self.units)
-        axes = [(frame.left, frame.right, width), (frame.top, frame.bottom, height)]
-        if self.order == "yxyx":
-            axes.reverse()
-        stops = [bisect_right(numbers, scale + 1e-6) for _, _, scale in axes]
-        ends = [bisect_left(numbers, end) for _, end, _ in axes]
-        first = [range(min(end, stop - 1)) for end, stop in zip(ends, stops, strict=True)]
-        starts = [bisect_right(numbers, start) for start, _, _ in axes]
-        return first[0], first[1], range(starts[0], stops[0]), range(starts[1], stops[1])
+        wh = native_wh(frame, self.units)
+        axes = [(frame.left, frame.right, wh[0]), (frame.top, frame.bottom, wh[1])]
+        first, last = [], []
+        for start, end, scale in axes if self.order == "xyxy" else axes[::-1]:
+            stop = bisect_right(numbers, scale + 1e-6)
+            first.append(range(min(bisect_left(numbers, end), stop - 1)))
+            last.append(range(bisect_right(numbers, start), stop))
+        return first[0], first[1], last[0], last[1]
 
 
 def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
