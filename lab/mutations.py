@@ -20,7 +20,7 @@ MUTATIONS = (
     ("families/image_tokens", "* np.log(highlight.strength)", "* np.log(highlight.strength) / 2"),
     ("families/image_tokens", "weights * (highlight.strength - 1)", "weights * highlight.strength"),
     ("geometry/boxes", "side = max(width, height)\n        left", "side = width\n        left"),
-    ("geometry/boxes", "self.left + x1 * width", "self.left + x1"),
+    ("geometry/boxes", "self.left + x * (self", "self.left + (self"),
     ("geometry/boxes", "area(a) + area(b) - both", "area(a) + area(b)"),
     ("geometry/regions", "bottom / height", "(bottom - 1) / height"),
     ("attention/bias_mask", "late = queries >= repeat_rows", "late = queries > repeat_rows"),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 from models import checkpoint, picture, prompts_of, tokenizer
 from zoo import zoo
 
-from cof.engines.transformers.box_decoding import decode_boxes
+from cof.engines.transformers import box_decoding
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.prefix_cache import extend_prompts
 from cof.errors import CofWarning
@@ -93,9 +94,8 @@ def written(
     with torch.inference_mode():
         starts = [made._start(compiled, request) for request in asked]
         prompts = prompts_of(made, asked)
-        boxes, _ = decode_boxes(
-            made.adapter, prompts, starts, 0, row_branches=row_branches, branches=branches
-        )
+        with patch.multiple(box_decoding, ROW_BRANCHES=row_branches, BRANCHES=branches):
+            boxes, _ = box_decoding.decode_boxes(made.adapter, prompts, starts, 0)
     return boxes
 
 

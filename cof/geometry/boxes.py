@@ -75,25 +75,15 @@ class Frame:
 
     def to_image(self, xyxy: XYXY) -> XYXY:
         """Native coordinates -> 0..1 of the original; beyond 0..1 where the box leaves it."""
-        x1, y1, x2, y2 = xyxy
-        width, height = self.right - self.left, self.bottom - self.top
-        return (
-            (x1 - self.left) / width,
-            (y1 - self.top) / height,
-            (x2 - self.left) / width,
-            (y2 - self.top) / height,
-        )
+        x1, x2 = ((x - self.left) / (self.right - self.left) for x in xyxy[::2])
+        y1, y2 = ((y - self.top) / (self.bottom - self.top) for y in xyxy[1::2])
+        return (x1, y1, x2, y2)
 
     def from_image(self, xyxy: XYXY) -> XYXY:
         """0..1 of the original -> native coordinates; the inverse of `to_image`."""
-        x1, y1, x2, y2 = xyxy
-        width, height = self.right - self.left, self.bottom - self.top
-        return (
-            self.left + x1 * width,
-            self.top + y1 * height,
-            self.left + x2 * width,
-            self.top + y2 * height,
-        )
+        x1, x2 = (self.left + x * (self.right - self.left) for x in xyxy[::2])
+        y1, y2 = (self.top + y * (self.bottom - self.top) for y in xyxy[1::2])
+        return (x1, y1, x2, y2)
 
 
 def ordered(xyxy: XYXY) -> XYXY:

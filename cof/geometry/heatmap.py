@@ -148,13 +148,9 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
         sharpness = (windows[top, left] - float(np.mean(neighbours))) / (w * h)
         if sharpness > sharpest:
             best, sharpest = (left, top, left + w, top + h), sharpness
-    left, top, right, bottom = best
-    return (
-        float(heat.x_edges[left]),
-        float(heat.y_edges[top]),
-        float(heat.x_edges[right]),
-        float(heat.y_edges[bottom]),
-    )
+    x1, x2 = map(float, heat.x_edges[[*best[::2]]])
+    y1, y2 = map(float, heat.y_edges[[*best[1::2]]])
+    return (x1, y1, x2, y2)
 
 
 def expected_mask(

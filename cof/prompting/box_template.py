@@ -57,10 +57,11 @@ class BoxTemplate:
         >>> BoxTemplate("[{}, {}, {}, {}]", ("0", "1", "2")).regex()
         '\\\\[(0|1), (0|1), (1|2), (1|2)\\\\]'
         """
-        fixed = [_escape(text) for text in self.pattern.format(*"\0" * 4).split("\0")]
-        regex = fixed[0]
-        for places, after in zip(limits or self.limits, fixed[1:], strict=True):
-            regex += f"({'|'.join(_escape(self.numbers[at]) for at in places)}){after}"
+        # white space as it is: other readers of regular expressions do not escape it
+        regex = re.sub(r"\\(\s)", r"\1", re.escape(self.pattern.format(*"\0" * 4)))
+        for places in limits or self.limits:
+            numbers = "|".join(re.escape(self.numbers[at]) for at in places)
+            regex = regex.replace("\0", f"({numbers})", 1)
         return regex
 
 
@@ -245,11 +246,6 @@ def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tup
 
     spread(slot.compiled.roots[len(slot.chosen)], 1.0)
     return tuple(probabilities)
-
-
-def _escape(text: str) -> str:
-    """`re.escape`, but white space as grammars write it that are not Python's."""
-    return re.escape(text).replace("\\ ", " ").replace("\\\n", "\\n").replace("\\\t", "\\t")
 
 
 def _settle(box: PartialBox) -> PartialBox:

@@ -26,9 +26,10 @@ from cof.prompting.box_template import Node, PartialBox, marginals
 from cof.types import Generation
 
 ROW_BRANCHES, BRANCHES = 16, 256
-"""Room for the ten digits that may come next, and for the fixed tokens after them. Saving a pass is
-worth so many tokens: after the first pass, a box of two digits a number took 0.68 of the time for
-one row and 0.75 for sixteen (0.3 B decoder, 620 tokens, bfloat16, one CPU core)."""
+"""The most branch tokens of one pass, in a row and in the batch: room for the ten digits that may
+come next, and for the fixed tokens after them. Saving a pass is worth so many tokens: after the
+first pass, a box of two digits a number took 0.68 of the time for one row and 0.75 for sixteen
+(0.3 B decoder, 620 tokens, bfloat16, one CPU core)."""
 
 ROOT = -1  # where a tree begins: after the tokens that are settled
 
@@ -127,13 +128,7 @@ class _Row:
 
 
 def decode_boxes(
-    adapter: DecoderAdapter,
-    prompts: Prompts,
-    starts: Sequence[PartialBox],
-    pad_id: int,
-    *,
-    row_branches: int = ROW_BRANCHES,
-    branches: int = BRANCHES,
+    adapter: DecoderAdapter, prompts: Prompts, starts: Sequence[PartialBox], pad_id: int
 ) -> tuple[list[Generation], Any]:
     """One box for each of B prompts; all rows choose at the same time.
 
@@ -142,12 +137,11 @@ def decode_boxes(
         prompts: what to read before the boxes.
         starts: the boxes without any number chosen (`CompiledBoxTemplate.start`).
         pad_id: the padding token.
-        row_branches, branches: the most branch tokens of one pass, in a row and in the batch.
 
     Returns:
         The boxes, and the KV cache after them.
     """
-    budget = min(row_branches, branches // len(starts))
+    budget = min(ROW_BRANCHES, BRANCHES // len(starts))
     rows = [_Row(start) for start in starts]
     device = prompts.inputs["input_ids"].device
     prompts = adapter.with_cache(prompts)
