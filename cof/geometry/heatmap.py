@@ -55,17 +55,6 @@ class HeatMap:
         values = padded[np.ix_(rows + 1, columns + 1)]
         return np.asarray(values / max(float(values.max()), 1e-30), dtype=np.float32)
 
-    def inside(self, xyxy: XYXY) -> float:
-        """The part of the map's sum that lies in a box, 0..1.
-
-        >>> two = HeatMap(np.array([[1.0, 3.0]]), np.array([0, 0.5, 1]), np.array([0, 1.0]))
-        >>> two.inside((0.5, 0.0, 1.0, 0.5))
-        0.375
-        """
-        x1, y1, x2, y2 = xyxy
-        share = np.outer(_overlaps(self.y_edges, y1, y2), _overlaps(self.x_edges, x1, x2))
-        return float((self.values * share).sum() / self.values.sum())
-
 
 def make_heat_map(
     values: NDArray[np.floating], centres: NDArray[np.float64], image_wh: tuple[int, int]
@@ -102,7 +91,7 @@ def make_heat_map(
     return _average_in_cells(finite[visible], centres[visible], image_wh)
 
 
-def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
+def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> tuple[XYXY, float]:
     """The box where a heat map is highest, by ViCrop's rule (arXiv 2502.17422, section 5.1).
 
     For each size of window, the position with the largest sum is taken; among those windows, the
@@ -118,12 +107,14 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
         image_wh: size of the original image.
 
     Returns:
-        0..1 of the original image, along the borders of the map's cells.
+        The box in 0..1 of the original image, along the borders of the map's cells, and the part
+        of the map's sum that lies in it, 0..1.
 
         >>> borders = np.linspace(0, 1, 11)
-        >>> values = np.zeros((10, 10)); values[3:5, 6:8] = 1
-        >>> [round(x, 6) for x in sliding_window(HeatMap(values, borders, borders), (100, 100))]
-        [0.6, 0.3, 0.8, 0.5]
+        >>> values = np.zeros((10, 10)); values[3:5, 6:8] = 1; values[9, 0] = 1
+        >>> box, share = sliding_window(HeatMap(values, borders, borders), (100, 100))
+        >>> [round(x, 6) for x in box], float(share)
+        ([0.6, 0.3, 0.8, 0.5], 0.8)
     """
     width, height = image_wh
     length = SMALLEST * math.sqrt(width * height)
@@ -131,7 +122,7 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
     cell_h = float(np.diff(heat.y_edges).max()) * height
     sums = np.pad(heat.values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     grid_h, grid_w = heat.values.shape
-    best, sharpest = (0, 0, grid_w, grid_h), -math.inf
+    best, inside, sharpest = (0, 0, grid_w, grid_h), 1.0, -math.inf
     for ratio in RATIOS:
         # whole cells; rounded first, since 12 cells may come out as 11.9999999
         w, h = (int(round(length * ratio / side, 6)) for side in (cell_w, cell_h))
@@ -147,10 +138,11 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
             continue
         sharpness = (windows[top, left] - float(np.mean(neighbours))) / (w * h)
         if sharpness > sharpest:
-            best, sharpest = (left, top, left + w, top + h), sharpness
+            best, inside = (left, top, left + w, top + h), windows[top, left] / sums[-1, -1]
+            sharpest = sharpness
     x1, x2 = map(float, heat.x_edges[[*best[::2]]])
     y1, y2 = map(float, heat.y_edges[[*best[1::2]]])
-    return (x1, y1, x2, y2)
+    return (x1, y1, x2, y2), float(inside)
 
 
 def expected_mask(
@@ -214,13 +206,6 @@ def _cells_at(edges: NDArray[np.float64]) -> NDArray[np.intp]:
     size = min(cells * _SAMPLES, _LARGEST)
     points = (np.arange(size) + 0.5) / size
     return np.asarray(np.searchsorted(edges, points, side="right") - 1)
-
-
-def _overlaps(edges: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    """The share of each cell that lies between two coordinates."""
-    starts, ends = edges[:-1], edges[1:]
-    both = np.minimum(ends, high) - np.maximum(starts, low)
-    return np.asarray(both.clip(0.0) / (ends - starts).clip(1e-9))
 
 
 def _average_in_cells(
