@@ -23,7 +23,7 @@ MUTATIONS = (
     ("geometry/boxes", "self.left + x * (self", "self.left + (self"),
     ("geometry/boxes", "area(a) + area(b) - both", "area(a) + area(b)"),
     ("geometry/regions", "bottom / height", "(bottom - 1) / height"),
-    ("attention/bias_mask", "late = queries >= repeat_rows", "late = queries > repeat_rows"),
+    ("attention/bias_mask", "numbers >= repeat_rows", "numbers > repeat_rows"),
     ("attention/bias_mask", "torch.where(visible, added,", "torch.where(visible, 2 * added,"),
     ("attention/bias_mask", ".clamp(max=bias.values.shape[1])", ".clamp(max=0)"),
     ("stages", "max(each, key=", "min(each, key="),

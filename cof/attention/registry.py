@@ -175,7 +175,7 @@ def _cross_attention(
         bias = current.bias
         current.read = True
         # zeros for the keys after the image's, a resampler's own latents
-        added, _ = spread(bias, query.shape[0], query.shape[2], key.shape[2])
+        added, _ = spread(bias, query.shape[0], range(query.shape[2]), range(key.shape[2]))
         added = added.to(query)[:, None, None]  # (B, 1, 1, K)
         if bias.gate is not None:
             gate = repeat_rows(bias.gate[:, tag[0]], query.shape[0])

@@ -179,10 +179,14 @@ def expected_mask(
         first_x, first_y, last_x, last_y = first_y, first_x, last_y, last_x
     points = [frame.to_image((value, value, value, value)) for value in map(float, numbers)]
     xs, ys = np.array(points)[:, :2].T
-    height, width = shape
-    horizontal = _inside(first_x, last_x, xs, width)
-    vertical = _inside(first_y, last_y, ys, height)
-    return (vertical[:, None] * horizontal[None, :]).astype(np.float32)
+    inside = []  # of each column, and of each row
+    for first, last, edges, cells in (
+        (first_x, last_x, xs, shape[1]),
+        (first_y, last_y, ys, shape[0]),
+    ):
+        before = edges[None, :] <= ((np.arange(cells) + 0.5) / cells)[:, None]  # (cells, N)
+        inside.append(np.minimum(1.0, before @ first) * np.minimum(1.0, ~before @ last))
+    return np.outer(inside[1], inside[0]).astype(np.float32)
 
 
 def _edges(centres: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -224,17 +228,3 @@ def _average_in_cells(
         middle = ((column + 0.5) / columns, (row + 0.5) / rows)
         total[row, column] = values[((centres - middle) ** 2).sum(1).argmin()]
     return HeatMap(total / number.clip(min=1), x_edges, y_edges)
-
-
-def _inside(
-    first: NDArray[np.float64], last: NDArray[np.float64], edges: NDArray[np.float64], cells: int
-) -> NDArray[np.float64]:
-    """`(cells,)`: `P(first <= x) P(last > x)` at the centres x of the cells of 0..1.
-
-    Args:
-        first, last: `(N,)` probabilities of each edge to be the first or the last one.
-        edges: `(N,)`, in 0..1.
-        cells: how many cells 0..1 is divided into.
-    """
-    before = edges[None, :] <= ((np.arange(cells) + 0.5) / cells)[:, None]  # (cells, N)
-    return np.minimum(1.0, before @ first) * np.minimum(1.0, ~before @ last)

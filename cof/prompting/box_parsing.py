@@ -16,9 +16,7 @@ _LARGEST = 1e6  # larger numbers, which only a looping model writes, would overf
 _LONGEST = 20_000  # characters read: a box comes early, and a looping model must not cost seconds
 
 _WIDE = re.compile("[\ufe10-\ufe6f\uff01-\uffee]")  # ASCII's characters, in other widths
-_MARKS = str.maketrans(
-    "、،؛٫٪−【】", ",,;.%-[]", "\u200b\u200e\u200f\u2066\u2067\u2068\u2069\ufeff"
-)
+_MARKS = str.maketrans("、،؛٫٪−【】", ",,;.%-[]", "\u200b\u200e\u200f\u2066\u2069\ufeff")
 
 # A number and its unit. The patterns are used on lower-case text with single blanks only, so none
 # of them can backtrack over long runs of white space.
@@ -72,26 +70,21 @@ _CENTRE_KEYS = re.compile(
 
 # Text about a box, such as its label, which may hold numbers of its own.
 _STRING = re.compile(r"(?<![\w.])([\"'])((?:\\.|(?!\1)[^\\])*)(\1(?!\w)|$)")
-_BOX_KEY = re.compile(
-    r"(?:box|coord|rect|region|corner|loc|pos|point|poly|area|roi)\w*[\"']? ?[:=]"
-)
+_BOX_KEY = re.compile(r"(?:box|coord|rect|region|corner|loc|pos|point|poly|area)\w*[\"']? ?[:=]")
 _TAGGED = re.compile(r"<\|?(?:ref|phrase|p|object_ref_start)\|?>[^<]*")
 
 # The keys of a box: of its left and right, and of its top and bottom.
-_SIDES = [
-    (xs.split(), ys.split())
-    for xs, ys in (
-        ("x0 x1", "y0 y1"),
-        ("x1 x2", "y1 y2"),
-        ("xmin xmax", "ymin ymax"),
-        ("left right", "top bottom"),
-        ("cx w", "cy h"),
-        ("x w", "y h"),
-        ("left w", "top h"),
-        ("x1 w", "y1 h"),
-        ("xmin w", "ymin h"),
-    )
-]
+_SIDES = (
+    ("x0 x1", "y0 y1"),
+    ("x1 x2", "y1 y2"),
+    ("xmin xmax", "ymin ymax"),
+    ("left right", "top bottom"),
+    ("cx w", "cy h"),
+    ("x w", "y h"),
+    ("left w", "top h"),
+    ("x1 w", "y1 h"),
+    ("xmin w", "ymin h"),
+)
 
 _RELEASED = re.compile(r"\[(-?\d+\.\d+), (-?\d+\.\d+), (-?\d+\.\d+), (-?\d+\.\d+)\]")
 
@@ -276,9 +269,9 @@ def _short(key: str) -> str:
 
 
 def _box_of_keys(fields: dict[str, _Number]) -> Iterator[_Four]:
-    for xs, ys in _SIDES:
-        if all(key in fields for key in (*xs, *ys)):
-            (x1, x2), (y1, y2) = (_ends(fields, *keys) for keys in (xs, ys))
+    for sides in _SIDES:
+        if all(key in fields for keys in sides for key in keys.split()):
+            (x1, x2), (y1, y2) = (_ends(fields, *keys.split()) for keys in sides)
             yield x1, y1, x2, y2
             return
 

@@ -93,11 +93,10 @@ def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
     >>> native_wh(Frame.pixels((112, 84)), "pixels")
     (112.0, 84.0)
     """
+    if units in SCALE:
+        return SCALE[units], SCALE[units]
     # `pixels` have no fixed scale, but the padding is equal on both sides
-    return (
-        SCALE.get(units, frame.left + frame.right),
-        SCALE.get(units, frame.top + frame.bottom),
-    )
+    return frame.left + frame.right, frame.top + frame.bottom
 
 
 def first_line(question: str) -> str:
