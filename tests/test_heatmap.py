@@ -110,6 +110,16 @@ def vicrops_window(values: np.ndarray, image_wh: tuple[int, int]) -> tuple[int, 
     return max(found, key=lambda each: each[0])[1]
 
 
+def test_windows_of_a_whole_number_of_cells() -> None:
+    """A fifth of ten cells is two of them, though borders are rounded."""
+    values = np.zeros((10, 10))
+    values[3:5, 6:8] = 1.0
+    borders = np.linspace(0, 1, 11)
+    borders[1] += 1e-6
+    heat = HeatMap(values, borders, borders)
+    assert sliding_window(heat, (50, 50))[0] == pytest.approx((0.6, 0.3, 0.8, 0.5))
+
+
 @pytest.mark.parametrize("image_wh", [(100, 100), (640, 427), (333, 1000), (1024, 683)])
 @pytest.mark.parametrize("grid", [(24, 24), (16, 16), (13, 29)])
 def test_windows_are_vicrops(grid: tuple[int, int], image_wh: tuple[int, int]) -> None:

@@ -232,14 +232,9 @@ def pixel_box(xyxy: XYXY, image_wh: tuple[int, int]) -> tuple[int, int, int, int
 def _scaled_and_moved(low: float, high: float, alpha: float) -> tuple[float, float]:
     if alpha == 1 and low >= 0 and high <= 1:  # no rounding
         return low, high
-    middle, half = (low + high) / 2, (high - low) * alpha / 2
-    if half >= 0.5:
-        return 0.0, 1.0
-    if middle - half < 0:
-        return 0.0, 2 * half
-    if middle + half > 1:
-        return 1.0 - 2 * half, 1.0
-    return middle - half, middle + half
+    half = min(0.5, (high - low) * alpha / 2)
+    start = min(max(0.0, (low + high) / 2 - half), 1 - 2 * half)
+    return start, min(1.0, start + 2 * half)
 
 
 def _snapped(middle: float, side: float) -> tuple[float, float]:

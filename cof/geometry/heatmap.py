@@ -124,8 +124,8 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> tuple[XYXY, floa
     grid_h, grid_w = heat.values.shape
     best, inside, sharpest = (0, 0, grid_w, grid_h), 1.0, -math.inf
     for ratio in RATIOS:
-        # whole cells; rounded first, since 12 cells may come out as 11.9999999
-        w, h = (int(round(length * ratio / side, 6)) for side in (cell_w, cell_h))
+        # whole cells, and a thousandth more, since borders are rounded: 2 may come out as 1.9999
+        w, h = (int(length * ratio / side + 1e-3) for side in (cell_w, cell_h))
         w, h = min(max(1, w), grid_w), min(max(1, h), grid_h)
         windows = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
         left, top = divmod(int(windows.T.argmax()), windows.shape[0])

@@ -151,11 +151,8 @@ def parse_boxes(
             refusals.append(outcome)
         elif outcome not in boxes:
             boxes.append(outcome)
-    if boxes:
-        return Parsed(tuple(boxes))
-    return Parsed(
-        reason=refusals[0] if refusals else "The reply holds no four numbers that could be a box."
-    )
+    refusals.append("The reply holds no four numbers that could be a box.")
+    return Parsed(tuple(boxes), reason="" if boxes else refusals[0])
 
 
 def parse_released(text: str, frame: Frame) -> Parsed:

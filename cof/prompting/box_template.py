@@ -40,11 +40,6 @@ class BoxTemplate:
         return self.pattern.format(*(self.numbers[index] for index in chosen))
 
     @property
-    def step(self) -> float:
-        """From one number to the next."""
-        return float(self.numbers[1]) - float(self.numbers[0])
-
-    @property
     def limits(self) -> Limits:
         """Those of a box with an area, wherever it is."""
         count = len(self.numbers)

@@ -9,7 +9,6 @@ among the tokens that the template allows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -111,10 +110,10 @@ class _Row:
             at = tree.ends.get((at, best))
         for at, asked in tree.asked.items():
             if asked.chosen == self.box.chosen[: len(asked.chosen)]:
-                most = max(logprobs[at].values())
-                weights = {token: math.exp(value - most) for token, value in logprobs[at].items()}
-                total = sum(weights.values())
-                self.seen[asked.node] = {token: weight / total for token, weight in weights.items()}
+                values = torch.tensor([*logprobs[at].values()], dtype=torch.float64)
+                self.seen[asked.node] = dict(
+                    zip(logprobs[at], values.softmax(0).tolist(), strict=True)
+                )
 
     def generation(self) -> Generation:
         box = self.box
