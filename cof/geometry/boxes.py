@@ -165,9 +165,8 @@ def expand(xyxy: XYXY, alpha: float) -> XYXY:
         >>> expand((0.125, 0.25, 0.875, 0.5), 2.0)
         (0.0, 0.125, 1.0, 0.625)
     """
-    x1, y1, x2, y2 = xyxy
-    left, right = _scaled_and_moved(x1, x2, alpha)
-    top, bottom = _scaled_and_moved(y1, y2, alpha)
+    left, right = _scaled_and_moved(*xyxy[::2], alpha)
+    top, bottom = _scaled_and_moved(*xyxy[1::2], alpha)
     return (left, top, right, bottom)
 
 

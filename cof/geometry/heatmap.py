@@ -129,14 +129,11 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> tuple[XYXY, floa
         w, h = min(max(1, w), grid_w), min(max(1, h), grid_h)
         windows = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
         left, top = divmod(int(windows.T.argmax()), windows.shape[0])
-        neighbours = [
-            windows[y, x]
-            for y, x in ((top - 1, left), (top + 1, left), (top, left - 1), (top, left + 1))
-            if 0 <= y < windows.shape[0] and 0 <= x < windows.shape[1]
-        ]
-        if not neighbours:  # the window covers everything
+        if windows.size == 1:  # the window covers everything
             continue
-        sharpness = (windows[top, left] - float(np.mean(neighbours))) / (w * h)
+        around = np.pad(windows, 1, constant_values=np.nan)[top : top + 3, left : left + 3]
+        beside = np.nanmean(around.flat[1::2])  # above, to the left, to the right, below
+        sharpness = (windows[top, left] - beside) / (w * h)
         if sharpness > sharpest:
             best, inside = (left, top, left + w, top + h), windows[top, left] / sums[-1, -1]
             sharpest = sharpness
