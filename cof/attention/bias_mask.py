@@ -139,19 +139,17 @@ def make_mask(
     return torch.where(visible, added, torch.finfo(dtype).min)
 
 
-def spread(
-    bias: Bias, batch_size: int, queries: range, keys: range
-) -> tuple[Tensor, Tensor | None]:
+def spread(bias: Bias, rows: int, queries: range, keys: range) -> tuple[Tensor, Tensor | None]:
     """What is added to the scores of each of the keys, `(B, K)`, and for which of the queries,
     `(B, Q)`; None: for all of them."""
     device = bias.values.device
     # An additional column of zeros stands for every key after the prompt.
-    values = nn.functional.pad(repeat_rows(bias.values, batch_size), (0, 1))
+    values = nn.functional.pad(repeat_rows(bias.values, rows), (0, 1))
     at = torch.arange(keys.start, keys.stop, device=device).clamp(max=bias.values.shape[1])
     if bias.q_from is None:
         return values[:, at], None
     numbers = torch.arange(queries.start, queries.stop, device=device)
-    return values[:, at], numbers >= repeat_rows(bias.q_from, batch_size)[:, None]
+    return values[:, at], numbers >= repeat_rows(bias.q_from, rows)[:, None]
 
 
 def _count_tokens(

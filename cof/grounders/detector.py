@@ -59,17 +59,13 @@ class Detector(Grounder):
                 region = Region(boxes=tuple(box for box, _ in good))
                 groundings.append(Grounding(region, confidence=min(score for _, score in good)))
             else:
-                reason = (
-                    f"The detector finds no {', '.join(phrases)} with a score of "
-                    f"{self.min_confidence:g} or more."
-                )
+                wanted, least = ", ".join(phrases), f"{self.min_confidence:g}"
+                reason = f"The detector finds no {wanted} with a score of {least} or more."
                 groundings.append(Grounding(None, reason=reason))
         return groundings
 
 
-def find_best(
-    detector: tuple[Any, Any], image: Image.Image, phrase: str
-) -> tuple[XYXY, float] | None:
+def find_best(detector: Any, image: Image.Image, phrase: str) -> tuple[XYXY, float] | None:
     """The box that fits a phrase best, in 0..1 of the image, and its score in 0..1.
 
     Args:

@@ -267,17 +267,15 @@ def scale_to_unit(maps: NDArray[np.floating], visible: Visible) -> NDArray[np.fl
     return np.asarray(np.where(visible, (maps - low) / np.maximum(high - low, 1e-12), 0.0))
 
 
-def ground_heat_map(
-    heat_map: HeatMap, image_wh: tuple[int, int], min_confidence: float
-) -> Grounding:
+def ground_heat_map(heat: HeatMap, image_wh: tuple[int, int], min_confidence: float) -> Grounding:
     """The box where a heat map is highest (`sliding_window`), with the map.
 
     Its confidence is the part of the map's sum that lies in the box, 0..1.
     """
-    if heat_map.flat:
+    if heat.flat:
         return Grounding(None, reason="The question makes the model look nowhere in particular.")
-    box, confidence = sliding_window(heat_map, image_wh)
-    region = Region(boxes=(box,), heat_map=heat_map.mask())
+    box, confidence = sliding_window(heat, image_wh)
+    region = Region(boxes=(box,), heat_map=heat.mask())
     return Grounding(region, confidence=confidence).if_sure(min_confidence)
 
 

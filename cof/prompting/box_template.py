@@ -227,13 +227,12 @@ def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tup
 
     def spread(node: Node, mass: float) -> None:
         left = {token: next_ for token, next_ in node.follow.items() if slot.open_numbers(next_)}
+        shares = dict.fromkeys(left, 1.0) if len(left) == 1 else seen.get(node)
         if not left:
             probabilities[node.numbers[0]] += mass
-        elif len(left) == 1:
-            spread(next(iter(left.values())), mass)
-        elif node in seen:
+        elif shares is not None:
             for token, next_ in left.items():
-                spread(next_, mass * seen[node][token])
+                spread(next_, mass * shares[token])
         else:
             numbers = slot.open_numbers(node)
             for number in numbers:

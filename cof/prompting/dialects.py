@@ -166,8 +166,7 @@ QWEN2_5 = Dialect(
     box_template=BoxTemplate(_JSON, tuple(map(str, range(4096)))),
 )
 """Qwen2.5-VL: `{"bbox_2d": [x1, y1, x2, y2], "label": ...}`, pixels of the resized image, of which
-a square one has no more than 3584 in a row. (The box template has no
-label.)"""
+a square one has no more than 3584 in a row. (The box template has no label.)"""
 
 QWEN3 = Dialect(
     "qwen3-vl",
