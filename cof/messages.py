@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cof.errors import CofError
-from cof.options import check_characters
+from cof.options import check_text
 from cof.types import Slot, Turn
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -111,11 +111,7 @@ def _turn(message: Mapping[str, Any], sources: list[Any]) -> Turn:
             part = {"type": "text", "text": part}
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
-            text = part.get("text")
-            if not isinstance(text, str):
-                raise CofError(f"A part of the type text needs a text: {_brief(part)}.")
-            check_characters("A message", text)
-            parts.append(text)
+            parts.append(check_text("The text of a message", part.get("text")))
             continue
         image = kind in ("image", "image_url")
         found = [part[name] for name in _IMAGES if image and part.get(name) is not None]

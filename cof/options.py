@@ -93,17 +93,21 @@ def read_value(text: str) -> Any:
         return text
 
 
-def check_characters(name: str, text: str) -> None:
-    """
+def check_text(name: str, value: Any) -> str:
+    """The text.
+
     Raises:
-        CofError: the text holds half of a surrogate pair, which no tokenizer takes.
+        CofError: it is none, or holds half of a surrogate pair, which no tokenizer takes.
     """
+    if not isinstance(value, str):
+        raise CofError(f"{name} must be a text, not {value!r}.")
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
         raise CofError(
             f"{name} holds half of a surrogate pair, which is not a character: remove it."
         ) from None
+    return value
 
 
 def _number(what: str, fits: Callable[[float], bool]) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import subprocess
@@ -198,6 +199,34 @@ def test_boxes(loaded: Loaded, image: str, arguments: str) -> None:
 def test_refusals(loaded: Loaded, image: str, arguments: list[str], says: str) -> None:
     sentence = refused(run(*[image if part == "IMAGE" else part for part in arguments]))
     assert says in sentence
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("command", ["ask --help", "settings", "ask IMAGE Какая?"])
+def test_any_console_will_do(
+    loaded: Loaded, image: str, command: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded.engine = FakeEngine(lambda request: "Ж \u4e2d")
+    console, save = io.BytesIO(), Path(image).with_name("drawn.png")
+    words = command.replace("IMAGE", image).split()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(console, encoding))
+    monkeypatch.setattr("sys.argv", ["cof", *words, *(["--save", str(save)] * (len(words) == 3))])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    sys.stdout.flush()
+    assert (ended.value.code, save.exists()) == (0, len(words) == 3)
+    assert "Какая?" not in words or rb"\u0416 \u4e2d" in console.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_console_that_fails_costs_no_picture(
+    loaded: Loaded, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = lambda *_: Path("/dev/full").write_text("7")  # noqa: E731
+    monkeypatch.setattr(sys.modules["cof.cli.ask"], "_print_answer", full)
+    save = Path(image).with_name("drawn.png")
+    assert "No space left" in refused(run("ask", image, QUESTION, "--save", str(save)))
+    assert save.exists()
 
 
 def test_usage_errors() -> None:

@@ -102,16 +102,17 @@ def ask(
     decoding = Decoding(max_new_tokens=max_new_tokens)
     answer = cof.batch([query], decoding=decoding)[0]
     plain = answer.plain() if compare else None
-    if as_json:
-        compared = {} if plain is None else {"plain_answer": plain}
-        typer.echo(json.dumps({"answer": answer.text, **compared, **answer.as_dict()}))
-    else:
-        _print_answer(answer, plain)
-    # last: an answer that took minutes is not lost to a full disk
-    if save is not None:
-        save_overlay(save, cof.engine, answer, plain=plain)
-    if animate is not None:
-        save_animation(animate, cof, photo, query.question, region=region, decoding=decoding)
+    try:
+        if as_json:
+            compared = {} if plain is None else {"plain_answer": plain}
+            typer.echo(json.dumps({"answer": answer.text, **compared, **answer.as_dict()}))
+        else:
+            _print_answer(answer, plain)
+    finally:  # neither a full disk nor a closed console costs an answer that took minutes
+        if save is not None:
+            save_overlay(save, cof.engine, answer, plain=plain)
+        if animate is not None:
+            save_animation(animate, cof, photo, query.question, region=region, decoding=decoding)
 
 
 @sentences

@@ -70,7 +70,7 @@ def _fail(sentence: str) -> None:
 
 
 ImageArgument = Annotated[
-    str, typer.Argument(metavar="IMAGE", help="An image file, or an address with --allow-url.")
+    str, typer.Argument(metavar="IMAGE", help="An image file, - (standard input), or an address.")
 ]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
 AllowUrlOption = Annotated[
