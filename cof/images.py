@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cof.errors import CofError, TooLarge
 
@@ -30,6 +30,13 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200
 """Images with a longer side more than so many times the shorter one are unusable once resized."""
 
+MAX_UPLOAD_BYTES = 10 * 2**20  # of an image file of strangers
+MAX_UPLOAD_PIXELS = 20_000_000  # of such an image (60 MB as RGB)
+
+UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""What such files may be: of Pillow's readers those that images on the web need; others start
+programs, or are less used and so less tested."""
+
 _MAX_DOWNLOAD = 64 * 2**20  # bytes
 _DOWNLOAD_TIMEOUT = 20  # seconds
 
@@ -39,17 +46,6 @@ _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """What follows `ftyp` in the image files of many phones."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""How to turn an image with each EXIF orientation upright; with all others it is upright."""
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]"
 
@@ -125,10 +121,10 @@ def png(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def data_url(image: Image.Image | bytes) -> str:
-    """An image, or the file of one, as an address that holds it without loss."""
+def data_url(image: Image.Image | bytes, kind: str = "png") -> str:
+    """An image without loss, or a file of some kind with one, as an address that holds it."""
     file = image if isinstance(image, bytes) else png(image)
-    return "data:image/png;base64," + base64.b64encode(file).decode()
+    return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
 
 
 def _open_checked(
@@ -279,13 +275,18 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; metadata that cannot be read are ignored.
 
     `ImageOps.exif_transpose` also writes the metadata anew, and fails on those that many cameras
-    and editors have written wrongly.
+    and editors have written wrongly: it gets the orientation alone.
     """
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # on damaged data Pillow raises exceptions of many types
         return image
-    return image if turn is None else image.transpose(turn)
+    if orientation == 1:
+        return image
+    alone = image.copy()
+    alone.info = {name: of for name, of in image.info.items() if name == "transparency"}
+    alone.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(alone)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -81,14 +81,10 @@ def read_messages(
     if not -len(sources) <= chosen < len(sources):
         raise CofError(f"The chat has {len(sources)} images, so there is no image {number}.")
     chosen %= len(sources)
-
-    def place(part: str | Slot | int) -> str | Slot | int:
-        if not isinstance(part, int):
-            return part
-        return Slot.IMAGE if part == chosen else part - (part > chosen)
-
+    places: dict[Any, Slot | int]
+    places = {at: Slot.IMAGE if at == chosen else at - (at > chosen) for at in range(len(sources))}
     return ChatText(
-        tuple(Turn(turn.role, tuple(map(place, turn.parts))) for turn in turns),
+        tuple(Turn(turn.role, tuple(places.get(p, p) for p in turn.parts)) for turn in turns),
         prompt,
         sources[chosen],
         tuple(source for at, source in enumerate(sources) if at != chosen),

@@ -153,21 +153,19 @@ class CoF(Asking):
         return cls(loaded, chosen, allow_url=allow_url, **settings)
 
     @staticmethod
-    def connect(
-        url: str | Sequence[str],
-        *,
-        api_key: str | None = None,
-        allow_url: bool = False,
-        **settings: Any,
-    ) -> RemoteCoF:
-        """Ask a pipeline that `cof serve` runs elsewhere, or several; see `cof.client.RemoteCoF`.
+    def connect(url: str | Sequence[str], **options: Any) -> RemoteCoF:
+        """Ask a pipeline that `cof serve` runs elsewhere, or several.
+
+        Args:
+            url: such as `http://127.0.0.1:8000`; several as a sequence, or with commas between.
+            options: what `cof.client.RemoteCoF` takes: `api_key`, `allow_url`, settings, ...
 
         Raises:
             CofError: an unknown setting, no such server, or servers of different models.
         """
         from cof.client import RemoteCoF
 
-        return RemoteCoF(url, api_key=api_key, allow_url=allow_url, **settings)
+        return RemoteCoF(url, **options)
 
     def encode(self, image: ImageSource) -> EncodedImage:
         """What the engine computes of an image, to be passed in its place.
@@ -273,10 +271,10 @@ class CoF(Asking):
                 texts[sample] = SentText(partial(on_text, place), thought)
         run = partial(self._run, decoding=decoding, texts=texts)
         checked = list(samples.values())
-        if on_error == "raise":
-            replies: dict[Sample, Any] = dict(zip(checked, run(checked), strict=True))
-        else:
-            replies = {**isolate(checked, run)}
+        raising = on_error == "raise"
+        replies = (
+            dict(zip(checked, run(checked), strict=True)) if raising else isolate(checked, run)
+        )
         for place, sample in samples.items():
             reply, request = replies[sample], sample.request
             if isinstance(reply, CofError):

@@ -72,14 +72,17 @@ def preset(name: str, model_name: str = "") -> Settings:
         raise CofError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
     rows = PRESETS[name]
     wanted = asked or model_name
-    for row in rows:
-        if re.search(row.pattern, wanted.lower()):
-            return row.settings
+    if found := _find(rows, wanted):
+        return found
     known = ", ".join(row.model for row in rows)
     raise CofError(
         f"Preset {name!r} has no settings for {wanted or 'this model'}, only for {known}: "
         f"name one ({name}:{rows[0].model}), or set expand and strength yourself."
     )
+
+
+def _find(rows: tuple[PresetRow, ...], model: str) -> Settings | None:
+    return next((row.settings for row in rows if re.search(row.pattern, model.lower())), None)
 
 
 def default_settings(
@@ -96,7 +99,4 @@ def default_settings(
         return preset(preset_name, model_name)
     if dialect_name == "tiny":
         return PRESETS["tiny"][0].settings
-    for row in PRESETS["paper"]:
-        if re.search(row.pattern, model_name.lower()):
-            return row.settings
-    return Settings()
+    return _find(PRESETS["paper"], model_name) or Settings()

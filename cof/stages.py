@@ -96,24 +96,22 @@ def answer(
     Returns:
         The reply to each sample, and the look that it came from.
     """
-    outcomes: list[list[tuple[Generation | None, Look]]] = []
+    planned: list[list[tuple[Generation | None, Look]]] = []
     asked: list[Request] = []
     numbers: list[int] = []
     for number, (sample, request) in enumerate(zip(samples, requests, strict=True)):
         kept = [look for look in looks[number] if look.grounding.region] or looks[number][:1]
-        outcomes.append([(None if look.region else drafts[number], look) for look in kept])
-        for draft, look in outcomes[-1]:
+        planned.append([(None if look.region else drafts[number], look) for look in kept])
+        for draft, look in planned[-1]:
             if draft is None:
                 focus, region = sample.settings.focus, look.region
                 asked.append(focus.apply(request, region) if region else request)
                 numbers.append(number)
     replies = iter(generate(asked, numbers) if asked else ())
+    outcomes = [[(draft or next(replies), look) for draft, look in each] for each in planned]
+    # an empty reply's () is below all others
     return [
-        # an empty reply's () is below all others
-        max(
-            [(draft or next(replies), look) for draft, look in each],
-            key=lambda outcome: outcome[0].logprobs[outcome[0].start :][:1],
-        )
+        max(each, key=lambda outcome: outcome[0].logprobs[outcome[0].start :][:1])
         for each in outcomes
     ]
 
@@ -126,10 +124,8 @@ def isolate(
     Where the work on several items is refused, it is tried on either half of them.
     """
     part = list(items)
-    if not part:
-        return {}
     try:
-        return dict(zip(part, work(part), strict=True))
+        return dict(zip(part, work(part), strict=True)) if part else {}
     except CofError as error:
         if len(part) == 1:
             return {part[0]: error}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -190,7 +191,7 @@ def test_boxes(loaded: Loaded, image: str, arguments: str) -> None:
         (["ground", "IMAGE", QUESTION, "--set", "boxes=odd"], "free, template"),
         (["ask", "IMAGE", QUESTION, "--grounder", "given"], "--box"),
         (["ask", "IMAGE", QUESTION, "--save", "/absent/a.png"], "no folder"),
-        (["ask", "IMAGE", QUESTION, "--save", "/"], "is a folder"),
+        (["ask", "IMAGE", QUESTION, "--save", "/"], "end it in .png, .jpg or .webp"),
         (["ask", "IMAGE", QUESTION, "--save", "/a.doc"], ".png, .jpg or .webp"),
         (["ask", "https://example.org/a.png", QUESTION], "--allow-url"),
         (["ground", "absent.png", QUESTION], "no image file"),
@@ -304,13 +305,11 @@ def test_other_grounders(loaded: Loaded, image: str, command: str) -> None:
 def test_no_bars_for_the_embedded_models(
     loaded: Loaded, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers.utils import logging
-
-    monkeypatch.setattr(logging, "_tqdm_active", True)  # as where it was imported before
-    assert run("ask", image, QUESTION, "--model", "large/model").exit_code == 0
-    assert logging.is_progress_bar_enabled()
-    assert run("ask", image, QUESTION).exit_code == 0
-    assert not logging.is_progress_bar_enabled()
+    name = "HF_HUB_DISABLE_PROGRESS_BARS"
+    monkeypatch.setattr(os, "environ", {n: of for n, of in os.environ.items() if n != name})
+    for model, bars in (("large/model", None), ("tiny", "1")):
+        assert run("ask", image, QUESTION, "--model", model).exit_code == 0
+        assert os.environ.get(name) == bars
 
 
 def test_models_lists_families_and_the_papers_settings() -> None:
@@ -330,27 +329,25 @@ def test_save(loaded: Loaded, image: str, tmp_path: Path) -> None:
     assert heights[0] < heights[1]  # the question is in it
 
 
-@pytest.mark.parametrize("truths", [("[7]", "4"), ()])
-def test_demo(
-    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truths: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("found", [True, False])
+def test_demo(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "scene.png")
     item = {"image": "scene.png", "question": QUESTION}
-    items = [item | {"answer": truth} for truth in truths] or [item]
+    items = [item | {"answer": truth} for truth in ("[7]", "4")]
     (tmp_path / "questions.json").write_text(json.dumps(items))
     monkeypatch.setattr("cof.cli.look.DEMO", tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
-    if not truths:
+    if not found:
         loaded.engine = FakeEngine(lambda request: "no idea", dialect=TINY)
     result = run("demo", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     pictures = [tmp_path / "out" / f"{number + 1:02}-scene.png" for number in range(len(items))]
     for picture in pictures:
         Image.open(picture).verify()
-    told = ("[7]", "truth", "confidence 50%") if truths else ("none",)  # there is no box
+    told = ("[7]", "truth", "confidence 50%") if found else ("none",)  # there is no box
     for part in (QUESTION, "plain", *told, *map(str, pictures)):
         assert part in result.stdout
-    assert ("Right: plain 0 of 2, CoF 1 of 2." in result.stdout) == bool(truths)
+    assert f"Right: plain 0 of 2, CoF {int(found)} of 2." in result.stdout
     assert "scene.png" in refused(run("demo", "--out", str(tmp_path / "scene.png" / "out")))
 
 
