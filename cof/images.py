@@ -30,13 +30,6 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200
 """Images with a longer side more than so many times the shorter one are unusable once resized."""
 
-MAX_UPLOAD_BYTES = 10 * 2**20  # of an image file of strangers
-MAX_UPLOAD_PIXELS = 20_000_000  # of such an image (60 MB as RGB)
-
-UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""What such files may be: of Pillow's readers those that images on the web need; others start
-programs, or are less used and so less tested."""
-
 _MAX_DOWNLOAD = 64 * 2**20  # bytes
 _DOWNLOAD_TIMEOUT = 20  # seconds
 

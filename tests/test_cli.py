@@ -248,8 +248,6 @@ def failing(error: BaseException) -> FakeEngine:
     [
         (CofError("Do this."), "Do this."),
         (MemoryError(), "Out of memory: use a smaller model"),
-        (RuntimeError("CUDA out of memory."), "Out of memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Out of memory"),
         (OSError(28, "No space left on device", "look.png"), "look.png: No space left on device."),
     ],
 )

@@ -17,7 +17,7 @@ import cof
 PACKAGE = Path(cof.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "limits"),
     ("options",),
     ("geometry", "prompting"),
     ("types", "images"),
@@ -47,7 +47,7 @@ LIGHT = [
     "errors geometry.boxes geometry.regions geometry.heatmap",
     "prompting.dialects prompting.box_parsing prompting.box_template prompting.noun_phrases",
     "types images engines.base engines.fake options grounders focuses settings query pipeline",
-    "viz web.render cli lmms client server.app",
+    "limits viz web.render cli lmms client server.app",
 ]
 """Modules that load neither torch nor transformers."""
 

@@ -6,7 +6,6 @@ import functools
 import gc
 import inspect
 import os
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -40,33 +39,20 @@ def sentences(command: Command) -> Command:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", CofWarning)
-            warnings.showwarning = _note
+            warnings.showwarning = lambda note, *_, **__: typer.echo(f"Note: {note}", err=True)
             try:
-                command(*args, **kwargs)
+                return command(*args, **kwargs)
             except CofError as error:
-                _fail(str(error))
+                sentence = str(error)
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
-                _fail(f"{where}{error.strerror or error}.")
-            except (MemoryError, RuntimeError) as error:  # torch's on a CPU is a bare RuntimeError
-                known = isinstance(error, MemoryError)
-                if not known and not re.search("(out of|allocate) memory", str(error)):
-                    raise
-                _fail(
-                    "Out of memory: use a smaller model, --dtype bfloat16, --device auto, or a "
-                    "smaller image."
-                )
+                sentence = f"{where}{error.strerror or error}."
+            except MemoryError:  # of ours; engines say so themselves
+                sentence = "Out of memory: use a smaller model or image."
+            typer.echo(" ".join(sentence.split()), err=True)
+            raise typer.Exit(2)
 
     return run
-
-
-def _note(message: Warning | str, *_: object, **__: object) -> None:
-    typer.echo(f"Note: {message}", err=True)
-
-
-def _fail(sentence: str) -> None:
-    typer.echo(" ".join(sentence.split()), err=True)
-    raise typer.Exit(2)
 
 
 ImageArgument = Annotated[
@@ -97,18 +83,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 class Questions:
     """A benchmark's questions, and how they are asked; `with_questions` makes them of options."""
 
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, if elsewhere.")] = (
-        None
-    )
-    rules: Annotated[str, typer.Option(help="official, llava, lmms-eval or vlmevalkit.")] = (
-        "official"
-    )
+    images: Annotated[Path | None, "Folder of the pictures, if elsewhere."] = None
+    rules: Annotated[str, "official, llava, lmms-eval or vlmevalkit."] = "official"
     prompt_style: Annotated[
         str | None,
-        typer.Option(
-            help="Prompts as of llava, llava-ocr, official, lmms-eval, vlmevalkit or tiny. "
-            "\\[default: llava; tiny for the embedded model]",
-        ),
+        "Prompts as of llava, llava-ocr, official, lmms-eval, vlmevalkit or tiny. "
+        "\\[default: llava; tiny for the embedded model]",
     ] = None
     limit: LimitOption = None
     batch_size: BatchSizeOption = 8
@@ -249,7 +229,7 @@ def parameters_of(kind: type, **defaults: Any) -> list[inspect.Parameter]:
             option = typer.Option(
                 f"--{each.name.removesuffix('_s').replace('_', '-')}",
                 help=about,
-                min=None if each.default is None else 1,
+                min=1 if isinstance(each.default, int | float) else None,
                 show_default=each.default is not None,
                 rich_help_panel=_PANELS.get(each.name),
                 autocompletion=_COMPLETED.get(each.name),

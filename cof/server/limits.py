@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cof.images import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 
 @dataclass(frozen=True)

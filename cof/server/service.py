@@ -16,7 +16,8 @@ from PIL.Image import Image
 
 from cof.answer import Answer
 from cof.errors import CofError, TooLarge
-from cof.images import UPLOAD_FORMATS, load_image
+from cof.images import load_image
+from cof.limits import UPLOAD_FORMATS
 from cof.query import Query
 from cof.server.errors import ApiError
 from cof.server.images import Fetcher, from_data

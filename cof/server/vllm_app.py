@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cof.engines.vllm.clients import ServedClient
 from cof.engines.vllm.engine import WORKER, VllmEngine, load_processor
-from cof.images import UPLOAD_FORMATS, check_image
+from cof.images import check_image
+from cof.limits import UPLOAD_FORMATS
 from cof.presets import default_settings
 from cof.server.app import service_app
 from cof.server.errors import ApiError, as_api_error

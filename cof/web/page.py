@@ -17,7 +17,7 @@ import gradio as gr
 
 from cof.errors import CofError
 from cof.focuses import FOCUSES
-from cof.images import MAX_UPLOAD_BYTES
+from cof.limits import MAX_UPLOAD_BYTES
 from cof.web.render import render, render_message
 from cof.web.session import DEMO, Session, load_examples, open_example, write_record
 from cof.web.view import (

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import cof
 from cof.errors import CofError, CofWarning
-from cof.images import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS, load_image
+from cof.images import load_image
+from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
 from cof.pipeline import CoF
 from cof.query import check_question
 from cof.viz.page import Panel, draw_panels
