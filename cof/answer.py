@@ -185,8 +185,8 @@ class Asking(ABC):
 
 def _left_behind() -> str:
     raise CofError(
-        "The model that answered is in another process: ask for plain() there, before the answer "
-        "is sent."
+        "The model that answered is not at hand: ask for plain() before the answer is copied, or "
+        "sent to another process."
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
@@ -112,15 +113,16 @@ def check_text(name: str, value: Any) -> str:
 
 def _check(what: str, kind: type, fits: Callable[[Any], bool], make: Callable[[Any], Any]) -> Check:
     def check(name: str, value: Any) -> Any:
-        is_kind = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-        if not is_kind or not fits(value):
-            raise CofError(f"{name} must be {what}, not {value!r}.")
-        return make(value)
+        if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+            with suppress(OverflowError):
+                if fits(made := make(value)):
+                    return made
+        raise CofError(f"{name} must be {what}, not {value!r}.")
 
     return check
 
 
-positive = _check("a finite number above 0", Real, lambda n: 0 < n <= sys.float_info.max, float)
+positive = _check("a finite number above 0", Real, lambda n: 0 < n < math.inf, float)
 fraction = _check("a number in 0..1", Real, lambda n: 0 <= n <= 1, float)
 count = _check("a whole number above 0", Integral, lambda n: n >= 1, int)
 flag = _check("true or false", bool, lambda _: True, bool)  # "False" would be true

@@ -245,7 +245,7 @@ def test_queries_and_answers_travel_between_processes() -> None:
         assert (answer.text, answer.image.tobytes()) == (here.text, SQUARE.tobytes())
         assert here.plain() == pickle.loads(pickle.dumps(here)).plain() == "plain"
     assert there[-1].plain() == "plain"  # it is the answer itself
-    with pytest.raises(CofError, match="in another process"):
+    with pytest.raises(CofError, match="to another process"):
         there[0].plain()
 
 
