@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import cache, partial
 from itertools import count
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +19,8 @@ from cof.answer import Answer, refused_answer
 from cof.errors import CofError, CofWarning, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
-from cof.images import data_url, load_image
+from cof.images import MAX_PIXELS, check_image, data_url, load_image
+from cof.limits import MAX_UPLOAD_BYTES, UPLOAD_FORMATS
 from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
 from cof.settings import Settings
@@ -105,12 +109,13 @@ class RemoteCoF:
 
     def encode(self, image: ImageSource) -> EncodedImage:
         """An image as it is sent, to be passed in its place; worth it for several calls about it.
+        It is the image's own file where servers take such files, and else a PNG.
 
         Raises:
             CofError: the image cannot be used.
         """
         loaded = load_image(image, allow_url=self.allow_url)
-        return EncodedImage(loaded, data_url(loaded))
+        return EncodedImage(loaded, data_url(_own_file(image) or loaded))
 
     def __call__(
         self,
@@ -332,6 +337,23 @@ def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str,
             text += choice["delta"].get("content") or ""
             sent.grow(text.strip()[len(told) :])  # without the space that an answer may end with
     raise httpx2.RemoteProtocolError("the stream broke off")
+
+
+def _own_file(source: ImageSource) -> bytes | None:
+    """The file of an image, if it is one that servers take."""
+    if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
+        data = Path(source).read_bytes()
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        data = base64.b64decode(source.partition(",")[2])
+    elif isinstance(source, (bytes, bytearray)):
+        data = bytes(source)
+    else:
+        return None
+    try:
+        check_image(data, max_pixels=MAX_PIXELS, formats=UPLOAD_FORMATS)
+    except CofError:
+        return None
+    return data if len(data) <= MAX_UPLOAD_BYTES else None
 
 
 def _text(reply: Mapping[str, Any]) -> str:

@@ -144,22 +144,35 @@ class TestAnswers:
             "tools": [],
             "tool_choice": "auto",
             "functions": [],
+            "function_call": "none",
             "logit_bias": {},
             "presence_penalty": 0.0,
             "frequency_penalty": 0,
             "top_logprobs": 0,
             "modalities": ["text"],
             "response_format": {"type": "text"},
+            "reasoning_effort": "medium",
+            "verbosity": "medium",
             "logprobs": False,
-            "stop": None,
-            "max_tokens": None,
-            "temperature": None,
-            "stream_options": None,
+            "stop": [],
             "user": "me",
-            "store": True,
-            "metadata": {"a": "b"},
+            "store": False,
+            "metadata": {},
             "service_tier": "auto",
+            "parallel_tool_calls": False,
         }
+        neutral |= dict.fromkeys(
+            [
+                "max_tokens",
+                "temperature",
+                "top_p",
+                "seed",
+                "stream_options",
+                "audio",
+                "prediction",
+                "cof",
+            ]
+        )
         engine = FakeEngine(reply, dialect=TINY)
         with serving(engine) as client:
             assert client.post(CHAT, json=body(**neutral)).status_code == 200
@@ -377,7 +390,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no image data": (url("data:image/png;base64,aGVsbG8="), "not an image of the kinds PNG"),
     "TIFF": (url("data:image/tiff;base64," + TIFF), "not an image of the kinds PNG"),
     "too long": ({"max_tokens": 513}, "max_tokens is above 512"),
-    "no tokens": ({"max_tokens": 0}, "max_new_tokens must be a whole number above 0"),
+    "no tokens": ({"max_tokens": 0}, "^max_tokens must be a whole number above 0"),
+    "no tokens either": ({"max_completion_tokens": 0}, "^max_completion_tokens must be"),
+    "too long either": ({"max_completion_tokens": 513}, "^max_completion_tokens is above 512"),
     "cof: a list": ({"cof": []}, "cof: Input should be an object"),
     "cof: unknown": ({"cof": {"lambda": 2}}, "no option 'lambda'"),
     "cof: a bad value": ({"cof": {"strength": "much"}}, r"strength \(lambda\) must be"),

@@ -9,6 +9,7 @@ import traceback
 import uuid
 from typing import Any
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cof.server.metrics import Metrics
@@ -48,7 +49,7 @@ def start_logging() -> None:
 
 
 class RequestLog:
-    """ASGI middleware: a line and a count for each request.
+    """ASGI middleware: a line and a count for each request, and a reply for each error.
 
     What a route puts into `scope["state"]["about"]` is in the line too.
     """
@@ -73,6 +74,12 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, sending)
+        except Exception as error:
+            if status:
+                raise
+            failure = self._metrics.failure(error, about)
+            reply = JSONResponse(failure.body, failure.status, failure.headers)
+            await reply(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - start
             path = getattr(scope.get("route"), "path", "other")  # a stranger's paths are no labels

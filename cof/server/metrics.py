@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from cof.server.errors import ApiError, as_api_error
 from cof.types import Timings
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -42,3 +44,10 @@ class Metrics:
         self._batch.observe(size)
         self._ground.observe(timings.ground)
         self._answer.observe(timings.answer)
+
+    def failure(self, error: Exception, about: dict[str, Any]) -> ApiError:
+        """Count an error; what a client is told of it. `about` is what its log line says."""
+        told = as_api_error(error)
+        about["error"] = told.code
+        self.errors.labels(told.code).inc()
+        return told

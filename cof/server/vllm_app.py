@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY
 from pydantic import TypeAdapter
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,15 +21,13 @@ from cof.engines.vllm.engine import WORKER, VllmEngine, load_processor
 from cof.images import check_image
 from cof.limits import UPLOAD_FORMATS
 from cof.presets import default_settings
-from cof.server.app import service_app
-from cof.server.errors import ApiError, as_api_error
+from cof.server.errors import ApiError
 from cof.server.images import Fetcher
 from cof.server.limits import Limits
 from cof.server.logs import RequestLog, start_logging
 from cof.server.metrics import Metrics
-from cof.server.service import Service, address_in, read_body
-from cof.server.vllm_chat import HighlightedChat, parts_of, replay, show_file
-from cof.server.vllm_worker import ServedWorker
+from cof.server.service import Message, read_body
+from cof.server.vllm_chat import Looker, check_single, look_first, replay, show_file
 from cof.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -61,9 +58,11 @@ class ServeOptions:
         """The settings that requests change.
 
         Raises:
-            CofError: an unknown preset or setting.
+            CofError: an unknown preset or setting, or one that vLLM cannot follow.
         """
-        return default_settings(model, dialect, self.preset).changed(**self.settings)
+        settings = default_settings(model, dialect, self.preset).changed(**self.settings)
+        check_single(settings)
+        return settings
 
     @classmethod
     def from_environment(cls) -> ServeOptions:
@@ -83,7 +82,8 @@ class Plugin:
     def attach_router(self, app: FastAPI) -> None:
         """Put ourselves before the routes, and behind vLLM's check of the API key."""
         start_logging()
-        app.add_middleware(Gate, metrics=self._metrics)
+        app.add_middleware(Gate)
+        app.add_middleware(RequestLog, metrics=self._metrics)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """
@@ -98,57 +98,36 @@ class Plugin:
         config, processor = await asyncio.to_thread(
             load_processor, args.model, options.pad_to_square
         )
-        loop = asyncio.get_running_loop()
-        engine = VllmEngine(
-            ServedClient(engine_client, loop, None), config, processor, name=args.model
-        )
+        client = ServedClient(engine_client, asyncio.get_running_loop(), None)
+        engine = VllmEngine(client, config, processor, name=args.model)
         settings = options.settings_for(engine.name, engine.dialect.name)
-        worker = ServedWorker(engine, engine_client, loop, settings, options.limits, self._metrics)
-        model = args.served_model_name[0] if args.served_model_name else args.model
         fetcher = Fetcher(options.limits.max_image_bytes) if options.allow_url else None
-        most = options.limits.max_queue
-        state.cof = service_app(
-            Service(worker, settings, model, self._metrics, options.limits, fetcher, most)
-        )
+        state.cof = Looker(settings, self._metrics, options.limits, fetcher, engine, engine_client)
 
 
 class Gate:
-    """ASGI middleware: requests go on to vLLM, those with `cof` after a look at their image
-    (`HighlightedChat`). What a highlight cannot say, our own application answers.
+    """ASGI middleware: requests go on to vLLM, those with `cof` after a look at their image. Bodies
+    and images keep to our limits."""
 
-    Bodies and images keep to our limits wherever they go.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._vllm: ASGIApp = RequestLog(app, metrics)
-        self._metrics = metrics
+    def __init__(self, app: ASGIApp) -> None:
+        self._vllm = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        app, passed = self._vllm, (scope, receive, send)
+        if scope["type"] == "http" and not path.startswith(OPEN):
+            raise ApiError(404, "There is no such route here.", "no_such_route")
         async with AsyncExitStack() as until_answered:
-            try:
-                if scope["type"] == "http" and not path.startswith(OPEN):
-                    raise ApiError(404, "There is no such route here.", "no_such_route")
-                if scope.get("method") == "POST":
-                    ours: FastAPI = scope["app"].state.cof
-                    service: Service = ours.state.service
-                    body = await read_body(Request(scope, receive), service.limits)
-                    fields = await asyncio.to_thread(_parse, body) if path == CHAT else {}
-                    passed = scope, replay(body, receive), send
-                    if fields.get("cof") is None:
-                        body = await _check_images(service, fields, body)
-                        passed = scope, replay(body, receive), send
-                    elif (chat := HighlightedChat.of(fields, service)) is None:
-                        app = ours
-                    else:
-                        passed = await chat.look_first(until_answered, scope, receive, send)
-            except Exception as error:
-                failure = as_api_error(error)
-                self._metrics.errors.labels(failure.code).inc()
-                reply = JSONResponse(failure.body, failure.status, failure.headers)
-                app, passed = RequestLog(reply, self._metrics), (scope, receive, send)
-            await app(*passed)
+            if scope.get("method") == "POST":
+                looker: Looker = scope["app"].state.cof
+                body = await read_body(Request(scope, receive), looker.limits)
+                fields = await asyncio.to_thread(_parse, body) if path == CHAT else {}
+                if fields.get("cof") is not None:
+                    request = Request(scope, receive)
+                    body, send = await look_first(looker, fields, until_answered, request, send)
+                elif await _check_images(looker, fields):
+                    body = json.dumps(fields).encode()
+                receive = replay(body, receive)
+            await self._vllm(scope, receive, send)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -160,21 +139,20 @@ def _parse(body: bytes) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-async def _check_images(service: Service, fields: dict[str, Any], body: bytes) -> bytes:
-    """A plain request's body, with the data of the images that it gives addresses of.
+async def _check_images(looker: Looker, fields: dict[str, Any]) -> bool:
+    """Put the data of a plain request's images in the place of addresses, if there are any.
 
     Raises:
         ApiError, CofError: an image cannot be taken.
     """
-    changed = False
-    for part in parts_of(fields.get("messages")):
-        address = address_in(part)
-        if address is None:
-            continue
-        data = await service.image_data(address)
-        limit = service.limits.max_pixels
+    fetched = []
+
+    async def load(part: Message, address: str, data: bytes) -> None:
+        limit = looker.limits.max_pixels
         await asyncio.to_thread(check_image, data, max_pixels=limit, formats=UPLOAD_FORMATS)
         if address[:5].lower() != "data:":
             show_file(part, data)
-            changed = True
-    return json.dumps(fields).encode() if changed else body
+            fetched.append(address)
+
+    await looker.with_images(fields.get("messages"), load)
+    return bool(fetched)

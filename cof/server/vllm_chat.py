@@ -1,32 +1,42 @@
-"""A caller's own chat request on its way to vLLM: there with a highlight, and back with `cof`."""
+"""A caller's own chat request on its way to vLLM: there looking closer, and back with `cof`."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import Request
-from PIL.Image import Image
-from starlette.types import Message, Receive, Scope, Send
+from starlette import types as asgi
+from starlette.types import Receive, Send
+from vllm.exceptions import GracefulHTTPError
 
-from cof.engines.vllm.engine import highlight_args
+from cof.engines.vllm.clients import RequestAborted, ServedClient
+from cof.engines.vllm.engine import VllmEngine, highlight_args
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
-from cof.focuses import Attention, Contrast, Unchanged
+from cof.focuses import Contrast
 from cof.images import data_url
 from cof.messages import ROLES
 from cof.pipeline import CoF, answer_of
 from cof.query import Query, Sample
+from cof.server.errors import ApiError
+from cof.server.images import Fetcher
+from cof.server.limits import Limits
+from cof.server.metrics import Metrics
 from cof.server.protocol import query_of
-from cof.server.service import Service, address_in
-from cof.server.vllm_worker import ServedWorker
+from cof.server.service import Message, Result, Service, image_places, unless_gone
 from cof.settings import Settings
 from cof.stages import Look
-from cof.types import EncodedImage, Timings
+from cof.types import EncodedImage, Timings, pil_image
+from cof.types import Request as ChatRequest
 
 _UNKNOWN = ("num_tokens", "answer_confidence")
 """What vLLM's own reply says of an answer."""
@@ -37,114 +47,186 @@ _PROCESSING = {"mm_processor_kwargs", "media_io_kwargs"}
 _RANK = b"x-data-parallel-rank"
 
 
-@dataclass(frozen=True)
-class HighlightedChat:
-    """A request that vLLM answers, once its image has been looked at.
+def check_single(settings: Settings) -> None:
+    """
+    Raises:
+        CofError: stage 2 would be several requests, of which one would be the answer.
+    """
+    if (
+        len(settings.grounders) > 1
+        or settings.max_plain_confidence < 1
+        or isinstance(settings.focus, Contrast)
+    ):
+        raise CofError(
+            "Behind vLLM one request is one answer: name one grounder, and leave out "
+            "max_plain_confidence and the focus contrast."
+        )
 
-    Attributes:
-        fields: the request's, with `cof`; they are changed.
-        query: what is looked for, its images not loaded yet.
-        service: the server's.
+
+class Looker(Service):
+    """Looks in a thread for each query; vLLM batches what they ask of it.
+
+    Both stages of a query go to one data-parallel engine, the one with the fewest queries, so that
+    the second finds the image's prefix in its cache.
     """
 
-    fields: dict[str, Any]
-    query: Query
-    service: Service
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        limits: Limits,
+        fetcher: Fetcher | None,
+        engine: VllmEngine,
+        async_llm: Any,
+    ) -> None:
+        """`async_llm` is vLLM's own engine, in the loop that runs; for the rest see `Service`."""
+        super().__init__(settings, metrics, limits, fetcher, limits.max_queue)
+        self.engine = engine
+        self._async_llm, self._loop = async_llm, asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(limits.max_queue, "cof-look")
+        self._ranks = range(len(async_llm.engine_core.engine_ranks_managed))
+        self._asked: Counter[int] = Counter()  # under way, by rank
+        self._given: Counter[int] = Counter()
 
-    @classmethod
-    def of(cls, fields: dict[str, Any], service: Service) -> HighlightedChat | None:
-        """The chat; None if a highlight cannot say what its settings do.
+    @contextmanager
+    def pipeline(self) -> Iterator[tuple[CoF, int | None]]:
+        """A pipeline for one query, and the rank of the engine that it asks; None: there is one.
+        What it asks is ended with it."""
+        # of equals, each gets its turn
+        rank = min(self._ranks, key=lambda each: (self._asked[each], self._given[each]))
+        chosen = rank if len(self._ranks) > 1 else None
+        client = ServedClient(self._async_llm, self._loop, chosen)
+        self._given[rank] += 1
+        self._asked[rank] += 1
+        try:
+            yield CoF(self.engine.with_client(client), self.settings), chosen
+        finally:
+            client.cancel()  # where nobody waits for it any more
+            self._asked[rank] -= 1
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """What a pipeline's work in a thread gives.
 
         Raises:
-            CofError: it cannot be looked at.
+            ApiError: vLLM is full or being stopped.
         """
-        messages, cof = fields.get("messages"), fields["cof"]
-        if not isinstance(cof, dict):
-            raise CofError("cof: it is an object of settings, and may be empty.")
-        if not isinstance(fields.get("vllm_xargs"), dict | None):
-            raise CofError("vllm_xargs: it is an object.")
-        if given := _PROCESSING & fields.keys():
-            raise CofError(f"{given.pop()} changes what the model sees: leave it out, or cof.")
-        query = query_of(_looked_at(messages), cof, service.settings, service.limits)
-        settings = query.settings or service.settings
-        return cls(fields, query, service) if _is_highlight(settings) else None
+        try:
+            return await self._loop.run_in_executor(self._threads, work)
+        except RequestAborted as error:
+            raise ApiError(503, str(error), "stopping") from None
+        except GracefulHTTPError:
+            raise ApiError(503, "The engine is full: ask again in a moment.", "full") from None
 
-    async def look_first(
-        self, until_answered: AsyncExitStack, scope: Scope, receive: Receive, send: Send
-    ) -> tuple[Scope, Receive, Send]:
-        """Stage 1: how vLLM is to be called for stage 2.
+    async def look(self, cof: CoF, fields: dict[str, Any], query: Query) -> tuple[Sample, Look]:
+        """The checked query, and where to look; images at addresses are put into the request."""
 
-        Args:
-            until_answered: is closed after that call.
-            scope, receive, send: how we were called; the body has been read.
-
-        Raises:
-            ApiError, CofError: there is no answer.
-        """
-        worker = self.service.worker
-        assert isinstance(worker, ServedWorker)
-        until_answered.enter_context(self.service.begun())
-        cof, rank = until_answered.enter_context(worker.pipeline())
-        start = time.perf_counter()
-        work = self._look(worker, cof)
-        sample, look, body = await self.service.in_time(Request(scope, receive), work)
-        looked = time.perf_counter()
-
-        def answer() -> dict[str, Any]:
-            timings = Timings(looked - start, time.perf_counter() - looked)
-            self.service.metrics.batch(1, timings)
-            told = answer_of(sample, look, timings).as_dict()
-            return {name: value for name, value in told.items() if name not in _UNKNOWN}
-
-        sizes = [image.size for image in sample.request.images]
-        about = {"cof": True, "stream": bool(self.fields.get("stream")), "images": sizes}
-        headers = [pair for pair in scope["headers"] if pair[0] != _RANK or rank is None]
-        headers += [] if rank is None else [(_RANK, str(rank).encode())]
-        scope = {**scope, "headers": headers, "state": {**scope.get("state", {}), "about": about}}
-        return scope, replay(body, receive), _WithCof(send, answer, self.fields.get("n") or 1)
-
-    async def _look(self, worker: ServedWorker, cof: CoF) -> tuple[Sample, Look, bytes]:
-        """The checked query, where to look, and the body for vLLM."""
-        fields, service = self.fields, self.service
-        seen: dict[int, dict[str, Any]] = {}  # by the part's id: with the image itself
-        for part in parts_of(fields["messages"]):
-            address = address_in(part)
-            if address is None:
-                continue
-            data = await service.image_data(address)
-            image = await worker.run(lambda data=data: _encode(worker, service, data))  # type: ignore[misc]
+        async def load(part: Message, address: str, data: bytes) -> EncodedImage:
+            image: EncodedImage = await self.run(
+                lambda: self.engine.encode_file(self.decode(data), data)
+            )
             if image.pixels.original_bytes is not data or address[:5].lower() != "data:":
                 show_file(part, image.pixels.original_bytes)
-            seen[id(part)] = {"type": "image", "image": image}
-        messages = [
-            {**message, "content": [seen.get(id(part), part) for part in message["content"]]}
-            if isinstance(message.get("content"), list)
-            else message
-            for message in self.query.messages or ()
-        ]
-        query = replace(self.query, messages=messages)
-        sample, look = await worker.run(lambda: cof.look_for(query))
-        if len(sample.request.images) != len(seen):
-            raise CofError("What tools return cannot hold images: send them in the user's turn.")
-        return sample, look, await worker.run(lambda: self._body(worker, sample, look))
+            return image
 
-    def _body(self, worker: ServedWorker, sample: Sample, look: Look) -> bytes:
-        """The request without `cof`, and with the highlight."""
-        fields, engine, request = self.fields, worker.engine, sample.request
-        del fields["cof"]
-        first = request.chat[0]
-        given = any(ROLES.get(each.get("role")) == "system" for each in fields["messages"])
-        if first.role == "system" and not given:  # the settings' own
-            fields["messages"].insert(0, {"role": "system", "content": first.parts[0]})
-        special = adds_special_tokens(engine.processor, engine.chat.text(request))
-        fields.setdefault("add_special_tokens", special)
-        if look.region is not None:
-            highlight = sample.settings.focus.apply(request, look.region).highlight
-            if highlight is not None and highlight.strength != 1:
-                size, number = request.pil_image.size, request.number
-                args = highlight_args(engine.tokens, size, highlight, number)
-                fields["vllm_xargs"] = {**(fields.get("vllm_xargs") or {}), **args}
-        return json.dumps(fields).encode()
+        loaded = replace(query, messages=await self.with_images(query.messages, load))
+        sample, look = await self.run(lambda: cof.look_for(loaded))
+        if len(sample.request.images) != len(list(image_places(fields["messages"]))):
+            raise CofError("What tools return cannot hold images: send them in the user's turn.")
+        return sample, look
+
+
+async def look_first(
+    looker: Looker,
+    fields: dict[str, Any],
+    until_answered: AsyncExitStack,
+    request: Request,
+    send: Send,
+) -> tuple[bytes, Send]:
+    """Stage 1: the body of stage 2 for vLLM, and where its reply goes.
+
+    Args:
+        fields: the request's, with `cof`; they are changed.
+        until_answered: is closed after vLLM's reply.
+        request: the HTTP request, whose body has been read; its headers are changed.
+
+    Raises:
+        ApiError, CofError: there is no answer.
+    """
+    query = query_in(fields, looker)
+    until_answered.enter_context(looker.begun())
+    cof, rank = until_answered.enter_context(looker.pipeline())
+    start = time.perf_counter()
+    work = looker.in_time(looker.look(cof, fields, query))
+    sample, look = await unless_gone(request, work)
+    body = await looker.run(partial(write_body, fields, sample, look, looker.engine))
+    looked = time.perf_counter()
+
+    def answer() -> dict[str, Any]:
+        timings = Timings(looked - start, time.perf_counter() - looked)
+        looker.metrics.batch(1, timings)
+        told = answer_of(sample, look, timings).as_dict()
+        return {name: value for name, value in told.items() if name not in _UNKNOWN}
+
+    sizes = [image.size for image in sample.request.images]
+    request.state.about |= {"cof": True, "stream": bool(fields.get("stream")), "images": sizes}
+    if rank is not None:
+        headers = [pair for pair in request.scope["headers"] if pair[0] != _RANK]
+        request.scope["headers"] = [*headers, (_RANK, str(rank).encode())]
+    return body, _WithCof(send, answer, fields.get("n") or 1)
+
+
+def query_in(fields: dict[str, Any], service: Service) -> Query:
+    """What is looked for in a request, its images not loaded yet.
+
+    Raises:
+        CofError: it cannot be looked at.
+    """
+    cof = fields["cof"]
+    if not isinstance(cof, dict):
+        raise CofError("cof: it is an object of settings, and may be empty.")
+    if not isinstance(fields.get("vllm_xargs"), dict | None):
+        raise CofError("vllm_xargs: it is an object.")
+    if given := _PROCESSING & fields.keys():
+        raise CofError(f"{given.pop()} changes what the model sees: leave it out, or cof.")
+    messages = _looked_at(fields.get("messages"))
+    query = query_of(messages, cof, service.settings, service.limits)
+    check_single(query.settings or service.settings)
+    return query
+
+
+def write_body(fields: dict[str, Any], sample: Sample, look: Look, engine: VllmEngine) -> bytes:
+    """The request without `cof`, as the focus has changed it."""
+    messages, plain = fields["messages"], sample.request
+    del fields["cof"]
+    request = plain if look.region is None else sample.settings.focus.apply(plain, look.region)
+    if plain.images:
+        show_images(messages, plain, request, engine)
+    first = request.chat[0]
+    given = any(ROLES.get(each.get("role")) == "system" for each in messages)
+    if first.role == "system" and not given:  # the settings' own
+        messages.insert(0, {"role": "system", "content": first.parts[0]})
+    special = adds_special_tokens(engine.processor, engine.chat.text(request))
+    fields.setdefault("add_special_tokens", special)
+    highlight = request.highlight
+    if highlight is not None and highlight.strength != 1:
+        size = request.pil_image.size
+        args = highlight_args(engine.tokens, size, highlight, request.number)
+        fields["vllm_xargs"] = {**(fields.get("vllm_xargs") or {}), **args}
+    return json.dumps(fields).encode()
+
+
+def show_images(
+    messages: list[Any], before: ChatRequest, after: ChatRequest, engine: VllmEngine
+) -> None:
+    """Put the images that a focus has made into messages: another one in the place of the one
+    that is looked at, or one more right after it."""
+    content, place = list(image_places(messages))[before.number]
+    added = len(after.others) - len(before.others)
+    for at, image in enumerate(after.images[before.number :][: 1 + added]):
+        if image is not before.image:
+            part = {"type": "image_url", "image_url": ""}
+            show_file(part, engine.encode_file(pil_image(image)).pixels.original_bytes)
+            content[place + at : place + 1] = [part]
 
 
 class _WithCof:
@@ -153,11 +235,11 @@ class _WithCof:
 
     def __init__(self, send: Send, cof: Callable[[], dict[str, Any]], choices: int) -> None:
         self._send, self._cof, self._left = send, cof, choices
-        self._start: Message | None = None  # not sent yet
+        self._start: asgi.Message | None = None  # not sent yet
         self._stream = False
         self._held = b""
 
-    async def __call__(self, message: Message) -> None:
+    async def __call__(self, message: asgi.Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == 200:
             self._start = message
             self._stream = (b"content-type", b"text/event-stream") in [
@@ -191,14 +273,7 @@ class _WithCof:
         )
 
 
-def parts_of(messages: object) -> Iterator[Any]:
-    """The parts of all messages, of whatever kind."""
-    for message in messages if isinstance(messages, list) else []:
-        content = message.get("content") if isinstance(message, dict) else None
-        yield from content if isinstance(content, list) else []
-
-
-def show_file(part: dict[str, Any], file: bytes) -> None:
+def show_file(part: Message, file: bytes) -> None:
     """Put an image file into a part of a message, in the place of its address."""
     image = part["image_url"]
     part["image_url"] = {**(image if isinstance(image, dict) else {}), "url": data_url(file)}
@@ -206,9 +281,9 @@ def show_file(part: dict[str, Any], file: bytes) -> None:
 
 def replay(body: bytes, receive: Receive) -> Receive:
     """A body that has been read, and then what else comes."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    waiting: list[asgi.Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def replayed() -> Message:
+    async def replayed() -> asgi.Message:
         return waiting.pop() if waiting else await receive()
 
     return replayed
@@ -227,15 +302,3 @@ def _looked_at(messages: object) -> list[dict[str, Any]]:
     while known and known[-1].get("role") == "assistant":
         known.pop()
     return known
-
-
-def _is_highlight(settings: Settings) -> bool:
-    """Whether stage 2 is one request for which a highlight is all that differs."""
-    focus = settings.focus
-    alone = len(settings.grounders) == 1 and settings.max_plain_confidence >= 1
-    return alone and isinstance(focus, Attention | Unchanged) and not isinstance(focus, Contrast)
-
-
-def _encode(worker: ServedWorker, service: Service, data: bytes) -> EncodedImage:
-    image: Image = service.decode(data)
-    return worker.engine.encode_file(image, data)

@@ -96,11 +96,10 @@ def arguments(flags: Mapping[str, Any]) -> list[str]:
 def _serve(words: list[str]) -> None:
     """What the command `vllm` does."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     parser, command = FlexibleArgumentParser(prog="vllm"), ServeSubcommand()
     command.subparser_init(parser.add_subparsers(dest="subparser"))
     args = parser.parse_args(words)

@@ -146,14 +146,15 @@ class VllmEngine:
         """The images as they are: vLLM caches its features and states by their contents."""
         return [EncodedImage(image) for image in images]
 
-    def encode_file(self, image: Image.Image, data: bytes) -> EncodedImage:
-        """An image from a file, as `load_image` gives it. `pixels.original_bytes` is the file from
-        which vLLM's own chat requests show the same, with the same caches; `data` if it is one.
+    def encode_file(self, image: Image.Image, data: bytes = b"") -> EncodedImage:
+        """An image as `load_image` gives it. `pixels.original_bytes` is the file from which vLLM's
+        own chat requests show the same, with the same caches: `data`, where the image's own file
+        is one, and else a PNG.
         """
         from vllm.multimodal.media import MediaWithBytes
 
         shown = self._shown(image)
-        file = data if shown is image and is_plain(data) else png(shown)
+        file = data if data and shown is image and is_plain(data) else png(shown)
         return EncodedImage(image, MediaWithBytes(shown, file))
 
     def generate(

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from cof.errors import CofError
+import warnings
 
-SUPPORTED = ("0.32",)
-"""Minor versions that `tests/vllm` has been run with."""
+from cof.errors import CofError, CofWarning
+
+OLDEST = (0, 32)
+"""Older ones are refused."""
+
+TESTED = ("0.32",)
+"""Minor versions that `tests/vllm` has been run with; newer ones have to pass the self-test."""
 
 
-def supported() -> bool:
-    """Whether the vLLM of this environment is one of them."""
+def minor_version() -> str:
+    """That of this environment's vLLM, such as 0.32."""
     from vllm import __version__
 
-    return ".".join(__version__.split(".")[:2]) in SUPPORTED
+    return ".".join(__version__.split(".")[:2])
 
 
-def check_version() -> None:
-    """
-    Raises:
-        CofError: vLLM is missing, or of another version.
-    """
-    try:
-        from vllm import __version__
-    except ImportError as error:
-        raise CofError("The vLLM engine needs vLLM: pip install 'cof[vllm]'.") from error
-    if not supported():
-        raise CofError(
-            f"vLLM {__version__} is not supported, only {', '.join(SUPPORTED)}: "
-            "pip install 'cof[vllm]'."
-        )
+def known() -> bool:
+    """Whether this environment's vLLM is old enough to be tested, and new enough."""
+    found = minor_version()
+    return found in TESTED
