@@ -53,9 +53,9 @@ def serve(
     served = Path(name).name if Path(name).is_dir() else name
     try:
         if engine == "vllm":
-            check_version()
             if model.device:
                 raise CofError("--device is for the transformers engine: leave it out.")
+            check_version()
             from cof.server.vllm_app import ServeOptions
             from cof.server.vllm_run import run_vllm
 

@@ -26,7 +26,7 @@ from cof.server.images import Fetcher
 from cof.server.limits import Limits
 from cof.server.logs import RequestLog, start_logging
 from cof.server.metrics import Metrics
-from cof.server.service import Message, read_body
+from cof.server.service import Message, Service, read_body
 from cof.server.vllm_chat import Looker, check_single, look_first, replay, show_file
 from cof.settings import Settings
 
@@ -102,7 +102,9 @@ class Plugin:
         engine = VllmEngine(client, config, processor, name=args.model)
         settings = options.settings_for(engine.name, engine.dialect.name)
         fetcher = Fetcher(options.limits.max_image_bytes) if options.allow_url else None
-        state.cof = Looker(settings, self._metrics, options.limits, fetcher, engine, engine_client)
+        limits = options.limits
+        service = Service(settings, self._metrics, limits, fetcher, most=limits.max_queue)
+        state.cof = Looker(service, engine, engine_client)
 
 
 class Gate:
@@ -119,12 +121,12 @@ class Gate:
         async with AsyncExitStack() as until_answered:
             if scope.get("method") == "POST":
                 looker: Looker = scope["app"].state.cof
-                body = await read_body(Request(scope, receive), looker.limits)
+                body = await read_body(Request(scope, receive), looker.service.limits)
                 fields = await asyncio.to_thread(_parse, body) if path == CHAT else {}
                 if fields.get("cof") is not None:
                     request = Request(scope, receive)
                     body, send = await look_first(looker, fields, until_answered, request, send)
-                elif await _check_images(looker, fields):
+                elif await _check_images(looker.service, fields):
                     body = json.dumps(fields).encode()
                 receive = replay(body, receive)
             await self._vllm(scope, receive, send)
@@ -139,7 +141,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-async def _check_images(looker: Looker, fields: dict[str, Any]) -> bool:
+async def _check_images(service: Service, fields: dict[str, Any]) -> bool:
     """Put the data of a plain request's images in the place of addresses, if there are any.
 
     Raises:
@@ -148,11 +150,11 @@ async def _check_images(looker: Looker, fields: dict[str, Any]) -> bool:
     fetched = []
 
     async def load(part: Message, address: str, data: bytes) -> None:
-        limit = looker.limits.max_pixels
+        limit = service.limits.max_pixels
         await asyncio.to_thread(check_image, data, max_pixels=limit, formats=UPLOAD_FORMATS)
         if address[:5].lower() != "data:":
             show_file(part, data)
             fetched.append(address)
 
-    await looker.with_images(fields.get("messages"), load)
+    await service.with_images(fields.get("messages"), load)
     return bool(fetched)

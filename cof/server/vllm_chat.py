@@ -28,9 +28,6 @@ from cof.messages import ROLES
 from cof.pipeline import CoF, answer_of
 from cof.query import Query, Sample
 from cof.server.errors import ApiError
-from cof.server.images import Fetcher
-from cof.server.limits import Limits
-from cof.server.metrics import Metrics
 from cof.server.protocol import query_of
 from cof.server.service import Message, Result, Service, image_places, unless_gone
 from cof.settings import Settings
@@ -63,29 +60,20 @@ def check_single(settings: Settings) -> None:
         )
 
 
-class Looker(Service):
+class Looker:
     """Looks in a thread for each query; vLLM batches what they ask of it.
 
     Both stages of a query go to one data-parallel engine, the one with the fewest queries, so that
     the second finds the image's prefix in its cache.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        metrics: Metrics,
-        limits: Limits,
-        fetcher: Fetcher | None,
-        engine: VllmEngine,
-        async_llm: Any,
-    ) -> None:
-        """`async_llm` is vLLM's own engine, in the loop that runs; for the rest see `Service`."""
-        super().__init__(settings, metrics, limits, fetcher, limits.max_queue)
-        self.engine = engine
+    def __init__(self, service: Service, engine: VllmEngine, async_llm: Any) -> None:
+        """`async_llm` is vLLM's own engine, in the loop that runs."""
+        self.service, self.engine = service, engine
         self._async_llm, self._loop = async_llm, asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(limits.max_queue, "cof-look")
+        self._threads = ThreadPoolExecutor(service.limits.max_queue, "cof-look")
         self._ranks = range(len(async_llm.engine_core.engine_ranks_managed))
-        self._asked: Counter[int] = Counter()  # under way, by rank
+        self._under_way: Counter[int] = Counter()  # by rank
         self._given: Counter[int] = Counter()
 
     @contextmanager
@@ -93,16 +81,16 @@ class Looker(Service):
         """A pipeline for one query, and the rank of the engine that it asks; None: there is one.
         What it asks is ended with it."""
         # of equals, each gets its turn
-        rank = min(self._ranks, key=lambda each: (self._asked[each], self._given[each]))
+        rank = min(self._ranks, key=lambda each: (self._under_way[each], self._given[each]))
         chosen = rank if len(self._ranks) > 1 else None
         client = ServedClient(self._async_llm, self._loop, chosen)
         self._given[rank] += 1
-        self._asked[rank] += 1
+        self._under_way[rank] += 1
         try:
-            yield CoF(self.engine.with_client(client), self.settings), chosen
+            yield CoF(self.engine.with_client(client), self.service.settings), chosen
         finally:
             client.cancel()  # where nobody waits for it any more
-            self._asked[rank] -= 1
+            self._under_way[rank] -= 1
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """What a pipeline's work in a thread gives.
@@ -119,16 +107,15 @@ class Looker(Service):
 
     async def look(self, cof: CoF, fields: dict[str, Any], query: Query) -> tuple[Sample, Look]:
         """The checked query, and where to look; images at addresses are put into the request."""
+        service, encode = self.service, self.engine.encode_file
 
         async def load(part: Message, address: str, data: bytes) -> EncodedImage:
-            image: EncodedImage = await self.run(
-                lambda: self.engine.encode_file(self.decode(data), data)
-            )
+            image: EncodedImage = await self.run(lambda: encode(service.decode(data), data))
             if image.pixels.original_bytes is not data or address[:5].lower() != "data:":
                 show_file(part, image.pixels.original_bytes)
             return image
 
-        loaded = replace(query, messages=await self.with_images(query.messages, load))
+        loaded = replace(query, messages=await service.with_images(query.messages, load))
         sample, look = await self.run(lambda: cof.look_for(loaded))
         if len(sample.request.images) != len(list(image_places(fields["messages"]))):
             raise CofError("What tools return cannot hold images: send them in the user's turn.")
@@ -152,18 +139,19 @@ async def look_first(
     Raises:
         ApiError, CofError: there is no answer.
     """
-    query = query_in(fields, looker)
-    until_answered.enter_context(looker.begun())
+    service = looker.service
+    query = query_in(fields, service)
+    until_answered.enter_context(service.begun())
     cof, rank = until_answered.enter_context(looker.pipeline())
     start = time.perf_counter()
-    work = looker.in_time(looker.look(cof, fields, query))
+    work = service.in_time(looker.look(cof, fields, query))
     sample, look = await unless_gone(request, work)
     body = await looker.run(partial(write_body, fields, sample, look, looker.engine))
     looked = time.perf_counter()
 
     def answer() -> dict[str, Any]:
         timings = Timings(looked - start, time.perf_counter() - looked)
-        looker.metrics.batch(1, timings)
+        service.metrics.batch(1, timings)
         told = answer_of(sample, look, timings).as_dict()
         return {name: value for name, value in told.items() if name not in _UNKNOWN}
 
@@ -231,46 +219,36 @@ def show_images(
 
 class _WithCof:
     """ASGI `send` that puts `cof` into vLLM's reply: into its JSON, or beside the last choice of a
-    stream that ends."""
+    stream that ends. Either is compact JSON, so that no event, nor the whole, holds an empty line.
+    """
 
     def __init__(self, send: Send, cof: Callable[[], dict[str, Any]], choices: int) -> None:
         self._send, self._cof, self._left = send, cof, choices
-        self._start: asgi.Message | None = None  # not sent yet
-        self._stream = False
+        self._answers = False
         self._held = b""
 
     async def __call__(self, message: asgi.Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 200:
-            self._start = message
-            self._stream = (b"content-type", b"text/event-stream") in [
-                (name.lower(), value.split(b";")[0]) for name, value in message["headers"]
-            ]
-            if self._stream:
-                await self._send(message)
-        elif message["type"] != "http.response.body" or self._start is None:
-            await self._send(message)
-        else:
-            self._held += message.get("body", b"")
-            more = message.get("more_body", False)
-            if self._stream:
-                events, end, self._held = self._held.rpartition(b"\n\n")
-                body = b"\n\n".join(map(self._event, events.split(b"\n\n"))) + end
-                await self._send({**message, "body": body if more else body + self._held})
-            elif not more:
-                body = json.dumps(json.loads(self._held) | {"cof": self._cof()}).encode()
-                headers = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
-                headers.append((b"content-length", str(len(body)).encode()))
-                await self._send({**self._start, "headers": headers})
-                await self._send({"type": "http.response.body", "body": body})
+        if message["type"] == "http.response.start":
+            self._answers = message["status"] == 200
+            if self._answers:
+                headers = [pair for pair in message["headers"] if pair[0] != b"content-length"]
+                message = {**message, "headers": headers}
+        elif self._answers and message["type"] == "http.response.body":
+            *events, self._held = (self._held + message.get("body", b"")).split(b"\n\n")
+            body = b"".join(self._with_cof(event) + b"\n\n" for event in events)
+            if not message.get("more_body", False):
+                body += self._with_cof(self._held)
+            message = {**message, "body": body}
+        await self._send(message)
 
-    def _event(self, event: bytes) -> bytes:
-        if b'"finish_reason":"' not in event:  # quotes inside a text are escaped
+    def _with_cof(self, event: bytes) -> bytes:
+        head, begin, rest = event.partition(b"{")
+        if not begin or self._left <= 0:
             return event
-        chunk = json.loads(event.removeprefix(b"data: "))
-        self._left -= sum(choice["finish_reason"] is not None for choice in chunk["choices"])
-        return (
-            event if self._left else b"data: " + json.dumps(chunk | {"cof": self._cof()}).encode()
-        )
+        reply = json.loads(begin + rest)
+        ended = sum(choice["finish_reason"] is not None for choice in reply.get("choices", ()))
+        self._left = 0 if reply.get("object") == "chat.completion" else self._left - ended
+        return event if self._left else head + json.dumps(reply | {"cof": self._cof()}).encode()
 
 
 def show_file(part: Message, file: bytes) -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import TypeAdapter
+from vllm import plugins
 
 from cof.engines.vllm.engine import load_processor, model_options
 from cof.errors import CofError
@@ -58,7 +59,10 @@ def run_vllm(
         "VLLM_PLUGINS": ",".join(filter(None, [os.environ.get("VLLM_PLUGINS"), Plugin.name])),
         **({"VLLM_API_KEY": api_key} if api_key else {}),  # not in the arguments, which are logged
     }
-    given = {"served_model_name": served_name, **FLAGS, **model_options(config, processor), **flags}
+    more = list(more)
+    named = [word[2:].partition("=")[0].replace("-", "_") for word in more if word[:2] == "--"]
+    own = model_options(config, processor, [*named, *flags])
+    given = {"served_model_name": served_name, **FLAGS, **own, **flags}
     if not getattr(processor, "chat_template", None):
         given["chat_template"] = family_of(config).chat_template or None
     _serve(["serve", model, *arguments(given), *more])
@@ -69,7 +73,7 @@ def check_plugins() -> None:
     Raises:
         CofError: vLLM would not find ours, and answer as if nobody had asked to look closer.
     """
-    for group in ("vllm.general_plugins", "vllm.endpoint_plugins"):
+    for group in (plugins.DEFAULT_PLUGINS_GROUP, plugins.ENDPOINT_PLUGINS_GROUP):
         if Plugin.name not in entry_points(group=group).names:
             raise CofError(
                 f"This installation of cof has no {group}, as those of older versions: install it "

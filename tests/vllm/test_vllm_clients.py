@@ -160,9 +160,10 @@ def sent(
 
 
 def test_cof_is_put_into_a_reply() -> None:
-    headers, body = sent(200, "application/json", b'{"id": ', b'"a"}')
-    assert json.loads(body) == {"id": "a", "cof": LOOK}
-    assert int(headers[b"content-length"]) == len(body)
+    whole = b'{"object":"chat.completion","choices":[{"finish_reason":"stop"}]}'
+    headers, body = sent(200, "application/json", whole[:9], whole[9:], choices=3)
+    assert json.loads(body) == json.loads(whole) | {"cof": LOOK}
+    assert list(headers) == [b"content-type"]
     refusal = b'{"error": {"message": "no"}}'
     assert sent(400, "application/json", refusal)[1] == refusal
 

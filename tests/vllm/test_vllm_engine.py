@@ -16,9 +16,9 @@ from PIL import Image
 
 from cof import CoF
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.vllm import versions
-from cof.engines.vllm.engine import VllmEngine, template_regex
-from cof.errors import CofError
+from cof.engines.vllm import plugin, versions
+from cof.engines.vllm.engine import VllmEngine, cpu_memory, template_regex
+from cof.errors import CofError, CofWarning
 from cof.tiny import checkpoint_path
 from cof.types import ALONE, Decoding, Generation, Highlight, Request, Turn
 
@@ -165,10 +165,40 @@ def test_refusals_leave_the_engine_alive(
     assert np.allclose(before[0].logprobs, after[0].logprobs, atol=CLOSE)
 
 
-def test_another_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "SUPPORTED", ("0.31",))
-    with pytest.raises(CofError, match=r"vLLM 0\.32.* is not supported, only 0\.31"):
-        VllmEngine.from_pretrained(TINY)
+def test_an_unknown_vllm_starts_if_it_passes_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("two regions hash alike")
+
+    with monkeypatch.context() as unknown:
+        unknown.setattr(versions, "TESTED", ("0.31",))
+        with pytest.warns(CofWarning, match=r"vLLM 0\.32.* is none of those"):
+            versions.check_version()
+        unknown.setattr(plugin, "check_hashes", fail)
+        with pytest.raises(CofError, match=r"not pass our self-test \(two regions hash alike"):
+            VllmEngine.from_pretrained(TINY)
+        plugin.register()  # for one who may not have asked for us
+    monkeypatch.setattr(plugin, "check_hashes", fail)
+    with pytest.raises(RuntimeError, match="hash alike"):
+        plugin.register()
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "capped"),
+    [
+        ((), None, True),
+        (("gpu_memory_utilization",), None, False),
+        (("kv_cache_memory_bytes",), None, False),
+        ((), "2", False),
+    ],
+)
+def test_the_kv_cache_on_a_cpu(
+    given: tuple[str, ...], variable: str | None, capped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", variable)
+    chosen = cpu_memory(given)
+    assert bool(chosen) == capped
+    assert all(0 < size <= 4 << 30 for size in chosen.values())
 
 
 def test_device_map_is_refused() -> None:

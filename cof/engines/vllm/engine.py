@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from functools import cache, partial
 from os import PathLike
@@ -117,7 +118,7 @@ class VllmEngine:
         name = str(model)
         config, processor = load_processor(name, pad_to_square)
         given = {"quantization": quantization, "max_num_batched_tokens": max_batch_tokens}
-        options = {**model_options(config, processor), **given, **options}
+        options = {**model_options(config, processor, options), **given, **options}
         options = {name: value for name, value in options.items() if value is not None}
         from vllm import LLM
 
@@ -379,11 +380,28 @@ def load_processor(name: str, pad_to_square: bool | None = None) -> tuple[Any, A
     return config, load_processor_for(name, config, family_of(config), pad_to_square)
 
 
-def model_options(config: Any, processor: Any) -> dict[str, Any]:
-    """What `vllm.LLM` and `vllm serve` need for a model beside its name."""
+def model_options(config: Any, processor: Any, given: Collection[str] = ()) -> dict[str, Any]:
+    """What `vllm.LLM` and `vllm serve` need for a model beside its name.
+
+    Args:
+        given: the names of the user's own options.
+    """
     options: dict[str, Any] = {"limit_mm_per_prompt": {"image": MAX_IMAGES}, "worker_cls": WORKER}
     if not hasattr(processor, "video_processor"):  # videos are processed by torchvision alone
         options["mm_processor_kwargs"] = {"backend": "pil"}
     if family_of(config).bidirectional(config):
         options["disable_chunked_mm_input"] = True
-    return options
+    return options | cpu_memory(given)
+
+
+def cpu_memory(given: Collection[str]) -> dict[str, int]:
+    """The KV cache on a CPU, where nobody has said how large: a quarter of the memory that is free,
+    at most 4 GiB. vLLM itself would take nearly all that the machine has, or not start."""
+    from vllm.platforms import current_platform
+
+    said = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & set(given)
+    if said or "VLLM_CPU_KVCACHE_SPACE" in os.environ or not current_platform.is_cpu():
+        return {}
+    import psutil
+
+    return {"kv_cache_memory_bytes": min(psutil.virtual_memory().available // 4, 4 << 30)}

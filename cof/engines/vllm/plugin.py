@@ -6,6 +6,7 @@ block names the bias it was computed under. The workers add the bias (`worker`).
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from vllm import SamplingParams
 from vllm.v1.core import block_pool, kv_cache_utils
 
 from cof.engines.vllm.bias import KEY, RequestBias, place_bias
-from cof.engines.vllm.versions import supported
+from cof.engines.vllm.versions import is_tested
 from cof.engines.vllm.whole_images import keep_images_whole
 
 _stock_hash_keys = kv_cache_utils._gen_prompt_embeds_extra_hash_keys
@@ -21,13 +22,26 @@ _stock_verify = SamplingParams._verify_extra_args
 
 
 def register() -> None:
-    """Hook into this process's vLLM; a version that is not supported is left alone.
+    """`hook`; a vLLM that we do not know is left alone where that fails, as nobody may have asked
+    for us. If somebody has, the worker does not start.
+
+    Raises:
+        RuntimeError: see `hook`.
+    """
+    try:
+        hook()
+    except Exception as error:
+        if is_tested():
+            raise
+        logging.getLogger("vllm.cof").warning("cof leaves this vLLM alone: %s", error)
+
+
+def hook() -> None:
+    """Hook into this process's vLLM.
 
     Raises:
         RuntimeError: the hashes of KV blocks do not tell regions apart.
     """
-    if not supported():
-        return
     # All that hash blocks call `generate_block_hash_extra_keys`, some by a name of their own; it
     # finds this function by its module's name for it.
     kv_cache_utils._gen_prompt_embeds_extra_hash_keys = _hash_keys
@@ -73,7 +87,8 @@ def check_hashes() -> None:
         if different != [1, 3, 3]:
             raise RuntimeError(
                 "cof: vLLM's prefix cache would not tell one region from another, so that answers "
-                "would be wrong; run it without plugins that change how it hashes blocks."
+                "would be wrong; run it with the plugin cof, and without others that change how it "
+                "hashes blocks."
             )
 
 

@@ -7,10 +7,15 @@ from typing import Any
 
 from vllm.model_executor.layers.attention import Attention
 from vllm.platforms import current_platform
-from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from cof.engines.vllm.attention import Batch, BiasedAttention
+from cof.engines.vllm.plugin import check_hashes
+
+try:
+    from vllm.v1.kv_cache_interface import is_quantized_kv_cache
+except ImportError:  # before 0.33
+    from vllm.utils.torch_utils import is_quantized_kv_cache
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as StockWorker
@@ -31,8 +36,10 @@ class BiasedWorker(StockWorker):
     def load_model(self, **kwargs: Any) -> None:
         """
         Raises:
-            RuntimeError: the model's attention cannot be biased as it would run.
+            RuntimeError: the model's attention cannot be biased as it would run, or our plugin
+                has not been loaded.
         """
+        check_hashes()
         check_config(self.vllm_config)
         for backend, ours in BACKENDS.items():
             register_backend(backend, ours)
