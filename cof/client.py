@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -16,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from cof.answer import Answer, refused_answer
-from cof.errors import CofError, CofWarning, ServerError
+from cof.errors import CofError, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
 from cof.images import MAX_PIXELS, check_image, data_url, load_image
@@ -25,7 +24,7 @@ from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
 from cof.settings import Settings
 from cof.streaming import SentText, for_one
-from cof.types import Decoding, EncodedImage, Generation, OnText, Request, Slot, Timings, confidence
+from cof.types import Decoding, EncodedImage, Generation, OnText, Slot, Timings, confidence
 
 if TYPE_CHECKING:
     import httpx2
@@ -75,7 +74,7 @@ class RemoteCoF:
             settings: any field of `cof.settings.Settings`, over the server's.
 
         Raises:
-            CofError: an unknown setting, no such server, or servers of different models.
+            CofError: an unknown setting, or no such server.
         """
         try:
             import httpx2
@@ -92,7 +91,7 @@ class RemoteCoF:
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
         try:
-            self.model = self._find_model()
+            self.model = str(self._ask("GET", _MODELS)["data"][0]["id"])
         except CofError:
             self.close()
             raise
@@ -182,11 +181,20 @@ class RemoteCoF:
         if decoding.num_beams != 1 or decoding.box_template is not None:
             raise CofError("A server decodes without num_beams and box_template: leave them out.")
         chat = query.read()
-        image = self._ready(chat.image)
-        others = tuple(map(self._ready, chat.others))
+        image = self._ready(NO_IMAGE if chat.image is None else chat.image)
+        others = list(map(self._ready, chat.others))
+
+        def part(of: str | Slot | int) -> dict[str, Any]:
+            if of is Slot.PROMPT or isinstance(of, str):
+                return {"type": "text", "text": chat.prompt if of is Slot.PROMPT else of}
+            shown = others[of] if isinstance(of, int) else image
+            return {"type": "image_url", "image_url": {"url": shown.pixels}}
+
         body = {
             "model": self.model,
-            "messages": _messages(Request(image, chat.prompt, chat=chat.turns, others=others)),
+            "messages": [
+                {"role": turn.role, "content": list(map(part, turn.parts))} for turn in chat.turns
+            ],
             "max_tokens": decoding.max_new_tokens,
             **{name: getattr(decoding, name) for name in ("temperature", "top_p", "seed")},
         }
@@ -245,22 +253,6 @@ class RemoteCoF:
         given = {name: getattr(query, name) for name in names}
         given["image"] = query.image if query.messages is not None else None
         return own | {name: value for name, value in given.items() if value is not None}
-
-    def _find_model(self) -> str:
-        """The name of the model that all servers have. One that is away is asked again later;
-        should it have another model then, it refuses the first request."""
-        model = str(self._ask("GET", _MODELS)["data"][0]["id"])
-        for url in self.urls if len(self.urls) > 1 else ():
-            try:
-                other = self._send(url, "GET", _MODELS)["data"][0]["id"]
-            except Away as problem:
-                warnings.warn(f"{problem} It is asked again later.", CofWarning, stacklevel=4)
-                continue
-            if other != model:
-                raise ServerError(
-                    f"{url} serves {other}, and another server {model}: name servers of one model."
-                )
-        return model
 
     def _ask(self, *request: Any) -> dict[str, Any]:
         """The reply to a request (`_send`), of the first server that gives one."""
@@ -323,8 +315,12 @@ def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str,
         data = line.removeprefix("data: ")
         if data == "[DONE]":
             message = {"content": text, "reasoning": thought}
-            choice = {**whole.get("choice", {}), "message": message}
-            return 200, {**whole, "choices": [{**choice, "logprobs": {"content": tokens}}]}
+            choice = {
+                **whole.get("choice", {}),
+                "message": message,
+                "logprobs": {"content": tokens},
+            }
+            return 200, {**whole, "choices": [choice]}
         chunk = json.loads(data)
         if "error" in chunk:  # too late for a status
             return (503 if chunk["error"].get("code") == "stopping" else 500), chunk
@@ -375,15 +371,3 @@ def _counts(reply: Mapping[str, Any]) -> dict[str, Any]:
 
 def _boxes(boxes: Sequence[Sequence[float]]) -> tuple[XYXY, ...]:
     return tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes)
-
-
-def _messages(request: Request) -> list[dict[str, Any]]:
-    """A chat in OpenAI's format."""
-    urls = iter([image.pixels for image in request.images if isinstance(image, EncodedImage)])
-
-    def part(of: str | Slot | int) -> dict[str, Any]:
-        if of is Slot.IMAGE or isinstance(of, int):
-            return {"type": "image_url", "image_url": {"url": next(urls)}}
-        return {"type": "text", "text": request.prompt if of is Slot.PROMPT else of}
-
-    return [{"role": turn.role, "content": list(map(part, turn.parts))} for turn in request.chat]
