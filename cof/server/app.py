@@ -19,15 +19,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from cof.answer import Answer
+from cof.limits import Limits
 from cof.pipeline import CoF
 from cof.query import Query
 from cof.server.errors import ApiError
 from cof.server.images import Fetcher
-from cof.server.limits import Limits
-from cof.server.logs import RequestLog, start_logging
-from cof.server.metrics import Metrics
+from cof.server.logs import Metrics, RequestLog, start_logging
 from cof.server.protocol import Ask, completion, event, events, query_of, unknown_model
-from cof.server.service import Message, Service, read_body, unless_gone
+from cof.server.service import Message, Service, unless_gone
 from cof.server.worker import Worker
 
 CLOSING_S = 30
@@ -66,7 +65,7 @@ def create_app(
         await asyncio.to_thread(worker.close, CLOSING_S)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(RequestLog, metrics=metrics)
+    app.add_middleware(RequestLog, metrics=metrics, limits=limits)
 
     @app.exception_handler(HTTPException)
     async def pass_on(request: Request, error: HTTPException) -> Response:
@@ -82,7 +81,7 @@ def create_app(
     @app.post("/v1/chat/completions", dependencies=[Depends(check_key)])
     async def chat(request: Request) -> Response:
         ends = asyncio.get_running_loop().time() + limits.timeout_s
-        ask, query = await service.in_time(read_ask(request, model, service))
+        ask, query = await asyncio.wait_for(read_ask(request, model, service), limits.timeout_s)
         later = updates(ask, query, ends, service, worker)
         first = await unless_gone(request, anext(later))
 
@@ -128,9 +127,8 @@ async def read_ask(request: Request, model: str, service: Service) -> tuple[Ask,
     Raises:
         ApiError, CofError: it cannot be answered.
     """
-    limits, body = service.limits, await read_body(request, service.limits)
-    ask = await asyncio.to_thread(Ask.read, body, model, limits)
-    query = query_of(ask.messages, ask.cof, service.settings, limits)
+    ask = await asyncio.to_thread(Ask.read, await request.body(), model, service.limits)
+    query = query_of(ask.messages, ask.cof, service.settings, service.limits)
     images: list[Image] = []
 
     async def load(part: Message, address: str, data: bytes) -> Image:
@@ -155,10 +153,13 @@ async def updates(
     takes the query out of the queue.
 
     Raises:
-        ApiError, CofError: there is no answer.
+        ApiError, CofError, TimeoutError: there is no answer.
     """
     loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[str | Future[Answer] | None] = asyncio.Queue()
+    arrived: asyncio.Queue[str | Future[Answer]] = asyncio.Queue()
+
+    async def next_one() -> str | Future[Answer]:
+        return await asyncio.wait_for(arrived.get(), ends - loop.time())
 
     def tell(update: str | Future[Answer]) -> None:
         with suppress(RuntimeError):  # the loop has ended, and its clients with it
@@ -169,15 +170,11 @@ async def updates(
     with service.begun():
         answer = worker.submit(query, ask.decoding, tell if ask.stream else None)
         answer.add_done_callback(tell)
-        timer = loop.call_at(ends, arrived.put_nowait, None)
         try:
-            while isinstance(update := await arrived.get(), str):
+            while isinstance(update := await next_one(), str):
                 yield update
         finally:
-            timer.cancel()
             answer.cancel()
-    if update is None:
-        raise service.late
     yield update.result()
 
 

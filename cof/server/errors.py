@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -56,6 +57,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(
             503, "The server is out of memory: ask again, or send a smaller image.", "out_of_memory"
         )
+    if isinstance(error, asyncio.TimeoutError):
+        return ApiError(504, "There was no answer in time: ask for less.", "timeout")
     if isinstance(error, TooLarge):
         return ApiError(413, str(error), "too_large")
     if isinstance(error, HTTPException):

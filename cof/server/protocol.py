@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from cof.answer import Answer
 from cof.errors import CofError, TooLarge
+from cof.limits import Limits
 from cof.options import count
 from cof.prompting.thoughts import overlap
 from cof.query import Query
 from cof.server.errors import ApiError
-from cof.server.limits import Limits
 from cof.settings import Settings
 from cof.types import Decoding, Thought
 

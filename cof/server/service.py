@@ -12,13 +12,12 @@ from weakref import WeakValueDictionary
 from fastapi import Request
 from PIL.Image import Image
 
-from cof.errors import CofError, TooLarge
+from cof.errors import CofError
 from cof.images import load_image
-from cof.limits import UPLOAD_FORMATS
+from cof.limits import UPLOAD_FORMATS, Limits
 from cof.server.errors import ApiError
 from cof.server.images import Fetcher, from_data
-from cof.server.limits import Limits
-from cof.server.metrics import Metrics
+from cof.server.logs import Metrics
 from cof.settings import Settings
 
 Result = TypeVar("Result")
@@ -66,23 +65,6 @@ class Service:
                 yield
         finally:
             self._under_way -= 1
-
-    async def in_time(self, work: Awaitable[Result]) -> Result:
-        """What this work gives.
-
-        Raises:
-            ApiError: it takes too long.
-        """
-        try:
-            return await asyncio.wait_for(work, self.limits.timeout_s)
-        except asyncio.TimeoutError:
-            raise self.late from None
-
-    @property
-    def late(self) -> ApiError:
-        """The reply where there is no answer in time."""
-        seconds = self.limits.timeout_s
-        return ApiError(504, f"There was no answer in {seconds:g} s: ask for less.", "timeout")
 
     async def with_images(
         self, messages: Any, load: Callable[[Message, str, bytes], Awaitable[object]]
@@ -141,21 +123,6 @@ def image_places(messages: Any) -> Iterator[tuple[list[Any], int]]:
         for place, part in enumerate(content if isinstance(content, list) else []):
             if isinstance(part, dict) and part.get("image_url") is not None:
                 yield content, place
-
-
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """
-    Raises:
-        TooLarge: it is too long.
-    """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limits.max_body_bytes:
-            raise TooLarge(
-                f"The request has more than {limits.max_body_bytes:,} bytes: send smaller images."
-            )
-    return bytes(body)
 
 
 async def unless_gone(request: Request, result: Awaitable[Result]) -> Result:

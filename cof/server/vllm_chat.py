@@ -144,7 +144,7 @@ async def look_first(
     until_answered.enter_context(service.begun())
     cof, rank = until_answered.enter_context(looker.pipeline())
     start = time.perf_counter()
-    work = service.in_time(looker.look(cof, fields, query))
+    work = asyncio.wait_for(looker.look(cof, fields, query), service.limits.timeout_s)
     sample, look = await unless_gone(request, work)
     body = await looker.run(partial(write_body, fields, sample, look, looker.engine))
     looked = time.perf_counter()

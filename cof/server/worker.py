@@ -17,7 +17,7 @@ from cof.errors import CofError
 from cof.pipeline import CoF
 from cof.query import Query
 from cof.server.errors import ApiError
-from cof.server.metrics import Metrics
+from cof.server.logs import Metrics
 from cof.streaming import SentText
 from cof.types import Decoding, Thought
 

@@ -328,7 +328,7 @@ def test_refusals_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> 
     assert "nope" in refused("--grounder", "none", "--preset", "nope")
     assert "one request is one answer" in refused("--focus", "contrast")
     none = metadata.EntryPoints()
-    monkeypatch.setattr("cof.server.vllm_run.entry_points", lambda group: none)
+    monkeypatch.setattr("cof.server.vllm_app.entry_points", lambda group: none)
     assert "has no vllm.general_plugins" in refused()
 
 
