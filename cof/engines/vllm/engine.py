@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 import warnings
 from collections.abc import Collection, Sequence
@@ -30,7 +29,14 @@ from cof.families.image_tokens import ImageTokens, processed_wh
 from cof.families.special_tokens import token_ids
 from cof.geometry.boxes import Frame
 from cof.images import is_plain, png
-from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
+from cof.prompting.box_template import (
+    BoxTemplate,
+    CompiledBoxTemplate,
+    Limits,
+    PartialBox,
+    compile_box_template,
+)
+from cof.prompting.thoughts import decode
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
 MODEL_TYPES = (
@@ -169,9 +175,10 @@ class VllmEngine:
         `Generation.logprobs` are those of the model itself, before temperature and top-p.
         `on_text` gets each reply token by token (`Engine.generate`), in a thread of vLLM's.
 
-        A box template is held by a regular expression. It does not know that a box's third number
-        comes after its first, so that a box may have no area. Log-probabilities are then those
-        among the tokens that it allows, and `Generation.likely` is None.
+        A box template is held by a regular expression, whose numbers lie on the image. It does not
+        know that a box's third number comes after its first, so that a box may have no area.
+        Log-probabilities are then those among the tokens that it allows, and `Generation.likely` is
+        None.
 
         Raises:
             CofError: beams, contrast, a layer or head the model does not have, or a prompt that is
@@ -205,7 +212,8 @@ class VllmEngine:
             outputs = self.client.run(prompts, params, tell)
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
-        return [self._generation(output, decoding) for output in outputs]
+        pairs = zip(requests, outputs, strict=True)
+        return [self._generation(request, output, decoding) for request, output in pairs]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         text = self.chat.text(request)
@@ -250,7 +258,7 @@ class VllmEngine:
             params.temperature, params.repetition_penalty = 0.0, 1.0
             params.max_tokens = Decoding().max_new_tokens
             blank = "" if self.chat.opening(thinks=False)[-1:].isspace() else " "
-            regex = blank + template_regex(template)
+            regex = blank + template.regex(self._limits(request, template))
             params.structured_outputs = StructuredOutputsParams(regex=regex)
         highlight = request.highlight
         if highlight is not None and highlight.strength != 1:
@@ -272,13 +280,16 @@ class VllmEngine:
 
         return tell
 
-    def _generation(self, output: Any, decoding: Decoding) -> Generation:
-        ids = _chosen_ids(output)
+    def _limits(self, request: Request, template: BoxTemplate) -> Limits | None:
+        """The numbers of a template that lie on the request's image."""
+        return self.dialect.limits(template, self.frame(request.pil_image.size))
+
+    def _generation(self, request: Request, output: Any, decoding: Decoding) -> Generation:
+        ids, template = _chosen_ids(output), decoding.box_template
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=False)]
-        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        compiled = self._compiled(decoding.box_template) if decoding.box_template else None
-        if compiled is not None:
-            chosen = chosen_tokens(compiled, ids)
+        text = decode(self.processor.tokenizer, ids).strip()
+        if template is not None and (compiled := self._compiled(template)):
+            chosen = chosen_tokens(compiled.start(self._limits(request, template)), ids)
             ids, logprobs = [ids[at] for at in chosen], [logprobs[at] for at in chosen]
         return Generation(text, tuple(ids), tuple(logprobs))
 
@@ -303,10 +314,10 @@ def _chosen_ids(output: Any) -> list[int]:
     return ids[:-1] if output.finish_reason == "stop" else ids
 
 
-def chosen_tokens(compiled: CompiledBoxTemplate, ids: Sequence[int]) -> list[int]:
-    """The places of the tokens that the model chose in a box; all of them if its tokens are not
-    those of the compiled template."""
-    box, places = compiled.start(), []
+def chosen_tokens(box: PartialBox, ids: Sequence[int]) -> list[int]:
+    """The places of the tokens that the model chose in a box, given before its first number; all of
+    them if its tokens are not those of the compiled template."""
+    places = []
     while not box.done:
         place = len(box.tokens)
         if place >= len(ids) or ids[place] not in box.choices or tuple(ids[:place]) != box.tokens:
@@ -314,16 +325,6 @@ def chosen_tokens(compiled: CompiledBoxTemplate, ids: Sequence[int]) -> list[int
         places.append(place)
         box = box.choose(ids[place])
     return places
-
-
-def template_regex(template: BoxTemplate) -> str:
-    """The boxes of a template as a regular expression.
-
-    >>> template_regex(BoxTemplate("[{}, {}, {}, {}]", ("0", "1")))
-    '\\\\[(0|1), (0|1), (0|1), (0|1)\\\\]'
-    """
-    numbers = "|".join(map(re.escape, template.numbers))
-    return f"({numbers})".join(map(re.escape, template.pattern.split("{}"))).replace("\\ ", " ")
 
 
 def highlight_args(
