@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from cof.engines.vllm.clients import RequestAborted
 from cof.errors import CofError, OutOfMemory, TooLarge
 
 _log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(413, str(error), "too_large")
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, f"{error.detail}.", "no_such_route")
+    if isinstance(error, RequestAborted):
+        return ApiError(503, str(error), "stopping")
     if isinstance(error, CofError):
         return ApiError(400, str(error))
     _log.error("The engine failed.", exc_info=error)

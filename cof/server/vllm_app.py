@@ -9,7 +9,7 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
@@ -31,7 +31,7 @@ from cof.server.errors import ApiError
 from cof.server.images import Fetcher
 from cof.server.logs import Metrics, RequestLog, start_logging
 from cof.server.service import Message, Service
-from cof.server.vllm_chat import Looker, check_single, look_first, replay, show_file
+from cof.server.vllm_chat import Looker, check_single, replay, show_file
 from cof.settings import Settings
 from cof.tiny import resolve_model
 
@@ -124,14 +124,14 @@ class Gate:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] == "http" and not path.startswith(OPEN):
             raise ApiError(404, "There is no such route here.", "no_such_route")
-        async with AsyncExitStack() as until_answered:
+        with ExitStack() as until_answered:
             if scope.get("method") == "POST" and path == CHAT:
                 looker: Looker = scope["app"].state.cof
                 request = Request(scope, receive)
                 body = await request.body()
                 fields = await asyncio.to_thread(_parse, body)
                 if fields.get("cof") is not None:
-                    body, send = await look_first(looker, fields, until_answered, request, send)
+                    body, send = await looker.look_first(fields, until_answered, request, send)
                 elif await _check_images(looker.service, fields):
                     body = json.dumps(fields).encode()
                 receive = replay(body, receive)

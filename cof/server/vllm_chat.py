@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 from fastapi import Request
 from starlette import types as asgi
 from starlette.types import Receive, Send
-from vllm.exceptions import GracefulHTTPError
 
-from cof.engines.vllm.clients import RequestAborted, ServedClient
+from cof.engines.vllm.clients import ServedClient
 from cof.engines.vllm.engine import VllmEngine, highlight_args
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
@@ -27,7 +26,6 @@ from cof.images import data_url
 from cof.messages import ROLES
 from cof.pipeline import CoF, answer_of
 from cof.query import Query, Sample
-from cof.server.errors import ApiError
 from cof.server.protocol import query_of
 from cof.server.service import Message, Result, Service, image_places, unless_gone
 from cof.settings import Settings
@@ -63,8 +61,8 @@ def check_single(settings: Settings) -> None:
 class Looker:
     """Looks in a thread for each query; vLLM batches what they ask of it.
 
-    Both stages of a query go to one data-parallel engine, the one with the fewest queries, so that
-    the second finds the image's prefix in its cache.
+    Both stages of a query go to one data-parallel engine, so that the second finds the image's
+    prefix in its cache; engines get their turns.
     """
 
     def __init__(self, service: Service, engine: VllmEngine, async_llm: Any) -> None:
@@ -72,95 +70,64 @@ class Looker:
         self.service, self.engine = service, engine
         self._async_llm, self._loop = async_llm, asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(service.limits.max_queue, "cof-look")
-        self._ranks = range(len(async_llm.engine_core.engine_ranks_managed))
-        self._under_way: Counter[int] = Counter()  # by rank
-        self._given: Counter[int] = Counter()
+        ranks = async_llm.engine_core.engine_ranks_managed
+        self._turns = cycle(range(len(ranks)) if len(ranks) > 1 else [None])
 
-    @contextmanager
-    def pipeline(self) -> Iterator[tuple[CoF, int | None]]:
-        """A pipeline for one query, and the rank of the engine that it asks; None: there is one.
-        What it asks is ended with it."""
-        # of equals, each gets its turn
-        rank = min(self._ranks, key=lambda each: (self._under_way[each], self._given[each]))
-        chosen = rank if len(self._ranks) > 1 else None
-        client = ServedClient(self._async_llm, self._loop, chosen)
-        self._given[rank] += 1
-        self._under_way[rank] += 1
-        try:
-            yield CoF(self.engine.with_client(client), self.service.settings), chosen
-        finally:
-            client.cancel()  # where nobody waits for it any more
-            self._under_way[rank] -= 1
+    async def look_first(
+        self, fields: dict[str, Any], until_answered: ExitStack, request: Request, send: Send
+    ) -> tuple[bytes, Send]:
+        """Stage 1: the body of stage 2 for vLLM, and where its reply goes.
 
-    async def run(self, work: Callable[[], Result]) -> Result:
-        """What a pipeline's work in a thread gives.
+        Args:
+            fields: the request's, with `cof`; they are changed.
+            until_answered: is closed after vLLM's reply.
+            request: the HTTP request, whose body has been read; its headers are changed.
 
         Raises:
-            ApiError: vLLM is full or being stopped.
+            ApiError, CofError, TimeoutError: there is no answer.
         """
-        try:
-            return await self._loop.run_in_executor(self._threads, work)
-        except RequestAborted as error:
-            raise ApiError(503, str(error), "stopping") from None
-        except GracefulHTTPError:
-            raise ApiError(503, "The engine is full: ask again in a moment.", "full") from None
+        service, start = self.service, time.perf_counter()
+        query = query_in(fields, service)
+        until_answered.enter_context(service.begun())
+        client = ServedClient(self._async_llm, self._loop, next(self._turns))
+        until_answered.callback(client.cancel)  # where nobody waits for it any more
+        cof = CoF(self.engine.with_client(client), service.settings)
+        work = asyncio.wait_for(self._look(cof, fields, query), service.limits.timeout_s)
+        sample, look = await unless_gone(request, work)
+        body = await self._run(partial(write_body, fields, sample, look, self.engine))
+        looked = time.perf_counter()
 
-    async def look(self, cof: CoF, fields: dict[str, Any], query: Query) -> tuple[Sample, Look]:
+        def answer() -> dict[str, Any]:
+            timings = Timings(looked - start, time.perf_counter() - looked)
+            service.metrics.batch(1, timings)
+            told = answer_of(sample, look, timings).as_dict()
+            return {name: value for name, value in told.items() if name not in _UNKNOWN}
+
+        sizes = [image.size for image in sample.request.images]
+        request.state.about |= {"cof": True, "stream": bool(fields.get("stream")), "images": sizes}
+        if client.rank is not None:
+            headers = [pair for pair in request.scope["headers"] if pair[0] != _RANK]
+            request.scope["headers"] = [*headers, (_RANK, str(client.rank).encode())]
+        return body, _WithCof(send, answer, fields.get("n") or 1)
+
+    async def _look(self, cof: CoF, fields: dict[str, Any], query: Query) -> tuple[Sample, Look]:
         """The checked query, and where to look; images at addresses are put into the request."""
         service, encode = self.service, self.engine.encode_file
 
         async def load(part: Message, address: str, data: bytes) -> EncodedImage:
-            image: EncodedImage = await self.run(lambda: encode(service.decode(data), data))
+            image = await self._run(lambda: encode(service.decode(data), data))
             if image.pixels.original_bytes is not data or address[:5].lower() != "data:":
                 show_file(part, image.pixels.original_bytes)
             return image
 
         loaded = replace(query, messages=await service.with_images(query.messages, load))
-        sample, look = await self.run(lambda: cof.look_for(loaded))
+        sample, look = await self._run(lambda: cof.look_for(loaded))
         if len(sample.request.images) != len(list(image_places(fields["messages"]))):
             raise CofError("What tools return cannot hold images: send them in the user's turn.")
         return sample, look
 
-
-async def look_first(
-    looker: Looker,
-    fields: dict[str, Any],
-    until_answered: AsyncExitStack,
-    request: Request,
-    send: Send,
-) -> tuple[bytes, Send]:
-    """Stage 1: the body of stage 2 for vLLM, and where its reply goes.
-
-    Args:
-        fields: the request's, with `cof`; they are changed.
-        until_answered: is closed after vLLM's reply.
-        request: the HTTP request, whose body has been read; its headers are changed.
-
-    Raises:
-        ApiError, CofError: there is no answer.
-    """
-    service = looker.service
-    query = query_in(fields, service)
-    until_answered.enter_context(service.begun())
-    cof, rank = until_answered.enter_context(looker.pipeline())
-    start = time.perf_counter()
-    work = asyncio.wait_for(looker.look(cof, fields, query), service.limits.timeout_s)
-    sample, look = await unless_gone(request, work)
-    body = await looker.run(partial(write_body, fields, sample, look, looker.engine))
-    looked = time.perf_counter()
-
-    def answer() -> dict[str, Any]:
-        timings = Timings(looked - start, time.perf_counter() - looked)
-        service.metrics.batch(1, timings)
-        told = answer_of(sample, look, timings).as_dict()
-        return {name: value for name, value in told.items() if name not in _UNKNOWN}
-
-    sizes = [image.size for image in sample.request.images]
-    request.state.about |= {"cof": True, "stream": bool(fields.get("stream")), "images": sizes}
-    if rank is not None:
-        headers = [pair for pair in request.scope["headers"] if pair[0] != _RANK]
-        request.scope["headers"] = [*headers, (_RANK, str(rank).encode())]
-    return body, _WithCof(send, answer, fields.get("n") or 1)
+    def _run(self, work: Callable[[], Result]) -> Awaitable[Result]:
+        return self._loop.run_in_executor(self._threads, work)
 
 
 def query_in(fields: dict[str, Any], service: Service) -> Query:

@@ -19,7 +19,7 @@ from PIL import Image
 from cof import CoF
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.vllm import plugin, versions
-from cof.engines.vllm.engine import VllmEngine, cpu_memory, load_processor
+from cof.engines.vllm.engine import VllmEngine, load_processor, model_options
 from cof.errors import CofError, CofWarning
 from cof.tiny import checkpoint_path
 from cof.types import ALONE, Decoding, Generation, Highlight, Request, Turn
@@ -219,9 +219,8 @@ def test_the_kv_cache_on_a_cpu(
 ) -> None:
     if variable is not None:
         monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", variable)
-    chosen = cpu_memory(given)
-    assert bool(chosen) == capped
-    assert all(0 < size <= 4 << 30 for size in chosen.values())
+    chosen = model_options(*load_processor(str(TINY)), given).get("kv_cache_memory_bytes", 0)
+    assert (0 < chosen <= 4 << 30) == capped
 
 
 def test_device_map_is_refused() -> None:

@@ -40,17 +40,9 @@ from cof.prompting.thoughts import decode
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
 MODEL_TYPES = (
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "internvl",
-    "smolvlm",
-    "idefics3",
-    "gemma3",
-)
+    "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl",
+    "smolvlm", "idefics3", "gemma3",
+)  # fmt: skip
 """Those for which `tests/vllm` holds this engine against the transformers engine."""
 
 WORKER = "cof.engines.vllm.worker.BiasedWorker"
@@ -72,6 +64,7 @@ class VllmEngine:
         dialect: how it is asked for a box.
         family: what is known of its kind of model.
         tokens: which of its tokens show what of an image.
+        takes_two: whether it can be shown two images at once.
         client: runs the requests.
 
     Threads may share an engine.
@@ -83,6 +76,7 @@ class VllmEngine:
         self.name = name
         self.processor = processor
         self.family: Family = family_of(config)
+        self.takes_two = self.family.takes_two
         self.dialect = dialect_of(config, self.family)
         self.tokens = ImageTokens(self.family, self.dialect, config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
@@ -143,11 +137,6 @@ class VllmEngine:
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes."""
         return self.tokens.frame(image_wh)
-
-    @property
-    def takes_two(self) -> bool:
-        """Whether it can be shown two images at once."""
-        return self.family.takes_two
 
     def encode(self, images: Sequence[Image.Image], *, prefill: bool = False) -> list[EncodedImage]:
         """The images as they are: vLLM caches its features and states by their contents."""
@@ -387,22 +376,17 @@ def model_options(config: Any, processor: Any, given: Collection[str] = ()) -> d
     Args:
         given: the names of the user's own options.
     """
+    import psutil
+    from vllm.platforms import current_platform
+
     options: dict[str, Any] = {"limit_mm_per_prompt": {"image": MAX_IMAGES}, "worker_cls": WORKER}
     if not hasattr(processor, "video_processor"):  # videos are processed by torchvision alone
         options["mm_processor_kwargs"] = {"backend": "pil"}
     if family_of(config).bidirectional(config):
         options["disable_chunked_mm_input"] = True
-    return options | cpu_memory(given)
-
-
-def cpu_memory(given: Collection[str]) -> dict[str, int]:
-    """The KV cache on a CPU, where nobody has said how large: a quarter of the memory that is free,
-    at most 4 GiB. vLLM itself would take nearly all that the machine has, or not start."""
-    from vllm.platforms import current_platform
-
     said = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & set(given)
-    if said or "VLLM_CPU_KVCACHE_SPACE" in os.environ or not current_platform.is_cpu():
-        return {}
-    import psutil
-
-    return {"kv_cache_memory_bytes": min(psutil.virtual_memory().available // 4, 4 << 30)}
+    if current_platform.is_cpu() and not said and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        # vLLM would take nearly all memory that the machine has, or not start
+        free = psutil.virtual_memory().available
+        options["kv_cache_memory_bytes"] = min(free // 4, 4 << 30)
+    return options

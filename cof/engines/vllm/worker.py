@@ -12,11 +12,6 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from cof.engines.vllm.attention import Batch, BiasedAttention
 from cof.engines.vllm.plugin import check_hashes
 
-try:
-    from vllm.v1.kv_cache_interface import is_quantized_kv_cache
-except ImportError:  # before 0.33
-    from vllm.utils.torch_utils import is_quantized_kv_cache
-
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as StockWorker
 else:
@@ -28,6 +23,9 @@ BACKENDS = {
     AttentionBackendEnum.TRITON_ATTN: "cof.engines.vllm.gpu.BiasedTritonBackend",
 }
 """vLLM's attention -> ours, which is imported where it is used."""
+
+UNQUANTIZED = ("auto", "float16", "bfloat16")
+"""The KV caches whose numbers are as they were computed."""
 
 
 class BiasedWorker(StockWorker):
@@ -92,9 +90,8 @@ def check_config(config: Any) -> None:
         "dual batch overlap": parallel.use_ubatching,
         "shared KV fast prefill": config.cache_config.kv_sharing_fast_prefill,
     }
-    for what, present in unknown.items():
-        if present:
-            raise RuntimeError(f"cof: attention cannot be biased under {what}: switch it off.")
+    for what in filter(unknown.__getitem__, unknown):
+        raise RuntimeError(f"cof: attention cannot be biased under {what}: switch it off.")
     whole = config.scheduler_config.disable_chunked_mm_input
     if config.model_config.is_mm_prefix_lm and not whole:
         raise RuntimeError(
@@ -118,8 +115,7 @@ def check_layer(name: str, attention: Any) -> None:
         "a soft cap of scores": attention.logits_soft_cap,
         "ALiBi": attention.alibi_slopes is not None,
         "attention sinks": attention.sinks is not None,
-        "a quantized KV cache": is_quantized_kv_cache(attention.kv_cache_dtype),
+        "a quantized KV cache": attention.kv_cache_dtype not in UNQUANTIZED,
     }
-    for what, present in unknown.items():
-        if present:
-            raise RuntimeError(f"cof: {name} has {what}, which cannot be biased.")
+    for what in filter(unknown.__getitem__, unknown):
+        raise RuntimeError(f"cof: {name} has {what}, which cannot be biased.")
