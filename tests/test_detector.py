@@ -35,7 +35,7 @@ from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.geometry.boxes import clip
 from cof.grounders import Detector
-from cof.grounders.detector_model import load_detector
+from cof.grounders.detector import load_detector
 from cof.pipeline import CoF
 from cof.settings import Settings
 from cof.types import EncodedImage, Request

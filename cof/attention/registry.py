@@ -5,8 +5,7 @@ switched to them with `set_attn_implementation`; no class is patched.
 
 * `DECODER`: the stock SDPA function, with a mask function that writes the bias into the mask. The
   mask is built once per forward pass and shared by all layers. Only highlights on a subset of
-  layers or heads change it in each layer. Where the stock function needs no mask and the sequence
-  is long, queries and keys may carry the bias in dimensions of their own.
+  layers or heads change it in each layer.
 * `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
   modules that `attach` has numbered. (Self- and cross-attention share one mask
   function there, so the bias cannot be in the mask.)
@@ -30,7 +29,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows, spread, widened
+from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows, spread
 from cof.errors import CofError
 
 DECODER = "cof_decoder"
@@ -152,26 +151,14 @@ def _decoder_attention(
 ) -> tuple[Tensor, None]:
     """Stock SDPA, without the bias in the layers and heads that are not chosen."""
     current = _REWEIGHTING.get()
-    size = value.shape[-1]
-    if current is not None:
-        bias = current.bias
-        gate = torch.ones(query.shape[0], 1, device=query.device)
-        if bias.gate is not None:
-            gate = repeat_rows(bias.gate[:, module.layer_idx], query.shape[0])  # (B, H)
-        if attention_mask is None:
-            kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
-            added, late = spread(bias, query.shape[0], query.shape[2], key.shape[2])  # no cache
-            added, where = added.to(query.device, torch.float32), gate[:, :, None]
-            if late is not None:
-                where = where * late.to(query.device)[:, None]
-            query, key, value = widened(query, key, value, added, where, kwargs["scaling"])
-        elif bias.gate is not None:
-            visible = attention_mask > torch.finfo(attention_mask.dtype).min
-            gated = attention_mask * gate.to(attention_mask)[:, :, None, None]
-            attention_mask = torch.where(visible, gated, attention_mask)  # (B, H, Q, K)
+    if current is not None and current.bias.gate is not None:
+        assert attention_mask is not None  # which carries the bias
+        gate = repeat_rows(current.bias.gate[:, module.layer_idx], query.shape[0])  # (B, H)
+        visible = attention_mask > torch.finfo(attention_mask.dtype).min
+        gated = attention_mask * gate.to(attention_mask)[:, :, None, None]
+        attention_mask = torch.where(visible, gated, attention_mask)  # (B, H, Q, K)
     _record(query[:, :, -1:], key, attention_mask, kwargs.get("scaling"))
-    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return out[..., :size], None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
 def _cross_attention(

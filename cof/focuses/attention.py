@@ -81,8 +81,12 @@ class Contrast(Attention):
 
     Two branches are decoded together, at twice the cost: one attends to the region with
     log(strength), the other with -log(strength). Each token is chosen greedily by
-    log p = log p2 + g (log p1 - log p2). Departure: the paper's second branch scales the
-    embeddings of the highlighted tokens down, and attends as usual.
+    log p = log p2 + g (log p1 - log p2).
+
+    Departures: the paper's second branch scales the embeddings of the highlighted tokens down. Its
+    code (dvlab-research/Prompt-Highlighter) does that by 0.01 and also attends to them with
+    -(2 + log(strength)); its evaluations of LLaVA mix p, not log p. With -log(strength), no scaling
+    and log p its tokens are those of `Contrast`.
 
     Attributes:
         guidance: g; 1 is `Attention`.
@@ -91,18 +95,3 @@ class Contrast(Attention):
     name: ClassVar[str] = "contrast"
     help: ClassVar[str] = "the same, with guidance away from not looking there (twice the cost)"
     guidance: float = option(1.3, "How far to guide away from not looking; 1: not at all", positive)
-
-
-@dataclass(frozen=True)
-class Unchanged(Focus):
-    """Leaves the request unchanged: the plain model."""
-
-    name: ClassVar[str] = "none"
-    help: ClassVar[str] = "nothing: the plain model"
-
-    @property
-    def changes_nothing(self) -> str:
-        return "Focus is 'none'."
-
-    def apply(self, request: Request, region: Region) -> Request:
-        return request

@@ -1,4 +1,4 @@
-"""What a focus is."""
+"""What a focus is, and the one that does nothing."""
 
 from __future__ import annotations
 
@@ -34,3 +34,18 @@ class Focus(Options, ABC):
     @abstractmethod
     def apply(self, request: Request, region: Region) -> Request:
         """The request that looks at the region, which is already expanded."""
+
+
+@dataclass(frozen=True)
+class Unchanged(Focus):
+    """Leaves the request unchanged: the plain model."""
+
+    name: ClassVar[str] = "none"
+    help: ClassVar[str] = "nothing: the plain model"
+
+    @property
+    def changes_nothing(self) -> str:
+        return "Focus is 'none'."
+
+    def apply(self, request: Request, region: Region) -> Request:
+        return request

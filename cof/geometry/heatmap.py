@@ -106,9 +106,12 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
     """The box where a heat map is highest, by ViCrop's rule (arXiv 2502.17422, section 5.1).
 
     For each size of window, the position with the largest sum is taken; among those windows, the
-    one whose sum exceeds most, per cell, the mean sum of the windows one cell beside it. ViCrop's
-    smallest window is as large as the model's input in pixels, because it is cropped there without
-    loss; here it is a share of the image.
+    one whose sum exceeds most, per cell, the mean sum of the windows one cell beside it.
+
+    Departures from ViCrop's code (`bbox_from_att_image_adaptive`): its smallest window is as large
+    as the model's input in pixels (336 for LLaVA), because it is cropped there without loss, and
+    here a share of the image; a window has at least one cell; and the box is the window's cells,
+    not as many pixels as the window was to have (336 times its ratio) about their middle.
 
     Args:
         heat: the map.
@@ -130,10 +133,11 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
     grid_h, grid_w = heat.values.shape
     best, sharpest = (0, 0, grid_w, grid_h), -math.inf
     for ratio in RATIOS:
-        w = min(max(1, round(length * ratio / cell_w)), grid_w)
-        h = min(max(1, round(length * ratio / cell_h)), grid_h)
+        # whole cells; rounded first, since 12 cells may come out as 11.9999999
+        w, h = (int(round(length * ratio / side, 6)) for side in (cell_w, cell_h))
+        w, h = min(max(1, w), grid_w), min(max(1, h), grid_h)
         windows = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
-        top, left = divmod(int(windows.argmax()), windows.shape[1])
+        left, top = divmod(int(windows.T.argmax()), windows.shape[0])
         neighbours = [
             windows[y, x]
             for y, x in ((top - 1, left), (top + 1, left), (top, left - 1), (top, left + 1))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
-from cof.prompting.box_template import BoxTemplate
+from cof.geometry.boxes import Frame
+from cof.prompting.box_template import BoxTemplate, Limits
 
 Order = Literal["xyxy", "yxyx"]
 Units = Literal["unit", "percent", "thousand", "loc1024", "cells32", "pixels"]
@@ -66,6 +68,45 @@ class Dialect:
         'What digit is on the red star?\\nWhere?'
         """
         return fill(self.template, question)[0]
+
+    def limits(self, template: BoxTemplate, frame: Frame) -> Limits | None:
+        """The numbers of a box that lies on an image, at least with a part; None for a template
+        that is not this dialect's own, whose numbers may measure anything.
+
+        Args:
+            template: how the box is written.
+            frame: the original image's rectangle in the model's native coordinates.
+
+        >>> QWEN2_5.limits(QWEN2_5.box_template, Frame.pixels((252, 140)))
+        (range(0, 252), range(0, 140), range(1, 253), range(1, 141))
+        """
+        if template != self.box_template:
+            return None
+        numbers = list(map(float, template.numbers))
+        width, height = native_wh(frame, self.units)
+        axes = [(frame.left, frame.right, width), (frame.top, frame.bottom, height)]
+        if self.order == "yxyx":
+            axes.reverse()
+        stops = [bisect_right(numbers, scale + 1e-6) for _, _, scale in axes]
+        ends = [bisect_left(numbers, end) for _, end, _ in axes]
+        first = [range(min(end, stop - 1)) for end, stop in zip(ends, stops, strict=True)]
+        starts = [bisect_right(numbers, start) for start, _, _ in axes]
+        return first[0], first[1], range(starts[0], stops[0]), range(starts[1], stops[1])
+
+
+def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
+    """Width and height of what the model's coordinates measure, padding included.
+
+    >>> native_wh(Frame.padded_square((640, 480)), "unit")
+    (1.0, 1.0)
+    >>> native_wh(Frame.pixels((112, 84)), "pixels")
+    (112.0, 84.0)
+    """
+    # `pixels` have no fixed scale, but the padding is equal on both sides
+    return (
+        SCALE.get(units, frame.left + frame.right),
+        SCALE.get(units, frame.top + frame.bottom),
+    )
 
 
 def first_line(question: str) -> str:

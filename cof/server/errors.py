@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from cof.engines.vllm.clients import RequestAborted
 from cof.errors import CofError, OutOfMemory, TooLarge
 
 _log = logging.getLogger(__name__)
@@ -56,10 +58,14 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(
             503, "The server is out of memory: ask again, or send a smaller image.", "out_of_memory"
         )
+    if isinstance(error, asyncio.TimeoutError):
+        return ApiError(504, "There was no answer in time: ask for less.", "timeout")
     if isinstance(error, TooLarge):
         return ApiError(413, str(error), "too_large")
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, f"{error.detail}.", "no_such_route")
+    if isinstance(error, RequestAborted):
+        return ApiError(503, str(error), "stopping")
     if isinstance(error, CofError):
         return ApiError(400, str(error))
     _log.error("The engine failed.", exc_info=error)

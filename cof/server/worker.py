@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 import time
@@ -18,7 +17,7 @@ from cof.errors import CofError
 from cof.pipeline import CoF
 from cof.query import Query
 from cof.server.errors import ApiError
-from cof.server.metrics import Metrics
+from cof.server.logs import Metrics
 from cof.streaming import SentText
 from cof.types import Decoding, Thought
 
@@ -34,11 +33,6 @@ class Job:
     decoding: Decoding
     text: SentText | None = None
     answer: Future[Answer] = field(default_factory=Future)
-
-
-def sent_text(on_text: Callable[[str], object]) -> SentText:
-    """The text of an answer, told to one listener together with the thoughts before it."""
-    return SentText(on_text, lambda piece: on_text(Thought(piece)))
 
 
 class Worker:
@@ -64,19 +58,15 @@ class Worker:
     def submit(
         self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
     ) -> Future[Answer]:
-        """Put a query into the queue; cancel the future while it waits to take it out."""
-        job = Job(query, decoding, on_text and sent_text(on_text))
+        """Put a query into the queue; cancel the future while it waits to take it out. `on_text`
+        gets the answer's text, and as `Thought`s what comes before, in the worker's thread."""
+        text = on_text and SentText(on_text, lambda piece: on_text(Thought(piece)))
+        job = Job(query, decoding, text)
         self._jobs.put(job)
         return job.answer
 
-    async def answer(
-        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
-    ) -> Answer:
-        """See `cof.server.service.Answerer`."""
-        return await asyncio.wrap_future(self.submit(query, decoding, on_text))
-
     def token_text(self, token_id: int) -> str:
-        """See `cof.server.service.Answerer`."""
+        """A token as text."""
         engine: Any = self._cof.engine
         return str(engine.processor.tokenizer.decode([token_id]))
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofWarning
 from cof.geometry.boxes import Frame
-from cof.prompting.box_parsing import native_wh
+from cof.prompting.dialects import native_wh
 from cof.types import EncodedImage, Request
 from cof.viz.panels import Tokens
 

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from cof.attention.bias_mask import Branches
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.engines.transformers.prefix_cache import Prompts, extend_prompts
-from cof.prompting.box_template import CompiledBoxTemplate, Node, PartialBox, marginals
+from cof.prompting.box_template import Node, PartialBox, marginals
 from cof.types import Generation
 
 ROW_BRANCHES, BRANCHES = 16, 256
@@ -129,7 +129,7 @@ class _Row:
 def decode_boxes(
     adapter: DecoderAdapter,
     prompts: Prompts,
-    template: CompiledBoxTemplate,
+    starts: Sequence[PartialBox],
     pad_id: int,
     *,
     row_branches: int = ROW_BRANCHES,
@@ -140,15 +140,15 @@ def decode_boxes(
     Args:
         adapter: of the model.
         prompts: what to read before the boxes.
-        template: of the boxes.
+        starts: the boxes without any number chosen (`CompiledBoxTemplate.start`).
         pad_id: the padding token.
         row_branches, branches: the most branch tokens of one pass, in a row and in the batch.
 
     Returns:
         The boxes, and the KV cache after them.
     """
-    budget = min(row_branches, branches // len(prompts.features))
-    rows = [_Row(template.start()) for _ in prompts.features]
+    budget = min(row_branches, branches // len(starts))
+    rows = [_Row(start) for start in starts]
     device = prompts.inputs["input_ids"].device
     prompts = adapter.with_cache(prompts)
     while not all(row.box.done for row in rows):

@@ -51,7 +51,12 @@ from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
-from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
+from cof.prompting.box_template import (
+    BoxTemplate,
+    CompiledBoxTemplate,
+    PartialBox,
+    compile_box_template,
+)
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
 
 Result = TypeVar("Result")
@@ -239,7 +244,8 @@ class TransformersEngine:
                 both = [*batch.requests, *map(make_contrast, batch.requests)]
                 batch = self.prompt_builder.tokenize(both)
             prompts = self._prompts(batch, decoding.num_beams, first=not guided)
-            replies, states = self.decode(prompts, decoding, template, **more)
+            boxes = [self._start(template, each) for each in batch.requests] if template else None
+            replies, states = self.decode(prompts, decoding, boxes, **more)
             self._fill(batch, lambda spans: split_cache(states, batch.inputs["input_ids"], spans))
             if on_text is not None and "streamer" not in more:
                 for row, reply in zip(rows, replies, strict=True):
@@ -323,18 +329,18 @@ class TransformersEngine:
         self,
         prompts: Prompts,
         decoding: Decoding,
-        template: CompiledBoxTemplate | None = None,
+        boxes: Sequence[PartialBox] | None = None,
         **kwargs: Any,
     ) -> tuple[list[Generation], Any]:
         """The replies, and the cache they leave.
 
         Args:
-            template: the box to write; None: text.
+            boxes: those to write; None: text.
             kwargs: more for transformers' `generate`.
         """
         settings = self._generation_config(decoding)
-        if template is not None:
-            return decode_boxes(self._decoder(), prompts, template, settings.pad_token_id)
+        if boxes is not None:
+            return decode_boxes(self._decoder(), prompts, boxes, settings.pad_token_id)
         with use_seed(decoding, self.model.device):
             output = self.adapter.generate(prompts, generation_config=settings, **kwargs)
         ends = settings.eos_token_id
@@ -586,6 +592,11 @@ class TransformersEngine:
                 stacklevel=4,
             )
         return compiled
+
+    def _start(self, template: CompiledBoxTemplate, request: Request) -> PartialBox:
+        """A box of a request's image, before its first number."""
+        frame = self.frame(request.pil_image.size)
+        return template.start(self.dialect.limits(template.template, frame))
 
     def _generation_config(self, decoding: Decoding) -> GenerationConfig:
         return make_generation_config(decoding, self.adapter)
