@@ -113,9 +113,6 @@ class Questions:
         )
 
 
-LOADING = ("engine", "pad_to_square", "max_batch_tokens", "quantization")
-"""What `--load` gives to `CoF.from_pretrained`; all else goes to the engine."""
-
 _COMPLETED = {"grounder": lambda: list(GROUNDERS), "focus": lambda: list(FOCUSES)}
 
 _PANELS = dict.fromkeys(("model", "dtype", "device", "load"), "Model") | dict.fromkeys(
@@ -189,14 +186,14 @@ class Model:
         gc.disable()  # collection would take a fifth of the imports' time and find nothing
         try:
             load = pairs("--load", self.load, "quantization=4bit")
-            own = {name: load.pop(name) for name in LOADING if name in load}
+            engine = {"engine": load.pop("engine")} if "engine" in load else {}
             return CoF.from_pretrained(
                 self.model,
                 preset=self.preset,
                 dtype=self.dtype,
                 device_map=self.device,
                 engine_options=load,
-                **own,
+                **engine,
                 **self.settings,
             )
         finally:

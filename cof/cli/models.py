@@ -30,14 +30,9 @@ def models() -> None:
         "Supported models", "family", "model_type", "bias goes to", "boxes", "prompt style"
     )
     for family in FAMILIES:
-        dialect = family.dialect
-        families.add_row(
-            family.name,
-            "\n".join(family.model_types),
-            family.adapter,
-            dialect.units + (", yx" if dialect.order == "yxyx" else ""),
-            dialect.name,
-        )
+        types, dialect = "\n".join(family.model_types), family.dialect
+        units = dialect.units + (", yx" if dialect.order == "yxyx" else "")
+        families.add_row(family.name, types, family.adapter, units, dialect.name)
     console.print(families)
     console.print(
         "Models of other types are tried as they load, where image tokens are a raster over the "
