@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from functools import cache, partial
 from itertools import count
@@ -36,7 +37,7 @@ _CONNECT_S = 10.0
 _MODELS, _CHAT = "/v1/models", "/v1/chat/completions"
 
 
-class RemoteCoF(Asking):
+class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
     """Asks servers as `cof.CoF` asks an engine, and gives the same `Answer`s.
 
     A request goes to the server with the fewest under way. If that one is away or busy, it goes to
@@ -96,9 +97,6 @@ class RemoteCoF(Asking):
             self.close()
             raise
 
-    def __enter__(self) -> RemoteCoF:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -134,9 +132,8 @@ class RemoteCoF(Asking):
         telling = Lock()
 
         def tell(place: int, piece: str) -> None:
-            assert on_text is not None
             with telling:
-                on_text(place, piece)
+                on_text(place, piece)  # type: ignore[misc]
 
         def ask(place: int, query: Query) -> Answer:
             sent = on_text and SentText(partial(tell, place))
@@ -266,10 +263,8 @@ class RemoteCoF(Asking):
         sentence = told.get("message") if isinstance(told, dict) else told
         if sentence and status == 400:
             raise CofError(sentence)
-        failure = Away if status in _BUSY else ServerError
-        if sentence:
-            raise failure(f"{url}: {sentence}")
-        raise failure(f"{url} answered {status}, so it is no cof serve.")
+        said = f": {sentence}" if sentence else f" answered {status}, so it is no cof serve."
+        raise (Away if status in _BUSY else ServerError)(url + said)
 
 
 def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str, Any]]:
@@ -284,30 +279,24 @@ def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str,
             content = {}
         return reply.status_code, content if isinstance(content, dict) else {}
     sent.begin()
-    text = thought = ""
+    message = {"content": "", "reasoning": ""}
     tokens: list[dict[str, Any]] = []
     whole: dict[str, Any] = {}
+    last: dict[str, Any] = {}
     for line in filter(None, reply.iter_lines()):
-        data = line.removeprefix("data: ")
-        if data == "[DONE]":
-            message = {"content": text, "reasoning": thought}
-            choice = {
-                **whole.get("choice", {}),
-                "message": message,
-                "logprobs": {"content": tokens},
-            }
+        if line == "data: [DONE]":
+            choice = {**last, "message": message, "logprobs": {"content": tokens}}
             return 200, {**whole, "choices": [choice]}
-        chunk = json.loads(data)
+        whole |= (chunk := json.loads(line.removeprefix("data: ")))
         if "error" in chunk:  # too late for a status
             return (503 if chunk["error"].get("code") == "stopping" else 500), chunk
-        whole |= chunk
-        for choice in chunk["choices"]:
-            whole["choice"] = choice
-            tokens += (choice.get("logprobs") or {}).get("content") or ()
-            told = text.strip()
-            thought += choice["delta"].get("reasoning") or ""
-            text += choice["delta"].get("content") or ""
-            sent.grow(text.strip()[len(told) :])  # without the space that an answer may end with
+        for last in chunk["choices"]:
+            tokens += (last.get("logprobs") or {}).get("content") or ()
+            told = message["content"].strip()
+            for name in message:
+                message[name] += last["delta"].get(name) or ""
+            # without the space that an answer may end with
+            sent.grow(message["content"].strip()[len(told) :])
     raise httpx2.RemoteProtocolError("the stream broke off")
 
 

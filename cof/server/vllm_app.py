@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -183,7 +183,7 @@ def run_vllm(
     *,
     api_key: str | None,
     flags: Mapping[str, Any],
-    more: Iterable[str] = (),
+    more: Sequence[str] = (),
 ) -> None:
     """Serve until a signal ends it.
 
@@ -196,11 +196,15 @@ def run_vllm(
         more: what else `vllm serve` takes, over the others.
 
     Raises:
-        CofError: vLLM would not find our plugins, the model is not supported, a setting is unknown,
+        CofError: vLLM would not find our plugin, the model is not supported, a setting is unknown,
             or vLLM does not start.
     """
     model = str(resolve_model(model))
-    check_plugins()
+    if Plugin.name not in entry_points(group=plugins.ENDPOINT_PLUGINS_GROUP).names:
+        raise CofError(  # vLLM would answer as if nobody had asked to look closer
+            f"This installation of cof has no {plugins.ENDPOINT_PLUGINS_GROUP}: install it again, "
+            "in a clone by pip install -e '.[vllm,serve]'."
+        )
     options.settings_for(model)  # checked before minutes are spent on loading a model
     config, processor = load_processor(model, options.pad_to_square)
     os.environ |= {
@@ -208,26 +212,12 @@ def run_vllm(
         "VLLM_PLUGINS": ",".join(filter(None, [os.environ.get("VLLM_PLUGINS"), Plugin.name])),
         **({"VLLM_API_KEY": api_key} if api_key else {}),  # not in the arguments, which are logged
     }
-    more = list(more)
     named = [word[2:].partition("=")[0].replace("-", "_") for word in more if word[:2] == "--"]
     own = model_options(config, processor, [*named, *flags])
     given = {"served_model_name": served_name, **FLAGS, **own, **flags}
     if not getattr(processor, "chat_template", None):
         given["chat_template"] = family_of(config).chat_template or None
     _serve(["serve", model, *arguments(given), *more])
-
-
-def check_plugins() -> None:
-    """
-    Raises:
-        CofError: vLLM would not find ours, and answer as if nobody had asked to look closer.
-    """
-    for group in (plugins.DEFAULT_PLUGINS_GROUP, plugins.ENDPOINT_PLUGINS_GROUP):
-        if Plugin.name not in entry_points(group=group).names:
-            raise CofError(
-                f"This installation of cof has no {group}, as those of older versions: install it "
-                "again, in a clone by pip install -e '.[vllm,serve]'."
-            )
 
 
 def arguments(flags: Mapping[str, Any]) -> list[str]:
@@ -238,10 +228,9 @@ def arguments(flags: Mapping[str, Any]) -> list[str]:
     """
     words: list[str] = []
     for name, value in flags.items():
-        if value is None:
-            continue
-        words.append("--" + name.replace("_", "-"))
-        if value is not True:
+        if value is not None:
+            words.append("--" + name.replace("_", "-"))
+        if value is not None and value is not True:
             words.append(json.dumps(value) if isinstance(value, dict) else str(value))
     return words
 

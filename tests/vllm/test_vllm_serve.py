@@ -329,7 +329,7 @@ def test_refusals_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> 
     assert "one request is one answer" in refused("--focus", "contrast")
     none = metadata.EntryPoints()
     monkeypatch.setattr("cof.server.vllm_app.entry_points", lambda group: none)
-    assert "has no vllm.general_plugins" in refused()
+    assert "has no vllm.endpoint_plugins" in refused()
 
 
 def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, local: CoF) -> None:

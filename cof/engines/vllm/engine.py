@@ -32,7 +32,6 @@ from cof.images import is_plain, png
 from cof.prompting.box_template import (
     BoxTemplate,
     CompiledBoxTemplate,
-    Limits,
     PartialBox,
     compile_box_template,
 )
@@ -247,8 +246,10 @@ class VllmEngine:
             params.temperature, params.repetition_penalty = 0.0, 1.0
             params.max_tokens = Decoding().max_new_tokens
             blank = "" if self.chat.opening(thinks=False)[-1:].isspace() else " "
-            regex = blank + template.regex(self._limits(request, template))
-            params.structured_outputs = StructuredOutputsParams(regex=regex)
+            limits = self.dialect.limits(template, self.frame(request.pil_image.size))
+            params.structured_outputs = StructuredOutputsParams(
+                regex=blank + template.regex(limits)
+            )
         highlight = request.highlight
         if highlight is not None and highlight.strength != 1:
             params.extra_args = highlight_args(
@@ -269,16 +270,13 @@ class VllmEngine:
 
         return tell
 
-    def _limits(self, request: Request, template: BoxTemplate) -> Limits | None:
-        """The numbers of a template that lie on the request's image."""
-        return self.dialect.limits(template, self.frame(request.pil_image.size))
-
     def _generation(self, request: Request, output: Any, decoding: Decoding) -> Generation:
         ids, template = _chosen_ids(output), decoding.box_template
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=False)]
         text = decode(self.processor.tokenizer, ids).strip()
         if template is not None and (compiled := self._compiled(template)):
-            chosen = chosen_tokens(compiled.start(self._limits(request, template)), ids)
+            limits = self.dialect.limits(template, self.frame(request.pil_image.size))
+            chosen = chosen_tokens(compiled.start(limits), ids)
             ids, logprobs = [ids[at] for at in chosen], [logprobs[at] for at in chosen]
         return Generation(text, tuple(ids), tuple(logprobs))
 
@@ -342,16 +340,15 @@ def highlight_args(
 
 @cache
 def image_tokens(name: str) -> ImageTokens:
-    """Of a checkpoint with its own processor.
+    """Of a checkpoint with its own processor, which crops where the engine pads.
 
     Raises:
         CofError: see `load_processor`.
     """
-    with loading_errors(name):
-        family = family_of(AutoConfig.from_pretrained(name))
-    crops = None if family.pads_to_square is None else False
-    config, processor = load_processor(name, crops)
-    return ImageTokens(family, dialect_of(config, family), config, processor)
+    config, processor = load_processor(name)
+    if family_of(config).pads_to_square is not None:
+        processor = load_processor(name, False)[1]
+    return ImageTokens(family_of(config), dialect_of(config, family_of(config)), config, processor)
 
 
 def load_processor(name: str, pad_to_square: bool | None = None) -> tuple[Any, Any]:
