@@ -34,14 +34,8 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """As OpenAI's server would say it."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {
-            "error": {
-                "message": self.message,
-                "type": _TYPES.get(self.status, kind),
-                "param": None,
-                "code": self.code,
-            }
-        }
+        error = {"message": self.message, "type": _TYPES.get(self.status, kind)}
+        return {"error": {**error, "param": None, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
