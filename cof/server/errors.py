@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cof.engines.vllm.clients import RequestAborted
 from cof.errors import CofError, OutOfMemory, TooLarge
@@ -33,14 +34,8 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """As OpenAI's server would say it."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {
-            "error": {
-                "message": self.message,
-                "type": _TYPES.get(self.status, kind),
-                "param": None,
-                "code": self.code,
-            }
-        }
+        error = {"message": self.message, "type": _TYPES.get(self.status, kind)}
+        return {"error": {**error, "param": None, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -54,6 +49,8 @@ def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ClientDisconnect):
+        return ApiError(499, "The client has gone.", "client_gone")
     if isinstance(error, OutOfMemory):
         return ApiError(
             503, "The server is out of memory: ask again, or send a smaller image.", "out_of_memory"

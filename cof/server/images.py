@@ -9,7 +9,6 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 import httpx2
 
@@ -107,7 +106,7 @@ class Fetcher:
         url, data = httpx2.URL(address), bytearray()
         async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
             for _ in range(1 + _REDIRECTS):
-                request = client.build_request("GET", **await self._checked(url))
+                request = await self._request(client, url)
                 async with aclosing(await client.send(request, stream=True)) as reply:
                     if reply.has_redirect_location:
                         url = url.join(reply.headers["location"])
@@ -120,8 +119,8 @@ class Fetcher:
                     return bytes(data)
         raise CofError(f"{address.split('?')[0]} has more than {_REDIRECTS} redirects.")
 
-    async def _checked(self, url: httpx2.URL) -> dict[str, Any]:
-        """The request for a URL: its host is looked up once, and the address that was checked is
+    async def _request(self, client: httpx2.AsyncClient, url: httpx2.URL) -> httpx2.Request:
+        """That for a URL: its host is looked up once, and the address that was checked is
         connected to.
 
         Raises:
@@ -134,8 +133,5 @@ class Fetcher:
         if not addresses or not all(map(is_public, addresses)):
             raise CofError(f"{host} is not on the public internet: send the image's data.")
         own = {"Host": url.netloc.decode(), "User-Agent": "cof", "Accept-Encoding": "identity"}
-        return {
-            "url": url.copy_with(host=addresses[0]),
-            "headers": own,
-            "extensions": {"sni_hostname": host},
-        }
+        there = url.copy_with(host=addresses[0])
+        return client.build_request("GET", there, headers=own, extensions={"sni_hostname": host})

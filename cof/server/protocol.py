@@ -49,9 +49,6 @@ _REGION = ("image", "polygon", "grounding_question")
 _FILES = {"image", "url", "path", "base64"}
 """Where a part of a message would hold an image, or the name of a file of ours."""
 
-TokenText = Callable[[int], str]
-"""A token as text."""
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -181,8 +178,9 @@ def unknown_model(asked: str, model: str) -> ApiError:
     )
 
 
-def completion(answer: Answer, ask: Ask, token_text: TokenText) -> dict[str, Any]:
-    """The answer, as OpenAI's server would give it, and with `cof` where the request had it."""
+def completion(answer: Answer, ask: Ask, token_text: Callable[[int], str]) -> dict[str, Any]:
+    """The answer, as OpenAI's server would give it, and with `cof` where the request had it.
+    `token_text` gives a token as text."""
     text, _ = ask.end(answer.text, done=True)
     message = {"role": "assistant", "content": text, "refusal": None, **_thought(answer.reasoning)}
     last = _last(answer, ask, token_text, message=message)
@@ -193,7 +191,7 @@ async def events(
     update: str | Answer,
     later: AsyncGenerator[str | Answer, None],
     ask: Ask,
-    token_text: TokenText,
+    token_text: Callable[[int], str],
 ) -> AsyncGenerator[str, None]:
     """Server-sent events: each piece of the text as it comes, and the answer with the last one."""
     head = _head("chat.completion.chunk", ask)
@@ -233,7 +231,9 @@ def _choice(finish_reason: str | None, **content: Any) -> dict[str, Any]:
     return {"choices": [choice]}
 
 
-def _last(answer: Answer, ask: Ask, token_text: TokenText, **content: Any) -> dict[str, Any]:
+def _last(
+    answer: Answer, ask: Ask, token_text: Callable[[int], str], **content: Any
+) -> dict[str, Any]:
     """The choice that ends an answer, and `cof` beside it where the request had it."""
     if ask.logprobs:
         texts = map(token_text, answer.token_ids)

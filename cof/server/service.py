@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from fastapi import Request
 from PIL.Image import Image
+from starlette.requests import ClientDisconnect
 
 from cof.errors import CofError
 from cof.images import load_image
@@ -129,13 +130,13 @@ async def unless_gone(request: Request, result: Awaitable[Result]) -> Result:
     """A result, which is waited for while the client does so too; the body has been read.
 
     Raises:
-        ApiError: the client has gone.
+        ClientDisconnect: it has gone.
     """
     gone, waiting = asyncio.ensure_future(request.receive()), asyncio.ensure_future(result)
     try:
         await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            raise ApiError(499, "The client has gone.", "client_gone")
+            raise ClientDisconnect
         return waiting.result()
     finally:
         gone.cancel()
