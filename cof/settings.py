@@ -21,14 +21,7 @@ from cof.methods import (
     owners,
     values_of,
 )
-from cof.options import Options, check_characters, flag, fraction, option, options_of, positive
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise CofError(f"{name} must be a text, not {value!r}.")
-    check_characters(name, value)
-    return value
+from cof.options import Options, check_text, flag, fraction, option, options_of, positive
 
 
 @dataclass(frozen=True, init=False)
@@ -63,7 +56,7 @@ class Settings(Options):
         1.3, "alpha: scale the region about its centre by this factor (section II-B)", positive
     )
     system: str = option(
-        "", "The system message of chats without one of their own; vicuna_v1: LLaVA's", _text
+        "", "The system message of chats without one of their own; vicuna_v1: LLaVA's", check_text
     )
     released: bool = option(
         False,
@@ -90,9 +83,8 @@ class Settings(Options):
         for name in options:
             if name not in owned:
                 raise CofError(explain_unknown(name, methods, _OWN))
-        for name, value in {**values_of(Settings), **options}.items():
             if name in _OWN:
-                object.__setattr__(self, name, value)
+                object.__setattr__(self, name, options[name])
         self.__post_init__()
         options["released"] = self.released
         object.__setattr__(self, "grounders", tuple(make(each, options) for each in grounders))
@@ -129,20 +121,16 @@ class Settings(Options):
         Raises:
             CofError: no such option, or a value that is refused.
         """
-        before: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         for each in (*self.grounders, self.focus):
-            before |= values_of(each)
+            known |= values_of(each)
+        known |= options
         kept = {name: getattr(self, name) for name in _OWN if name != "released" or self.released}
         grounders = self.grounders if grounder is None else find_grounders(grounder)
         chosen = self.focus if focus is None else find_focus(focus)
-        return Settings(
-            [
-                make(each, {**before, **options}) if isinstance(each, type) else each
-                for each in grounders
-            ],
-            make(chosen, {**before, **options}) if isinstance(chosen, type) else chosen,
-            **{**kept, **options},
-        )
+        made = [make(each, known) if isinstance(each, type) else each for each in grounders]
+        chosen = make(chosen, known) if isinstance(chosen, type) else chosen
+        return Settings(made, chosen, **{**kept, **options})
 
     def as_dict(self) -> dict[str, Any]:
         """All options by name, ready for JSON; `Settings(**settings.as_dict())` reads them."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cof.answer import Answer
 from cof.client import RemoteCoF
 from cof.errors import CofError, CofWarning, ServerError
+from cof.images import load_image
+from cof.server.images import from_data
 from cof.settings import Settings
 from cof.types import EncodedImage
 
@@ -182,6 +186,12 @@ def test_servers_have_one_model() -> None:
             RemoteCoF(f"{one}, {two}").close()
 
 
+def test_a_chat_without_images() -> None:
+    said = {"choices": [{"message": {"content": "x"}}], "cof": LOOK}
+    with serving((200, MODELS), (200, said)) as url, RemoteCoF(url) as remote:
+        assert remote.chat([{"role": "user", "content": "What?"}]).text == "x"
+
+
 def test_an_image_is_made_ready_once() -> None:
     with serving((200, MODELS)) as url, RemoteCoF(url) as remote:
         encoded = remote.encode(IMAGE)
@@ -189,3 +199,25 @@ def test_an_image_is_made_ready_once() -> None:
         assert remote._ready(encoded) is encoded
         here = remote._ready(EncodedImage(IMAGE, pixels=object()))  # as an engine makes it
         assert here.pixels == encoded.pixels
+
+
+def test_files_are_sent_as_they_are(tmp_path: Path) -> None:
+    """So that a photo is no larger than it was, and the server sees the same as we do."""
+    noise = Image.effect_noise((400, 300), 90).convert("RGB")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    files = {}
+    for kind, more in {"JPEG": {"exif": turned}, "PNG": {}, "TIFF": {}}.items():
+        files[kind] = tmp_path / f"noise.{kind.lower()}"
+        noise.save(files[kind], kind, **more)
+    photo = files["JPEG"].read_bytes()
+    address = "data:image/jpeg;base64," + base64.b64encode(photo).decode()
+    with serving((200, MODELS)) as url, RemoteCoF(url) as remote:
+        for source in (files["JPEG"], str(files["JPEG"]), photo, address):
+            sent = remote.encode(source)
+            assert from_data(sent.pixels, 10**6) == photo
+            assert sent.size == (300, 400)  # upright, as the server will have it
+            assert load_image(from_data(sent.pixels, 10**6)).tobytes() == sent.image.tobytes()
+        sizes = {kind: len(remote.encode(file).pixels) for kind, file in files.items()}
+    assert sizes["JPEG"] < sizes["PNG"] / 2
+    assert 0 < abs(sizes["TIFF"] - sizes["PNG"]) < sizes["PNG"] / 2  # as a PNG, written fast

@@ -28,14 +28,13 @@ from cof.cli import app as commands
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError, OutOfMemory
 from cof.images import data_url
+from cof.limits import Limits
 from cof.pipeline import CoF, Query
 from cof.prompting.dialects import TINY
 from cof.server.app import create_app
 from cof.server.errors import ApiError
 from cof.server.images import Fetcher, is_public
-from cof.server.limits import Limits
-from cof.server.logs import JsonFormatter
-from cof.server.metrics import Metrics
+from cof.server.logs import JsonFormatter, Metrics
 from cof.server.worker import Worker
 from cof.settings import Settings
 from cof.types import Decoding, Generation, Request, Slot, Thought, Turn
@@ -144,22 +143,35 @@ class TestAnswers:
             "tools": [],
             "tool_choice": "auto",
             "functions": [],
+            "function_call": "none",
             "logit_bias": {},
             "presence_penalty": 0.0,
             "frequency_penalty": 0,
             "top_logprobs": 0,
             "modalities": ["text"],
             "response_format": {"type": "text"},
+            "reasoning_effort": "medium",
+            "verbosity": "medium",
             "logprobs": False,
-            "stop": None,
-            "max_tokens": None,
-            "temperature": None,
-            "stream_options": None,
+            "stop": [],
             "user": "me",
-            "store": True,
-            "metadata": {"a": "b"},
+            "store": False,
+            "metadata": {},
             "service_tier": "auto",
+            "parallel_tool_calls": False,
         }
+        neutral |= dict.fromkeys(
+            [
+                "max_tokens",
+                "temperature",
+                "top_p",
+                "seed",
+                "stream_options",
+                "audio",
+                "prediction",
+                "cof",
+            ]
+        )
         engine = FakeEngine(reply, dialect=TINY)
         with serving(engine) as client:
             assert client.post(CHAT, json=body(**neutral)).status_code == 200
@@ -363,7 +375,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another content": (text_of(5), "A content is a text, or a list of parts"),
     "a part alone": (text_of({"type": "text", "text": "What?"}), "A content is a text, or a list"),
     "audio": (text_of([{"type": "input_audio"}, "What?"]), "parts of the type text, or image"),
-    "no text": (text_of([{"type": "text", "text": 5}]), "needs a text"),
+    "no text": (text_of([{"type": "text", "text": 5}]), "must be a text"),
     "no question": (body(" "), "must be the user's, with a text"),
     "five images": (body(QUESTION, *[IMAGE] * 5), "5 images, above 4"),
     "no image to look at": ({**text_of("What?"), "cof": {"boxes": [BOX]}}, "no image to look at"),
@@ -377,7 +389,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no image data": (url("data:image/png;base64,aGVsbG8="), "not an image of the kinds PNG"),
     "TIFF": (url("data:image/tiff;base64," + TIFF), "not an image of the kinds PNG"),
     "too long": ({"max_tokens": 513}, "max_tokens is above 512"),
-    "no tokens": ({"max_tokens": 0}, "max_new_tokens must be a whole number above 0"),
+    "no tokens": ({"max_tokens": 0}, "^max_tokens must be a whole number above 0"),
+    "no tokens either": ({"max_completion_tokens": 0}, "^max_completion_tokens must be"),
+    "too long either": ({"max_completion_tokens": 513}, "^max_completion_tokens is above 512"),
     "cof: a list": ({"cof": []}, "cof: Input should be an object"),
     "cof: unknown": ({"cof": {"lambda": 2}}, "no option 'lambda'"),
     "cof: a bad value": ({"cof": {"strength": "much"}}, r"strength \(lambda\) must be"),
@@ -487,7 +501,7 @@ class TestRefusals:
             held.go.set()
             assert client.post(CHAT, json=body()).status_code == 200
         assert response.status_code == 504
-        assert message(response) == "There was no answer in 0.2 s: ask for less."
+        assert message(response) == "There was no answer in time: ask for less."
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_a_crash_in_the_engine(self, caplog: pytest.LogCaptureFixture, stream: bool) -> None:
@@ -594,7 +608,7 @@ class TestStreaming:
         [
             ("What?", {}, ""),
             ("break", {}, "The engine failed on this request."),
-            ("What?", {"timeout_s": 1}, "There was no answer in 1 s: ask for less."),
+            ("What?", {"timeout_s": 1}, "There was no answer in time: ask for less."),
         ],
     )
     def test_pieces_come_while_the_answer_is_made(

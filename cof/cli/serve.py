@@ -11,7 +11,7 @@ import typer
 from cof.cli.common import Model, group, pairs, parameters_of, sentences, with_model
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError
-from cof.server.limits import Limits
+from cof.limits import Limits
 
 
 @sentences
@@ -53,11 +53,10 @@ def serve(
     served = Path(name).name if Path(name).is_dir() else name
     try:
         if engine == "vllm":
-            check_version()
             if model.device:
                 raise CofError("--device is for the transformers engine: leave it out.")
-            from cof.server.vllm_app import ServeOptions
-            from cof.server.vllm_run import run_vllm
+            check_version()
+            from cof.server.vllm_app import ServeOptions, run_vllm
 
             load = pairs("--load", model.load, "quantization=fp8")
             square = load.pop("pad_to_square", None)

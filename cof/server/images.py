@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import ipaddress
-import re
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import httpx2
@@ -19,7 +18,7 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 """A host and a port -> its IP addresses."""
 
 _TOO_LARGE = "An image has more than {:,} bytes: send a smaller one."
-_DATA = re.compile(r"data:[^,]{0,100};base64,")
+_REDIRECTS = 5
 _NOT_PUBLIC = [
     ipaddress.ip_network(network)
     for network in (
@@ -38,14 +37,14 @@ def from_data(address: str, max_bytes: int) -> bytes:
     Raises:
         CofError: they are no base64, or more than `max_bytes`.
     """
-    head = _DATA.match(address)
-    if head is None:
+    head, _, body = address.partition(",")
+    if not head.lower().endswith(";base64"):
         raise CofError("A data: URL of an image begins data:image/png;base64, or alike.")
-    if (len(address) - head.end()) * 3 // 4 > max_bytes + 2:
+    if len(body) * 3 // 4 > max_bytes + 2:
         raise TooLarge(_TOO_LARGE.format(max_bytes))
     try:
-        return base64.b64decode(address[head.end() :], validate=True)
-    except (binascii.Error, ValueError):
+        return base64.b64decode(body, validate=True)
+    except ValueError:
         raise CofError("The data: URL of the image is not valid base64.") from None
 
 
@@ -68,32 +67,6 @@ def is_public(address: str) -> bool:
         ip = ip.ipv4_mapped
     hidden = any(ip in network for network in _NOT_PUBLIC if network.version == ip.version)
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and not hidden
-
-
-class _PublicOnly(httpx2.AsyncBaseTransport):
-    """Looks a host up once and connects to the address that was checked, redirects included."""
-
-    def __init__(self, inner: httpx2.AsyncBaseTransport, resolve: Resolve) -> None:
-        self._inner, self._resolve = inner, resolve
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        url, host = request.url, request.url.raw_host.decode("ascii")
-        if url.scheme not in ("http", "https") or url.userinfo:
-            raise CofError("Images are fetched from http(s) addresses without a password.")
-        port = url.port or (443 if url.scheme == "https" else 80)
-        addresses = await self._resolve(host, port)
-        if not addresses or not all(map(is_public, addresses)):
-            raise CofError(f"{host} is not on the public internet: send the image's data.")
-        there = httpx2.Request(
-            request.method,
-            url.copy_with(host=addresses[0]),
-            headers=request.headers,  # the Host among them
-            extensions={**request.extensions, "sni_hostname": host},
-        )
-        return await self._inner.handle_async_request(there)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
 
 
 @dataclass(frozen=True)
@@ -128,19 +101,37 @@ class Fetcher:
             raise CofError(f"{host} cannot be fetched: {reason}.") from None
 
     async def _fetch(self, address: str) -> bytes:
-        inner = self.transport or httpx2.AsyncHTTPTransport(trust_env=False)
-        client = httpx2.AsyncClient(
-            transport=_PublicOnly(inner, self.resolve),
-            follow_redirects=True,
-            max_redirects=5,
-            trust_env=False,  # a proxy would look hosts up again
-            headers={"User-Agent": "cof", "Accept-Encoding": "identity"},
-        )
-        async with client, client.stream("GET", address) as reply:
-            reply.raise_for_status()
-            data = bytearray()
-            async for chunk in reply.aiter_raw():
-                data += chunk
-                if len(data) > self.max_bytes:
-                    raise TooLarge(_TOO_LARGE.format(self.max_bytes))
-            return bytes(data)
+        # a proxy would look hosts up again
+        transport = self.transport or httpx2.AsyncHTTPTransport(trust_env=False)
+        url, data = httpx2.URL(address), bytearray()
+        async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
+            for _ in range(1 + _REDIRECTS):
+                request = await self._request(client, url)
+                async with aclosing(await client.send(request, stream=True)) as reply:
+                    if reply.has_redirect_location:
+                        url = url.join(reply.headers["location"])
+                        continue
+                    reply.raise_for_status()
+                    async for chunk in reply.aiter_raw():
+                        data += chunk
+                        if len(data) > self.max_bytes:
+                            raise TooLarge(_TOO_LARGE.format(self.max_bytes))
+                    return bytes(data)
+        raise CofError(f"{address.split('?')[0]} has more than {_REDIRECTS} redirects.")
+
+    async def _request(self, client: httpx2.AsyncClient, url: httpx2.URL) -> httpx2.Request:
+        """That for a URL: its host is looked up once, and the address that was checked is
+        connected to.
+
+        Raises:
+            CofError: it is not public.
+        """
+        host = url.raw_host.decode("ascii")
+        if url.scheme not in ("http", "https") or url.userinfo:
+            raise CofError("Images are fetched from http(s) addresses without a password.")
+        addresses = await self.resolve(host, url.port or (443 if url.scheme == "https" else 80))
+        if not addresses or not all(map(is_public, addresses)):
+            raise CofError(f"{host} is not on the public internet: send the image's data.")
+        own = {"Host": url.netloc.decode(), "User-Agent": "cof", "Accept-Encoding": "identity"}
+        there = url.copy_with(host=addresses[0])
+        return client.build_request("GET", there, headers=own, extensions={"sni_hostname": host})

@@ -1,4 +1,5 @@
-"""Logs as one JSON object a line, without what was asked, shown or answered."""
+"""Counters for Prometheus, and logs as one JSON object a line, without what was asked, shown or
+answered."""
 
 from __future__ import annotations
 
@@ -7,13 +8,22 @@ import logging
 import time
 import traceback
 import uuid
+from functools import partial
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cof.server.metrics import Metrics
+from cof.errors import TooLarge
+from cof.limits import Limits
+from cof.server.errors import ApiError, as_api_error
+from cof.types import Timings
 
 _log = logging.getLogger("cof.server")
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class JsonFormatter(logging.Formatter):
@@ -47,22 +57,71 @@ def start_logging() -> None:
     logging.captureWarnings(True)
 
 
+class Metrics:
+    """The counters of one server.
+
+    Args:
+        registry: where they are kept; None: one of their own.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = own = registry or CollectorRegistry()
+        seconds = partial(Histogram, buckets=_SECONDS, registry=own)
+        self.requests = Counter("cof_requests", "Requests", ["path", "status"], registry=own)
+        self.errors = Counter("cof_errors", "Requests not answered", ["kind"], registry=own)
+        self.seconds = seconds("cof_request_seconds", "From a request's head to its end")
+        self._ground = seconds("cof_ground_seconds", "Encoding and stage 1, of a batch")
+        self._answer = seconds("cof_answer_seconds", "Stage 2, of a batch")
+        self._batch = Histogram(
+            "cof_batch_size", "Requests in a batch", buckets=_SIZES, registry=own
+        )
+        self.under_way = Gauge(
+            "cof_under_way",
+            "Chat requests that were begun",
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+
+    def batch(self, size: int, timings: Timings) -> None:
+        """Count a batch that was answered."""
+        self._batch.observe(size)
+        self._ground.observe(timings.ground)
+        self._answer.observe(timings.answer)
+
+    def failure(self, error: Exception, about: dict[str, Any]) -> ApiError:
+        """Count an error; what a client is told of it. `about` is what its log line says."""
+        told = as_api_error(error)
+        about["error"] = told.code
+        self.errors.labels(told.code).inc()
+        return told
+
+
 class RequestLog:
-    """ASGI middleware: a line and a count for each request.
+    """ASGI middleware: a line and a count for each request, a limit of its length, and a reply for
+    each error.
 
     What a route puts into `scope["state"]["about"]` is in the line too.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits) -> None:
+        self._app, self._metrics, self._longest = app, metrics, limits.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 0
+        start, status, length = time.perf_counter(), 0, 0
         about: dict[str, Any] = scope.setdefault("state", {}).setdefault("about", {})
         about["id"] = uuid.uuid4().hex[:12]
+
+        async def receiving() -> Message:
+            nonlocal length
+            message = await receive()
+            length += len(message.get("body", b""))
+            if length > self._longest:
+                wrong = f"The request has more than {self._longest:,} bytes: send smaller images."
+                raise TooLarge(wrong)
+            return message
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -72,7 +131,13 @@ class RequestLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receiving, sending)
+        except Exception as error:
+            if status:
+                raise
+            failure = self._metrics.failure(error, about)
+            reply = JSONResponse(failure.body, failure.status, failure.headers)
+            await reply(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - start
             path = getattr(scope.get("route"), "path", "other")  # a stranger's paths are no labels

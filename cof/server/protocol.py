@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from cof.answer import Answer
 from cof.errors import CofError, TooLarge
+from cof.limits import Limits
+from cof.options import count
 from cof.prompting.thoughts import overlap
 from cof.query import Query
 from cof.server.errors import ApiError
-from cof.server.limits import Limits
 from cof.settings import Settings
 from cof.types import Decoding, Thought
 
@@ -38,8 +38,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "modalities": (["text"],),
     "response_format": ({"type": "text"},),
+    "reasoning_effort": ("medium",),
+    "verbosity": ("medium",),
 }
 """Parameters of OpenAI's that are not supported, and the values that ask for nothing."""
+
+_REGION = ("image", "polygon", "grounding_question")
+"""What `cof` may hold beside the settings and boxes (`cof.query.Query`)."""
+
+_FILES = {"image", "url", "path", "base64"}
+"""Where a part of a message would hold an image, or the name of a file of ours."""
 
 
 class _Part(BaseModel):
@@ -51,15 +59,17 @@ class _StreamOptions(_Part):
     include_obfuscation: bool = False
 
 
-class _Chat(_Part):
+class Ask(_Part):
+    """A request, whose types have been checked."""
+
     model: str
     messages: list[dict[str, Any]]
-    max_tokens: int | None = None
+    max_tokens: int = Decoding.max_new_tokens
     max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: float = Decoding.temperature
+    top_p: float = Decoding.top_p
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | list[str] = []
     logprobs: bool = False
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
@@ -76,37 +86,41 @@ class _Chat(_Part):
             if value is not None and name not in _IGNORED and value not in _NEUTRAL.get(name, ())
         }
 
+    @field_validator("stop")
+    @classmethod
+    def _as_list(cls, stop: str | list[str]) -> list[str]:
+        return list(filter(None, [stop] if isinstance(stop, str) else stop))
 
-_REGION = ("image", "polygon", "grounding_question")
-"""What `cof` may hold beside the settings and boxes (`cof.query.Query`)."""
+    @classmethod
+    def read(cls, body: bytes, model: str, limits: Limits) -> Ask:
+        """The request in a body of JSON, for the model that is served.
 
+        Raises:
+            ApiError, CofError: it cannot be answered.
+        """
+        try:
+            ask = cls.model_validate_json(body)
+        except ValidationError as error:
+            raise CofError(_sentence(error)) from None
+        if ask.model != model:
+            raise unknown_model(ask.model, model)
+        for name in ("max_tokens", "max_completion_tokens"):
+            given = name in ask.model_fields_set
+            if given and count(name, getattr(ask, name)) > limits.max_tokens:
+                raise CofError(f"{name} is above {limits.max_tokens}: ask for less.")
+        ask.max_tokens = min(ask.max_completion_tokens or ask.max_tokens, limits.max_tokens)
+        return ask
 
-_FILES = {"image", "url", "path", "base64"}
-"""Where a part of a message would hold an image, or the name of a file of ours."""
+    @property
+    def decoding(self) -> Decoding:
+        """How it wants to be answered.
 
-Tokens = Callable[[Answer], list[dict[str, Any]]]
-"""An answer -> its tokens with their log-probabilities, in OpenAI's format."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A checked request.
-
-    Attributes:
-        query: a chat with the addresses of its images; without `cof` in the request its settings
-            leave the model as it is.
-        with_cof: whether the request has `cof`, so that the answer has it too.
-        stop: texts before which the answer ends.
-        usage: whether a stream ends with the numbers of tokens.
-    """
-
-    query: Query
-    decoding: Decoding
-    with_cof: bool
-    stream: bool
-    stop: tuple[str, ...] = ()
-    logprobs: bool = False
-    usage: bool = False
+        Raises:
+            CofError: a number is out of range.
+        """
+        return Decoding(
+            self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed
+        )
 
     def end(self, text: str, *, done: bool = False) -> tuple[str, bool]:
         """The part of an answer's text before a stop, and whether there is one.
@@ -121,42 +135,16 @@ class Ask:
         return text[: len(text) - held], False
 
 
-def parse(body: bytes, model: str, settings: Settings, limits: Limits) -> Ask:
-    """A request's body, checked.
-
-    Args:
-        body: JSON.
-        model: the name that is served.
-        settings: those that `cof` changes.
-
-    Raises:
-        ApiError, CofError: it cannot be answered.
-    """
-    try:
-        chat = _Chat.model_validate_json(body)
-    except ValidationError as error:
-        raise CofError(_sentence(error)) from None
-    if chat.model != model:
-        raise unknown_model(chat.model, model)
-    query = query_of(chat.messages, chat.cof, settings, limits)
-    return Ask(
-        query,
-        _decoding(chat, limits),
-        chat.cof is not None,
-        chat.stream,
-        tuple(filter(None, [chat.stop] if isinstance(chat.stop, str) else chat.stop or ())),
-        chat.logprobs,
-        chat.stream_options.include_usage,
-    )
-
-
 def query_of(
     messages: list[dict[str, Any]],
     cof: dict[str, Any] | None,
     settings: Settings,
     limits: Limits,
 ) -> Query:
-    """A chat and its `cof`, checked; see `parse`.
+    """A chat and its `cof`, checked; without `cof` the model is left as it is.
+
+    Args:
+        settings: those that `cof` changes.
 
     Raises:
         CofError: they cannot be read, or ask for what the server does not do.
@@ -172,7 +160,12 @@ def query_of(
         if isinstance(places, list) and len(places) > limits.max_boxes:
             raise CofError(f"cof.{name} has a length of {len(places)}, above {limits.max_boxes}.")
     changed = settings.changed(**options)
-    _check_settings(changed, settings, limits)
+    if changed.option("detector") != settings.option("detector"):
+        raise CofError("cof.detector is chosen by the server: leave it out.")
+    name = "grounding_max_new_tokens"
+    if (changed.option(name) or 0) > max(limits.max_tokens, settings.option(name) or 0):
+        raise CofError(f"cof.{name} is above {limits.max_tokens}: ask for less.")
+    _check_length("cof.grounding_prompt", changed.option("grounding_prompt") or "", limits)
     query = Query(messages=messages, settings=changed, **region)
     query.read(changed.system)
     return query
@@ -185,23 +178,23 @@ def unknown_model(asked: str, model: str) -> ApiError:
     )
 
 
-def completion(answer: Answer, ask: Ask, model: str, told: Tokens) -> dict[str, Any]:
-    """The answer, as OpenAI's server would give it, and with `cof` where the request had it."""
+def completion(answer: Answer, ask: Ask, token_text: Callable[[int], str]) -> dict[str, Any]:
+    """The answer, as OpenAI's server would give it, and with `cof` where the request had it.
+    `token_text` gives a token as text."""
     text, _ = ask.end(answer.text, done=True)
     message = {"role": "assistant", "content": text, "refusal": None, **_thought(answer.reasoning)}
-    last = _last(answer, ask, told, message=message)
-    return _head("chat.completion", model) | last | {"usage": _usage(answer)}
+    last = _last(answer, ask, token_text, message=message)
+    return _head("chat.completion", ask) | last | {"usage": _usage(answer)}
 
 
 async def events(
     update: str | Answer,
     later: AsyncGenerator[str | Answer, None],
     ask: Ask,
-    model: str,
-    told: Tokens,
+    token_text: Callable[[int], str],
 ) -> AsyncGenerator[str, None]:
     """Server-sent events: each piece of the text as it comes, and the answer with the last one."""
-    head = _head("chat.completion.chunk", model)
+    head = _head("chat.completion.chunk", ask)
     yield event(head | _choice(None, delta={"role": "assistant", "content": ""}))
     text = sent = ""
     while isinstance(update, str):
@@ -217,8 +210,8 @@ async def events(
     rest = ask.end(update.text, done=True)[0][len(sent) :]
     if rest:
         yield event(head | _choice(None, delta={"content": rest}))
-    yield event(head | _last(update, ask, told, delta={}))
-    if ask.usage:
+    yield event(head | _last(update, ask, token_text, delta={}))
+    if ask.stream_options.include_usage:
         yield event(head | {"choices": [], "usage": _usage(update)})
     yield "data: [DONE]\n\n"
 
@@ -228,9 +221,9 @@ def event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
 
 
-def _head(kind: str, model: str) -> dict[str, Any]:
+def _head(kind: str, ask: Ask) -> dict[str, Any]:
     created = int(time.time())
-    return {"id": f"chatcmpl-{uuid4().hex}", "object": kind, "created": created, "model": model}
+    return {"id": f"chatcmpl-{uuid4().hex}", "object": kind, "created": created, "model": ask.model}
 
 
 def _choice(finish_reason: str | None, **content: Any) -> dict[str, Any]:
@@ -238,14 +231,20 @@ def _choice(finish_reason: str | None, **content: Any) -> dict[str, Any]:
     return {"choices": [choice]}
 
 
-def _last(answer: Answer, ask: Ask, told: Tokens, **content: Any) -> dict[str, Any]:
+def _last(
+    answer: Answer, ask: Ask, token_text: Callable[[int], str], **content: Any
+) -> dict[str, Any]:
     """The choice that ends an answer, and `cof` beside it where the request had it."""
-    cut = ask.end(answer.text, done=True)[1]
-    longest = answer.num_tokens >= ask.decoding.max_new_tokens and not cut
     if ask.logprobs:
-        content["logprobs"] = {"content": told(answer), "refusal": None}
-    look = {"cof": answer.as_dict()} if ask.with_cof else {}
-    return _choice("length" if longest else "stop", **content) | look
+        texts = map(token_text, answer.token_ids)
+        tokens = [
+            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+            for text, logprob in zip(texts, answer.logprobs, strict=True)
+        ]
+        content["logprobs"] = {"content": tokens, "refusal": None}
+    stopped = ask.end(answer.text, done=True)[1] or answer.num_tokens < ask.max_tokens
+    look = {} if ask.cof is None else {"cof": answer.as_dict()}
+    return _choice("stop" if stopped else "length", **content) | look
 
 
 def _thought(text: str) -> dict[str, str]:
@@ -260,7 +259,8 @@ def _usage(answer: Answer) -> dict[str, int]:
 def _check_messages(messages: list[dict[str, Any]], limits: Limits) -> None:
     """
     Raises:
-        CofError: there are more images or characters than the server takes.
+        CofError: there are more images or characters than the server takes, or an image is no
+            address.
     """
     contents = [message.get("content") for message in messages]
     parts = [part for each in contents if isinstance(each, list) for part in each]
@@ -272,26 +272,6 @@ def _check_messages(messages: list[dict[str, Any]], limits: Limits) -> None:
     texts = [each for each in contents if isinstance(each, str)]
     texts += [str(part.get("text", "")) for part in parts if isinstance(part, dict)]
     _check_length("The chat", "".join(texts), limits)
-
-
-def _decoding(chat: _Chat, limits: Limits) -> Decoding:
-    given = chat.model_dump(include={"temperature", "top_p", "seed"}, exclude_none=True)
-    for longest in (chat.max_tokens, chat.max_completion_tokens):
-        given |= {} if longest is None else {"max_new_tokens": longest}
-    decoding = Decoding(**given)
-    if decoding.max_new_tokens > limits.max_tokens:
-        raise CofError(f"max_tokens is above {limits.max_tokens}: ask for less.")
-    return decoding
-
-
-def _check_settings(settings: Settings, own: Settings, limits: Limits) -> None:
-    """Refuse what would load a model, or run for long."""
-    if settings.option("detector") != own.option("detector"):
-        raise CofError("cof.detector is chosen by the server: leave it out.")
-    longest = "grounding_max_new_tokens"
-    if (settings.option(longest) or 0) > max(limits.max_tokens, own.option(longest) or 0):
-        raise CofError(f"cof.grounding_max_new_tokens is above {limits.max_tokens}: ask for less.")
-    _check_length("cof.grounding_prompt", settings.option("grounding_prompt") or "", limits)
 
 
 def _check_length(what: str, text: str, limits: Limits) -> None:

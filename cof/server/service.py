@@ -1,66 +1,36 @@
-"""From an HTTP request to a query, and back to the pieces of its answer."""
+"""What a request goes through before it is answered, on either engine: limits, images, time."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from fastapi import Request
 from PIL.Image import Image
+from starlette.requests import ClientDisconnect
 
-from cof.answer import Answer
-from cof.errors import CofError, TooLarge
+from cof.errors import CofError
 from cof.images import load_image
-from cof.limits import UPLOAD_FORMATS
-from cof.query import Query
+from cof.limits import UPLOAD_FORMATS, Limits
 from cof.server.errors import ApiError
 from cof.server.images import Fetcher, from_data
-from cof.server.limits import Limits
-from cof.server.metrics import Metrics
-from cof.server.protocol import Ask, parse
+from cof.server.logs import Metrics
 from cof.settings import Settings
-from cof.types import Decoding
 
 Result = TypeVar("Result")
-
-
-class Answerer(Protocol):
-    """What answers queries, in threads of its own."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it takes queries."""
-
-    def answer(
-        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
-    ) -> Coroutine[Any, Any, Answer]:
-        """The answer; it is worked on until it is there or this is cancelled.
-
-        Args:
-            on_text: gets the answer's text piece by piece, in another thread; what the model thinks
-                before comes as `Thought`s.
-        """
-
-    def token_text(self, token_id: int) -> str:
-        """A token as text."""
-
-    def close(self, timeout_s: float) -> None:
-        """Answer what was asked, and take no more."""
+Message = dict[str, Any]
+"""Of a chat, in OpenAI's format."""
 
 
 class Service:
-    """What the routes share.
+    """What requests share.
 
     Args:
-        worker: answers queries.
         settings: those that requests change.
-        model: the name that requests give.
         metrics: the counters.
         limits: beyond them a request is refused.
         fetcher: fetches images from addresses; None: they are refused.
@@ -69,113 +39,15 @@ class Service:
 
     def __init__(
         self,
-        worker: Answerer,
         settings: Settings,
-        model: str,
         metrics: Metrics,
         limits: Limits,
         fetcher: Fetcher | None,
         most: int,
     ) -> None:
-        self.worker, self.model, self.metrics, self.limits = worker, model, metrics, limits
-        self.started = int(time.time())
-        self.settings = settings
+        self.settings, self.metrics, self.limits = settings, metrics, limits
         self._fetcher, self._most, self._under_way = fetcher, most, 0
         self._decoded: WeakValueDictionary[bytes, Image] = WeakValueDictionary()
-
-    async def answer(
-        self, request: Request
-    ) -> tuple[Ask, str | Answer, AsyncGenerator[str | Answer, None]]:
-        """The request of an HTTP request, what comes of it first, and what comes later: the pieces
-        of the text as they are decoded, if it is to be streamed, and then the answer.
-
-        Raises:
-            ApiError, CofError: there is no answer.
-        """
-        ends = asyncio.get_running_loop().time() + self.limits.timeout_s
-        try:
-            ask = await asyncio.wait_for(self._read(request), self.limits.timeout_s)
-        except asyncio.TimeoutError:
-            raise self._late from None
-        updates = self._updates(ask, ends)
-        return ask, await _unless_gone(request, anext(updates)), updates
-
-    async def _read(self, request: Request) -> Ask:
-        body = await read_body(request, self.limits)
-        ask = await asyncio.to_thread(parse, body, self.model, self.settings, self.limits)
-        del body
-        images: list[Image] = []
-        messages = [{**message} for message in ask.query.messages or ()]
-        for message in messages:
-            if isinstance(message.get("content"), list):
-                message["content"] = [await self._with_image(p, images) for p in message["content"]]
-        request.state.about.update(
-            cof=ask.with_cof, stream=ask.stream, images=[image.size for image in images]
-        )
-        return replace(ask, query=replace(ask.query, messages=messages))
-
-    async def _with_image(self, part: Any, images: list[Image]) -> Any:
-        """A part of a message with the image of its address, which is added to `images`.
-
-        Raises:
-            CofError: it is neither text nor such an image; what `cof.messages` reads besides may
-                name a file.
-        """
-        if not isinstance(part, dict) or part.get("type") == "text":
-            return part
-        address = address_in(part)
-        if address is None:
-            raise CofError("A message holds parts of the type text, or image_url with the image.")
-        data = await self.image_data(address)
-        images.append(await asyncio.to_thread(self.decode, data))
-        return {"type": "image", "image": images[-1]}
-
-    def tokens(self, answer: Answer) -> list[dict[str, Any]]:
-        """The tokens of an answer with their log-probabilities, in OpenAI's format."""
-        texts = [self.worker.token_text(token) for token in answer.token_ids]
-        return [
-            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-            for text, logprob in zip(texts, answer.logprobs, strict=True)
-        ]
-
-    def decode(self, data: bytes) -> Image:
-        """The image in these bytes; equal data that are still in use give the same one, so that it
-        is encoded once in a batch."""
-        key = hashlib.sha256(data).digest()
-        image = self._decoded.get(key)
-        if image is None:
-            image = load_image(data, max_pixels=self.limits.max_pixels, formats=UPLOAD_FORMATS)
-            self._decoded[key] = image
-        return image
-
-    async def _updates(self, ask: Ask, ends: float) -> AsyncGenerator[str | Answer, None]:
-        """What comes from the worker's thread until the loop's time `ends`. Closed before the
-        answer, it takes the query out of the queue."""
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
-
-        def tell(piece: str) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and its clients with it
-                loop.call_soon_threadsafe(arrived.put_nowait, piece)
-
-        def end(answer: asyncio.Task[Answer]) -> None:
-            if not answer.cancelled():
-                arrived.put_nowait(answer.exception() or answer.result())
-
-        with self.begun():
-            on_text = tell if ask.stream else None
-            answer = asyncio.create_task(self.worker.answer(ask.query, ask.decoding, on_text))
-            answer.add_done_callback(end)
-            timer = loop.call_at(ends, arrived.put_nowait, self._late)
-            try:
-                while isinstance(update := await arrived.get(), str):
-                    yield update
-            finally:
-                timer.cancel()
-                answer.cancel()
-        if isinstance(update, BaseException):
-            raise update
-        yield update
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -184,8 +56,6 @@ class Service:
         Raises:
             ApiError: it is one too many.
         """
-        if not self.worker.alive:
-            raise ApiError(503, "The server is being stopped: ask again in a moment.", "stopping")
         if self._under_way >= self._most:
             raise ApiError(
                 429, "Too many requests are waiting: ask again in a moment.", "queue_full"
@@ -197,22 +67,31 @@ class Service:
         finally:
             self._under_way -= 1
 
-    async def in_time(self, request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-        """What this work gives, while the client waits for it.
+    async def with_images(
+        self, messages: Any, load: Callable[[Message, str, bytes], Awaitable[object]]
+    ) -> list[Message]:
+        """Messages with their images in the place of the addresses.
+
+        Args:
+            messages: of a chat; what is none stays as it is.
+            load: gets a part, its address and the data there; gives what `cof.Query` takes.
 
         Raises:
-            ApiError: the client has gone, or it takes too long.
+            CofError: an image cannot be taken.
         """
-        try:
-            return await _unless_gone(request, asyncio.wait_for(work, self.limits.timeout_s))
-        except asyncio.TimeoutError:
-            raise self._late from None
-
-    @property
-    def _late(self) -> ApiError:
-        return ApiError(
-            504, f"There was no answer in {self.limits.timeout_s:g} s: ask for less.", "timeout"
-        )
+        known: dict[int, Any] = {}
+        for content, place in image_places(messages):
+            part = content[place]
+            given = part["image_url"]
+            address = str(given.get("url") if isinstance(given, dict) else given)
+            image = await load(part, address, await self.image_data(address))
+            known[id(part)] = {"type": "image", "image": image}
+        return [
+            {**message, "content": [known.get(id(part), part) for part in message["content"]]}
+            if isinstance(message, dict) and isinstance(message.get("content"), list)
+            else message
+            for message in messages or ()
+        ]
 
     async def image_data(self, address: str) -> bytes:
         """The bytes of an image; no path is ever opened."""
@@ -227,41 +106,37 @@ class Service:
             )
         return await self._fetcher.fetch(address)
 
-
-def address_in(part: object) -> str | None:
-    """The address of an image in a part of a message."""
-    given = part.get("image_url") if isinstance(part, dict) else None
-    if given is None:
-        return None
-    return str(given.get("url") if isinstance(given, dict) else given)
-
-
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """
-    Raises:
-        TooLarge: it is too long.
-    """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limits.max_body_bytes:
-            raise TooLarge(
-                f"The request has more than {limits.max_body_bytes:,} bytes: send smaller images."
-            )
-    return bytes(body)
+    def decode(self, data: bytes) -> Image:
+        """The image in these bytes; equal data that are still in use give the same one, so that it
+        is encoded once in a batch."""
+        key = hashlib.sha256(data).digest()
+        image = self._decoded.get(key)
+        if image is None:
+            image = load_image(data, max_pixels=self.limits.max_pixels, formats=UPLOAD_FORMATS)
+            self._decoded[key] = image
+        return image
 
 
-async def _unless_gone(request: Request, result: Awaitable[Result]) -> Result:
-    """A result, which is waited for while the client does so too.
+def image_places(messages: Any) -> Iterator[tuple[list[Any], int]]:
+    """Where the images of messages are, which may be of any kind: a content, and a place in it."""
+    for message in messages if isinstance(messages, list) else []:
+        content: Any = message.get("content") if isinstance(message, dict) else None
+        for place, part in enumerate(content if isinstance(content, list) else []):
+            if isinstance(part, dict) and part.get("image_url") is not None:
+                yield content, place
+
+
+async def unless_gone(request: Request, result: Awaitable[Result]) -> Result:
+    """A result, which is waited for while the client does so too; the body has been read.
 
     Raises:
-        ApiError: the client has gone.
+        ClientDisconnect: it has gone.
     """
     gone, waiting = asyncio.ensure_future(request.receive()), asyncio.ensure_future(result)
     try:
         await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            raise ApiError(499, "The client has gone.", "client_gone")
+            raise ClientDisconnect
         return waiting.result()
     finally:
         gone.cancel()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from cof.errors import CofError
 from cof.pipeline import CoF
 from cof.query import Query
 from cof.server.errors import ApiError
-from cof.server.metrics import Metrics
+from cof.server.logs import Metrics
 from cof.streaming import SentText
 from cof.types import Decoding, Thought
 
@@ -36,11 +36,6 @@ class Job:
     answer: Future[Answer] = field(default_factory=Future)
 
 
-def sent_text(on_text: Callable[[str], object]) -> SentText:
-    """The text of an answer, told to one listener together with the thoughts before it."""
-    return SentText(on_text, lambda piece: on_text(Thought(piece)))
-
-
 class Worker:
     """Answers queries in a thread of its own.
 
@@ -49,7 +44,7 @@ class Worker:
 
     def __init__(self, cof: CoF, max_batch: int, metrics: Metrics) -> None:
         self._cof, self._max_batch, self._metrics = cof, max_batch, metrics
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: it is closed
         about = ("cof_queue_length", "Requests that wait for the engine")
         Gauge(*about, registry=metrics.registry).set_function(self._jobs.qsize)
         self._closed = False
@@ -64,19 +59,15 @@ class Worker:
     def submit(
         self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
     ) -> Future[Answer]:
-        """Put a query into the queue; cancel the future while it waits to take it out."""
-        job = Job(query, decoding, on_text and sent_text(on_text))
+        """Put a query into the queue; cancel the future while it waits to take it out. `on_text`
+        gets the answer's text, and as `Thought`s what comes before, in the worker's thread."""
+        text = on_text and SentText(on_text, lambda piece: on_text(Thought(piece)))
+        job = Job(query, decoding, text)
         self._jobs.put(job)
         return job.answer
 
-    async def answer(
-        self, query: Query, decoding: Decoding, on_text: Callable[[str], object] | None = None
-    ) -> Answer:
-        """See `cof.server.service.Answerer`."""
-        return await asyncio.wrap_future(self.submit(query, decoding, on_text))
-
     def token_text(self, token_id: int) -> str:
-        """See `cof.server.service.Answerer`."""
+        """A token as text."""
         engine: Any = self._cof.engine
         return str(engine.processor.tokenizer.decode([token_id]))
 
@@ -87,11 +78,9 @@ class Worker:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        jobs: list[Job | None] = []
-        while not jobs or jobs[-1] is not None:
-            jobs = self._collect()
+        while not self._closed or not self._jobs.empty():
             groups: dict[object, list[Job]] = {}
-            for job in filter(None, jobs):
+            for job in self._collect():
                 # one that samples from a seed is alone, so that it always draws the same
                 alone = job.decoding.temperature > 0 and job.decoding.seed is not None
                 if job.answer.set_running_or_notify_cancel():
@@ -99,16 +88,13 @@ class Worker:
             for group in groups.values():
                 self._answer(group)
 
-    def _collect(self) -> list[Job | None]:
-        """The next jobs, one at least; None is the last."""
-        jobs = [self._jobs.get()]
-        ends = time.monotonic() + WINDOW_S
-        while jobs[-1] is not None and len(jobs) < self._max_batch:
-            try:
+    def _collect(self) -> list[Job]:
+        """The next jobs, waited for; those that come in the window of the first."""
+        jobs, ends = [self._jobs.get()], time.monotonic() + WINDOW_S
+        with suppress(queue.Empty):
+            while None not in jobs and len(jobs) < self._max_batch:
                 jobs.append(self._jobs.get(timeout=max(0.0, ends - time.monotonic())))
-            except queue.Empty:
-                break
-        return jobs
+        return [job for job in jobs if job is not None]
 
     def _answer(self, jobs: list[Job]) -> None:
         """Answer jobs of one decoding together; if that fails, each half by itself."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import runpy
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
-collect_ignore = ["site"]  # of vLLM's processes, not tests
+collect_ignore = ["site"]  # of all processes of this environment, not tests
 
 _found = find_spec("vllm")
 if _found is not None and _found.origin is not None:  # else it is this folder
-    _OPERATORS = runpy.run_path(str(HERE / "site" / "sitecustomize.py"))  # of this process
     os.environ |= {
-        "PYTHONPATH": f"{HERE / 'site'}:{os.environ.get('PYTHONPATH', '')}",  # of vLLM's processes
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # scheduler and worker in this process
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,9 @@ from PIL import Image
 
 from cof import CoF
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.vllm import versions
-from cof.engines.vllm.engine import VllmEngine, template_regex
-from cof.errors import CofError
+from cof.engines.vllm import plugin, versions
+from cof.engines.vllm.engine import VllmEngine, load_processor, model_options
+from cof.errors import CofError, CofWarning
 from cof.prompting.dialects import fill
 from cof.tiny import checkpoint_path
 from cof.types import ALONE, Decoding, Generation, Highlight, Request, Turn
@@ -48,12 +50,33 @@ def test_boxes_in_a_template(engine: VllmEngine, reference: TransformersEngine) 
         made.generate(requests, Decoding(box_template=form)) for made in (engine, reference)
     )
     for box, other in zip(boxes, expected, strict=True):
-        assert re.fullmatch(template_regex(form), box.text)
+        assert re.fullmatch(form.regex(), box.text)
         assert box.text == other.text
         # of the tokens that the model chose; vLLM leaves out those that the template forbids
         assert box.token_ids == other.token_ids
         assert np.all(np.subtract(box.logprobs, other.logprobs) > -CLOSE)
         assert difference(box, other) < 0.01
+
+
+def test_boxes_in_pixels_lie_on_their_image() -> None:
+    from vllm.sampling_params import RequestOutputKind
+
+    config, processor = load_processor(str(checkpoint("qwen2_5_vl")))
+    client: Any = SimpleNamespace(model_config=SimpleNamespace(get_diff_sampling_param=dict))
+    engine = VllmEngine(client, config, processor, name="qwen2_5_vl")
+    form = engine.dialect.box_template
+    assert form is not None
+
+    def held(wh: tuple[int, int], *box: int) -> bool:
+        request, kind = Request(picture(wh), "Where?"), RequestOutputKind.FINAL_ONLY
+        params = engine._sampling_params(request, Decoding(box_template=form), kind)
+        return bool(re.fullmatch(params.structured_outputs.regex.lstrip(), form.text(box)))
+
+    for width, height in ((112, 56), (56, 112)):
+        assert held((width, height), 0, 0, width, height)
+        assert held((width, height), width - 1, height - 1, 1, 1)  # which has no area
+        assert not held((width, height), 0, 0, width + 1, height)
+        assert not held((width, height), 0, height, width, height)
 
 
 def test_the_pipeline_is_that_of_the_transformers_engine(
@@ -166,10 +189,39 @@ def test_refusals_leave_the_engine_alive(
     assert np.allclose(before[0].logprobs, after[0].logprobs, atol=CLOSE)
 
 
-def test_another_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "SUPPORTED", ("0.31",))
-    with pytest.raises(CofError, match=r"vLLM 0\.32.* is not supported, only 0\.31"):
-        VllmEngine.from_pretrained(TINY)
+def test_an_unknown_vllm_starts_if_it_passes_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("two regions hash alike")
+
+    with monkeypatch.context() as unknown:
+        unknown.setattr(versions, "TESTED", ("0.31",))
+        with pytest.warns(CofWarning, match=r"vLLM 0\.32.* is none of those"):
+            versions.check_version()
+        unknown.setattr(plugin, "check_hashes", fail)
+        with pytest.raises(CofError, match=r"not pass our self-test \(two regions hash alike"):
+            VllmEngine.from_pretrained(TINY)
+        plugin.register()  # for one who may not have asked for us
+    monkeypatch.setattr(plugin, "check_hashes", fail)
+    with pytest.raises(RuntimeError, match="hash alike"):
+        plugin.register()
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "capped"),
+    [
+        ((), None, True),
+        (("gpu_memory_utilization",), None, False),
+        (("kv_cache_memory_bytes",), None, False),
+        ((), "2", False),
+    ],
+)
+def test_the_kv_cache_on_a_cpu(
+    given: tuple[str, ...], variable: str | None, capped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", variable)
+    chosen = model_options(*load_processor(str(TINY)), given).get("kv_cache_memory_bytes", 0)
+    assert (0 < chosen <= 4 << 30) == capped
 
 
 def test_device_map_is_refused() -> None:

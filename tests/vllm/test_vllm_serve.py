@@ -236,6 +236,9 @@ CHATS: dict[str, tuple[Any, dict[str, Any]]] = {
     "the first of two": (TWO, {"image": 0, "scope": "all"}),
     "soft": (TWO, {"boxes": [[0.1, 0.1, 0.5, 0.5]], "focus": "soft", "system": "Be brief."}),
     "no image": (TURNS[3:], {}),
+    "crop": (TWO, {"image": 0, "focus": "crop"}),
+    "beside": (TURNS, {"focus": "beside"}),
+    "dimmed": (TWO, {"boxes": [[0.1, 0.1, 0.5, 0.5]], "focus": "overlay", "overlay": "dim"}),
 } | {
     name: ([{"role": "user", "content": [part(url), QUESTION]}], {})
     for name, url in files().items()
@@ -309,8 +312,10 @@ def test_everything_of_vllms_own_goes_with_cof(client: openai.OpenAI, local: CoF
         ask(temperature=-1)
     with pytest.raises(openai.NotFoundError):
         ask(model="another")
-    with pytest.raises(openai.BadRequestError, match="is not supported by this server"):
-        ask(n=2, temperature=1, extra_body={"cof": {"focus": "crop"}})
+    several = {"focus": "contrast", "max_plain_confidence": 0.5, "grounder": "prompt+whole"}
+    for name, value in several.items():
+        with pytest.raises(openai.BadRequestError, match="one request is one answer"):
+            ask(extra_body={"cof": {name: value}})
 
 
 def test_refusals_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,9 +326,10 @@ def test_refusals_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert "--device is for the transformers engine" in refused("--device", "cpu")
     assert "nope" in refused("--grounder", "none", "--preset", "nope")
+    assert "one request is one answer" in refused("--focus", "contrast")
     none = metadata.EntryPoints()
-    monkeypatch.setattr("cof.server.vllm_run.entry_points", lambda group: none)
-    assert "has no vllm.general_plugins" in refused()
+    monkeypatch.setattr("cof.server.vllm_app.entry_points", lambda group: none)
+    assert "has no vllm.endpoint_plugins" in refused()
 
 
 def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, local: CoF) -> None:
@@ -346,17 +352,16 @@ def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, l
 
 def test_the_system_message_of_the_settings_is_sent_as_text() -> None:
     """Not as its name."""
-    from cof.server.vllm_chat import HighlightedChat
+    from cof.server.vllm_chat import write_body
 
     asked = [{"role": "user", "content": "what?"}]
     query = Query(messages=asked, settings=Settings(system="vicuna_v1"))
     sample = Sample.from_query(query, Settings(), False, {})
     tokenizer = SimpleNamespace(bos_token=None)
-    engine = SimpleNamespace(
+    engine: Any = SimpleNamespace(
         processor=SimpleNamespace(tokenizer=tokenizer),
         chat=SimpleNamespace(text=lambda request: ""),
     )
-    chat = HighlightedChat({"messages": list(asked), "cof": {}}, query, None)  # type: ignore[arg-type]
     look = Look("none", Grounding(None), None)
-    body = json.loads(chat._body(SimpleNamespace(engine=engine), sample, look))  # type: ignore[arg-type]
+    body = json.loads(write_body({"messages": list(asked), "cof": {}}, sample, look, engine))
     assert body["messages"] == [{"role": "system", "content": SYSTEMS["vicuna_v1"]}, *asked]

@@ -16,6 +16,9 @@ OnOutput = Callable[[int, Any], object]
 """Called with the place of a request and vLLM's `CompletionOutput` so far."""
 
 
+_STOPPING = "The engine is being stopped: ask again in a moment."
+
+
 class RequestAborted(CofError):
     """The engine, or whoever asked, has ended the request before its answer."""
 
@@ -121,35 +124,36 @@ class ServedClient:
     async def _run(
         self, prompts: Sequence[Any], params: Sequence[Any], on_output: OnOutput | None
     ) -> list[Any]:
-        tasks = [
-            asyncio.ensure_future(self._one(place, prompt, each, on_output))
-            for place, (prompt, each) in enumerate(zip(prompts, params, strict=True))
-        ]
-        # a request that comes as the engine is stopped would wait for ever
-        engine = {self._engine.output_handler} - {None}
-        waiting = set(tasks)
-        try:
-            while waiting:
-                done, _ = await asyncio.wait(waiting | engine, return_when=FIRST_COMPLETED)
-                for task in done & waiting:
-                    task.result()  # what one raises ends the others
-                waiting -= done
-                if waiting and done & engine:
-                    raise RequestAborted("The engine is being stopped: ask again in a moment.")
-            return [task.result() for task in tasks]
-        finally:
-            for task in waiting:
-                task.cancel()
+        """One after another, as a question asks for one thing at a time."""
+        outputs = []
+        for place, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
+            asked = asyncio.ensure_future(self._one(place, prompt, each, on_output))
+            # a request that comes as the engine is stopped would wait for ever
+            engine = {self._engine.output_handler} - {None}
+            try:
+                await asyncio.wait({asked} | engine, return_when=FIRST_COMPLETED)
+                if not asked.done():
+                    raise RequestAborted(_STOPPING)
+                outputs.append(asked.result())
+            finally:
+                asked.cancel()
+        return outputs
 
     async def _one(self, place: int, prompt: Any, params: Any, on_output: OnOutput | None) -> Any:
-        request_id = f"cof-{next(self._numbers)}"
-        steps = self._engine.generate(prompt, params, request_id, data_parallel_rank=self.rank)
-        async for step in steps:
-            output = step.outputs[0]
-            if on_output is not None:
-                on_output(place, output)
+        from vllm.exceptions import GracefulHTTPError
+
+        name = f"cof-{next(self._numbers)}"
+        try:
+            async for step in self._engine.generate(
+                prompt, params, name, data_parallel_rank=self.rank
+            ):
+                output = step.outputs[0]
+                if on_output is not None:
+                    on_output(place, output)
+        except GracefulHTTPError:
+            raise RequestAborted("The engine is full: ask again in a moment.") from None
         if output.finish_reason == "abort":  # with a part of the answer, or none
-            raise RequestAborted("The engine is being stopped: ask again in a moment.")
+            raise RequestAborted(_STOPPING)
         return output
 
 

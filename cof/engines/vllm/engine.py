@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from functools import cache, partial
 from os import PathLike
@@ -29,21 +29,19 @@ from cof.families.image_tokens import ImageTokens, processed_wh
 from cof.families.special_tokens import token_ids
 from cof.geometry.boxes import Frame
 from cof.images import is_plain, png
-from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
+from cof.prompting.box_template import (
+    BoxTemplate,
+    CompiledBoxTemplate,
+    PartialBox,
+    compile_box_template,
+)
+from cof.prompting.thoughts import decode
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
 MODEL_TYPES = (
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "internvl",
-    "smolvlm",
-    "idefics3",
-    "gemma3",
-)
+    "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl",
+    "smolvlm", "idefics3", "gemma3",
+)  # fmt: skip
 """Those for which `tests/vllm` holds this engine against the transformers engine."""
 
 WORKER = "cof.engines.vllm.worker.BiasedWorker"
@@ -65,6 +63,7 @@ class VllmEngine:
         dialect: how it is asked for a box.
         family: what is known of its kind of model.
         tokens: which of its tokens show what of an image.
+        takes_two: whether it can be shown two images at once.
         client: runs the requests.
 
     Threads may share an engine.
@@ -76,6 +75,7 @@ class VllmEngine:
         self.name = name
         self.processor = processor
         self.family: Family = family_of(config)
+        self.takes_two = self.family.takes_two
         self.dialect = dialect_of(config, self.family)
         self.tokens = ImageTokens(self.family, self.dialect, config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
@@ -117,7 +117,7 @@ class VllmEngine:
         name = str(model)
         config, processor = load_processor(name, pad_to_square)
         given = {"quantization": quantization, "max_num_batched_tokens": max_batch_tokens}
-        options = {**model_options(config, processor), **given, **options}
+        options = {**model_options(config, processor, options), **given, **options}
         options = {name: value for name, value in options.items() if value is not None}
         from vllm import LLM
 
@@ -137,23 +137,19 @@ class VllmEngine:
         """Where an original of this size lies in the native coordinates of the model's boxes."""
         return self.tokens.frame(image_wh)
 
-    @property
-    def takes_two(self) -> bool:
-        """Whether it can be shown two images at once."""
-        return self.family.takes_two
-
     def encode(self, images: Sequence[Image.Image], *, prefill: bool = False) -> list[EncodedImage]:
         """The images as they are: vLLM caches its features and states by their contents."""
         return [EncodedImage(image) for image in images]
 
-    def encode_file(self, image: Image.Image, data: bytes) -> EncodedImage:
-        """An image from a file, as `load_image` gives it. `pixels.original_bytes` is the file from
-        which vLLM's own chat requests show the same, with the same caches; `data` if it is one.
+    def encode_file(self, image: Image.Image, data: bytes = b"") -> EncodedImage:
+        """An image as `load_image` gives it. `pixels.original_bytes` is the file from which vLLM's
+        own chat requests show the same, with the same caches: `data`, where the image's own file
+        is one, and else a PNG.
         """
         from vllm.multimodal.media import MediaWithBytes
 
         shown = self._shown(image)
-        file = data if shown is image and is_plain(data) else png(shown)
+        file = data if data and shown is image and is_plain(data) else png(shown)
         return EncodedImage(image, MediaWithBytes(shown, file))
 
     def generate(
@@ -167,9 +163,10 @@ class VllmEngine:
         `Generation.logprobs` are those of the model itself, before temperature and top-p.
         `on_text` gets each reply token by token (`Engine.generate`), in a thread of vLLM's.
 
-        A box template is held by a regular expression. It does not know that a box's third number
-        comes after its first, so that a box may have no area. Log-probabilities are then those
-        among the tokens that it allows, and `Generation.likely` is None.
+        A box template is held by a regular expression, whose numbers lie on the image. It does not
+        know that a box's third number comes after its first, so that a box may have no area.
+        Log-probabilities are then those among the tokens that it allows, and `Generation.likely` is
+        None.
 
         Raises:
             CofError: beams, contrast, a layer or head the model does not have, or a prompt that is
@@ -203,7 +200,8 @@ class VllmEngine:
             outputs = self.client.run(prompts, params, tell)
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
-        return [self._generation(output, decoding) for output in outputs]
+        pairs = zip(requests, outputs, strict=True)
+        return [self._generation(request, output, decoding) for request, output in pairs]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         text = self.chat.text(request)
@@ -248,8 +246,10 @@ class VllmEngine:
             params.temperature, params.repetition_penalty = 0.0, 1.0
             params.max_tokens = Decoding().max_new_tokens
             blank = "" if self.chat.opening(thinks=False)[-1:].isspace() else " "
-            regex = blank + template_regex(template)
-            params.structured_outputs = StructuredOutputsParams(regex=regex)
+            limits = self.dialect.limits(template, self.frame(request.pil_image.size))
+            params.structured_outputs = StructuredOutputsParams(
+                regex=blank + template.regex(limits)
+            )
         highlight = request.highlight
         if highlight is not None and highlight.strength != 1:
             params.extra_args = highlight_args(
@@ -270,13 +270,13 @@ class VllmEngine:
 
         return tell
 
-    def _generation(self, output: Any, decoding: Decoding) -> Generation:
-        ids = _chosen_ids(output)
+    def _generation(self, request: Request, output: Any, decoding: Decoding) -> Generation:
+        ids, template = _chosen_ids(output), decoding.box_template
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=False)]
-        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        compiled = self._compiled(decoding.box_template) if decoding.box_template else None
-        if compiled is not None:
-            chosen = chosen_tokens(compiled, ids)
+        text = decode(self.processor.tokenizer, ids).strip()
+        if template is not None and (compiled := self._compiled(template)):
+            limits = self.dialect.limits(template, self.frame(request.pil_image.size))
+            chosen = chosen_tokens(compiled.start(limits), ids)
             ids, logprobs = [ids[at] for at in chosen], [logprobs[at] for at in chosen]
         return Generation(text, tuple(ids), tuple(logprobs))
 
@@ -301,10 +301,10 @@ def _chosen_ids(output: Any) -> list[int]:
     return ids[:-1] if output.finish_reason == "stop" else ids
 
 
-def chosen_tokens(compiled: CompiledBoxTemplate, ids: Sequence[int]) -> list[int]:
-    """The places of the tokens that the model chose in a box; all of them if its tokens are not
-    those of the compiled template."""
-    box, places = compiled.start(), []
+def chosen_tokens(box: PartialBox, ids: Sequence[int]) -> list[int]:
+    """The places of the tokens that the model chose in a box, given before its first number; all of
+    them if its tokens are not those of the compiled template."""
+    places = []
     while not box.done:
         place = len(box.tokens)
         if place >= len(ids) or ids[place] not in box.choices or tuple(ids[:place]) != box.tokens:
@@ -312,16 +312,6 @@ def chosen_tokens(compiled: CompiledBoxTemplate, ids: Sequence[int]) -> list[int
         places.append(place)
         box = box.choose(ids[place])
     return places
-
-
-def template_regex(template: BoxTemplate) -> str:
-    """The boxes of a template as a regular expression.
-
-    >>> template_regex(BoxTemplate("[{}, {}, {}, {}]", ("0", "1")))
-    '\\\\[(0|1), (0|1), (0|1), (0|1)\\\\]'
-    """
-    numbers = "|".join(map(re.escape, template.numbers))
-    return f"({numbers})".join(map(re.escape, template.pattern.split("{}"))).replace("\\ ", " ")
 
 
 def highlight_args(
@@ -350,16 +340,15 @@ def highlight_args(
 
 @cache
 def image_tokens(name: str) -> ImageTokens:
-    """Of a checkpoint with its own processor.
+    """Of a checkpoint with its own processor, which crops where the engine pads.
 
     Raises:
         CofError: see `load_processor`.
     """
-    with loading_errors(name):
-        family = family_of(AutoConfig.from_pretrained(name))
-    crops = None if family.pads_to_square is None else False
-    config, processor = load_processor(name, crops)
-    return ImageTokens(family, dialect_of(config, family), config, processor)
+    config, processor = load_processor(name)
+    if family_of(config).pads_to_square is not None:
+        processor = load_processor(name, False)[1]
+    return ImageTokens(family_of(config), dialect_of(config, family_of(config)), config, processor)
 
 
 def load_processor(name: str, pad_to_square: bool | None = None) -> tuple[Any, Any]:
@@ -378,11 +367,23 @@ def load_processor(name: str, pad_to_square: bool | None = None) -> tuple[Any, A
     return config, load_processor_for(name, config, family_of(config), pad_to_square)
 
 
-def model_options(config: Any, processor: Any) -> dict[str, Any]:
-    """What `vllm.LLM` and `vllm serve` need for a model beside its name."""
+def model_options(config: Any, processor: Any, given: Collection[str] = ()) -> dict[str, Any]:
+    """What `vllm.LLM` and `vllm serve` need for a model beside its name.
+
+    Args:
+        given: the names of the user's own options.
+    """
+    import psutil
+    from vllm.platforms import current_platform
+
     options: dict[str, Any] = {"limit_mm_per_prompt": {"image": MAX_IMAGES}, "worker_cls": WORKER}
     if not hasattr(processor, "video_processor"):  # videos are processed by torchvision alone
         options["mm_processor_kwargs"] = {"backend": "pil"}
     if family_of(config).bidirectional(config):
         options["disable_chunked_mm_input"] = True
+    said = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & set(given)
+    if current_platform.is_cpu() and not said and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        # vLLM would take nearly all memory that the machine has, or not start
+        free = psutil.virtual_memory().available
+        options["kv_cache_memory_bytes"] = min(free // 4, 4 << 30)
     return options

@@ -1,6 +1,6 @@
 """vLLM's attention on GPUs, biased: FlashAttention's backend and Triton's, whose caches are alike.
 
-Written for vLLM's model runners V1 and V2; not yet run on a GPU (the kernel is tested interpreted).
+Written for vLLM's model runners V1 and V2; only the kernel has been run on a GPU.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ from typing import Any
 
 from vllm.model_executor.layers.attention import Attention
 from vllm.platforms import current_platform
-from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from cof.engines.vllm.attention import Batch, BiasedAttention
+from cof.engines.vllm.plugin import check_hashes
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as StockWorker
@@ -24,6 +24,9 @@ BACKENDS = {
 }
 """vLLM's attention -> ours, which is imported where it is used."""
 
+UNQUANTIZED = ("auto", "float16", "bfloat16")
+"""The KV caches whose numbers are as they were computed."""
+
 
 class BiasedWorker(StockWorker):
     """Give it to vLLM as `worker_cls`, on CPUs and on GPUs."""
@@ -31,8 +34,10 @@ class BiasedWorker(StockWorker):
     def load_model(self, **kwargs: Any) -> None:
         """
         Raises:
-            RuntimeError: the model's attention cannot be biased as it would run.
+            RuntimeError: the model's attention cannot be biased as it would run, or our plugin
+                has not been loaded.
         """
+        check_hashes()
         check_config(self.vllm_config)
         for backend, ours in BACKENDS.items():
             register_backend(backend, ours)
@@ -85,9 +90,8 @@ def check_config(config: Any) -> None:
         "dual batch overlap": parallel.use_ubatching,
         "shared KV fast prefill": config.cache_config.kv_sharing_fast_prefill,
     }
-    for what, present in unknown.items():
-        if present:
-            raise RuntimeError(f"cof: attention cannot be biased under {what}: switch it off.")
+    for what in filter(unknown.__getitem__, unknown):
+        raise RuntimeError(f"cof: attention cannot be biased under {what}: switch it off.")
     whole = config.scheduler_config.disable_chunked_mm_input
     if config.model_config.is_mm_prefix_lm and not whole:
         raise RuntimeError(
@@ -111,8 +115,7 @@ def check_layer(name: str, attention: Any) -> None:
         "a soft cap of scores": attention.logits_soft_cap,
         "ALiBi": attention.alibi_slopes is not None,
         "attention sinks": attention.sinks is not None,
-        "a quantized KV cache": is_quantized_kv_cache(attention.kv_cache_dtype),
+        "a quantized KV cache": attention.kv_cache_dtype not in UNQUANTIZED,
     }
-    for what, present in unknown.items():
-        if present:
-            raise RuntimeError(f"cof: {name} has {what}, which cannot be biased.")
+    for what in filter(unknown.__getitem__, unknown):
+        raise RuntimeError(f"cof: {name} has {what}, which cannot be biased.")

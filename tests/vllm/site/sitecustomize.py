@@ -1,11 +1,14 @@
-"""Loaded by every Python process of the vLLM tests, because vLLM starts some of its own.
+"""Loaded by every Python process of `make .venv-vllm`'s environment, as vLLM starts some of its own.
 
 PyPI's torchvision is built for a torch with CUDA. Beside torch for CPUs it cannot load its
 operators, and fails at import unless somebody has said what they look like. None of them is run.
 """
 
-import torch
+from importlib.metadata import version
 
-_library = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+if version("torch").endswith("+cpu") and not version("torchvision").endswith("+cpu"):
+    import torch
+
+    _library = torch.library.Library("torchvision", "DEF")
+    for _name in ("nms", "qnms"):
+        _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
