@@ -272,6 +272,8 @@ def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "b" / "results.json").read_text("utf-8"))
     assert results["about"]["prompt_style"] == "llava"
     assert results["settings"]["cof"]["strength"] == 4.0
+    report = (tmp_path / "b" / "table.md").read_text("utf-8")
+    assert re.search(r"Chosen on \d+ questions \(scenes test-04-\d+-\S+ to test-04-", report)
     ids = Store(tmp_path / "b" / "answers.jsonl").ids
     assert ids
     assert not ids & Store(out / "validation" / "scenes.jsonl").ids

@@ -40,7 +40,8 @@ class Choice:
         share: of the data's images, on which it was made; 1: all of them.
         plain: the plain model's accuracy on them.
         tried: the accuracy of every candidate, by its key.
-        about: the model, the data, the versions and the date, for people.
+        about: the model, the data, the versions and the date, for people; as `asked` the first and
+            the last question of each task.
     """
 
     settings: Settings
@@ -70,7 +71,9 @@ class Choice:
                 Settings.read(record["settings"]),
                 frozenset(map(str, record["questions"])),
                 float(record["share"]),
-                about=dict(record["about"]),
+                float(record["plain"]),
+                dict(record["tried"]),
+                dict(record["about"]),
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise CofError(f"{path} is no choice of `cof sweep` ({error!r}).") from error
@@ -176,13 +179,31 @@ def choose(
         first.share if first.part == "validation" else 1.0,
         accuracy[PLAIN.key],
         {method.key: accuracy[method.key] for method in methods},
-        about,
+        about | {"asked": {name: f"{a[0].id} to {a[-1].id}" for name, a in answered.items()}},
     )
     if not path.exists():
         choice.write(path)
     elif Choice.read(path).key != choice.key:
         raise CofError(f"{path} holds another choice: write to another folder.")
     return choice
+
+
+def tabulate_choices(choices: Mapping[str, Choice]) -> dict[str, Any]:
+    """Which settings were tried on which questions, by what they are for: a table of a report."""
+    first = next(iter(choices.values()))
+    n, asked = len(first.questions), "; ".join(map(" ".join, first.about.get("asked", {}).items()))
+    rows = [["", "plain", n, f"{first.plain:.3f}"]]
+    for name, each in choices.items():
+        chosen = {key: f"{key} (chosen)" if key == each.key else key for key in each.tried}
+        rows += [[name, chosen[key], n, f"{share:.3f}"] for key, share in each.tried.items()]
+    return {
+        "name": "tried",
+        "title": "Settings tried",
+        "text": f"Chosen on {n} questions ({asked}): {RULE}. None of them is among those of the "
+        "figures above.",
+        "head": ["for", "settings", "n", "accuracy"],
+        "rows": rows,
+    }
 
 
 def make_candidates(settings: Settings, **values: Sequence[Any]) -> list[Method]:
