@@ -156,11 +156,8 @@ class Study:
         return choice.settings
 
     def measure(self, methods: Mapping[str, Method]) -> dict[str, Any]:
-        """The results of the methods, by name, on the questions that chose none of them."""
+        """The results of the methods, by name, on scenes that chose none of them."""
         tasks, console = self.tasks[self.plan.split], self.console
-        for choice in self.choices.values():
-            for task in tasks.values():
-                choice.check(task.examples, self.engine.name)
         evaluation = Evaluation(methods, seed=self.plan.seed, **self._how)
         more: Any = {"plan": asdict(self.plan), "study": self.name}
         return evaluation.run(self.engine, tasks, self.out, console=console, **more)
