@@ -60,6 +60,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.fine or args.study == "grid":
         options |= {"kinds": FINE}
     if args.study == "grid":
+        options |= {"chosen_kinds": FINE}
         options |= {"strengths": plan.strengths[-5:], "expands": (1.0, 1.5, 2.5)}
     if args.quick:
         options |= {"scenes": 2, "num_objects": (4, 12)}
@@ -78,7 +79,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="test", choices=list(SPLITS), help="to measure on")
     parser.add_argument("--choose-on", default="validation", help="the split to choose settings on")
     parser.add_argument("--scenes", type=int, help="of each number of objects, to measure on")
-    parser.add_argument("--fine", action="store_true", help="ask about small details alone")
+    parser.add_argument("--fine", action="store_true", help="measure on small details alone")
     parser.add_argument("--side", type=int, default=160, help="above 160 details are smaller")
     parser.add_argument("--limit", type=int, help="about so many questions of either split")
     parser.add_argument("--quick", action="store_true", help="a few scenes, to see that all runs")

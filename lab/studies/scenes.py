@@ -72,7 +72,8 @@ class Plan:
         chosen_on: whose scenes these are.
         num_objects: in the scenes.
         side: of the scenes' canvases, pixels (`cof.tiny.scenes.make_scene`).
-        kinds: of questions that are asked; empty: all.
+        kinds: of questions to measure on; empty: all.
+        chosen_kinds: of questions to choose settings on.
         limit: about so many questions of each task and split; None: all.
         strengths, expands, scopes: values of lambda, alpha and scope that are tried.
         batch_size: questions in one forward pass.
@@ -86,6 +87,7 @@ class Plan:
     num_objects: tuple[int, ...] = NUM_OBJECTS
     side: int = SIDE
     kinds: tuple[str, ...] = ()
+    chosen_kinds: tuple[str, ...] = ()
     limit: int | None = None
     strengths: tuple[float, ...] = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
     expands: tuple[float, ...] = (1.0, 1.3, 1.6)
@@ -113,7 +115,8 @@ class Plan:
             size: Any = {"num_objects": self.num_objects, "scenes": scenes, "side": self.side}
             if style is None:
                 write_benchmark(folder, split, **size)
-                task = Scenes(folder, prompt_style="tiny", limit=self.limit, kinds=self.kinds)
+                kinds = self.kinds if split == self.split else self.chosen_kinds
+                task = Scenes(folder, prompt_style="tiny", limit=self.limit, kinds=kinds)
                 tasks[split] = {"scenes": task}
             else:
                 write_synthetic(folder, first=FIRST[split], **size)
