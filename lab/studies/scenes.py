@@ -37,9 +37,6 @@ from lab.studies.synthetic import FIRST, write_synthetic
 Tasks = dict[str, dict[str, Benchmark]]
 """By name, of each split."""
 
-StudyTable = dict[str, Any]
-"""Of a report: its name, title, text, head and rows."""
-
 HEADLINE = "headline"
 """The split that figures are quoted from: it is asked whole, and nothing is chosen on it."""
 
@@ -165,7 +162,7 @@ class Study:
         more: Any = {"plan": asdict(self.plan), "study": self.name}
         return evaluation.run(self.engine, tasks, self.out, console=console, **more)
 
-    def write(self, results: dict[str, Any], *tables: StudyTable) -> dict[str, Any]:
+    def write(self, results: dict[str, Any], *tables: dict[str, Any]) -> dict[str, Any]:
         """`results.json`, with tables of the study's own."""
         results["tables"] = [*tables, tabulate_choices(self.choices)]
         write_atomically(self.out / RESULTS, json.dumps(results, indent=1) + "\n")
@@ -267,7 +264,7 @@ def _check_names(kind: str, names: Sequence[str], known: set[str]) -> None:
 
 def tabulate_grid(
     results: Mapping[str, Any], sources: Sequence[str], focuses: Sequence[str]
-) -> StudyTable:
+) -> dict[str, Any]:
     """One row for each grounder, one column for each focus."""
     cells = next(iter(results["tasks"]["scenes"]["groups"].values()))
     rows = [["(plain)", *[f"{cells['plain']['value']:.3f}"] * len(focuses)]]
@@ -286,7 +283,7 @@ def tabulate_grid(
 
 def tabulate_boxes(
     task: Benchmark, replies: Replies, methods: Mapping[str, Method]
-) -> list[StudyTable]:
+) -> list[dict[str, Any]]:
     """Whether the plain answer and the box of `cof` are right, together, and what each method makes
     of it: of the task's first group, questions about one object; empty: there are none."""
     answers = replies.answers({name: method.key for name, method in methods.items()})
