@@ -266,6 +266,7 @@ def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
     swept = run("sweep", "scenes", data, "--out", out, *options.split())
     assert swept.exit_code == 0, swept.output
     assert "Chosen of 1: prompt x attention" in swept.output
+    assert re.search(r"on the \d+ questions that chose \(test-04-\d+-\S+ to test-04-", swept.output)
     common = ("eval", "scenes", data, "--model", "tiny-early", "--settings", out / CHOSEN)
     tested = run(*common, "--limit", 4, "--out", tmp_path / "b")
     assert tested.exit_code == 0, tested.output

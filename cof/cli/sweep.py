@@ -93,14 +93,15 @@ def sweep(
         batch_size=asked.batch_size,
         max_new_tokens=asked.max_new_tokens,
     )
-    best = choice.tried[choice.key]
+    best, asked = choice.tried[choice.key], choice.about["asked"][benchmark]
     typer.echo(
         f"Chosen of {len(choice.tried)}: {choice.key}; accuracy {best:.3f}, plain "
-        f"{choice.plain:.3f} on {len(choice.questions)} validation questions"
+        f"{choice.plain:.3f} on the {len(choice.questions)} questions that chose ({asked})"
     )
     if best <= choice.plain:
         typer.echo("No setting answers more of these questions than the plain model.")
     typer.echo(f"Frozen in {folder / CHOSEN}, with all settings that were tried")
+    typer.echo(f"To measure on others: cof eval {benchmark} PATH --settings {folder / CHOSEN}")
 
 
 def values_of(texts: Sequence[str] | None) -> dict[str, list[Any]]:
