@@ -32,12 +32,12 @@ def result_charts(results: Numbers) -> list[Chart]:
         if not groups or len(results["methods"]) > len(COLORS):
             continue
         main = next(iter(groups))
-        counts = {group: re.fullmatch(r"(?:(.+), )?(\d+) objects", group) for group in groups}
-        kinds = {group: groups[group] for group, count in counts.items() if not count}
+        begin = "" if main == "all" else f"{main}, "
+        kinds = {group: row for group, row in groups.items() if not group.endswith(" objects")}
         levels = {
-            count[2]: groups[group]
-            for group, count in counts.items()
-            if count and count[1] == (None if main == "all" else main)
+            group.removeprefix(begin).removesuffix(" objects"): row
+            for group, row in groups.items()
+            if re.fullmatch(rf"{re.escape(begin)}\d+ objects", group)
         }
         charts.append(draw(f"{name}-kinds", "Accuracy by group", _plot_kinds, kinds))
         if len(levels) > 1:
