@@ -19,7 +19,7 @@ from cof.cli.common import (
     with_model,
     with_questions,
 )
-from cof.cli.evaluate import split_names
+from cof.cli.evaluate import finish, split_names
 from cof.options import read_value
 
 USUAL = {
@@ -63,6 +63,9 @@ def sweep(
         str | None,
         typer.Option(help="Choose by questions of these kinds. \\[default: all]"),
     ] = None,
+    then_test: Annotated[
+        bool, typer.Option("--then-test", help="Then measure on the others, in DIR/test.")
+    ] = False,
     *,
     asked: Questions,
 ) -> None:
@@ -70,13 +73,15 @@ def sweep(
 
     Every combination answers every question. DIR/chosen.json goes to `cof eval --settings`.
     """
-    from cof.eval.sweep import CHOSEN, choose, make_candidates
+    from cof.eval.evaluate import Evaluation
+    from cof.eval.sweep import CHOSEN, choose, make_candidates, tabulate_choices
 
     folder = out or Path("results") / f"sweep-{benchmark}"
     validation = asked.read(
         benchmark, path, part="validation", share=share, kinds=split_names(kinds)
     )
-    _ = validation.examples  # so that data with problems is refused before a model is loaded
+    for part in ("validation", "test")[: 1 + then_test]:
+        _ = replace(validation, part=part).examples  # refused before a model is loaded
     values: dict[str, Sequence[Any]] = {**values_of(tried)}
     cof = model.pipeline()
     if not tried:
@@ -84,24 +89,24 @@ def sweep(
         values = {name: each for name, each in USUAL.items() if known(name) is not None}
     if asked.prompt_style is None and cof.engine.dialect.name == "tiny":
         validation = replace(validation, prompt_style="tiny")
-    choice = choose(
-        cof.engine,
-        {benchmark: validation},
-        make_candidates(cof.settings, **values),
-        folder / CHOSEN,
-        console=Console(stderr=True),
-        batch_size=asked.batch_size,
-        max_new_tokens=asked.max_new_tokens,
-    )
-    best, asked = choice.tried[choice.key], choice.about["asked"][benchmark]
+    console = Console(stderr=True)
+    how = {"batch_size": asked.batch_size, "max_new_tokens": asked.max_new_tokens}
+    methods, tasks = make_candidates(cof.settings, **values), {benchmark: validation}
+    choice = choose(cof.engine, tasks, methods, folder / CHOSEN, console=console, **how)
+    best, which = choice.tried[choice.key], choice.about["asked"][benchmark]
     typer.echo(
         f"Chosen of {len(choice.tried)}: {choice.key}; accuracy {best:.3f}, plain "
-        f"{choice.plain:.3f} on the {len(choice.questions)} questions that chose ({asked})"
+        f"{choice.plain:.3f} on the {len(choice.questions)} questions that chose ({which})"
     )
     if best <= choice.plain:
         typer.echo("No setting answers more of these questions than the plain model.")
     typer.echo(f"Frozen in {folder / CHOSEN}, with all settings that were tried")
-    typer.echo(f"To measure on others: cof eval {benchmark} PATH --settings {folder / CHOSEN}")
+    if then_test:
+        others, out = replace(validation, part="test", kinds=()), folder / "test"
+        tables = [tabulate_choices({"cof": choice})]
+        evaluation = Evaluation.compare_usual(choice.settings, others, **how)
+        tasks = {benchmark: others}
+        finish(evaluation.run(cof.engine, tasks, out, console=console, tables=tables), out)
 
 
 def values_of(texts: Sequence[str] | None) -> dict[str, list[Any]]:
