@@ -80,8 +80,9 @@ def sweep(
     validation = asked.read(
         benchmark, path, part="validation", share=share, kinds=split_names(kinds)
     )
-    for part in ("validation", "test")[: 1 + then_test]:
-        _ = replace(validation, part=part).examples  # refused before a model is loaded
+    others = replace(validation, part="test", kinds=())
+    for task in (validation, others)[: 1 + then_test]:
+        _ = task.examples  # so that data with problems is refused before a model is loaded
     values: dict[str, Sequence[Any]] = {**values_of(tried)}
     cof = model.pipeline()
     if not tried:
@@ -102,7 +103,7 @@ def sweep(
         typer.echo("No setting answers more of these questions than the plain model.")
     typer.echo(f"Frozen in {folder / CHOSEN}, with all settings that were tried")
     if then_test:
-        others, out = replace(validation, part="test", kinds=()), folder / "test"
+        others, out = replace(others, prompt_style=validation.prompt_style), folder / "test"
         tables = [tabulate_choices({"cof": choice})]
         evaluation = Evaluation.compare_usual(choice.settings, others, **how)
         tasks = {benchmark: others}
