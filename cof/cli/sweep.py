@@ -20,6 +20,7 @@ from cof.cli.common import (
     with_questions,
 )
 from cof.cli.evaluate import finish, split_names
+from cof.errors import CofError
 from cof.options import read_value
 
 USUAL = {
@@ -66,6 +67,13 @@ def sweep(
     then_test: Annotated[
         bool, typer.Option("--then-test", help="Then measure on the others, in DIR/test.")
     ] = False,
+    break_at_most: Annotated[
+        float | None,
+        typer.Option(
+            help="Half of the part chooses; the other half chooses max_plain_confidence so that at "
+            "most this share of right answers is broken (0..1), with 95 % confidence.",
+        ),
+    ] = None,
     *,
     asked: Questions,
 ) -> None:
@@ -74,7 +82,7 @@ def sweep(
     Every combination answers every question. DIR/chosen.json goes to `cof eval --settings`.
     """
     from cof.eval.evaluate import Evaluation
-    from cof.eval.sweep import CHOSEN, choose, make_candidates, tabulate_choices
+    from cof.eval.sweep import CHOSEN, Gate, choose, make_candidates, tabulate_choices
 
     folder = out or Path("results") / f"sweep-{benchmark}"
     validation = asked.read(
@@ -84,6 +92,8 @@ def sweep(
     for task in (validation, others)[: 1 + then_test]:
         _ = task.examples  # so that data with problems is refused before a model is loaded
     values: dict[str, Sequence[Any]] = {**values_of(tried)}
+    if break_at_most is not None and "max_plain_confidence" in values:
+        raise CofError("--break-at-most chooses max_plain_confidence: leave it out of --try.")
     cof = model.pipeline()
     if not tried:
         known = cof.settings.option
@@ -92,13 +102,19 @@ def sweep(
         validation = replace(validation, prompt_style="tiny")
     console = Console(stderr=True)
     how = {"batch_size": asked.batch_size, "max_new_tokens": asked.max_new_tokens}
-    methods, tasks = make_candidates(cof.settings, **values), {benchmark: validation}
-    choice = choose(cof.engine, tasks, methods, folder / CHOSEN, console=console, **how)
-    best, which = choice.tried[choice.key], choice.about["asked"][benchmark]
+    settings, gate, first = cof.settings, None, validation
+    if break_at_most is not None:
+        settings, gate = settings.changed(max_plain_confidence=1.0), Gate(validation, break_at_most)
+        first = replace(validation, share=share / 2)
+    methods, tasks = make_candidates(settings, **values), {benchmark: first}
+    choice = choose(cof.engine, tasks, methods, folder / CHOSEN, console=console, gate=gate, **how)
+    best, which = choice.tried[choice.best], choice.about["asked"][benchmark]
     typer.echo(
         f"Chosen of {len(choice.tried)}: {choice.key}; accuracy {best:.3f}, plain "
-        f"{choice.plain:.3f} on the {len(choice.questions)} questions that chose ({which})"
+        f"{choice.plain:.3f} on the {len(first.examples)} questions that chose ({which})"
     )
+    if gate is not None:
+        typer.echo(f"{choice.about['promise']}.")
     if best <= choice.plain:
         typer.echo("No setting answers more of these questions than the plain model.")
     typer.echo(f"Frozen in {folder / CHOSEN}, with all settings that were tried")
