@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cof.errors import CofError
+from cof.eval.examples import Example
+from cof.eval.figures import find_clusters
+from cof.eval.store import Record
 
 SURE = 0.95
 """How sure the promise is: of twenty choices on other data one may not keep it."""
@@ -33,6 +36,18 @@ class RightAnswer:
     cluster: str
     confidence: float
     broken: bool
+
+
+def right_answers(
+    examples: Sequence[Example], plain: Mapping[str, Record], looked: Mapping[str, Record]
+) -> list[RightAnswer]:
+    """The right ones of the plain answers, beside those of a method that always looks, by id."""
+    clusters = find_clusters(examples)
+    return [
+        RightAnswer(clusters[e.id], plain[e.id].confidence or 0.0, not looked[e.id].right)
+        for e in examples
+        if plain[e.id].right
+    ]
 
 
 def choose_threshold(answers: Iterable[RightAnswer], at_most: float) -> float:

@@ -20,8 +20,7 @@ from cof.engines.base import Engine
 from cof.errors import CofError, CofWarning
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
-from cof.eval.figures import find_clusters
-from cof.eval.gate import SURE, RightAnswer, choose_threshold
+from cof.eval.gate import SURE, choose_threshold, right_answers
 from cof.eval.json_files import parse_json, write_atomically
 from cof.eval.methods import PLAIN, Method, system_of
 from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
@@ -226,12 +225,9 @@ class Gate:
             CofError: the questions are too few for the promise.
         """
         asked = [e for e in self.task.examples if e.answer and not choice.seen([e])]
-        clusters, key = find_clusters(asked), Method(choice.settings).without_threshold.key
-        right = [
-            RightAnswer(clusters[e.id], plain.confidence or 0.0, not store[key, e.id].right)
-            for e in asked
-            if (plain := store[PLAIN.key, e.id]).right
-        ]
+        keys = PLAIN.key, Method(choice.settings).without_threshold.key
+        plain, looked = ({e.id: store[key, e.id] for e in asked} for key in keys)
+        right = right_answers(asked, plain, looked)
         limit = choose_threshold(right, self.at_most)
         broken = sum(each.broken and each.confidence <= limit for each in right)
         promise = (
