@@ -11,7 +11,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 WEB := .venv-web
 WEB_READY := $(WEB)/.ready
 
-.PHONY: demo web test test-vllm test-clients test-web check docs package tiny eval effect tables bench serve serve-vllm
+.PHONY: demo web test test-vllm test-clients test-web check docs package tiny eval develop effect tables bench serve serve-vllm
 
 demo: $(READY)
 	$(BIN)/cof demo
@@ -67,17 +67,23 @@ tiny: $(READY)
 	$(BIN)/python -m lab.training.curve
 	$(BIN)/python -m lab.training.showcase
 
-# What README and docs say of the embedded models (hours on two CPU cores; resumes where it was stopped).
+# What README and docs say of the embedded models, measured on scenes that serve for nothing else (hours
+# on two CPU cores; resumes where it was stopped). Choices while developing: `make develop`.
 STUDY := $(BIN)/python -m lab.studies
+HEADLINE := --split headline
 eval: $(READY)
-	$(STUDY) tiny --model tiny-early --scenes 130 --out results/tiny-early
-	$(STUDY) tiny --out results/tiny
-	$(STUDY) tiny --side 200 --out results/tiny-small
-	$(STUDY) grid --out results/grid
-	$(STUDY) synthetic --out results/synthetic
-	$(STUDY) synthetic --model tiny-early --out results/synthetic-early
+	$(STUDY) tiny $(HEADLINE) --model tiny-early --out results/tiny-early
+	$(STUDY) tiny $(HEADLINE) --fine --out results/tiny
+	$(STUDY) tiny $(HEADLINE) --fine --side 200 --out results/tiny-small
+	$(STUDY) grid $(HEADLINE) --model tiny-early --out results/grid
+	$(STUDY) synthetic $(HEADLINE) --out results/synthetic
+	$(STUDY) synthetic $(HEADLINE) --model tiny-early --out results/synthetic-early
 	$(BIN)/cof report results/tiny-early
 	$(BIN)/cof report results/grid
+
+develop: $(READY)
+	$(STUDY) tiny --model tiny-early --scenes 130 --out results/development/tiny-early
+	$(STUDY) grid --model tiny-early --out results/development/grid
 
 # When looking closer pays: checkpoints of two short trainings, measured (an hour on two CPU cores).
 EFFECT := runs/effect

@@ -17,11 +17,10 @@ from cof.engines.fake import FakeEngine
 from lab.bench import calibrate
 from lab.bench.__main__ import main
 from lab.bench.endurance import endure
-from lab.bench.growth import growth
 from lab.bench.limits import Limits, Pass, Sizes, operations, traffic
 from lab.bench.meter import Cost, Meter
 from lab.bench.records import Records
-from lab.bench.report import report
+from lab.bench.report import growth, report
 from lab.bench.setups import Setup, make_plan, ways_of
 from lab.bench.shapes import engine_of
 from lab.bench.ways import WAYS

@@ -39,7 +39,7 @@ from lab.studies.scenes import (
     run_grid,
     run_synthetic,
 )
-from lab.studies.synthetic import VALIDATION
+from lab.studies.synthetic import FIRST
 
 QUIET = Console(quiet=True)
 SPLITS = ("validation", "test")
@@ -139,6 +139,8 @@ def test_effect(effect: tuple[Path, dict[str, Any]]) -> None:
     assert right["cof"] == right["oracle"] == right["n"] > right["plain"] == 0
     assert sum(cell["n"] for cell in cells.values()) > right["n"]
     text = markdown(make_blocks(results))
+    n = tried["rows"][0][2]
+    assert f"Chosen on {n} questions (scenes validation-04-0000-digit-1 to validation-08-" in text
     assert f"**cof**: looks at what its own grounder finds; `{results['methods']['cof']}`" in text
 
 
@@ -211,6 +213,25 @@ def test_grids_that_there_are_not(tmp_path: Path, wrong: dict[str, Any], message
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--split headline --limit 5", "asked whole"),
+        ("--split headline --scenes 5", "asked whole"),
+        ("--split headline --quick", "asked whole"),
+        ("--choose-on headline", "not chosen on headline"),
+        ("--choose-on test", "not chosen on test"),
+    ],
+)
+def test_headline_figures_are_of_all_their_questions_and_nothing_is_chosen_on_them(
+    tmp_path: Path, options: str, message: str
+) -> None:
+    for study in ("tiny", "grid", "synthetic"):
+        with pytest.raises(CofError, match=message):
+            main([study, "--out", str(tmp_path / "out"), *options.split()])
+    assert not list(tmp_path.iterdir())
+
+
 # Synthetic MME, POPE and MMBench
 
 
@@ -250,7 +271,7 @@ def test_synthetic(truth: Mapping[tuple[str, str], str], tmp_path: Path) -> None
     for path in (tmp_path / "data").glob("*/*/annotations.jsonl"):
         held_out = path.parts[-3] == "validation"
         seeds = [json.loads(line)["scene"] % 10_000 for line in path.read_text().splitlines()]
-        assert all((seed >= VALIDATION) == held_out for seed in seeds)
+        assert all((seed >= FIRST["validation"]) == held_out for seed in seeds)
     text = markdown(make_blocks(results))
     assert "| perception | cof | 1000.0 [1000.0, 1000.0] | +750.0 [+750.0, +750.0] |" in text
 

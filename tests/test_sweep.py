@@ -263,18 +263,23 @@ def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
 
     grid = "--try strength=4 --try expand=1 --try scope=text --try layers=null"
     options = f"--model tiny-early --prompt-style llava --share 0.5 --limit 6 {grid}"
-    swept = run("sweep", "scenes", data, "--out", out, *options.split())
+    sweep = ("sweep", "scenes", data, "--out", out, *options.split())
+    swept = run(*sweep, "--then-test")
     assert swept.exit_code == 0, swept.output
     assert "Chosen of 1: prompt x attention" in swept.output
+    assert re.search(r"on the \d+ questions that chose \(test-04-\d+-\S+ to test-04-", swept.output)
     common = ("eval", "scenes", data, "--model", "tiny-early", "--settings", out / CHOSEN)
     tested = run(*common, "--limit", 4, "--out", tmp_path / "b")
     assert tested.exit_code == 0, tested.output
     results = json.loads((tmp_path / "b" / "results.json").read_text("utf-8"))
     assert results["about"]["prompt_style"] == "llava"
     assert results["settings"]["cof"]["strength"] == 4.0
-    ids = Store(tmp_path / "b" / "answers.jsonl").ids
-    assert ids
-    assert not ids & Store(out / "validation" / "scenes.jsonl").ids
+    for folder in (out / "test", tmp_path / "b"):
+        report = (folder / "table.md").read_text("utf-8")
+        assert re.search(r"Chosen on \d+ questions \(scenes test-04-\d+-\S+ to test-04-", report)
+        assert not Store(folder / "answers.jsonl").ids & Store(out / "validation/scenes.jsonl").ids
+    refused = run(*sweep, "--then-test", "--share", 1)
+    assert (refused.exit_code, "no questions for this part" in refused.stderr) == (2, True)
     both = run(*common, "--strength", "3", "--out", tmp_path / "c")
     assert both.exit_code == 2
     assert "leave --preset and other options out" in both.stderr

@@ -73,7 +73,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
     ) -> None:
         from cof.eval.evaluate import Evaluation
         from cof.eval.json_files import write_atomically
-        from cof.eval.sweep import Choice
+        from cof.eval.sweep import Choice, tabulate_choices
 
         if chosen is not None and (model.settings or model.preset):
             raise CofError("--settings are chosen already: leave --preset and other options out.")
@@ -101,7 +101,8 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             batch_size=asked.batch_size,
             max_new_tokens=asked.max_new_tokens,
         )
-        results = evaluation.run(engine, {name: task}, out, console=Console(stderr=True))
+        more = {"tables": [tabulate_choices({"cof": choice})]} if choice else {}
+        results = evaluation.run(engine, {name: task}, out, console=Console(stderr=True), **more)
         if chosen is not None:  # beside what it led to
             write_atomically(out / chosen.name, chosen.read_text("utf-8"))
         finish(results, out)

@@ -58,7 +58,7 @@ def demo(
 @sentences
 def scenes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the files.")],
-    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="validation, test or headline.")] = "test",
     num_objects: Annotated[str, typer.Option(help="Numbers of objects in a scene.")] = "4,8,12,16",
     scenes: Annotated[int, typer.Option(help="Scenes for each number.")] = 32,
     side: Annotated[int, typer.Option(help="In pixels; above 160 details are smaller.")] = 160,

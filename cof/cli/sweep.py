@@ -19,7 +19,8 @@ from cof.cli.common import (
     with_model,
     with_questions,
 )
-from cof.cli.evaluate import split_names
+from cof.cli.evaluate import finish, split_names
+from cof.errors import CofError
 from cof.options import read_value
 
 USUAL = {
@@ -63,6 +64,16 @@ def sweep(
         str | None,
         typer.Option(help="Choose by questions of these kinds. \\[default: all]"),
     ] = None,
+    then_test: Annotated[
+        bool, typer.Option("--then-test", help="Then measure on the others, in DIR/test.")
+    ] = False,
+    break_at_most: Annotated[
+        float | None,
+        typer.Option(
+            help="Half of the part chooses; the other half chooses max_plain_confidence so that at "
+            "most this share of right answers is broken (0..1), with 95 % confidence.",
+        ),
+    ] = None,
     *,
     asked: Questions,
 ) -> None:
@@ -70,37 +81,49 @@ def sweep(
 
     Every combination answers every question. DIR/chosen.json goes to `cof eval --settings`.
     """
-    from cof.eval.sweep import CHOSEN, choose, make_candidates
+    from cof.eval.evaluate import Evaluation
+    from cof.eval.sweep import CHOSEN, Gate, choose, make_candidates, tabulate_choices
 
     folder = out or Path("results") / f"sweep-{benchmark}"
     validation = asked.read(
         benchmark, path, part="validation", share=share, kinds=split_names(kinds)
     )
-    _ = validation.examples  # so that data with problems is refused before a model is loaded
+    others = replace(validation, part="test", kinds=())
+    for task in (validation, others)[: 1 + then_test]:
+        _ = task.examples  # so that data with problems is refused before a model is loaded
     values: dict[str, Sequence[Any]] = {**values_of(tried)}
+    if break_at_most is not None and "max_plain_confidence" in values:
+        raise CofError("--break-at-most chooses max_plain_confidence: leave it out of --try.")
     cof = model.pipeline()
     if not tried:
         known = cof.settings.option
         values = {name: each for name, each in USUAL.items() if known(name) is not None}
     if asked.prompt_style is None and cof.engine.dialect.name == "tiny":
         validation = replace(validation, prompt_style="tiny")
-    choice = choose(
-        cof.engine,
-        {benchmark: validation},
-        make_candidates(cof.settings, **values),
-        folder / CHOSEN,
-        console=Console(stderr=True),
-        batch_size=asked.batch_size,
-        max_new_tokens=asked.max_new_tokens,
-    )
-    best = choice.tried[choice.key]
+    console = Console(stderr=True)
+    how = {"batch_size": asked.batch_size, "max_new_tokens": asked.max_new_tokens}
+    settings, gate, first = cof.settings, None, validation
+    if break_at_most is not None:
+        settings, gate = settings.changed(max_plain_confidence=1.0), Gate(validation, break_at_most)
+        first = replace(validation, share=share / 2)
+    methods, tasks = make_candidates(settings, **values), {benchmark: first}
+    choice = choose(cof.engine, tasks, methods, folder / CHOSEN, console=console, gate=gate, **how)
+    best, which = choice.tried[choice.best], choice.about["asked"][benchmark]
     typer.echo(
         f"Chosen of {len(choice.tried)}: {choice.key}; accuracy {best:.3f}, plain "
-        f"{choice.plain:.3f} on {len(choice.questions)} validation questions"
+        f"{choice.plain:.3f} on the {len(first.examples)} questions that chose ({which})"
     )
+    if gate is not None:
+        typer.echo(f"{choice.about['promise']}.")
     if best <= choice.plain:
         typer.echo("No setting answers more of these questions than the plain model.")
     typer.echo(f"Frozen in {folder / CHOSEN}, with all settings that were tried")
+    if then_test:
+        others, out = replace(others, prompt_style=validation.prompt_style), folder / "test"
+        tables = [tabulate_choices({"cof": choice})]
+        evaluation = Evaluation.compare_usual(choice.settings, others, **how)
+        tasks = {benchmark: others}
+        finish(evaluation.run(cof.engine, tasks, out, console=console, tables=tables), out)
 
 
 def values_of(texts: Sequence[str] | None) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -20,10 +20,12 @@ from cof.engines.base import Engine
 from cof.errors import CofError, CofWarning
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
+from cof.eval.gate import SURE, choose_threshold, right_answers
 from cof.eval.json_files import parse_json, write_atomically
 from cof.eval.methods import PLAIN, Method, system_of
 from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
 from cof.eval.runner import Runner
+from cof.eval.store import Store
 from cof.settings import Settings
 
 CHOSEN = "chosen.json"
@@ -40,7 +42,8 @@ class Choice:
         share: of the data's images, on which it was made; 1: all of them.
         plain: the plain model's accuracy on them.
         tried: the accuracy of every candidate, by its key.
-        about: the model, the data, the versions and the date, for people.
+        about: the model, the data, the versions and the date, for people; as `asked` the first and
+            the last question of each task.
     """
 
     settings: Settings
@@ -54,6 +57,11 @@ class Choice:
     def key(self) -> str:
         """Names the chosen method."""
         return Method(self.settings).key
+
+    @property
+    def best(self) -> str:
+        """Names it among those that were tried, to which a gate adds a threshold."""
+        return self.key if self.key in self.tried else Method(self.settings).without_threshold.key
 
     @classmethod
     def read(cls, path: Path) -> Choice:
@@ -70,7 +78,9 @@ class Choice:
                 Settings.read(record["settings"]),
                 frozenset(map(str, record["questions"])),
                 float(record["share"]),
-                about=dict(record["about"]),
+                float(record["plain"]),
+                dict(record["tried"]),
+                dict(record["about"]),
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise CofError(f"{path} is no choice of `cof sweep` ({error!r}).") from error
@@ -124,6 +134,7 @@ def choose(
     console: Console,
     batch_size: int = 48,
     max_new_tokens: int = 16,
+    gate: Gate | None = None,
 ) -> Choice:
     """Choose one of several methods on validation tasks, and freeze the choice in a file. A run
     that was interrupted goes on, and choices in one folder ask nothing twice.
@@ -136,9 +147,11 @@ def choose(
         console: for progress.
         batch_size: questions in one forward pass.
         max_new_tokens: the longest answer.
+        gate: chooses when the method looks, on other questions.
 
     Raises:
-        CofError: the tasks have no answers, or the folder or file belongs to another choice.
+        CofError: the tasks have no answers, or the folder or file belongs to another choice; the
+            gate has too few questions.
     """
     answered = {name: [e for e in task.examples if e.answer] for name, task in tasks.items()}
     for name, task in tasks.items():
@@ -158,17 +171,18 @@ def choose(
     folder = path.parent / "validation"
     check_same_run(folder / "run.json", about)
     shares: dict[str, list[float]] = {}  # of right answers, by key, one for each task
-    with progress_bar(console) as bar:
-        for name, task in tasks.items():
-            runner = Runner(engine, task, folder / f"{name}.jsonl", batch_size, max_new_tokens)
+
+    def ask(folder: Path, name: str, task: Benchmark, methods: Sequence[Method]) -> Store:
+        runner = Runner(engine, task, folder / f"{name}.jsonl", batch_size, max_new_tokens)
+        with progress_bar(console) as bar:
             counter = bar.add_task(name, total=len(task.examples))
-            store = runner.run(
-                [PLAIN, *(method.without_threshold for method in methods), *methods],
-                advance=partial(bar.advance, counter),
-            )
-            for key in dict.fromkeys([PLAIN.key, *(method.key for method in methods)]):
-                right = [bool(store[key, example.id].right) for example in answered[name]]
-                shares.setdefault(key, []).append(fmean(right))
+            return runner.run([PLAIN, *methods], advance=partial(bar.advance, counter))
+
+    for name, task in tasks.items():
+        store = ask(folder, name, task, [*(m.without_threshold for m in methods), *methods])
+        for key in dict.fromkeys([PLAIN.key, *(method.key for method in methods)]):
+            right = [bool(store[key, example.id].right) for example in answered[name]]
+            shares.setdefault(key, []).append(fmean(right))
     accuracy = {key: round(fmean(each), 6) for key, each in shares.items()}
     choice = Choice(
         rank(methods, accuracy)[0].settings,
@@ -176,13 +190,79 @@ def choose(
         first.share if first.part == "validation" else 1.0,
         accuracy[PLAIN.key],
         {method.key: accuracy[method.key] for method in methods},
-        about,
+        about | {"asked": {name: f"{a[0].id} to {a[-1].id}" for name, a in answered.items()}},
     )
+    if gate is not None:
+        method = Method(choice.settings).without_threshold
+        store = ask(path.parent / "calibration", gate.task.name, gate.task, [method])
+        choice = gate.close(choice, store)
     if not path.exists():
         choice.write(path)
     elif Choice.read(path).key != choice.key:
         raise CofError(f"{path} holds another choice: write to another folder.")
     return choice
+
+
+@dataclass(frozen=True)
+class Gate:
+    """When the chosen method looks, so that it breaks few right answers (`cof.eval.gate`).
+
+    Attributes:
+        task: questions of which those that chose the method are left out.
+        at_most: the share of right answers that may be broken, 0..1.
+    """
+
+    task: Benchmark
+    at_most: float
+
+    def close(self, choice: Choice, store: Store) -> Choice:
+        """The choice with its threshold.
+
+        Args:
+            store: the task's answers, plain and of the chosen method without a threshold.
+
+        Raises:
+            CofError: the questions are too few for the promise.
+        """
+        asked = [e for e in self.task.examples if e.answer and not choice.seen([e])]
+        keys = PLAIN.key, Method(choice.settings).without_threshold.key
+        plain, looked = ({e.id: store[key, e.id] for e in asked} for key in keys)
+        right = right_answers(asked, plain, looked)
+        limit = choose_threshold(right, self.at_most)
+        broken = sum(each.broken and each.confidence <= limit for each in right)
+        promise = (
+            f"Looking where the plain answer is at most {limit:g} sure breaks at most "
+            f"{self.at_most:.1%} of right answers (mean over images), with {SURE:.0%} confidence, "
+            f"on other questions like these: {broken} of {len(right)} right answers about "
+            f"{len({each.cluster for each in right})} images were broken"
+        )
+        return replace(
+            choice,
+            settings=choice.settings.changed(max_plain_confidence=limit),
+            questions=choice.questions | set(map(fingerprint, asked)),
+            share=self.task.share if self.task.part == "validation" else 1.0,
+            about={**choice.about, "promise": promise, "calibrated": len(asked)},
+        )
+
+
+def tabulate_choices(choices: Mapping[str, Choice]) -> dict[str, Any]:
+    """Which settings were tried on which questions, by what they are for: a table of a report."""
+    first = next(iter(choices.values()))
+    promised = [choice.about["promise"] for choice in choices.values() if "promise" in choice.about]
+    n = len(first.questions) - first.about.get("calibrated", 0)
+    asked = "; ".join(map(" ".join, first.about.get("asked", {}).items()))
+    rows = [["", "plain", n, f"{first.plain:.3f}"]]
+    for name, each in choices.items():
+        chosen = {k: f"{k} (chosen)" if k == each.best else k for k in each.tried}
+        rows += [[name, chosen[key], n, f"{share:.3f}"] for key, share in each.tried.items()]
+    return {
+        "name": "tried",
+        "title": "Settings tried",
+        "text": f"Chosen on {n} questions ({asked}): {RULE}. None of them is among those of the "
+        f"figures above. {'. '.join(promised)}",
+        "head": ["for", "settings", "n", "accuracy"],
+        "rows": rows,
+    }
 
 
 def make_candidates(settings: Settings, **values: Sequence[Any]) -> list[Method]:

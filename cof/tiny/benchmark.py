@@ -12,7 +12,7 @@ One line of `questions.jsonl` is one question:
     targets   the numbers of these objects in `boxes`
     boxes     every object's `[x1, y1, x2, y2]`, 0..1 of the image
     num_objects   number of objects
-    split     validation or test
+    split     validation, test or headline (figures that are quoted; nothing is chosen on it)
     seed      of the scene
 
 The same arguments give the same bytes. The seeds of the splits never overlap, and lie below those
@@ -33,7 +33,7 @@ from cof.tiny.questions import KINDS as ASKERS
 from cof.tiny.questions import Question
 from cof.tiny.scenes import SIDE, Scene, make_scene, render
 
-SPLITS = {"validation": 1_000_000, "test": 2_000_000}
+SPLITS = {"validation": 1_000_000, "test": 2_000_000, "headline": 7_000_000}
 NUM_OBJECTS = (4, 8, 12, 16)
 MOST_SCENES = 10_000  # with one num_objects, so that the seeds of levels and splits never overlap
 

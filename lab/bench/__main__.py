@@ -21,12 +21,11 @@ import torch
 
 from cof.engines.transformers.engine import TransformersEngine
 from lab.bench.calibrate import calibrate
-from lab.bench.growth import growth, measured_setups
 from lab.bench.limits import Sizes
-from lab.bench.machine import folder_name, machine, sources
+from lab.bench.machine import folder_name, machine, make_parser, sources
 from lab.bench.meter import Meter
 from lab.bench.records import Records, rounds
-from lab.bench.report import report
+from lab.bench.report import growth, measured_setups, report
 from lab.bench.setups import IMAGE_TOKENS, Setup, make_plan, ways_of
 from lab.bench.shapes import SHAPES, engine_of
 from lab.bench.ways import WAYS
@@ -148,11 +147,7 @@ def _write(records: Records, folder: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("lab.bench", __doc__)
     parser.add_argument("--shape", choices=["tiny", *SHAPES], action="append", help="of the model")
     parser.add_argument("--batch", type=int, help="images at a time", action="append")
     parser.add_argument("--image-tokens", type=int, action="append", help="of an image")

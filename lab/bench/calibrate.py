@@ -53,7 +53,7 @@ def _reads(model: Any) -> float:
             linear(tokens[weight.shape[1]], weight)
 
     size = READ[model.device.type]
-    large = torch.ones(size // model.dtype.itemsize // 8192, 8192, **_like(model))
+    large = _noise(model, size // model.dtype.itemsize // 8192, 8192)
     token = _noise(model, 1, 8192)
     stored = sum(weight.numel() for weight in weights) * model.dtype.itemsize
     return max(
@@ -93,8 +93,4 @@ def _see(model: Any) -> None:
 
 
 def _noise(model: Any, *shape: int) -> Tensor:
-    return torch.randn(*shape, **_like(model))
-
-
-def _like(model: Any) -> dict[str, Any]:
-    return {"device": model.device, "dtype": model.dtype}
+    return torch.randn(*shape, device=model.device, dtype=model.dtype)

@@ -8,11 +8,9 @@ were kept, the last quarter of the questions would need more memory than the fir
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from cof.pipeline import Query
 from cof.tiny import checkpoint_path
 from cof.tiny.benchmark import NUM_OBJECTS, questions, scene_seed
 from cof.tiny.scenes import make_scene, render
-from lab.bench.machine import machine
+from lab.bench.machine import machine, make_parser
 from lab.bench.meter import peak, reset_peak, resident
 
 BATCH = 16
@@ -71,26 +69,8 @@ def endure(cof: CoF, total: int, *, gpu: bool = False) -> dict[str, Any]:
     }
 
 
-def summary(peaks: Sequence[float], samples: Sequence[float]) -> str:
-    """The last quarter against the first: their peaks, and their medians after batches.
-
-    >>> summary([0.5, 0.5, 0.5, 0.51], [0.4, 0.4, 0.4, 0.4])
-    'First quarter: peak 0.500 GiB, median 0.400 GiB; last quarter: 0.510 (+2.0 %), 0.400 (+0.0 %).'
-    """
-    size = len(samples) // QUARTERS
-    first, last = statistics.median(samples[:size]), statistics.median(samples[-size:])
-    return (
-        f"First quarter: peak {peaks[0]:.3f} GiB, median {first:.3f} GiB; last quarter: "
-        f"{peaks[-1]:.3f} ({peaks[-1] / peaks[0] - 1:+.1%}), {last:.3f} ({last / first - 1:+.1%})."
-    ).replace("%", " %")
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.bench.endurance",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("lab.bench.endurance", __doc__)
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("results/bench/endurance.json"))
@@ -102,9 +82,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("memory is read from /proc, which this system does not have: run it on Linux")
     gpu = args.device.startswith("cuda")
     content = {"machine": machine(args.device), "batch": BATCH, **endure(cof, total, gpu=gpu)}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out, json.dumps(content, indent=1) + "\n")
-    print(summary(content["peak_gib"], content["resident_gib"]))
+    first, *_, last = content["peak_gib"]
+    print(f"The last quarter's peak is {100 * (last / first - 1):+.1f} % against the first's.")
 
 
 if __name__ == "__main__":

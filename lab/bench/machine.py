@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import platform
 import re
@@ -16,6 +17,12 @@ import cof
 
 BESIDE = ("cli", "eval", "tiny", "viz")  # parts of the package that answers do not use
 MEASURING = ("limits", "meter", "setups", "shapes", "ways")
+
+
+def make_parser(module: str, about: str | None) -> argparse.ArgumentParser:
+    """The arguments of a module, whose docstring is shown as it is."""
+    shown = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m {module}", description=about, formatter_class=shown)
 
 
 def machine(device: str) -> dict[str, Any]:

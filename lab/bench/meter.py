@@ -83,12 +83,14 @@ def reset_peak(gpu: bool) -> None:
 
 def peak(gpu: bool) -> float | None:
     """Peak memory in GiB since `reset_peak`: allocated on the GPU, or resident (Linux)."""
-    return torch.cuda.max_memory_allocated() / 2**30 if gpu else _resident("VmHWM")
+    return torch.cuda.max_memory_allocated() / 2**30 if gpu else resident(what="VmHWM")
 
 
-def resident(pid: int | str = "self") -> float | None:
-    """GiB of memory that a process holds now (Linux)."""
-    return _resident("VmRSS", pid)
+def resident(pid: int | str = "self", what: str = "VmRSS") -> float | None:
+    """GiB of memory that a process holds now, or at most held (`VmHWM`); None: no Linux."""
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(rf"{what}:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) / 2**20 if found else None
 
 
 def resident_with_children(pid: int) -> float:
@@ -97,9 +99,3 @@ def resident_with_children(pid: int) -> float:
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         held += sum(resident_with_children(int(child)) for child in file.read_text().split())
     return held
-
-
-def _resident(what: str, pid: int | str = "self") -> float | None:
-    status = Path(f"/proc/{pid}/status")
-    found = re.search(rf"{what}:\s+(\d+)", status.read_text()) if status.exists() else None
-    return int(found[1]) / 2**20 if found else None

@@ -58,7 +58,7 @@ class Records:
         return row["all_seconds"] if row else []
 
     def add(self, setup: Setup, way: str, words: int, cost: Cost, sizes: Sizes) -> None:
-        """Write down one run."""
+        """Write down one run; the file's content is replaced."""
         seconds = [*self.seconds(setup, way), cost.seconds]
         limits = self.limits[setup.shape]
         peaks = (self.rows.get((setup, way), {}).get("peak_gib"), cost.peak_gib)
@@ -78,11 +78,6 @@ class Records:
             "peak_gib": max((gib for gib in peaks if gib is not None), default=None),
             "all_seconds": seconds,
         }
-        self.write()
-
-    def write(self) -> None:
-        """Replace the file's content."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "machine": dict(self.machine),
             "limits": {name: asdict(limits) for name, limits in self.limits.items()},

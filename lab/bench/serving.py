@@ -35,7 +35,7 @@ from cof.eval.store import write_atomically
 from cof.images import data_url
 from cof.query import Query
 from lab.bench.endurance import scene_queries
-from lab.bench.machine import machine
+from lab.bench.machine import machine, make_parser
 from lab.bench.meter import resident, resident_with_children
 
 OWN_BOX = [[0.2, 0.2, 0.6, 0.6]]
@@ -264,11 +264,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.bench.serving",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("lab.bench.serving", __doc__)
     parser.add_argument("--requests", type=int, default=48, help="of a kind in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mixed", type=int, default=2000)
@@ -279,7 +275,6 @@ def main(argv: list[str] | None = None) -> None:
     if resident() is None:
         parser.error("memory is read from /proc, which this system has not: run it on Linux")
     content = asyncio.run(run(args))
-    args.out.mkdir(parents=True, exist_ok=True)
     name = "serving" if args.engine == "transformers" else f"serving-{args.engine}"
     write_atomically(args.out / f"{name}.json", json.dumps(content, indent=1) + "\n")
     write_atomically(args.out / f"{name}.md", report(content))

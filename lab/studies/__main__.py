@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,18 @@ from rich.console import Console
 
 from cof import CoF
 from cof.cli.evaluate import finish, split_names
-from cof.tiny.benchmark import FINE
+from cof.errors import CofError
+from cof.tiny.benchmark import FINE, SPLITS
 from lab.studies.effect import measure, write_effect
-from lab.studies.scenes import FOCUSES_COMPARED, SOURCES, Plan, run_effect, run_grid, run_synthetic
+from lab.studies.scenes import (
+    FOCUSES_COMPARED,
+    HEADLINE,
+    SOURCES,
+    Plan,
+    run_effect,
+    run_grid,
+    run_synthetic,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,39 +34,39 @@ def main(arguments: list[str] | None = None) -> None:
         points = measure(args.checkpoints, args.out, scenes=args.scenes or 32, console=console)
         write_effect(points, args.out)
         return
-    cof = CoF.from_pretrained(args.model, dtype=args.dtype)
-    settings, plan = cof.settings, make_plan(args)
-    if args.study == "tiny":
-        results = run_effect(cof.engine, settings, plan, args.out, console=console)
-    elif args.study == "synthetic":
-        results = run_synthetic(cof.engine, settings, plan, args.out, console=console)
-    else:
+    plan, cof = make_plan(args), CoF.from_pretrained(args.model, dtype=args.dtype)
+    settings, run = cof.settings, {"tiny": run_effect, "synthetic": run_synthetic}.get(args.study)
+    if run is None:
         if cof.engine.dialect.box_template is not None:
             settings = settings.changed(boxes="template")  # `soft` knows how sure the sides are
-        results = run_grid(
-            cof.engine,
-            settings,
-            plan,
-            args.out,
-            sources=split_names(args.grounders) or SOURCES,
-            focuses=split_names(args.focuses) or FOCUSES_COMPARED,
-            console=console,
-        )
-    finish(results, args.out)
+        cells = {"sources": args.grounders or SOURCES, "focuses": args.focuses or FOCUSES_COMPARED}
+        run = partial(run_grid, **cells)
+    finish(run(cof.engine, settings, plan, args.out, console=console), args.out)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """The size of the study, and the values that it tries."""
-    plan = Plan(side=args.side, limit=args.limit)
-    options: dict[str, Any] = {}
+    """The size of the study, and the values that it tries.
+
+    Raises:
+        CofError: the headline scenes are not to be asked whole.
+    """
+    whole = args.split == HEADLINE
+    if whole and (args.quick or args.scenes):
+        raise CofError("The headline scenes are asked whole: for fewer of them, --split test.")
+    plan = Plan(split=args.split, chosen_on=args.choose_on, side=args.side, limit=args.limit)
+    few = {"grid": 16, "synthetic": 16}.get(args.study, plan.scenes)
+    many = 64 if args.study == "synthetic" else 450  # 10,000 questions about small details
+    options: dict[str, Any] = {"scenes": many if whole else args.scenes or few}
+    if args.fine or args.study == "grid":
+        options |= {"kinds": FINE}
     if args.study == "grid":
-        options = {"strengths": plan.strengths[-5:], "expands": (1.0, 1.5, 2.5), "kinds": FINE}
+        options |= {"chosen_kinds": FINE}
+        options |= {"strengths": plan.strengths[-5:], "expands": (1.0, 1.5, 2.5)}
     if args.quick:
-        options |= {"scenes": 2, "validation_scenes": 1, "num_objects": (4, 12)}
+        options |= {"scenes": 2, "num_objects": (4, 12)}
         options |= {"strengths": (4.0, 16.0), "expands": (1.0,), "scopes": ("all",)}
-    elif scenes := args.scenes or {"grid": 16, "synthetic": 16}.get(args.study):
-        options |= {"scenes": scenes, "validation_scenes": min(8, max(1, scenes // 3))}
-    return replace(plan, **options)
+    validation = min(plan.validation_scenes, max(1, options["scenes"] // 3))
+    return replace(plan, **options, validation_scenes=validation)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -66,12 +76,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--scenes", type=int, help="test scenes of each number of objects")
+    parser.add_argument("--split", default="test", choices=list(SPLITS), help="to measure on")
+    parser.add_argument("--choose-on", default="validation", help="the split to choose settings on")
+    parser.add_argument("--scenes", type=int, help="of each number of objects, to measure on")
+    parser.add_argument("--fine", action="store_true", help="measure on small details alone")
     parser.add_argument("--side", type=int, default=160, help="above 160 details are smaller")
-    parser.add_argument("--limit", type=int, help="about so many questions of each split")
+    parser.add_argument("--limit", type=int, help="about so many questions of either split")
     parser.add_argument("--quick", action="store_true", help="a few scenes, to see that all runs")
-    parser.add_argument("--grounders", help="grid: such as prompt,attention,oracle")
-    parser.add_argument("--focuses", help="grid: such as attention,crop")
+    parser.add_argument("--grounders", type=split_names, help="grid: such as prompt,oracle")
+    parser.add_argument("--focuses", type=split_names, help="grid: such as attention,crop")
     return parser.parse_args(arguments)
 
 

@@ -25,6 +25,7 @@ from cof.pipeline import CoF
 from cof.tiny.benchmark import FINE, write_benchmark
 
 COMPARED = ("cof", "two looks", "oracle", "random")
+ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
 def measure(
@@ -68,47 +69,29 @@ def measure(
 
 def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
     """`effect.json`, `table.md` and `effect.svg` in a folder."""
-    write_atomically(out / "effect.json", json.dumps(list(points), indent=1) + "\n")
-    first = points[0]
-    rows: list[list[Cell]] = []
-    for point in points:
-        row = [
-            point["checkpoint"],
-            Number.of(point["methods"]["plain"], ".3f"),
-            Number.of(point["centre"], ".3f"),
-        ]
-        for name in COMPARED:
-            method = point["methods"][name]
-            row += [
-                Number.of(method, "+.3f", "difference"),
-                f"{method['fixed']}/{method['broken']}",
-                Number(method["p"], "p"),
-            ]
-        rows.append(row)
-    head = ["checkpoint", "plain", "centre inside"]
+    head, rows = ["checkpoint", "plain", "centre inside"], []
     for name in COMPARED:
         head += [name, "fixed/broken", "p"]
-    blocks: list[Block] = [
-        Heading("When looking closer pays", 1),
-        Text(
-            f"{first['questions']} questions about small details of test scenes, checkpoints of "
-            f"the embedded model's training, all with `{first['settings']}`. "
-            "centre inside: how often the box that the model writes has its centre in the object."
-        ),
-        Table("effect", head, rows),
-        Text(STATISTICS),
-    ]
-    write_atomically(out / "table.md", markdown(blocks))
+    for point in points:
+        figures = (point["methods"]["plain"], point["centre"])
+        row: list[Cell] = [point["checkpoint"], *(Number.of(each, ".3f") for each in figures)]
+        for method in (point["methods"][name] for name in COMPARED):
+            tested = f"{method['fixed']}/{method['broken']}", Number(method["p"], "p")
+            row += [Number.of(method, "+.3f", "difference"), *tested]
+        rows.append(row)
+    about = (
+        f"{points[0]['questions']} questions about small details of test scenes, checkpoints of "
+        f"the embedded model's training, all with `{points[0]['settings']}`. "
+        "centre inside: how often the box that the model writes has its centre in the object."
+    )
+    blocks: list[Block] = [Heading("When looking closer pays", 1), Text(about)]
+    blocks += [Table("effect", head, rows), Text(STATISTICS)]
 
-    def plot(axes: Any) -> None:
-        at = [point["centre"]["value"] for point in points]
+    def plot(figure: Any) -> None:
+        axes, at = figure.subplots(), [point["centre"]["value"] for point in points]
         for name in COMPARED:
             gains = [
-                {
-                    "value": point["methods"][name]["difference"],
-                    "low": point["methods"][name]["difference_low"],
-                    "high": point["methods"][name]["difference_high"],
-                }
+                {end: point["methods"][name][f"difference{part}"] for end, part in ENDS.items()}
                 for point in points
             ]
             errorbars(axes, at, gains, name)
@@ -116,7 +99,8 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
         axes.set(
             xlabel="boxes with their centre in the object", ylabel="accuracy gained over plain"
         )
-        axes.legend(fontsize=8)
 
     chart = draw("effect", "Gain on small details over the model's training", plot)
+    write_atomically(out / "effect.json", json.dumps(list(points), indent=1) + "\n")
+    write_atomically(out / "table.md", markdown(blocks))
     write_atomically(out / "effect.svg", f"{chart.svg}\n")

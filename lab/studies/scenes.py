@@ -21,20 +21,24 @@ from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.evaluate import Evaluation, usual_methods
 from cof.eval.json_files import write_atomically
-from cof.eval.methods import PLAIN, Method
+from cof.eval.methods import PLAIN, Method, grounding_key
+from cof.eval.replies import Replies
+from cof.eval.results import judge_box
 from cof.eval.runs import RESULTS, Run
-from cof.eval.sweep import Choice, choose, make_candidates
+from cof.eval.sweep import Choice, choose, make_candidates, tabulate_choices
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.settings import Settings
 from cof.tiny.benchmark import NUM_OBJECTS, write_benchmark
 from cof.tiny.scenes import SIDE
 from cof.types import Scope
-from lab.studies.synthetic import VALIDATION, write_synthetic
-from lab.studies.tables import StudyTable, tabulate_boxes, tabulate_grid, tabulate_tried
+from lab.studies.synthetic import FIRST, write_synthetic
 
 Tasks = dict[str, dict[str, Benchmark]]
-"""Of `validation` and of `test`, by name."""
+"""By name, of each split."""
+
+HEADLINE = "headline"
+"""The split that figures are quoted from: it is asked whole, and nothing is chosen on it."""
 
 SYNTHETIC: Mapping[str, type[Benchmark]] = {"mme": MME, "pope": POPE, "mmbench": MMBench}
 
@@ -59,11 +63,14 @@ class Plan:
     """The size of a study, and the values that it tries.
 
     Attributes:
-        scenes: test scenes of each number of objects.
-        validation_scenes: the same for the split on which settings are chosen.
+        scenes: of each number of objects, to measure on.
+        split: whose scenes these are.
+        validation_scenes: of each number of objects, to choose settings on.
+        chosen_on: whose scenes these are.
         num_objects: in the scenes.
         side: of the scenes' canvases, pixels (`cof.tiny.scenes.make_scene`).
-        kinds: of questions that are asked; empty: all.
+        kinds: of questions to measure on; empty: all.
+        chosen_kinds: of questions to choose settings on.
         limit: about so many questions of each task and split; None: all.
         strengths, expands, scopes: values of lambda, alpha and scope that are tried.
         batch_size: questions in one forward pass.
@@ -71,16 +78,25 @@ class Plan:
     """
 
     scenes: int = 32
+    split: str = "test"
     validation_scenes: int = 8
+    chosen_on: str = "validation"
     num_objects: tuple[int, ...] = NUM_OBJECTS
     side: int = SIDE
     kinds: tuple[str, ...] = ()
+    chosen_kinds: tuple[str, ...] = ()
     limit: int | None = None
     strengths: tuple[float, ...] = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
     expands: tuple[float, ...] = (1.0, 1.3, 1.6)
     scopes: tuple[Scope, ...] = ("all", "text")
     batch_size: int = 48
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.chosen_on in (HEADLINE, self.split):
+            raise CofError(f"Settings are not chosen on {self.chosen_on} scenes: choose on others.")
+        if self.split == HEADLINE and self.limit is not None:
+            raise CofError("The headline scenes are asked whole: no limit, or the split test.")
 
     def draw(self, out: Path, style: PromptStyle | None = None) -> Tasks:
         """The questions of both splits, drawn into `data/` of a folder.
@@ -90,15 +106,17 @@ class Plan:
             style: of the prompts of synthetic MME, POPE and MMBench; None: the scenes themselves.
         """
         tasks: Tasks = {}
-        for split, scenes in (("validation", self.validation_scenes), ("test", self.scenes)):
+        sizes = {self.chosen_on: self.validation_scenes, self.split: self.scenes}
+        for split, scenes in sizes.items():
             folder = out / "data" / split
             size: Any = {"num_objects": self.num_objects, "scenes": scenes, "side": self.side}
             if style is None:
                 write_benchmark(folder, split, **size)
-                task = Scenes(folder, prompt_style="tiny", limit=self.limit, kinds=self.kinds)
+                kinds = self.kinds if split == self.split else self.chosen_kinds
+                task = Scenes(folder, prompt_style="tiny", limit=self.limit, kinds=kinds)
                 tasks[split] = {"scenes": task}
             else:
-                write_synthetic(folder, first=VALIDATION if split == "validation" else 0, **size)
+                write_synthetic(folder, first=FIRST[split], **size)
                 tasks[split] = {
                     name: benchmark(folder / name, prompt_style=style, limit=self.limit)
                     for name, benchmark in SYNTHETIC.items()
@@ -132,21 +150,21 @@ class Study:
     def choose(self, name: str, candidates: Sequence[Method]) -> Settings:
         """The best settings for something, kept in a file of its name."""
         path = self.out / f"chosen-{re.sub(r'[^a-z]+', '-', name)}.json"
-        questions, console = self.tasks["validation"], self.console
+        questions, console = self.tasks[self.plan.chosen_on], self.console
         choice = choose(self.engine, questions, candidates, path, console=console, **self._how)
         self.choices[name] = choice
         return choice.settings
 
     def measure(self, methods: Mapping[str, Method]) -> dict[str, Any]:
-        """The results of the methods, by name, on the test questions."""
+        """The results of the methods, by name, on scenes that chose none of them."""
+        tasks, console = self.tasks[self.plan.split], self.console
         evaluation = Evaluation(methods, seed=self.plan.seed, **self._how)
         more: Any = {"plan": asdict(self.plan), "study": self.name}
-        tasks, console = self.tasks["test"], self.console
         return evaluation.run(self.engine, tasks, self.out, console=console, **more)
 
-    def write(self, results: dict[str, Any], *tables: StudyTable) -> dict[str, Any]:
+    def write(self, results: dict[str, Any], *tables: dict[str, Any]) -> dict[str, Any]:
         """`results.json`, with tables of the study's own."""
-        results["tables"] = [*tables, tabulate_tried(self.choices)]
+        results["tables"] = [*tables, tabulate_choices(self.choices)]
         write_atomically(self.out / RESULTS, json.dumps(results, indent=1) + "\n")
         return results
 
@@ -213,7 +231,8 @@ def run_grid(
     for source, (focus, own) in itertools.product(sources, chosen.items()):
         # cropping to the whole image, or drawing a frame around it, changes nothing
         if source != "whole" or hasattr(FOCUSES[focus], "strength"):
-            cell = _at(source, own)
+            given: Any = source if source in ("oracle", "random") else None
+            cell = Method(own if given else own.changed(grounder=source), given)
             methods[cell.name] = cell
     results = study.measure(methods)
     return study.write(results, tabulate_grid(results, sources, focuses))
@@ -236,16 +255,58 @@ def run_synthetic(
     return study.write(study.measure(usual_methods(cof)))
 
 
-def _at(source: str, settings: Settings) -> Method:
-    if source in ("oracle", "random"):
-        return Method(settings, source)  # type: ignore[arg-type]
-    return Method(settings.changed(grounder=source))
-
-
 def _check_names(kind: str, names: Sequence[str], known: set[str]) -> None:
     unknown = [name for name in names if not set(name.split("+")) <= known]
     if unknown or not names:
-        raise CofError(
-            f"The grid has no {kind} {', '.join(unknown) or 'at all'}; choose of "
-            f"{', '.join(sorted(known))}."
-        )
+        wrong, there_are = ", ".join(unknown) or "at all", ", ".join(sorted(known))
+        raise CofError(f"The grid has no {kind} {wrong}; choose of {there_are}.")
+
+
+def tabulate_grid(
+    results: Mapping[str, Any], sources: Sequence[str], focuses: Sequence[str]
+) -> dict[str, Any]:
+    """One row for each grounder, one column for each focus."""
+    cells = next(iter(results["tasks"]["scenes"]["groups"].values()))
+    rows = [["(plain)", *[f"{cells['plain']['value']:.3f}"] * len(focuses)]]
+    for source in sources:
+        row = [cells.get(f"{source} x {focus}") for focus in focuses]
+        shown = [f"{c['value']:.3f} ({c['difference']:+.3f})" if c else "" for c in row]
+        rows.append([source, *shown])
+    return {
+        "name": "grid",
+        "title": "Accuracy, and how much above the plain model",
+        "text": "Small details; the settings of each focus are the same for all grounders.",
+        "head": ["looking at", *focuses],
+        "rows": rows,
+    }
+
+
+def tabulate_boxes(
+    task: Benchmark, replies: Replies, methods: Mapping[str, Method]
+) -> list[dict[str, Any]]:
+    """Whether the plain answer and the box of `cof` are right, together, and what each method makes
+    of it: of the task's first group, questions about one object; empty: there are none."""
+    answers = replies.answers({name: method.key for name, method in methods.items()})
+    boxes = replies.records.get(grounding_key(methods["cof"].settings.grounders[0]), {})
+    cells = {
+        f"plain {answer}, box {box}": dict.fromkeys(["n", *answers], 0)
+        for answer in ("right", "wrong")
+        for box in ("right", "wrong")
+    }
+    for e in next(iter(task.groups(replies.examples).values())):
+        if e.single and e.id in boxes:
+            right = (answers["plain"][e.id].right, judge_box(e, boxes[e.id])[0])
+            answer, box = ("right" if each else "wrong" for each in right)
+            cell = cells[f"plain {answer}, box {box}"]
+            cell["n"] += 1
+            for name, records in answers.items():
+                cell[name] += bool(records[e.id].right)
+    table = {
+        "name": "scenes-two-by-two",
+        "title": "right or wrong answers, right or wrong boxes",
+        "text": "A box is right when its centre is in the one object asked about. Numbers: how "
+        "many of the cell's questions each method answers rightly.",
+        "head": ["cell", "n", *answers],
+        "rows": [[name, *cell.values()] for name, cell in cells.items()],
+    }
+    return [table] if any(cell["n"] for cell in cells.values()) else []

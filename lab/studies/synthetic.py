@@ -46,8 +46,8 @@ SEEDS = {"mme": 3_000_000, "pope": 4_000_000, "mmbench": 5_000_000}
 
 NAMES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 POSITIVES = 3  # questions per scene about present objects in POPE, and as many about absent ones
-VALIDATION = 9_000
-"""Number of the first scene for choosing settings: `write_synthetic(first=VALIDATION)`."""
+FIRST = {"test": 0, "headline": 4_000, "validation": 9_000}
+"""Number of each split's first scene: `write_synthetic(first=FIRST["headline"])`."""
 
 Asker = Callable[[Scene, random.Random], Question]
 _TASKS: dict[str, tuple[Asker, Callable[[str], bool]]] = {
@@ -73,7 +73,7 @@ def write_synthetic(
         folder: gets `mme/`, `pope/` and `mmbench/`; files of the same names are replaced.
         num_objects: numbers of objects, 2..16 each.
         scenes: scenes for each number, in each benchmark.
-        first: number of the first scene; those from `VALIDATION` on are for choosing settings.
+        first: number of the first scene (`FIRST`).
         side: side of the canvases in pixels; above `SIDE` details are smaller than in training.
 
     Raises:

@@ -21,6 +21,7 @@ COLORS = {
     "whole": "#2980b9",
     "random": "#b08a2e",
 }
+POINTS = {"marker": "o", "capsize": 3, "markersize": 4}
 
 
 def result_charts(results: Numbers) -> list[Chart]:
@@ -31,69 +32,94 @@ def result_charts(results: Numbers) -> list[Chart]:
         if not groups or len(results["methods"]) > len(COLORS):
             continue
         main = next(iter(groups))
-        counts = {group: re.fullmatch(r"(?:(.+), )?(\d+) objects", group) for group in groups}
-        kinds = {group: groups[group] for group, count in counts.items() if not count}
+        begin = "" if main == "all" else f"{main}, "
+        kinds = {group: row for group, row in groups.items() if not group.endswith(" objects")}
         levels = {
-            count[2]: groups[group]
-            for group, count in counts.items()
-            if count and count[1] == (None if main == "all" else main)
+            group.removeprefix(begin).removesuffix(" objects"): row
+            for group, row in groups.items()
+            if re.fullmatch(rf"{re.escape(begin)}\d+ objects", group)
         }
-        charts.append(draw(f"{name}-kinds", "Accuracy by group", _plot_groups, kinds))
+        charts.append(draw(f"{name}-kinds", "Accuracy by group", _plot_kinds, kinds))
         if len(levels) > 1:
             title = f"Accuracy against the number of objects ({main})"
-            charts.append(draw(f"{name}-objects", title, _plot_groups, levels, joined=True))
+            charts.append(draw(f"{name}-objects", title, _plot_levels, levels))
         if costs:
             title = f"Accuracy ({main}) against cost"
             charts.append(draw(f"{name}-cost", title, _plot_costs, groups[main], costs))
     return charts
 
 
-def draw(name: str, title: str, plot: Callable[..., None], *data: Any, **how: Any) -> Chart:
-    """A chart; `plot` draws the data into matplotlib's axes, its first argument."""
+def draw(name: str, title: str, plot: Callable[..., None], *data: Any) -> Chart:
+    """A chart; `plot` draws the data into a matplotlib figure, its first argument."""
     import matplotlib
     from matplotlib.figure import Figure
 
     # the same numbers give the same file, and text stays text
     with matplotlib.rc_context({"svg.hashsalt": "cof", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.subplots()
-        plot(axes, *data, **how)
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
+        figure = Figure(figsize=(11.0, 5.0), layout="constrained")
+        plot(figure, *data)
+        figure.suptitle(title, fontsize=10)
+        for axes in figure.axes:
+            axes.grid(alpha=0.3)
+            name_lines(axes)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     return Chart(name, title, svg[svg.index("<svg") :].rstrip())
 
 
-def errorbars(
-    axes: Any, at: Sequence[float], points: Sequence[Numbers], label: str, **style: Any
-) -> None:
-    """Values with their intervals, `{value, low, high}` each."""
-    middle = [point["value"] for point in points]
-    below = [point["value"] - point["low"] for point in points]
-    above = [point["high"] - point["value"] for point in points]
-    options = {"color": COLORS.get(label), "marker": "o", "capsize": 3, "markersize": 4, **style}
-    axes.errorbar(at, middle, [below, above], label=label, **options)
+def errorbars(axes: Any, at: Sequence[float], points: Sequence[Numbers], method: str) -> None:
+    """A method's values with their intervals, `{value, low, high}` each, above their places."""
+    values = [point["value"] for point in points]
+    off = [[p["value"] - p["low"] for p in points], [p["high"] - p["value"] for p in points]]
+    axes.errorbar(at, values, off, label=method, color=COLORS.get(method), **POINTS)
 
 
-def _plot_groups(axes: Any, groups: Numbers, joined: bool = False) -> None:
-    """Every method beside one another, or joined by lines over numbers of objects."""
-    methods = list(next(iter(groups.values())))
+def name_lines(axes: Any, gap: float = 0.05) -> None:
+    """Name what is drawn, right of the axes and joined to its last point; `gap` is the least height
+    between two names, as a share of the axes'."""
+    lines, labels = axes.get_legend_handles_labels()
+    ends = [(*line[0].get_xydata()[-1], line[0].get_color()) for line in lines]
+    low, high = axes.get_ylim()
+    height = 1.0  # of the name above
+    order = sorted(zip(ends, labels, strict=True), key=lambda each: each[0][1])
+    for below, ((x, y, color), label) in reversed([*enumerate(order)]):
+        height = max(min((y - low) / (high - low), height - gap), gap * below)
+        arrow = {"arrowstyle": "-", "color": color, "alpha": 0.4, "relpos": (0.0, 0.5)}
+        style = {"va": "center", "color": color, "fontsize": 9, "arrowprops": arrow}
+        axes.annotate(label, (x, y), (1.02, height), textcoords="axes fraction", **style)
+
+
+def _plot_kinds(figure: Any, kinds: Numbers) -> None:
+    """A panel for each group of questions, a line for each method."""
+    columns = min(len(kinds), 6)
+    rows = -(-len(kinds) // columns)
+    figure.set_figheight(max(5.0, 2.3 * rows))
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(kinds) :]:
+        axes.remove()
+    for axes, (kind, row) in zip(panels, kinds.items(), strict=False):
+        for place, (method, at) in enumerate(row.items()):
+            off = [[at["value"] - at["low"]], [at["high"] - at["value"]]]
+            axes.errorbar(at["value"], -place, xerr=off, color=COLORS.get(method), **POINTS)
+        axes.set_yticks(range(0, -len(row), -1), list(row))
+        axes.locator_params(axis="x", nbins=3)
+        axes.set_title(kind, fontsize=9)
+
+
+def _plot_levels(figure: Any, levels: Numbers) -> None:
+    """Every method, joined by a line over the numbers of objects."""
+    axes, methods = figure.subplots(), list(next(iter(levels.values())))
     for number, method in enumerate(methods):
-        shift = (0.2 if joined else 0.8) * (number / len(methods) - 0.5)
-        at = [place + shift for place in range(len(groups))]
-        points = [row[method] for row in groups.values()]
-        errorbars(axes, at, points, method, linestyle="-" if joined else "")
-    slanted = {} if joined else {"rotation": 30, "ha": "right", "fontsize": 8}
-    axes.set_xticks(range(len(groups)), list(groups), **slanted)
-    axes.set(xlabel="objects in the scene" if joined else "", ylabel="accuracy")
-    axes.legend(fontsize=7, ncols=2)
+        at = [place + 0.2 * (number / len(methods) - 0.5) for place in range(len(levels))]
+        errorbars(axes, at, [row[method] for row in levels.values()], method)
+    axes.set_xticks(range(len(levels)), list(levels))
+    axes.set(xlabel="objects in the scene", ylabel="accuracy")
 
 
-def _plot_costs(axes: Any, group: Numbers, costs: Numbers) -> None:
+def _plot_costs(figure: Any, group: Numbers, costs: Numbers) -> None:
+    axes = figure.subplots()
     for method, row in group.items():
         if method in costs and costs[method]["ratio"] is not None:
-            errorbars(axes, [costs[method]["ratio"]], [row], method, linestyle="")
+            errorbars(axes, [costs[method]["ratio"]], [row], method)
     axes.set(xlabel="time, x plain", ylabel="accuracy")
-    axes.legend(fontsize=7)
