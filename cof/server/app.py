@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from cof import __version__
 from cof.answer import Answer
 from cof.pipeline import CoF
 from cof.server.errors import ApiError, as_api_error
@@ -123,6 +124,10 @@ def service_app(service: Service, api_key: str | None = None) -> FastAPI:
     async def health() -> JSONResponse:
         alive = service.worker.alive
         return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
+
+    @app.get("/version")  # vLLM's own tells vLLM's
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
 
     @app.get("/metrics")
     async def metrics() -> Response:
