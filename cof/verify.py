@@ -103,7 +103,8 @@ class Trial:
 
     def effect(self) -> Check:
         moved = furthest([self.alone["looking"]], [self.alone["plain"]])
-        return Check(f"by {moved:.2g}, and rounding by less", self.rounding["looking"], moved)
+        least = max(self.rounding["looking"], 1e-6)
+        return Check(f"by {moved:.2g}, and rounding by less", least, moved)
 
     def asked(self) -> Check:
         """Where it looked, and how, as the answers tell."""
