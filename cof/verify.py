@@ -21,12 +21,10 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from cof.answer import Answer
 from cof.attention.registry import CROSS_ATTENTION, DECODER
-from cof.client import RemoteCoF
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.probing import changed_tokens, use_attention
 from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region, coverage_image
-from cof.pipeline import CoF
 from cof.prompting.box_parsing import parse_boxes
 from cof.query import Query
 from cof.settings import Settings
@@ -64,8 +62,11 @@ class Trial:
         allowed: how far they may be from those computed in another way.
     """
 
-    def __init__(self, cof: CoF | RemoteCoF, dtype: torch.dtype = torch.bfloat16) -> None:
-        """`dtype`: the model's; servers do not tell theirs."""
+    def __init__(
+        self, cof: Any, dtype: torch.dtype = torch.bfloat16, layers: Iterable[int] = ()
+    ) -> None:
+        """`dtype`: the model's (servers do not tell theirs); `layers`: biased alone, in rows of
+        their own."""
         self.cof, self.engine = cof, getattr(cof, "engine", None)
         noise = [np.random.default_rng(n).integers(0, 256, (6, 6, 3), np.uint8) for n in range(2)]
         wide, tall = (Image.fromarray(n).resize(wh) for n, wh in zip(noise, SIZES, strict=True))
@@ -79,6 +80,9 @@ class Trial:
             "text": replace(looking, settings=look.changed(scope="text")),
             "other": replace(looking, image=tall, question="Which?", strength=1 / STRENGTH),
         }
+        for layer in layers:
+            alone = replace(looking, settings=look.changed(layers=(layer,)))
+            self.rows[f"layer {layer}"] = alone
         self.alone = {name: self.tell([row])[0] for name, row in self.rows.items()}
         self.rounding = {}
         for name, row in self.rows.items():
@@ -94,7 +98,8 @@ class Trial:
 
     def tell(self, rows: Iterable[Query], on_text: Any = None) -> list[Answer]:
         """The answers to some questions together."""
-        return self.cof.batch(rows, decoding=Decoding(max_new_tokens=4), on_text=on_text)
+        decoding = Decoding(max_new_tokens=4)
+        return list(self.cof.batch(rows, decoding=decoding, on_text=on_text))
 
     def same(self, answers: Sequence[Answer], names: Iterable[str]) -> Check:
         """Whether answers are those to some questions alone."""
@@ -107,13 +112,10 @@ class Trial:
         return Check(f"by {moved:.2g}, and rounding by less", least, moved)
 
     def asked(self) -> Check:
-        """Where it looked, and how, as the answers tell."""
-        names, wanted = ("looking", "text", "other"), ("all", "text", "all")
-        told = [
-            (self.alone[name].boxes, self.alone[name].settings.option("scope")) for name in names
-        ]
-        wrong = sum(of != (BOX.boxes, scope) for of, scope in zip(told, wanted, strict=True))
-        return Check("boxes and settings", float(wrong), 0.0)
+        """The boxes and settings that the answers tell of."""
+        told = [(of.boxes, of.settings.option("scope")) for of in self.alone.values() if of.boxes]
+        wrong = (BOX.boxes, "all") not in told or (BOX.boxes, "text") not in told
+        return Check(f"{len(told)} answers", float(wrong), 0.0)
 
     def cache(self) -> Check:
         """Twice, about an image that was encoded before."""
@@ -244,7 +246,10 @@ def verify(trial: Trial, reference: Trial | None = None) -> dict[str, Check]:
     Args:
         reference: of the same model on transformers, for vLLM.
     """
-    alone, outside = trial.alone, Check("it cannot be seen from here: run cof verify MODEL")
+    alone, outside = (
+        trial.alone,
+        Check("seen of a model of transformers only: run cof verify MODEL"),
+    )
     own = trial.engine if isinstance(trial.engine, TransformersEngine) else None
     stock = "sdpa" if own else "plain"
     checks: dict[str, Callable[[], Check]] = {
@@ -263,6 +268,7 @@ def verify(trial: Trial, reference: Trial | None = None) -> dict[str, Check]:
         ),
     }
     if reference is not None:
+        trial.allowed = max(trial.allowed, reference.allowed)
         checks["answers are transformers'"] = lambda: reference.same([*alone.values()], alone)
     found = {}
     for name, check in checks.items():

@@ -51,14 +51,16 @@ def verify(
         dtype, device = cof.engine.model.dtype, str(cof.engine.model.device)
         about = {"model": name, "dtype": str(dtype)[6:], "device": device}
         about |= {of: f"{of} {version(of)}" for of in ("torch", "transformers")}
-        trial = Trial(cof, dtype)
+        count = cof.engine.adapter.shape[0]
+        layers = (0, count // 2, count - 1) if vllm else ()
+        trial = Trial(cof, dtype, layers)
         checks = verify(trial)
         if vllm:
             del cof, trial.cof, trial.engine  # vLLM wants the GPU for itself
             torch.cuda.empty_cache()
             load = [*(model.load or ()), "engine=vllm"]
             on_vllm = replace(model, load=load, dtype=about["dtype"], device=None).pipeline()
-            found = verify(Trial(on_vllm, dtype), trial)
+            found = verify(Trial(on_vllm, dtype, layers), trial)
             checks |= {f"vLLM: {check}": of for check, of in found.items()}
     if as_json:
         rows = {check: {"passed": of.passed, **asdict(of)} for check, of in checks.items()}

@@ -18,6 +18,7 @@ from cof.tiny import checkpoint_path
 from cof.types import Highlight
 from cof.verify import Check, Trial, verify
 
+LAYERS = (0, 3, 5)
 TINY = checkpoint_path("tiny-early")
 SAME, EFFECT = "answers are transformers'", "a region changes the answer"
 
@@ -27,9 +28,9 @@ def failed(checks: dict[str, Check]) -> set[str]:
 
 
 def test_verify(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = Trial(CoF(reference_engine(TINY)), torch.float32)
+    reference = Trial(CoF(reference_engine(TINY)), torch.float32, LAYERS)
     cof = CoF(vllm_engine(TINY))
-    checks = verify(Trial(cof, torch.float32), reference)
+    checks = verify(Trial(cof, torch.float32, LAYERS), reference)
     assert not failed(checks), checks
     assert checks[SAME].passed
     whole = engine_module.highlight_args
@@ -37,7 +38,13 @@ def test_verify(monkeypatch: pytest.MonkeyPatch) -> None:
     def half(tokens: Any, wh: Any, look: Highlight, image: int) -> Any:
         return whole(tokens, wh, replace(look, strength=look.strength**0.5), image)
 
-    for broken, seen in ((half, {SAME}), (lambda *_: {}, {SAME, EFFECT})):
+    def not_last(tokens: Any, wh: Any, look: Highlight, image: int) -> Any:
+        return {} if look.layers == (5,) else whole(tokens, wh, look, image)
+
+    def none(*_: Any) -> Any:
+        return {}
+
+    for broken, seen in ((half, {SAME}), (not_last, {SAME}), (none, {SAME, EFFECT})):
         monkeypatch.setattr(engine_module, "highlight_args", broken)
-        found = verify(Trial(cof, torch.float32), reference)
+        found = verify(Trial(cof, torch.float32, LAYERS), reference)
         assert failed(found) == seen, found
