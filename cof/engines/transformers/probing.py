@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from cof.engines.transformers.adapter import Adapter
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.errors import CofWarning
 from cof.families.chat import Chat, adds_special_tokens
@@ -68,14 +70,8 @@ def probe(family: Family, model: Any, processor: Any) -> Family:
     adapter = DecoderAdapter(model, processor, family)
     _compare_inputs(adapter, pixels)
     tokens = ImageTokens(family, family.dialect, config, processor)
-    stock = config.vision_config._attn_implementation
-    model.set_attn_implementation({"vision_config": _LOCAL})
-    try:
-        with torch.inference_mode():
-            for wh, box in product(_SIZES, _BOXES):
-                _check(tokens, adapter, wh, Region(boxes=(box,)))
-    finally:
-        model.set_attn_implementation({"vision_config": stock})
+    for wh, box in product(_SIZES, _BOXES):
+        _check(tokens, adapter, wh, Region(boxes=(box,)))
     warnings.warn(
         f"Models of type {config.model_type!r} are not known. Assumed, and checked with test "
         f"images: its image tokens are {described}. Assumed and not checked: a bias on them in "
@@ -144,14 +140,11 @@ def _check(
     """Change a box's pixels: the features of its tokens must change, and no others."""
     config = tokens.config
     share = np.nan_to_num(tokens.visibility(wh).coverage(region)).ravel()
-    images = (Image.new("RGB", wh), coverage_image(region, wh).convert("RGB"))
-    before, after = adapter.encode([tokens.pixels(image) for image in images])
-    changes = (before - after).float().flatten(1).norm(dim=1).cpu().numpy()
-    if len(changes) != len(share):
+    changed = changed_tokens(tokens, adapter, wh, region)
+    if len(changed) != len(share):
         raise unsupported(
-            config, f"it has {len(changes)} image features where the raster has {len(share)}"
+            config, f"it has {len(changed)} image features where the raster has {len(share)}"
         )
-    changed = changes > _CHANGED * changes.max()
     wrong = int((changed != (share > 0))[(share == 0) | (share >= INSIDE)].sum())
     if wrong:
         raise unsupported(
@@ -159,6 +152,29 @@ def _check(
             "the places of its image tokens could not be confirmed: changing a box in a test image "
             f"changed the wrong ones ({wrong} of {len(share)})",
         )
+
+
+def changed_tokens(
+    tokens: ImageTokens, adapter: Adapter, wh: tuple[int, int], region: Region
+) -> NDArray[np.bool_]:
+    """Which image features the pixels of a region change, in a black image of this size."""
+    images = (Image.new("RGB", wh), coverage_image(region, wh).convert("RGB"))
+    pixels = [tokens.pixels(image) for image in images]
+    with use_attention(adapter.model, "vision_config", _LOCAL), torch.inference_mode():
+        before, after = (each[adapter.first_feature :] for each in adapter.encode(pixels))
+    changes = (before - after).float().flatten(1).norm(dim=1).cpu().numpy()
+    return np.asarray(changes > _CHANGED * changes.max())
+
+
+@contextmanager
+def use_attention(model: Any, part: str, name: str) -> Iterator[None]:
+    """Another attention inside, in the part of a model with this config."""
+    before = getattr(model.config, part)._attn_implementation
+    model.set_attn_implementation({part: name})
+    try:
+        yield
+    finally:
+        model.set_attn_implementation({part: before})
 
 
 def _attend_locally(
