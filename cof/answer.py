@@ -1,8 +1,9 @@
-"""What comes out of one query."""
+"""What comes out of one query, and how one is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ from cof.errors import CofError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import Region
 from cof.settings import Settings
-from cof.types import Request, Timings
+from cof.streaming import for_one
+from cof.types import Decoding, EncodedImage, Request, Timings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cof.engines.base import Engine
+    from cof.images import ImageSource
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,7 +67,7 @@ class Answer:
     image: Image = field(repr=False)
     question: str = field(repr=False)
     request: Request | None = field(default=None, repr=False)
-    _plain: Callable[[], str] = field(default=str, repr=False)
+    _plain: str | Callable[[], str] = field(default="", repr=False)
     num_tokens: int = 0
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     logprobs: tuple[float, ...] = field(default=(), repr=False)
@@ -73,12 +76,21 @@ class Answer:
     error: str = ""
 
     def plain(self) -> str:
-        """The same model's answer without CoF, computed when first asked for."""
+        """The same model's answer without CoF, computed when first asked for.
+
+        Raises:
+            CofError: it was not, and the answer has gone to another process.
+        """
         return self._plain_text
 
     @cached_property
     def _plain_text(self) -> str:
-        return self._plain()
+        return self._plain if isinstance(self._plain, str) else self._plain()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what could compute the plain answer: the model stays in its process."""
+        known = vars(self).get("_plain_text", self._plain)
+        return {**vars(self), "_plain": known if isinstance(known, str) else _left_behind}
 
     def as_dict(self) -> dict[str, Any]:
         """How it came about, ready for JSON; boxes are `[x1, y1, x2, y2]` in 0..1 of the image."""
@@ -112,6 +124,71 @@ class Answer:
         from cof.viz.notebook import make_detections
 
         return make_detections(self)
+
+
+class Asking(ABC):
+    """What answers batches of queries, asked for a single answer."""
+
+    @abstractmethod
+    def batch(self, *args: Any, **kwargs: Any) -> list[Answer]:
+        """As `cof.CoF.batch`."""
+
+    def __call__(
+        self,
+        image: ImageSource | EncodedImage,
+        question: str,
+        *,
+        decoding: Decoding | None = None,
+        on_text: Callable[[str], object] | None = None,
+        **query: Any,
+    ) -> Answer:
+        """Answer one question.
+
+        Args:
+            image: anything that `cof.images.load_image` takes, or the result of `encode`.
+            question: with its options and answer instruction, if any.
+            decoding: how the answer is decoded; None: greedily.
+            on_text: gets the answer's text piece by piece while it is decoded (`batch`).
+            query: any other field of `Query`, such as `boxes`, `polygon` or `mask`, which take the
+                grounder's place, `strength` and `system`.
+
+        Raises:
+            CofError: the image, the question or the region cannot be used; the message says why.
+        """
+        asked = {"image": image, "question": question, **query}
+        return self.batch([asked], decoding=decoding, on_text=for_one(on_text))[0]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        decoding: Decoding | None = None,
+        on_text: Callable[[str], object] | None = None,
+        **query: Any,
+    ) -> Answer:
+        """Answer the last message of a chat: as `__call__`, in its history. Many chats are answered
+        together by `batch`, as `Query(messages=...)`.
+
+        Args:
+            messages: in the format of transformers and OpenAI (`cof.messages.read_messages`).
+            decoding: as of `__call__`.
+            on_text: likewise.
+            query: any other field of `Query`. `image` is the number of the image that is looked
+                at, from 0 or, below 0, from the end (None: the last one); `boxes`, `polygon` and
+                `mask` are of that image.
+
+        Raises:
+            CofError: the chat, an image or the region cannot be used; the message says why.
+        """
+        asked = {"messages": messages, **query}
+        return self.batch([asked], decoding=decoding, on_text=for_one(on_text))[0]
+
+
+def _left_behind() -> str:
+    raise CofError(
+        "The model that answered is not at hand: ask for plain() before the answer is copied, or "
+        "sent to another process."
+    )
 
 
 def refused_answer(image: Image, question: str, settings: Settings, error: CofError) -> Answer:

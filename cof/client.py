@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
-from cof.answer import Answer, refused_answer
+from cof.answer import Answer, Asking, refused_answer
 from cof.errors import CofError, CofWarning, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
@@ -25,7 +25,7 @@ from cof.limits import MAX_UPLOAD_BYTES, UPLOAD_FORMATS
 from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
 from cof.settings import Settings
-from cof.streaming import SentText, for_one
+from cof.streaming import SentText
 from cof.types import Decoding, EncodedImage, Generation, OnText, Slot, Timings, confidence
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _CONNECT_S = 10.0
 _MODELS, _CHAT = "/v1/models", "/v1/chat/completions"
 
 
-class RemoteCoF(AbstractContextManager["RemoteCoF"]):
+class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
     """Asks servers as `cof.CoF` asks an engine, and gives the same `Answer`s.
 
     A request goes to the server with the fewest under way. If that one is away or busy, it goes to
@@ -114,30 +114,6 @@ class RemoteCoF(AbstractContextManager["RemoteCoF"]):
         """
         loaded = load_image(image, allow_url=self.allow_url)
         return EncodedImage(loaded, data_url(_own_file(image) or loaded))
-
-    def __call__(
-        self,
-        image: ImageSource | EncodedImage,
-        question: str,
-        *,
-        boxes: Sequence[Sequence[float]] | None = None,
-        polygon: Sequence[tuple[float, float]] | None = None,
-        system: str | None = None,
-        decoding: Decoding | None = None,
-        on_text: Callable[[str], object] | None = None,
-    ) -> Answer:
-        """As `cof.CoF.__call__`."""
-        query = Query(image, question, boxes=boxes, polygon=polygon, system=system)
-        return self.batch([query], decoding=decoding, on_text=for_one(on_text))[0]
-
-    def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, image: int | None = None, **region: Any
-    ) -> Answer:
-        """As `cof.CoF.chat`."""
-        more = {name: region.pop(name) for name in ("decoding", "on_text") if name in region}
-        query = Query(image, messages=messages, **region)
-        more["on_text"] = for_one(more.get("on_text"))
-        return self.batch([query], **more)[0]
 
     def batch(
         self,

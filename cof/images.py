@@ -7,14 +7,17 @@ import http.client
 import io
 import os
 import re
+import sys
 import urllib.error
 import urllib.request
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cof.errors import CofError, TooLarge
 
@@ -30,18 +33,12 @@ MAX_ASPECT = 200
 _MAX_DOWNLOAD = 64 * 2**20  # bytes
 _DOWNLOAD_TIMEOUT = 20  # seconds
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
+_LIMITING = Lock()
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""How to turn an image with each EXIF orientation upright; with all others it is upright."""
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""What follows `ftyp` in the image files of many phones."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]"
 
@@ -59,19 +56,26 @@ def load_image(
     white, 16 bits are scaled to 8 bits, and of an animation the first frame is taken.
 
     Args:
-        source: a path, the bytes of an image file, a PIL image, a numpy array `(H, W)`,
-            `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` (uint8, uint16, or floats in 0..1), or, with
-            `allow_url`, an http(s) address. A `data:` URL, or an image file in base64, is read too.
+        source: a path (`-`: the standard input), the bytes of an image file, a PIL image, a numpy
+            array `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` (uint8, uint16, or floats in
+            0..1), or, with `allow_url`, an http(s) address. A `data:` URL, or an image file in
+            base64, is read too.
         allow_url: whether addresses are fetched.
-        max_pixels: images with more pixels are refused before they are decoded.
+        max_pixels: images with more pixels are refused before they are decoded; Pillow's own limit
+            (`PIL.Image.MAX_IMAGE_PIXELS`) gives way.
         formats: the formats of Pillow that are accepted, such as `PNG`; None: all.
 
     Raises:
-        CofError: the image is missing, empty, damaged, too large, too long and thin, or of an
-            unknown format.
+        TooLarge: it has more pixels.
+        CofError: the image is missing, empty, damaged, too long and thin, or of an unknown format.
     """
     image, name = _open_checked(source, allow_url, max_pixels, formats)
     try:
+        try:
+            image.load()
+        except Image.DecompressionBombError:
+            with _limit_of_pillow(image.width * image.height):
+                image.load()
         loaded = _to_rgb(_turn_upright(image))
     except CofError:
         raise
@@ -110,10 +114,10 @@ def png(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def data_url(image: Image.Image | bytes) -> str:
-    """An image, or the file of one, as an address that holds it without loss."""
+def data_url(image: Image.Image | bytes, kind: str = "png") -> str:
+    """An image without loss, or a file of some kind with one, as an address that holds it."""
     file = image if isinstance(image, bytes) else png(image)
-    return "data:image/png;base64," + base64.b64encode(file).decode()
+    return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
 
 
 def _open_checked(
@@ -179,9 +183,11 @@ def _embedded(text: str) -> bytes | None:
 def _read(path: str) -> bytes:
     file = Path(path)
     try:
+        if path == "-":
+            return sys.stdin.buffer.read()
         if file.is_dir():
             raise CofError(f"{path} is a folder: name an image file in it.")
-        if not file.is_file():
+        if not (file.is_file() or file.is_fifo()):
             raise CofError(f"There is no image file {path}.")
         return file.read_bytes()
     except (OSError, ValueError) as error:
@@ -207,19 +213,28 @@ def _download(address: str, allow_url: bool) -> bytes:
     return data
 
 
+@contextmanager
+def _limit_of_pillow(pixels: int | None) -> Iterator[None]:
+    """Pillow's own limit, which is the whole process's, is this one for a moment."""
+    with _LIMITING:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def _identify(data: bytes, name: str, formats: tuple[str, ...] | None) -> Image.Image:
     if not data:
         raise CofError(f"{name} is empty (0 bytes).")
     try:
-        with warnings.catch_warnings():
-            # load_image has its own limit, so Pillow's warning says nothing new
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _limit_of_pillow(None):
             return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         kinds = "a kind that Pillow reads" if formats is None else f"the kinds {', '.join(formats)}"
-        raise CofError(f"{name} is not an image of {kinds}.") from None
-    except Image.DecompressionBombError as error:
-        raise CofError(f"{name} is too large to decode: {error}") from error
+        heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF
+        hint = ": save it as JPEG, or register the package pillow-heif" if heif else ""
+        raise CofError(f"{name} is not an image of {kinds}{hint}.") from None
     except Exception as error:  # on damaged data Pillow raises exceptions of many types
         raise CofError(f"{name} cannot be decoded ({error}): the file is damaged.") from error
 
@@ -253,14 +268,18 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; metadata that cannot be read are ignored.
 
     `ImageOps.exif_transpose` also writes the metadata anew, and fails on those that many cameras
-    and editors have written wrongly.
+    and editors have written wrongly: it gets the orientation alone.
     """
-    image.load()
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # on damaged data Pillow raises exceptions of many types
         return image
-    return image if turn is None else image.transpose(turn)
+    if orientation == 1:
+        return image
+    alone = image.copy()
+    alone.info = {name: of for name, of in image.info.items() if name == "transparency"}
+    alone.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(alone)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cof.errors import CofError
-from cof.options import check_characters
+from cof.options import check_text
 from cof.types import Slot, Turn
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -81,14 +81,10 @@ def read_messages(
     if not -len(sources) <= chosen < len(sources):
         raise CofError(f"The chat has {len(sources)} images, so there is no image {number}.")
     chosen %= len(sources)
-
-    def place(part: str | Slot | int) -> str | Slot | int:
-        if not isinstance(part, int):
-            return part
-        return Slot.IMAGE if part == chosen else part - (part > chosen)
-
+    places: dict[Any, Slot | int]
+    places = {at: Slot.IMAGE if at == chosen else at - (at > chosen) for at in range(len(sources))}
     return ChatText(
-        tuple(Turn(turn.role, tuple(map(place, turn.parts))) for turn in turns),
+        tuple(Turn(turn.role, tuple(places.get(p, p) for p in turn.parts)) for turn in turns),
         prompt,
         sources[chosen],
         tuple(source for at, source in enumerate(sources) if at != chosen),
@@ -111,11 +107,7 @@ def _turn(message: Mapping[str, Any], sources: list[Any]) -> Turn:
             part = {"type": "text", "text": part}
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
-            text = part.get("text")
-            if not isinstance(text, str):
-                raise CofError(f"A part of the type text needs a text: {_brief(part)}.")
-            check_characters("A message", text)
-            parts.append(text)
+            parts.append(check_text("The text of a message", part.get("text")))
             continue
         image = kind in ("image", "image_url")
         found = [part[name] for name in _IMAGES if image and part.get(name) is not None]

@@ -45,8 +45,9 @@ def option(default: T, help: str, check: Check | tuple[str, ...]) -> T:
         check: returns the value, or refuses it; or the values that it may have.
     """
     choices = check if isinstance(check, tuple) else ()
-    checked = _one_of(choices) if isinstance(check, tuple) else check
-    value: T = field(default=default, metadata={"help": help, "check": checked, "choices": choices})
+    if isinstance(check, tuple):
+        check = _check(f"one of {', '.join(choices)}", str, choices.__contains__, str)
+    value: T = field(default=default, metadata={"help": help, "check": check, "choices": choices})
     return value
 
 
@@ -93,46 +94,38 @@ def read_value(text: str) -> Any:
         return text
 
 
-def check_characters(name: str, text: str) -> None:
-    """
+def check_text(name: str, value: Any) -> str:
+    """The text.
+
     Raises:
-        CofError: the text holds half of a surrogate pair, which no tokenizer takes.
+        CofError: it is none, or holds half of a surrogate pair, which no tokenizer takes.
     """
+    if not isinstance(value, str):
+        raise CofError(f"{name} must be a text, not {value!r}.")
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
         raise CofError(
             f"{name} holds half of a surrogate pair, which is not a character: remove it."
         ) from None
+    return value
 
 
-def _number(what: str, fits: Callable[[float], bool]) -> Check:
-    def check(name: str, value: Any) -> float:
-        number = math.nan
-        if not isinstance(value, bool) and isinstance(value, Real):
+def _check(what: str, kind: type, fits: Callable[[Any], bool], make: Callable[[Any], Any]) -> Check:
+    def check(name: str, value: Any) -> Any:
+        if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
             with suppress(OverflowError):
-                number = float(value)
-        if not fits(number):
-            raise CofError(f"{name} must be {what}, not {value!r}.")
-        return number
+                if fits(made := make(value)):
+                    return made
+        raise CofError(f"{name} must be {what}, not {value!r}.")
 
     return check
 
 
-positive = _number("a finite number above 0", lambda number: 0 < number < math.inf)
-fraction = _number("a number in 0..1", lambda number: 0 <= number <= 1)
-
-
-def count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise CofError(f"{name} must be a whole number above 0, not {value!r}.")
-    return int(value)
-
-
-def flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):  # "False" would be true
-        raise CofError(f"{name} must be true or false, not {value!r}.")
-    return value
+positive = _check("a finite number above 0", Real, lambda n: 0 < n < math.inf, float)
+fraction = _check("a number in 0..1", Real, lambda n: 0 <= n <= 1, float)
+count = _check("a whole number above 0", Integral, lambda n: n >= 1, int)
+flag = _check("true or false", bool, lambda _: True, bool)  # "False" would be true
 
 
 def path(name: str, value: Any) -> str | None:
@@ -162,12 +155,3 @@ def indices(name: str, value: Any) -> tuple[int, ...] | None:
     if not numbers or not all(whole) or min(numbers) < 0:
         raise CofError(f"{name} takes numbers and ranges such as 0-15,20, not {value!r}.")
     return tuple(dict.fromkeys(map(int, numbers)))
-
-
-def _one_of(choices: tuple[str, ...]) -> Check:
-    def check(name: str, value: Any) -> Any:
-        if not isinstance(value, str) or value not in choices:
-            raise CofError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-        return value
-
-    return check

@@ -11,7 +11,7 @@ from inspect import signature
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from cof.answer import Answer, refused_answer
+from cof.answer import Answer, Asking, refused_answer
 from cof.engines.base import Engine, LengthChecker, ReplyScorer
 from cof.errors import CofError
 from cof.images import load_image
@@ -19,8 +19,8 @@ from cof.presets import default_settings
 from cof.presets import preset as named_preset
 from cof.query import NO_IMAGE, Query, QueryLike, Sample, as_query
 from cof.settings import Settings
-from cof.stages import Look, answer, isolate, locate, stage_one_request
-from cof.streaming import SentText, for_one
+from cof.stages import Look, answer, isolate, locate
+from cof.streaming import SentText
 from cof.types import (
     Decoding,
     EncodedImage,
@@ -33,7 +33,6 @@ from cof.types import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
     from PIL.Image import Image
 
     from cof.client import RemoteCoF
@@ -41,8 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 
+_NO_REPLY = Generation("")
 
-class CoF:
+
+class CoF(Asking):
     """Coarse-to-fine answering with one engine, or with a model of transformers that is loaded:
     `CoF(model, processor, strength=4.0)`.
 
@@ -152,21 +153,19 @@ class CoF:
         return cls(loaded, chosen, allow_url=allow_url, **settings)
 
     @staticmethod
-    def connect(
-        url: str | Sequence[str],
-        *,
-        api_key: str | None = None,
-        allow_url: bool = False,
-        **settings: Any,
-    ) -> RemoteCoF:
-        """Ask a pipeline that `cof serve` runs elsewhere, or several; see `cof.client.RemoteCoF`.
+    def connect(url: str | Sequence[str], **options: Any) -> RemoteCoF:
+        """Ask a pipeline that `cof serve` runs elsewhere, or several.
+
+        Args:
+            url: such as `http://127.0.0.1:8000`; several as a sequence, or with commas between.
+            options: what `cof.client.RemoteCoF` takes: `api_key`, `allow_url`, settings, ...
 
         Raises:
             CofError: an unknown setting, no such server, or servers of different models.
         """
         from cof.client import RemoteCoF
 
-        return RemoteCoF(url, api_key=api_key, allow_url=allow_url, **settings)
+        return RemoteCoF(url, **options)
 
     def encode(self, image: ImageSource) -> EncodedImage:
         """What the engine computes of an image, to be passed in its place.
@@ -176,58 +175,6 @@ class CoF:
         """
         loaded = load_image(image, allow_url=self.allow_url)
         return self.engine.encode([loaded], prefill=True)[0]
-
-    def __call__(
-        self,
-        image: ImageSource | EncodedImage,
-        question: str,
-        *,
-        boxes: Sequence[Sequence[float]] | None = None,
-        polygon: Sequence[tuple[float, float]] | None = None,
-        mask: ArrayLike | None = None,
-        system: str | None = None,
-        decoding: Decoding | None = None,
-        on_text: Callable[[str], object] | None = None,
-    ) -> Answer:
-        """Answer one question. `boxes`, `polygon` and `mask` take the grounder's place (`Query`).
-
-        `system` is the system message; None: that of the settings. `on_text` gets the answer's text
-        piece by piece while it is decoded (`batch`).
-
-        Raises:
-            CofError: the image, the question or the region cannot be used; the message says why.
-        """
-        query = Query(image, question, boxes=boxes, polygon=polygon, mask=mask, system=system)
-        return self.batch([query], decoding=decoding, on_text=for_one(on_text))[0]
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        image: int | None = None,
-        boxes: Sequence[Sequence[float]] | None = None,
-        polygon: Sequence[tuple[float, float]] | None = None,
-        mask: ArrayLike | None = None,
-        system: str | None = None,
-        decoding: Decoding | None = None,
-        on_text: Callable[[str], object] | None = None,
-    ) -> Answer:
-        """Answer the last message of a chat (`cof.messages.read_messages`): as `__call__`, in its
-        history. Many chats are answered together by `batch`, as `Query(messages=...)`.
-
-        Args:
-            messages: in the format of transformers and OpenAI.
-            image: the number of the image that is looked at, from 0 or, below 0, from the end;
-                None: the last one.
-            boxes, polygon, mask: of that image.
-
-        Raises:
-            CofError: the chat, an image or the region cannot be used; the message says why.
-        """
-        query = Query(
-            image, messages=messages, boxes=boxes, polygon=polygon, mask=mask, system=system
-        )
-        return self.batch([query], decoding=decoding, on_text=for_one(on_text))[0]
 
     def batch(
         self,
@@ -262,14 +209,11 @@ class CoF:
             raise CofError(f"on_error must be raise or return, not {on_error!r}.")
         if batch_size < 1:
             raise CofError(f"batch_size must be at least 1, not {batch_size}.")
-        items, decoding = list(queries), decoding or Decoding()
+        items, decoding = list(enumerate(queries)), decoding or Decoding()
         answers: list[Answer] = []
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
-            raising = on_error == "raise"
-            answers += self._answer_batch(
-                batch, decoding, on_text, on_thought, start, raising=raising
-            )
+            answers += self._answer_batch(batch, decoding, on_error, on_text, on_thought)
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
@@ -278,7 +222,7 @@ class CoF:
         Of several grounders it is the first that finds something.
         """
         sample = Sample.from_query(Query(image, question), self.settings, self.allow_url, {})
-        asked = [stage_one_request(sample, sample.request)]
+        asked = [sample.request.asking(sample.grounding_question)]
         groundings = []
         for grounder in self.settings.grounders:
             groundings += grounder.locate(self.engine, asked)
@@ -299,46 +243,44 @@ class CoF:
 
     def _answer_batch(
         self,
-        items: Sequence[QueryLike],
+        items: Sequence[tuple[int, QueryLike]],
         decoding: Decoding,
+        on_error: str,
         on_text: OnText | None,
         on_thought: OnText | None,
-        start: int,
-        *,
-        raising: bool,
     ) -> list[Answer]:
-        """One batch, whose first item has the place `start`; unless `raising`, refused queries get
-        answers with errors."""
+        """One batch, each item with its place among all."""
         images: dict[object, Image] = {}
         samples: dict[int, Sample] = {}
+        texts: dict[Sample, SentText] = {}
         answers: dict[int, Answer] = {}
-        for number, item in enumerate(items):
+        for place, item in items:
             question = ""
             try:
                 query = as_query(item)
                 question = query.question
-                samples[number] = Sample.from_query(query, self.settings, self.allow_url, images)
+                sample = Sample.from_query(query, self.settings, self.allow_url, images)
             except CofError as error:
-                if raising:
+                if on_error == "raise":
                     raise
-                answers[number] = refused_answer(NO_IMAGE, question, self.settings, error)
-        texts: dict[Sample, SentText] = {}
-        if on_text is not None:
-            for number, sample in samples.items():
-                place = start + number
+                answers[place] = refused_answer(NO_IMAGE, question, self.settings, error)
+                continue
+            samples[place] = sample
+            if on_text is not None:
                 thought = None if on_thought is None else partial(on_thought, place)
                 texts[sample] = SentText(partial(on_text, place), thought)
         run = partial(self._run, decoding=decoding, texts=texts)
         checked = list(samples.values())
+        raising = on_error == "raise"
         replies = (
             dict(zip(checked, run(checked), strict=True)) if raising else isolate(checked, run)
         )
-        for number, sample in samples.items():
-            reply = replies[sample]
+        for place, sample in samples.items():
+            reply, request = replies[sample], sample.request
             if isinstance(reply, CofError):
-                reply = refused_answer(sample.image, sample.question, sample.settings, reply)
-            answers[number] = reply
-        return [answers[number] for number in range(len(items))]
+                reply = refused_answer(request.pil_image, request.prompt, sample.settings, reply)
+            answers[place] = reply
+        return [answers[place] for place, _ in items]
 
     def _run(
         self, samples: Sequence[Sample], decoding: Decoding, texts: Mapping[Sample, SentText]
@@ -351,8 +293,8 @@ class CoF:
         before = time.perf_counter()
         unsure = [number for number, sample in enumerate(samples) if sample.drafts]
         asked = [samples[number] for number in unsure]
-        plain = self._generate([requests[n] for n in unsure], asked, decoding, {}) if unsure else []
-        drafts = list(map(dict(zip(unsure, plain, strict=True)).get, range(len(samples))))
+        drawn = self._generate([requests[n] for n in unsure], asked, decoding, {}) if unsure else []
+        drafts = list(map(dict(zip(unsure, drawn, strict=True)).get, range(len(samples))))
         drafted = time.perf_counter()
         looks = locate(self.engine, samples, requests, drafts)
         grounded = time.perf_counter()
@@ -365,29 +307,16 @@ class CoF:
             looks,
             drafts,
         )
-        for sample, outcome in zip(samples, outcomes, strict=True):
+        for sample, (reply, _) in zip(samples, outcomes, strict=True):
             if sample in texts:
-                texts[sample].finish(outcome.reply.text)
+                texts[sample].finish(reply.text)
         answering = time.perf_counter() - grounded + drafted - before
         timings = Timings(ground=grounded - drafted + before - start, answer=answering)
         answers = []
-        for sample, draft, outcome in zip(samples, drafts, outcomes, strict=True):
-            known = draft or (outcome.reply if outcome.look.region is None else None)
-            answers.append(
-                answer_of(
-                    sample,
-                    outcome.look,
-                    timings,
-                    text=outcome.reply.text,
-                    reasoning=outcome.reply.reasoning,
-                    num_tokens=len(outcome.reply.token_ids),
-                    token_ids=outcome.reply.token_ids,
-                    logprobs=outcome.reply.logprobs,
-                    num_prompt_tokens=outcome.reply.num_prompt_tokens,
-                    answer_confidence=confidence(outcome.reply),
-                    _plain=partial(self._plain_text, sample, decoding, known),
-                )
-            )
+        for sample, draft, (reply, look) in zip(samples, drafts, outcomes, strict=True):
+            known = draft or (reply if look.region is None else None)
+            plain = known.text if known else partial(self._plain_text, sample, decoding)
+            answers.append(answer_of(sample, look, timings, reply, plain))
         return answers
 
     def _generate(
@@ -446,7 +375,7 @@ class CoF:
         fresh = {id(image): image for image in images if not isinstance(image, EncodedImage)}
         calls = sum(s.engine_calls for s in samples if id(s.request.image) in fresh)
         prefilled = any(isinstance(of, EncodedImage) and of.prefix is not None for of in images)
-        prefill = prefilled or calls > len({id(s.image) for s in samples} & fresh.keys())
+        prefill = prefilled or calls > len({id(s.request.image) for s in samples} & fresh.keys())
         encoded = self.engine.encode(list(fresh.values()), prefill=prefill) if fresh else []
         known = dict(zip(fresh, encoded, strict=True))
         return [
@@ -458,17 +387,22 @@ class CoF:
             for sample in samples
         ]
 
-    def _plain_text(self, sample: Sample, decoding: Decoding, known: Generation | None) -> str:
-        """The plain answer, generated now if it is not known."""
-        if known is not None:
-            return known.text
+    def _plain_text(self, sample: Sample, decoding: Decoding) -> str:
         return self._generate([sample.request], [sample], decoding, {})[0].text
 
 
-def answer_of(sample: Sample, look: Look, timings: Timings, **reply: Any) -> Answer:
-    """An answer that came of this look; `reply` has what else is known of it."""
+def answer_of(
+    sample: Sample,
+    look: Look,
+    timings: Timings,
+    reply: Generation = _NO_REPLY,
+    plain: str | Callable[[], str] = "",
+) -> Answer:
+    """The answer that came of a look; without a reply, what is known before there is one."""
     found = look.grounding.region
     return Answer(
+        text=reply.text,
+        reasoning=reply.reasoning,
         boxes=look.region.boxes if look.region else (),
         raw_boxes=found.boxes if found else (),
         found=found is not None,
@@ -479,10 +413,15 @@ def answer_of(sample: Sample, look: Look, timings: Timings, **reply: Any) -> Ans
         region=look.region,
         settings=sample.settings,
         timings=timings,
-        image=sample.image,
-        question=sample.question,
+        image=sample.request.pil_image,
+        question=sample.request.prompt,
         request=sample.request,
-        **reply,
+        num_tokens=len(reply.token_ids),
+        token_ids=reply.token_ids,
+        logprobs=reply.logprobs,
+        num_prompt_tokens=reply.num_prompt_tokens,
+        answer_confidence=confidence(reply),
+        _plain=plain,
     )
 
 

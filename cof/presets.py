@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cof.errors import CofError
 from cof.settings import Settings
@@ -25,26 +25,25 @@ class PresetRow:
     settings: Settings
 
 
-_LLAVA_7B = ("LLaVA-1.5-7B", r"llava-?v?1\.5-?(vicuna-)?7b")
-_LLAVA_13B = ("LLaVA-1.5-13B", r"llava-?v?1\.5-?(vicuna-)?13b")
-_INSTRUCTBLIP_13B = ("InstructBLIP-13B", r"instructblip-?(vicuna-)?13b")
+_LLAVA = Settings(grounding_prompt="paper", system="vicuna_v1")
+_BLIP = Settings(grounding_prompt="paper", expand=1.0, strength=22.0)
 
-_PAPER = Settings(grounding_prompt="paper", system="vicuna_v1")
-_PARITY = _PAPER.changed(released=True)
+_PAPER = (
+    PresetRow("LLaVA-1.5-7B", r"llava-?v?1\.5-?(vicuna-)?7b", _LLAVA.changed(strength=2.0)),
+    PresetRow(
+        "LLaVA-1.5-13B",
+        r"llava-?v?1\.5-?(vicuna-)?13b",
+        _LLAVA.changed(expand=1.0, strength=4.5),
+    ),
+    PresetRow("InstructBLIP-13B", r"instructblip-?(vicuna-)?13b", _BLIP),
+)
 
 PRESETS: Mapping[str, tuple[PresetRow, ...]] = {
     # section III-A
-    "paper": (
-        PresetRow(*_LLAVA_7B, _PAPER.changed(expand=1.3, strength=2.0)),
-        PresetRow(*_LLAVA_13B, _PAPER.changed(expand=1.0, strength=4.5)),
-        PresetRow(
-            *_INSTRUCTBLIP_13B, Settings(expand=1.0, strength=22.0, grounding_prompt="paper")
-        ),
-    ),
+    "paper": _PAPER,
     # the released code, which runs LLaVA-1.5 alone, with all that it does otherwise
-    "paper-parity": (
-        PresetRow(*_LLAVA_7B, _PARITY.changed(expand=1.3, strength=2.0)),
-        PresetRow(*_LLAVA_13B, _PARITY.changed(expand=1.0, strength=4.5)),
+    "paper-parity": tuple(
+        replace(row, settings=row.settings.changed(released=True)) for row in _PAPER[:2]
     ),
     # what `make eval` chose for it on its validation scenes
     "tiny": (PresetRow("tiny", r"tiny", Settings(expand=1.6, strength=16.0, scope="text")),),
@@ -72,14 +71,17 @@ def preset(name: str, model_name: str = "") -> Settings:
         raise CofError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
     rows = PRESETS[name]
     wanted = asked or model_name
-    for row in rows:
-        if re.search(row.pattern, wanted.lower()):
-            return row.settings
+    if found := _find(rows, wanted):
+        return found
     known = ", ".join(row.model for row in rows)
     raise CofError(
         f"Preset {name!r} has no settings for {wanted or 'this model'}, only for {known}: "
         f"name one ({name}:{rows[0].model}), or set expand and strength yourself."
     )
+
+
+def _find(rows: tuple[PresetRow, ...], model: str) -> Settings | None:
+    return next((row.settings for row in rows if re.search(row.pattern, model.lower())), None)
 
 
 def default_settings(
@@ -96,7 +98,4 @@ def default_settings(
         return preset(preset_name, model_name)
     if dialect_name == "tiny":
         return PRESETS["tiny"][0].settings
-    for row in PRESETS["paper"]:
-        if re.search(row.pattern, model_name.lower()):
-            return row.settings
-    return Settings()
+    return _find(PRESETS["paper"], model_name) or Settings()

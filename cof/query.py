@@ -20,9 +20,9 @@ from cof.geometry.regions import (
 )
 from cof.images import load_image
 from cof.messages import ChatText, read_messages
-from cof.options import check_characters
+from cof.options import check_text
 from cof.settings import Settings
-from cof.types import EncodedImage, Generation, Request, confidence
+from cof.types import EncodedImage, Request
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -80,10 +80,7 @@ class Query:
         Raises:
             CofError: it cannot be used.
         """
-        system = system if self.system is None else self.system
-        if not isinstance(system, str):
-            raise CofError(f"The system message must be a text, not {system!r}.")
-        check_characters("The system message", system)
+        system = check_text("The system message", system if self.system is None else self.system)
         if self.messages is None:
             if self.image is None:
                 raise CofError("The query has no image: give one, or a chat as messages.")
@@ -117,16 +114,6 @@ class Sample:
     grounding_question: str
     options: tuple[str, ...] = ()
 
-    @property
-    def image(self) -> Image:
-        """The image that is looked at, upright RGB."""
-        return self.request.pil_image
-
-    @property
-    def question(self) -> str:
-        """The last text of the user, not empty."""
-        return self.request.prompt
-
     @classmethod
     def from_query(
         cls, query: Query, settings: Settings, allow_url: bool, images: dict[object, Image]
@@ -146,22 +133,34 @@ class Sample:
         settings = settings if query.settings is None else query.settings
         if not isinstance(settings, Settings):
             raise CofError(f"settings takes cof.Settings, not {type(settings).__name__}.")
+
+        def load(source: ImageSource | EncodedImage) -> Image | EncodedImage:
+            if isinstance(source, EncodedImage):
+                return source
+            key = str(source) if isinstance(source, (str, os.PathLike)) else id(source)
+            if key not in images:
+                images[key] = load_image(source, allow_url=allow_url)
+            return images[key]
+
         chat = query.read(settings.system)
         if chat.image is None:
             settings = settings.changed(grounder="none", focus="none")
-        image = NO_IMAGE if chat.image is None else _load(chat.image, allow_url, images)
-        others = tuple(_load(source, allow_url, images) for source in chat.others)
+        image = NO_IMAGE if chat.image is None else load(chat.image)
+        others = tuple(map(load, chat.others))
         region = own_region(query, image.size)
-        if region is not None and chat.image is None:
-            raise CofError("The chat has no image to look at: add one, or leave the region out.")
         if region is not None:
+            if chat.image is None:
+                raise CofError("The chat has no image to look at: leave the region out.")
             settings = settings.changed(grounder="given")
         if query.strength is not None:
             settings = settings.changed(strength=query.strength)
         about = query.grounding_question
         about = chat.prompt if about is None else check_question(about)
         request = Request(image, chat.prompt, region=region, chat=chat.turns, others=others)
-        return cls(request, settings, about, _check_options(query.options))
+        if not isinstance(query.options, (list, tuple)):
+            raise CofError(f"options takes a list of replies, not {query.options!r}.")
+        options = tuple(check_text("An option", each) for each in query.options)
+        return cls(request, settings, about, options)
 
     @property
     def engine_calls(self) -> int:
@@ -178,19 +177,6 @@ class Sample:
         limited = settings.max_plain_confidence < 1 and not settings.changes_nothing
         return limited and settings.grounder_name not in ("given", "none")
 
-    def skips(self, draft: Generation | None) -> str:
-        """Why stage 1 is skipped, one sentence; empty: it is not skipped.
-
-        Args:
-            draft: the plain answer, if there is one.
-        """
-        if self.settings.changes_nothing or draft is None:
-            return self.settings.changes_nothing
-        plain, limit = confidence(draft), self.settings.max_plain_confidence
-        if plain is None or plain <= limit:
-            return ""
-        return f"The plain answer was kept: its confidence of {plain:.2f} is above {limit:g}."
-
     def target(self, region: Region | None) -> Region | None:
         """The region that stage 2 looks at; None: the plain model answers.
 
@@ -201,27 +187,20 @@ class Sample:
         whole = settings.released and settings.grounder_name != "none"
         if settings.changes_nothing or (region is None and not whole):
             return None
-        return EVERYTHING if region is None else settings.post_process(region, self.image.size)
+        if region is None:
+            return EVERYTHING
+        return settings.post_process(region, self.request.pil_image.size)
 
 
 def check_question(question: str) -> str:
     """The question, stripped.
 
     Raises:
-        CofError: it is empty, or holds half of a surrogate pair.
+        CofError: it is empty, or no text that a tokenizer takes.
     """
     if not isinstance(question, str) or not question.strip():
         raise CofError("The question is empty: ask something about the image.")
-    check_characters("The question", question)
-    return question.strip()
-
-
-def _check_options(options: Sequence[str]) -> tuple[str, ...]:
-    if not isinstance(options, (list, tuple)) or not all(isinstance(o, str) for o in options):
-        raise CofError(f"options takes a list of replies to choose among, not {options!r}.")
-    for option in options:
-        check_characters("An option", option)
-    return tuple(options)
+    return check_text("The question", question).strip()
 
 
 def as_query(item: QueryLike) -> Query:
@@ -246,19 +225,12 @@ def as_query(item: QueryLike) -> Query:
     raise CofError("A batch holds (image, question) pairs, dicts or Query values.")
 
 
-def _load(
-    source: ImageSource | EncodedImage, allow_url: bool, images: dict[object, Image]
-) -> Image | EncodedImage:
-    """The image of a source, from `images` if it was loaded before."""
-    if isinstance(source, EncodedImage):
-        return source
-    key = str(source) if isinstance(source, (str, os.PathLike)) else id(source)
-    if key not in images:
-        images[key] = load_image(source, allow_url=allow_url)
-    return images[key]
-
-
 def own_region(query: Query, image_wh: tuple[int, int]) -> Region | None:
+    """The caller's own region, in 0..1 of the image; None: the query has none.
+
+    Raises:
+        CofError: it cannot be used, or there are several.
+    """
     makers: dict[str, Callable[[Any], Region]] = {
         "boxes": region_from_boxes,
         "polygon": lambda corners: region_from_polygon(corners, image_wh),

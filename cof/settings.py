@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,17 +17,9 @@ from cof.methods import (
     find_focus,
     find_grounders,
     make,
-    owners,
     values_of,
 )
-from cof.options import Options, check_characters, flag, fraction, option, options_of, positive
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise CofError(f"{name} must be a text, not {value!r}.")
-    check_characters(name, value)
-    return value
+from cof.options import Options, check_text, flag, fraction, option, options_of, positive
 
 
 @dataclass(frozen=True, init=False)
@@ -63,7 +54,7 @@ class Settings(Options):
         1.3, "alpha: scale the region about its centre by this factor (section II-B)", positive
     )
     system: str = option(
-        "", "The system message of chats without one of their own; vicuna_v1: LLaVA's", _text
+        "", "The system message of chats without one of their own; vicuna_v1: LLaVA's", check_text
     )
     released: bool = option(
         False,
@@ -90,9 +81,8 @@ class Settings(Options):
         for name in options:
             if name not in owned:
                 raise CofError(explain_unknown(name, methods, _OWN))
-        for name, value in {**values_of(Settings), **options}.items():
             if name in _OWN:
-                object.__setattr__(self, name, value)
+                object.__setattr__(self, name, options[name])
         self.__post_init__()
         options["released"] = self.released
         object.__setattr__(self, "grounders", tuple(make(each, options) for each in grounders))
@@ -129,20 +119,16 @@ class Settings(Options):
         Raises:
             CofError: no such option, or a value that is refused.
         """
-        before: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         for each in (*self.grounders, self.focus):
-            before |= values_of(each)
+            known |= values_of(each)
+        known |= options
         kept = {name: getattr(self, name) for name in _OWN if name != "released" or self.released}
         grounders = self.grounders if grounder is None else find_grounders(grounder)
         chosen = self.focus if focus is None else find_focus(focus)
-        return Settings(
-            [
-                make(each, {**before, **options}) if isinstance(each, type) else each
-                for each in grounders
-            ],
-            make(chosen, {**before, **options}) if isinstance(chosen, type) else chosen,
-            **{**kept, **options},
-        )
+        made = [make(each, known) if isinstance(each, type) else each for each in grounders]
+        chosen = make(chosen, known) if isinstance(chosen, type) else chosen
+        return Settings(made, chosen, **{**kept, **options})
 
     def as_dict(self) -> dict[str, Any]:
         """All options by name, ready for JSON; `Settings(**settings.as_dict())` reads them."""
@@ -153,30 +139,6 @@ class Settings(Options):
                 same = values.setdefault(each.name, value) == value
                 values |= {} if same else {f"{owner.name}.{each.name}": value}
         return values
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings from `as_dict`, also of release 0.2.0, where all methods' options were listed.
-
-        Raises:
-            CofError: they cannot be expressed any more.
-        """
-        kept = dict(values)
-        departs = [kept.pop(name, paper) != paper for name, paper in _RELEASED_0_2.items()]
-        if any(departs) and not all(departs):
-            names = ", ".join(_RELEASED_0_2)
-            raise CofError(f"{names} cannot be set apart any more: they are one switch, released.")
-        if all(departs):
-            kept["released"] = True
-        methods = [
-            *find_grounders(kept.get("grounder", "prompt")),
-            find_focus(kept.get("focus", "attention")),
-        ]
-        used = {"grounder", "focus"}.union(*map(values_of, (cls, *methods)))
-        others = owners()  # options of methods that are not in use
-        return cls(
-            **{name: value for name, value in kept.items() if name in used or name not in others}
-        )
 
     def post_process(self, region: Region, image_wh: tuple[int, int]) -> Region:
         """A region ready for stage 2: widened and expanded (paper, section II-B).
@@ -203,14 +165,5 @@ class Settings(Options):
             return replace(region, boxes=boxes)
         return expand_region(replace(region, boxes=boxes), self.expand)
 
-
-_RELEASED_0_2 = {
-    "parser": "tolerant",
-    "on_missing": "plain",
-    "square": False,
-    "edge": "move",
-    "cells": "coverage",
-}
-"""The released code's departures as release 0.2.0 named them, and their values in the paper."""
 
 _OWN = tuple(each.name for each in options_of(Settings))

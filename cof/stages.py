@@ -11,7 +11,7 @@ from cof.errors import CofError
 from cof.geometry.regions import Region
 from cof.grounders import Grounder
 from cof.query import Sample
-from cof.types import Generation, Grounding, Request
+from cof.types import Generation, Grounding, Request, confidence
 
 Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
@@ -33,19 +33,6 @@ class Look:
     grounding: Grounding
     region: Region | None
 
-    @classmethod
-    def of(cls, sample: Sample, grounder: str, grounding: Grounding) -> Look:
-        """The look with its region post-processed by the sample's settings."""
-        return cls(grounder, grounding, sample.target(grounding.region))
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """The reply to one sample, and the look that it came from."""
-
-    reply: Generation
-    look: Look
-
 
 def locate(
     engine: Engine,
@@ -64,30 +51,33 @@ def locate(
         The looks of each sample, one for each of its grounders, in the order of the settings; a
         skipped sample has a single look without a region.
     """
-    looks: list[dict[str, Look]] = [{} for _ in samples]
+    looks: list[list[Look]] = [[] for _ in samples]
     calls: dict[Grounder, list[int]] = {}
     for number, (sample, draft) in enumerate(zip(samples, drafts, strict=True)):
         grounders = sample.settings.grounders
-        if reason := sample.skips(draft):
-            name = grounders[0].name
-            looks[number][name] = Look(name, Grounding(None, reason=reason), None)
+        if reason := _why_skipped(sample, draft):
+            looks[number] = [Look(grounders[0].name, Grounding(None, reason=reason), None)]
             continue
         for grounder in grounders:
             calls.setdefault(grounder, []).append(number)
     for grounder, numbers in calls.items():
-        asked = [stage_one_request(samples[number], requests[number]) for number in numbers]
-        for number, grounding in zip(numbers, grounder.locate(engine, asked), strict=True):
-            name = grounder.name
-            looks[number][name] = Look.of(samples[number], name, grounding)
+        asked = [requests[number].asking(samples[number].grounding_question) for number in numbers]
+        for number, found in zip(numbers, grounder.locate(engine, asked), strict=True):
+            looks[number].append(Look(grounder.name, found, samples[number].target(found.region)))
     return [
-        [by_name[each.name] for each in sample.settings.grounders if each.name in by_name]
-        for sample, by_name in zip(samples, looks, strict=True)
+        [look for each in sample.settings.grounders for look in own if look.grounder == each.name]
+        for sample, own in zip(samples, looks, strict=True)
     ]
 
 
-def stage_one_request(sample: Sample, request: Request) -> Request:
-    """What a grounder is asked about a sample whose plain request this is."""
-    return request.asking(sample.grounding_question)
+def _why_skipped(sample: Sample, draft: Generation | None) -> str:
+    """Why stage 1 is skipped, one sentence; empty: it is not skipped."""
+    if sample.settings.changes_nothing or draft is None:
+        return sample.settings.changes_nothing
+    plain, limit = confidence(draft), sample.settings.max_plain_confidence
+    if plain is None or plain <= limit:
+        return ""
+    return f"The plain answer was kept: its confidence of {plain:.2f} is above {limit:g}."
 
 
 def answer(
@@ -96,34 +86,32 @@ def answer(
     requests: Sequence[Request],
     looks: Sequence[Sequence[Look]],
     drafts: Sequence[Generation | None],
-) -> list[Outcome]:
+) -> list[tuple[Generation, Look]]:
     """Stage 2. All looks of all samples are asked in one call, and the surest answer is kept.
 
     Keep the looks that found a region. If none did, ask the plain question once. The surest answer
     is the one whose first token is most probable; of equal ones the first. A draft is the reply to
     the plain request, which is not asked again.
+
+    Returns:
+        The reply to each sample, and the look that it came from.
     """
-    asked: list[tuple[int, Look]] = []
-    replies: dict[int, Generation] = {}  # by position in `asked`
-    focused: dict[int, Request] = {}
+    planned: list[list[tuple[Generation | None, Look]]] = []
+    asked: list[Request] = []
+    numbers: list[int] = []
     for number, (sample, request) in enumerate(zip(samples, requests, strict=True)):
-        for look in [look for look in looks[number] if look.grounding.region] or looks[number][:1]:
-            draft = drafts[number]
-            if look.region is None and draft is not None:
-                replies[len(asked)] = draft
-            else:
+        kept = [look for look in looks[number] if look.grounding.region] or looks[number][:1]
+        planned.append([(None if look.region else drafts[number], look) for look in kept])
+        for draft, look in planned[-1]:
+            if draft is None:
                 focus, region = sample.settings.focus, look.region
-                focused[len(asked)] = focus.apply(request, region) if region else request
-            asked.append((number, look))
-    if focused:
-        numbers = [asked[position][0] for position in focused]
-        replies |= zip(focused, generate(list(focused.values()), numbers), strict=True)
-    outcomes: list[list[Outcome]] = [[] for _ in samples]
-    for position, (number, look) in enumerate(asked):
-        outcomes[number].append(Outcome(replies[position], look))
+                asked.append(focus.apply(request, region) if region else request)
+                numbers.append(number)
+    replies = iter(generate(asked, numbers) if asked else ())
+    outcomes = [[(draft or next(replies), look) for draft, look in each] for each in planned]
     # an empty reply's () is below all others
     return [
-        max(each, key=lambda outcome: outcome.reply.logprobs[outcome.reply.start :][:1])
+        max(each, key=lambda outcome: outcome[0].logprobs[outcome[0].start :][:1])
         for each in outcomes
     ]
 
@@ -136,10 +124,8 @@ def isolate(
     Where the work on several items is refused, it is tried on either half of them.
     """
     part = list(items)
-    if not part:
-        return {}
     try:
-        return dict(zip(part, work(part), strict=True))
+        return dict(zip(part, work(part), strict=True)) if part else {}
     except CofError as error:
         if len(part) == 1:
             return {part[0]: error}

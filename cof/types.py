@@ -90,6 +90,10 @@ class EncodedImage:
         """`(width, height)` in pixels, as of a PIL image."""
         return self.image.size
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled it is the image: what an engine has computed stays in its process."""
+        return pil_image, (self.image,)
+
 
 class Slot(Enum):
     """Where a request's own image and prompt stand in its chat."""

@@ -218,7 +218,7 @@ def test_messages_of_openai_and_of_transformers_are_read_alike() -> None:
         ([user("what?")], {"image": 0}, "0 images"),
         ([user("what?")], {"boxes": BOX}, "no image to look at"),
         ([{"role": "user", "content": [{"type": "audio"}]}], {}, "parts of the type"),
-        ([{"role": "user", "content": [{"type": "text"}]}], {}, "needs a text"),
+        ([{"role": "user", "content": [{"type": "text"}]}], {}, "must be a text"),
     ],
 )
 def test_chats_that_cannot_be_read(chat: Any, options: dict[str, Any], says: str) -> None:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from cof.cli.ask import boxes_of
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.families.token_coverage import corner_cells
@@ -37,6 +36,7 @@ from cof.prompting.box_parsing import parse_boxes, parse_released
 from cof.prompting.dialects import SCALE, Dialect, Order, Units, native_wh
 from cof.query import Query, Sample
 from cof.settings import Settings
+from cof.web.view import read_boxes
 
 fuzz = functools.partial(
     settings,
@@ -317,4 +317,5 @@ def test_any_text_as_layers(text: str) -> None:
 @given(st.lists(st.lists(NUMBERS, max_size=5).map(",".join), max_size=3))
 def test_any_text_as_a_box(texts: list[str]) -> None:
     with suppress(CofError):
-        assert [len(box) for box in boxes_of(texts) or []] == [4] * len(texts)
+        boxes = read_boxes(";".join(texts))
+        assert [len(box) for box in boxes] == [4] * len([*filter(None, texts)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from cof.presets import preset
 from cof.prompting.dialects import LLAVA, PAPER_PROMPT, TINY
 from cof.query import Query
 from cof.settings import Settings
-from cof.types import Decoding, Request
+from cof.types import Decoding, EncodedImage, Request
 
 QUESTION = "What digit is on the red star?"
 BOX = (0.2, 0.2, 0.4, 0.6)
@@ -216,6 +219,34 @@ def test_regions_made_beforehand_are_those_of_their_parts() -> None:
         ]
     )
     assert one.boxes == other.boxes == ((0.25, 0.25, 0.5, 0.75),)
+
+
+def ask_elsewhere(query: Query) -> pipeline.Answer:
+    """What a process of a pool does."""
+    return CoF(engine(), Settings(expand=1.0)).batch([query])[0]
+
+
+def test_queries_and_answers_travel_between_processes() -> None:
+    """But what an engine has computed, and the engine, stay where they are."""
+    encoded = EncodedImage(SQUARE, features=lambda: None)
+    chat = [{"role": "user", "content": [{"type": "image", "image": SQUARE}, QUESTION]}]
+    queries = [
+        Query(encoded, QUESTION, settings=Settings(strength=3.0)),
+        Query(SQUARE, QUESTION, mask=np.ones((2, 2)), strength=2.0),
+        Query(SQUARE, QUESTION, region=Region(boxes=(BOX,))),
+        Query(messages=chat, settings=preset("paper", "llava-1.5-7b")),
+        Query(encoded, QUESTION, strength=1.0),
+    ]
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        there = list(pool.map(ask_elsewhere, queries))
+    for query, answer in zip(queries, there, strict=True):
+        here = ask_elsewhere(query)
+        assert answer.as_dict() | {"timings": 0} == here.as_dict() | {"timings": 0}
+        assert (answer.text, answer.image.tobytes()) == (here.text, SQUARE.tobytes())
+        assert here.plain() == pickle.loads(pickle.dumps(here)).plain() == "plain"
+    assert there[-1].plain() == "plain"  # it is the answer itself
+    with pytest.raises(CofError, match="to another process"):
+        there[0].plain()
 
 
 @pytest.mark.parametrize(

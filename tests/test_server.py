@@ -375,7 +375,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another content": (text_of(5), "A content is a text, or a list of parts"),
     "a part alone": (text_of({"type": "text", "text": "What?"}), "A content is a text, or a list"),
     "audio": (text_of([{"type": "input_audio"}, "What?"]), "parts of the type text, or image"),
-    "no text": (text_of([{"type": "text", "text": 5}]), "needs a text"),
+    "no text": (text_of([{"type": "text", "text": 5}]), "must be a text"),
     "no question": (body(" "), "must be the user's, with a text"),
     "five images": (body(QUESTION, *[IMAGE] * 5), "5 images, above 4"),
     "no image to look at": ({**text_of("What?"), "cof": {"boxes": [BOX]}}, "no image to look at"),

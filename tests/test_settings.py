@@ -130,31 +130,12 @@ OTHERS: dict[str, Any] = {
 def test_settings_are_json() -> None:
     for each in grid():
         written = json.loads(json.dumps(each.as_dict()))
-        assert Settings(**written) == Settings.read(written) == each
+        assert Settings(**written) == each
         assert each.grounder_name == written["grounder"]
         for name, value in OTHERS.items():
             assert each.option(name) in (value, None)
     apart = Settings((Prompt(min_confidence=0.5), RelativeAttention(min_confidence=0.25)))
     assert Settings(**apart.as_dict()) == apart
-
-
-def test_settings_of_release_0_2_are_read() -> None:
-    old = json.loads(
-        """{"grounder": "prompt", "grounding_prompt": "paper", "boxes": "free",
-        "grounding_max_new_tokens": 128, "parser": "tolerant", "grounder_layers": null,
-        "detector": null, "min_confidence": 0.0, "max_plain_confidence": 1.0,
-        "on_missing": "plain", "min_box": 0.0, "square": false, "expand": 1.0, "edge": "move",
-        "focus": "crop", "strength": 4.5, "scope": "all", "layers": null, "heads": null,
-        "cells": "coverage", "guidance": 1.3, "overlay": "frame"}"""
-    )
-    assert Settings.read(old) == Settings(focus="crop", grounding_prompt="paper", expand=1.0)
-    departures = {"parser": "released", "on_missing": "whole", "square": True, "edge": "snap"}
-    parity = {**old, **departures, "cells": "corners", "focus": "attention"}
-    assert Settings.read(parity) == preset("paper-parity", "llava-1.5-13b").changed(system="")
-    with pytest.raises(CofError, match="one switch"):
-        Settings.read({**old, "square": True})
-    with pytest.raises(CofError, match="no option 'new'"):
-        Settings.read({**old, "new": 1})
 
 
 def test_released_is_one_switch() -> None:

@@ -5,6 +5,8 @@ Whatever needs a model is imported inside the commands, so that `cof --help` is 
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -69,5 +71,8 @@ app.add_typer(reproduce_app, name="reproduce")
 
 
 def main() -> None:
-    """The `cof` command."""
+    """The `cof` command. What a console cannot show is written as its number, such as \\u4e2d."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,22 +79,23 @@ def ask(
     """
     import numpy as np
 
-    from cof.geometry.regions import region_from_boxes, region_from_mask
+    from cof.geometry.regions import Region, region_from_mask
     from cof.images import load_image
     from cof.query import Query, check_question
     from cof.types import Decoding
-    from cof.viz import check_path, save_animation, save_overlay
-    from cof.viz.animation import ANIMATIONS
+    from cof.viz.animation import ANIMATIONS, save_animation
+    from cof.viz.page import check_path, save_overlay
+    from cof.web.view import read_boxes
 
     # refuse what can be refused before minutes are spent on loading a model
     if save is not None:
         check_path(save)
     if animate is not None:
         check_path(animate, ANIMATIONS)
-    own = boxes_of(box)
-    if own and mask:
+    boxes = read_boxes(";".join(box or ()))
+    region = Region(boxes=boxes) if boxes else None
+    if region and mask:
         raise CofError("--box and --mask both say where to look: give one of them.")
-    region = region_from_boxes(own) if own else None
     if mask is not None:
         region = region_from_mask(np.asarray(load_image(mask).convert("L")))
     photo = load_image(image, allow_url=allow_url)
@@ -102,16 +104,17 @@ def ask(
     decoding = Decoding(max_new_tokens=max_new_tokens)
     answer = cof.batch([query], decoding=decoding)[0]
     plain = answer.plain() if compare else None
-    if as_json:
-        compared = {} if plain is None else {"plain_answer": plain}
-        typer.echo(json.dumps({"answer": answer.text, **compared, **answer.as_dict()}))
-    else:
-        _print_answer(answer, plain)
-    # last: an answer that took minutes is not lost to a full disk
-    if save is not None:
-        save_overlay(save, cof.engine, answer, plain=plain)
-    if animate is not None:
-        save_animation(animate, cof, photo, query.question, region=region, decoding=decoding)
+    try:
+        if as_json:
+            compared = {} if plain is None else {"plain_answer": plain}
+            typer.echo(json.dumps({"answer": answer.text, **compared, **answer.as_dict()}))
+        else:
+            _print_answer(answer, plain)
+    finally:  # neither a full disk nor a closed console costs an answer that took minutes
+        if save is not None:
+            save_overlay(save, cof.engine, answer, plain=plain)
+        if animate is not None:
+            save_animation(animate, cof, photo, query.question, region=region, decoding=decoding)
 
 
 @sentences
@@ -142,50 +145,36 @@ def ground(
         }
         typer.echo(json.dumps(shown))
         return
-    lines = _lines()
-    _box_lines(lines, boxes, grounding.confidence, grounding.reason)
-    if grounding.text:
-        lines.add_row("reply", Text(grounding.text))
-    Console().print(lines)
-
-
-def boxes_of(texts: list[str] | None) -> list[list[float]]:
-    """`["0.1,0.2,0.5,0.6"]` -> `[[0.1, 0.2, 0.5, 0.6]]`."""
-    boxes = [text.split(",") for text in texts or ()]
-    for box in boxes:
-        if len(box) != 4 or not all(re.fullmatch(NUMBER, number) for number in box):
-            raise CofError(f"--box takes four numbers, x1 y1 x2 y2, not {','.join(box)!r}.")
-    return [[float(number) for number in box] for box in boxes]
-
-
-def _lines() -> Table:
-    lines = Table.grid(padding=(0, 2))
-    lines.add_column(style="dim", no_wrap=True)
-    lines.add_column(overflow="fold")
-    return lines
+    _print([*_looked(boxes, grounding.confidence, grounding.reason), ("reply", grounding.text)])
 
 
 def _print_answer(answer: Answer, plain: str | None) -> None:
-    lines = _lines()
-    lines.add_row("answer", Text(answer.text, style="bold"))
-    if plain is not None:
-        lines.add_row("plain", Text(plain))
-    _box_lines(lines, answer.boxes, answer.confidence, answer.reason)
-    if len(answer.settings.grounders) > 1:
-        lines.add_row("found by", answer.grounder)
-    settings = answer.settings.as_dict()
+    settings, times = answer.settings.as_dict(), answer.timings
     shown = ("grounder", "focus", "expand", "strength", "scope")
-    lines.add_row("settings", ", ".join(f"{n} {settings[n]}" for n in shown if n in settings))
-    times = answer.timings
-    lines.add_row("time", f"{times.ground:.2f} s to look, {times.answer:.2f} s to answer")
-    Console().print(lines)
+    _print(
+        [
+            ("answer", answer.text or "(nothing)"),
+            ("plain", plain or ""),
+            *_looked(answer.boxes, answer.confidence, answer.reason),
+            ("found by", answer.grounder if len(answer.settings.grounders) > 1 else ""),
+            ("settings", ", ".join(f"{n} {settings[n]}" for n in shown if n in settings)),
+            ("time", f"{times.ground:.2f} s to look, {times.answer:.2f} s to answer"),
+        ]
+    )
 
 
-def _box_lines(
-    lines: Table, boxes: tuple[XYXY, ...], confidence: float | None, reason: str
-) -> None:
-    sure = "" if confidence is None else f"   confidence {confidence:.2f}"
-    for box in boxes:
-        lines.add_row("box", "  ".join(f"{value:.3f}" for value in box) + sure)
-    if reason:
-        lines.add_row("no box" if not boxes else "note", Text(reason))
+def _looked(boxes: Sequence[XYXY], sure: float | None, reason: str) -> list[tuple[str, str]]:
+    confidence = "" if sure is None else f"   confidence {sure:.2f}"
+    lines = [("box", "  ".join(f"{side:.3f}" for side in box) + confidence) for box in boxes]
+    return [*lines, ("note" if boxes else "no box", reason)]
+
+
+def _print(lines: Sequence[tuple[str, str]]) -> None:
+    """The lines that say something."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in lines:
+        if text:
+            table.add_row(name, Text(text, style="bold" if name == "answer" else ""))
+    Console().print(table)

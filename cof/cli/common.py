@@ -6,9 +6,8 @@ import functools
 import gc
 import inspect
 import os
-import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -40,37 +39,24 @@ def sentences(command: Command) -> Command:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", CofWarning)
-            warnings.showwarning = _note
+            warnings.showwarning = lambda note, *_, **__: typer.echo(f"Note: {note}", err=True)
             try:
-                command(*args, **kwargs)
+                return command(*args, **kwargs)
             except CofError as error:
-                _fail(str(error))
+                sentence = str(error)
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
-                _fail(f"{where}{error.strerror or error}.")
-            except (MemoryError, RuntimeError) as error:
-                # torch's on a CPU is a bare RuntimeError
-                if not isinstance(error, MemoryError) and "memory" not in str(error):
-                    raise
-                _fail(
-                    "Out of memory: use a smaller model, --dtype bfloat16, --device auto, or a "
-                    "smaller image."
-                )
+                sentence = f"{where}{error.strerror or error}."
+            except MemoryError:  # of ours; engines say so themselves
+                sentence = "Out of memory: use a smaller model or image."
+            typer.echo(" ".join(sentence.split()), err=True)
+            raise typer.Exit(2)
 
     return run
 
 
-def _note(message: Warning | str, *_: object, **__: object) -> None:
-    typer.echo(f"Note: {message}", err=True)
-
-
-def _fail(sentence: str) -> None:
-    typer.echo(" ".join(sentence.split()), err=True)
-    raise typer.Exit(2)
-
-
 ImageArgument = Annotated[
-    str, typer.Argument(metavar="IMAGE", help="An image file, or an address with --allow-url.")
+    str, typer.Argument(metavar="IMAGE", help="An image file, - (standard input), or an address.")
 ]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
 AllowUrlOption = Annotated[
@@ -97,18 +83,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 class Questions:
     """A benchmark's questions, and how they are asked; `with_questions` makes them of options."""
 
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, if elsewhere.")] = (
-        None
-    )
-    rules: Annotated[str, typer.Option(help="official, llava, lmms-eval or vlmevalkit.")] = (
-        "official"
-    )
+    images: Annotated[Path | None, "Folder of the pictures, if elsewhere."] = None
+    rules: Annotated[str, "official, llava, lmms-eval or vlmevalkit."] = "official"
     prompt_style: Annotated[
         str | None,
-        typer.Option(
-            help="Prompts as of llava, llava-ocr, official, lmms-eval, vlmevalkit or tiny. "
-            "\\[default: llava; tiny for the embedded model]",
-        ),
+        "Prompts as of llava, llava-ocr, official, lmms-eval, vlmevalkit or tiny. "
+        "\\[default: llava; tiny for the embedded model]",
     ] = None
     limit: LimitOption = None
     batch_size: BatchSizeOption = 8
@@ -133,61 +113,40 @@ class Questions:
         )
 
 
-LOADING = ("engine", "pad_to_square", "max_batch_tokens", "quantization")
-"""What `--load` gives to `CoF.from_pretrained`; all else goes to the engine."""
+_COMPLETED = {"grounder": lambda: list(GROUNDERS), "focus": lambda: list(FOCUSES)}
 
-
-def _model(help: str) -> Any:
-    return typer.Option(help=help, rich_help_panel="Model", show_default=False)
-
-
-def _look(help: str, choices: Collection[str] = ()) -> Any:
-    complete = (lambda: list(choices)) if choices else None
-    return typer.Option(
-        help=help, rich_help_panel="Looking closer", show_default=False, autocompletion=complete
-    )
-
-
-def _names(methods: Collection[str]) -> str:
-    return f"\\[{', '.join(methods)}]"
+_PANELS = dict.fromkeys(("model", "dtype", "device", "load"), "Model") | dict.fromkeys(
+    ("preset", "grounder", "focus", "strength", "expand", "set"), "Looking closer"
+)
 
 
 @dataclass(frozen=True)
 class Model:
     """A model and how it looks closer, as a command's options tell; `with_model` makes them."""
 
-    model: Annotated[
-        str | None, _model("Hub id, local path, tiny or tiny-early (both embedded).")
-    ] = None
-    dtype: Annotated[str | None, _model("float32, bfloat16 or float16. \\[default: by device]")] = (
-        None
-    )
-    device: Annotated[str | None, _model("cpu, cuda, ... or auto. \\[default: GPU if any]")] = None
+    model: Annotated[str | None, "Hub id, local path, tiny or tiny-early (both embedded)."] = None
+    dtype: Annotated[str | None, "float32, bfloat16 or float16. \\[default: by device]"] = None
+    device: Annotated[str | None, "cpu, cuda, ... or auto. \\[default: GPU if any]"] = None
     load: Annotated[
         list[str] | None,
-        _model(
-            "NAME=VALUE of CoF.from_pretrained: quantization=4bit, pad_to_square=false, "
-            "max_batch_tokens=8192, engine=vllm and what vLLM takes; may be repeated."
-        ),
+        "NAME=VALUE of CoF.from_pretrained: quantization=4bit, pad_to_square=false, "
+        "max_batch_tokens=8192, engine=vllm and what vLLM takes; may be repeated.",
     ] = None
     preset: Annotated[
         str | None,
-        _look("Settings of a paper's model: paper, paper-parity, or such as paper:llava-1.5-7b."),
+        "Settings of a paper's model: paper, paper-parity, or such as paper:llava-1.5-7b.",
     ] = None
     grounder: Annotated[
-        str | None,
-        _look(f"Where to look {_names(GROUNDERS)}, or several joined by +", list(GROUNDERS)),
+        str | None, f"Where to look \\[{', '.join(GROUNDERS)}], or several joined by +"
     ] = None
-    focus: Annotated[
-        str | None, _look(f"How to make the model look there {_names(FOCUSES)}", list(FOCUSES))
-    ] = None
-    strength: Annotated[
-        float | None, _look("lambda: how much more attention; 1 changes nothing.")
-    ] = None
-    expand: Annotated[float | None, _look("alpha: by how much to enlarge the place found.")] = None
+    focus: Annotated[str | None, f"How to make the model look there \\[{', '.join(FOCUSES)}]"] = (
+        None
+    )
+    strength: Annotated[float | None, "lambda: how much more attention; 1 changes nothing."] = None
+    expand: Annotated[float | None, "alpha: by how much to enlarge the place found."] = None
     set: Annotated[
         list[str] | None,
-        _look("NAME=VALUE of another option, such as scope=text; `cof settings` lists them."),
+        "NAME=VALUE of another option, such as scope=text; `cof settings` lists them.",
     ] = None
 
     @property
@@ -222,18 +181,19 @@ class Model:
         from cof.tiny import EMBEDDED
 
         if self.model is None or self.model in EMBEDDED:  # loads at once
-            _hide_progress_bars()
+            # read as transformers is imported
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         gc.disable()  # collection would take a fifth of the imports' time and find nothing
         try:
             load = pairs("--load", self.load, "quantization=4bit")
-            own = {name: load.pop(name) for name in LOADING if name in load}
+            engine = {"engine": load.pop("engine")} if "engine" in load else {}
             return CoF.from_pretrained(
                 self.model,
                 preset=self.preset,
                 dtype=self.dtype,
                 device_map=self.device,
                 engine_options=load,
-                **own,
+                **engine,
                 **self.settings,
             )
         finally:
@@ -247,11 +207,8 @@ def with_model(default: str | None = "tiny") -> Callable[[Command], Command]:
         default: the model that is loaded without `--model`; None: there is no such option, and the
             command fills in the model's name.
     """
-    if default is None:
-        return group(
-            "model", [each for each in parameters_of(Model) if each.name != "model"], Model
-        )
-    return group("model", parameters_of(Model, model=default), Model)
+    options = parameters_of(Model, model=default)
+    return group("model", options[default is None :], Model)  # the first is --model
 
 
 def with_questions(command: Command) -> Command:
@@ -264,9 +221,17 @@ def parameters_of(kind: type, **defaults: Any) -> list[inspect.Parameter]:
     parameters = []
     for each in fields(kind):
         hint = get_type_hints(kind, include_extras=True)[each.name]
-        if isinstance(about := getattr(hint, "__metadata__", [None])[0], str):
-            flag = f"--{each.name.removesuffix('_s').replace('_', '-')}"
-            hint = Annotated[hint.__origin__, typer.Option(flag, min=1, help=about)]
+        about = getattr(hint, "__metadata__", [None])[0]
+        if isinstance(about, str):
+            option = typer.Option(
+                f"--{each.name.removesuffix('_s').replace('_', '-')}",
+                help=about,
+                min=1 if isinstance(each.default, int | float) else None,
+                show_default=each.default is not None,
+                rich_help_panel=_PANELS.get(each.name),
+                autocompletion=_COMPLETED.get(each.name),
+            )
+            hint = Annotated[hint.__origin__, option]
         if about is not None:
             default = defaults.get(each.name, each.default)
             keyword = inspect.Parameter.KEYWORD_ONLY
@@ -313,11 +278,3 @@ def pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, A
             raise CofError(f"{option} takes NAME=VALUE, such as {example}, not {text!r}.")
         given[name.strip().replace("-", "_")] = read_value(value.strip())
     return given
-
-
-def _hide_progress_bars() -> None:
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read as transformers is imported
-    if "transformers" in sys.modules:
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()

@@ -26,7 +26,7 @@ def demo(
     """Ask an embedded model about small details, plainly and with CoF, and draw the boxes."""
     from rich.progress import track
 
-    from cof.viz import same_answer, save_overlay
+    from cof.viz.page import same_answer, save_overlay
 
     items = json.loads((DEMO / "questions.json").read_text("utf-8"))
     out.mkdir(parents=True, exist_ok=True)
@@ -35,32 +35,24 @@ def demo(
     right = {"plain": 0, "CoF": 0}
     progress = Console(stderr=True)
     for number, item in enumerate(track(items, "asking", console=progress, transient=True), 1):
-        answer = cof(DEMO / item["image"], item["question"])
-        plain, truth = answer.plain(), item.get("answer")
+        answer, truth = cof(DEMO / item["image"], item["question"]), item["answer"]
         drawing = out / f"{number:02d}-{Path(item['image']).stem}.png"
-        save_overlay(drawing, cof.engine, answer, plain=plain, truth=truth)
-        cells = []
-        for who, text in (("plain", plain), ("CoF", answer.text)):
-            good = truth is not None and same_answer(text, truth)
+        save_overlay(drawing, cof.engine, answer, plain=answer.plain(), truth=truth)
+        cells = [Text(item["question"]), Text(truth)]
+        for who, text in (("plain", answer.plain()), ("CoF", answer.text)):
+            good = same_answer(text, truth)
             right[who] += good
-            cells.append(Text(text, style="" if truth is None else "green" if good else "red"))
+            cells.append(Text(text, style="green" if good else "red"))
         found = "found" if answer.confidence is None else f"confidence {answer.confidence:.0%}"
-        table.add_row(
-            Text(item["question"]),
-            Text(truth or ""),
-            *cells,
-            found if answer.boxes else "none",
-            Text(str(drawing), overflow="fold"),
-        )
+        image = Text(str(drawing), overflow="fold")
+        table.add_row(*cells, found if answer.boxes else "none", image)
     console = Console()
     console.print(table)
-    if items and all("answer" in item for item in items):
-        total = len(items)
-        console.print(f"Right: plain {right['plain']} of {total}, CoF {right['CoF']} of {total}.")
-        console.print(
-            "These images were selected. To measure on others: `cof scenes DIR`, then "
-            "`cof eval scenes DIR`."
-        )
+    told = ", ".join(f"{who} {count} of {len(items)}" for who, count in right.items())
+    console.print(
+        f"Right: {told}.\nThese images were selected. To measure on others: `cof scenes DIR`, then "
+        "`cof eval scenes DIR`."
+    )
 
 
 @sentences

@@ -15,7 +15,7 @@ from rich.text import Text
 from cof.cli.common import JsonOption, sentences
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
-from cof.options import Option, Options, options_of
+from cof.options import options_of
 from cof.settings import Settings
 
 
@@ -30,14 +30,9 @@ def models() -> None:
         "Supported models", "family", "model_type", "bias goes to", "boxes", "prompt style"
     )
     for family in FAMILIES:
-        dialect = family.dialect
-        families.add_row(
-            family.name,
-            "\n".join(family.model_types),
-            family.adapter,
-            dialect.units + (", yx" if dialect.order == "yxyx" else ""),
-            dialect.name,
-        )
+        types, dialect = "\n".join(family.model_types), family.dialect
+        units = dialect.units + (", yx" if dialect.order == "yxyx" else "")
+        families.add_row(family.name, types, family.adapter, units, dialect.name)
     console.print(families)
     console.print(
         "Models of other types are tried as they load, where image tokens are a raster over the "
@@ -54,39 +49,27 @@ def models() -> None:
 @sentences
 def settings(as_json: JsonOption = False) -> None:
     """List the grounders, the focuses, and all options, for --set, --grounder and --focus."""
-    about: dict[str, dict[str, type[Options]]]
-    about = {"settings": {"": Settings}, "grounder": {**GROUNDERS}, "focus": {**FOCUSES}}
-    if as_json:
-        typer.echo(json.dumps({kind: _describe(owners) for kind, owners in about.items()}))
-        return
     console = Console()
-    for kind, title in (
-        ("grounder", "Where to look (--grounder)"),
-        ("settings", "What becomes of the place"),
-        ("focus", "How to make the model look there (--focus)"),
+    described: dict[str, dict[str, Any]] = {}
+    for kind, title, owners in (
+        ("grounder", "Where to look (--grounder)", GROUNDERS),
+        ("settings", "What becomes of the place", {"options": Settings}),
+        ("focus", "How to make the model look there (--focus)", FOCUSES),
     ):
-        table = _table(title, kind if kind != "settings" else "", "option", "default", "meaning")
-        for name, owner in about[kind].items():
-            if kind != "settings":
-                table.add_row(name, "", "", Text(owner.help, style="bold"))  # type: ignore[attr-defined]
-            for each in options_of(owner):
+        table = _table(title, kind, "option", "default", "meaning")
+        described[kind] = {}
+        for name, owner in owners.items():
+            about, options = getattr(owner, "help", ""), options_of(owner)
+            described[kind][name] = {"help": about, "options": {o.name: asdict(o) for o in options}}
+            table.add_row(name, "", "", Text(about, style="bold"))
+            for each in options:
                 default = "" if each.default is None else str(each.default)
-                table.add_row("", each.name, default, Text(_meaning(each)))
-        console.print(table)
-
-
-def _describe(owners: dict[str, type[Options]]) -> dict[str, Any]:
-    return {
-        name or "options": {
-            "help": getattr(owner, "help", ""),
-            "options": {each.name: asdict(each) for each in options_of(owner)},
-        }
-        for name, owner in owners.items()
-    }
-
-
-def _meaning(option: Option) -> str:
-    return option.help + (f" [{', '.join(option.choices)}]" if option.choices else "")
+                choices = f" [{', '.join(each.choices)}]" if each.choices else ""
+                table.add_row("", each.name, default, Text(each.help + choices))
+        if not as_json:
+            console.print(table)
+    if as_json:
+        typer.echo(json.dumps(described))
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AddedToken
 
-from cof.options import check_characters
+from cof.options import check_text
 
 MARK = "\ufdd0"  # a noncharacter, which Unicode keeps out of interchanged text
 
@@ -80,7 +80,7 @@ class SpecialTokens:
         >>> SpecialTokens(["<image>"]).escape("What is <image>?").split(MARK)
         ['What is <', 'image>?']
         """
-        check_characters("The text", text)
+        check_text("The text", text)
 
         def mark(found: re.Match[str]) -> str:
             token, (start, end) = found[1], found.span(1)

@@ -13,7 +13,7 @@ from cof.errors import CofError, CofWarning
 from cof.geometry.heatmap import expected_mask
 from cof.geometry.regions import Region
 from cof.grounders.base import Grounder
-from cof.options import check_characters, count, flag, fraction, option
+from cof.options import check_text, count, flag, fraction, option
 from cof.prompting.box_parsing import parse_boxes, parse_released
 from cof.prompting.dialects import PAPER_PROMPT, fill
 from cof.types import Decoding, Generation, Grounding, Request, confidence
@@ -31,8 +31,7 @@ def _template(name: str, value: Any) -> str | None:
             f"{name} {value!r} does not say where the question goes: write {{question}} or "
             "{first_line} in it, or 'paper' for the paper's prompt."
         )
-    check_characters(name, value)
-    return value
+    return check_text(name, value)
 
 
 @dataclass(frozen=True)

@@ -126,27 +126,16 @@ def write_benchmark(
     return path
 
 
-def check_scenes(
-    num_objects: Sequence[int], scenes: int, side: int, *, fewest: int = 1, first: int = 0
-) -> None:
-    """Check the arguments of a function that draws scenes.
-
-    Args:
-        num_objects: numbers of objects, `fewest`..16 each.
-        scenes: scenes for each number.
-        side: side of the canvases in pixels.
-        fewest: the smallest number of objects.
-        first: the number of the first scene.
+def check_scenes(num_objects: Sequence[int], scenes: int, side: int) -> None:
+    """Check the arguments of a function that draws scenes (`write_benchmark`).
 
     Raises:
         CofError: a number is out of range.
     """
-    if not num_objects or not all(fewest <= n <= 16 for n in num_objects):
-        raise CofError(
-            f"num_objects must be one or more numbers in {fewest}..16, such as 4,8,12,16."
-        )
-    if not 1 <= scenes <= MOST_SCENES - first:
-        raise CofError(f"scenes must be in 1..{MOST_SCENES - first}, not {scenes}.")
+    if not num_objects or not all(1 <= n <= 16 for n in num_objects):
+        raise CofError("num_objects must be one or more numbers in 1..16, such as 4,8,12,16.")
+    if not 1 <= scenes <= MOST_SCENES:
+        raise CofError(f"scenes must be in 1..{MOST_SCENES}, not {scenes}.")
     if not SIDE <= side <= 4 * SIDE:
         raise CofError(f"side must be in {SIDE}..{4 * SIDE} pixels, not {side}.")
 

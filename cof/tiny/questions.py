@@ -7,10 +7,10 @@ lines of their own, as in LLaVA-1.5's evaluations.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cof.geometry.boxes import FULL, XYXY, union
+from cof.geometry.boxes import XYXY, union
 from cof.prompting.dialects import OPTION_LETTER, SHORT_ANSWER
 from cof.tiny.scenes import COLORS, DIGITS, LETTERS, SHAPES, Scene, Thing
 
@@ -38,9 +38,7 @@ class Question:
     suffix: str = SHORT_ANSWER
 
     def region(self, scene: Scene) -> XYXY:
-        """The box around all of `things`, 0..1 of the scene; without any, the whole scene."""
-        if not self.things:
-            return FULL
+        """The box around all of `things`, of which there are some, 0..1 of the scene."""
         return union(scene.xyxy(scene.things[i]) for i in self.things)
 
 
@@ -149,41 +147,36 @@ def position(scene: Scene, rng: random.Random) -> Question:
     return Question("position", text, answer, (i, j), YES_NO)
 
 
-def _other(values: tuple[str, ...] | str, right: str, rng: random.Random) -> str:
-    return rng.choice([v for v in values if v != right])
+def _values(thing: Thing, aspect: str) -> Sequence[str]:
+    """What a `glyph` (of the same kind), a `color` or a `shape` may be."""
+    glyphs = DIGITS if thing.glyph_kind == "digit" else LETTERS
+    return {"glyph": glyphs, "color": COLOR_NAMES, "shape": SHAPES}[aspect]
 
 
 def verify(scene: Scene, rng: random.Random) -> Question:
     i, t = _pick(scene, rng)
     true = rng.random() < 0.5
     aspect = rng.choice(("glyph", "color", "shape"))
-    if aspect == "glyph":
-        alphabet = DIGITS if t.glyph_kind == "digit" else LETTERS
-        g = t.glyph if true else _other(alphabet, t.glyph, rng)
-        text = f"Is the {t.glyph_kind} on the {t.name} {g}?"
-    elif aspect == "color":
-        c = t.color if true else _other(COLOR_NAMES, t.color, rng)
-        text = f"Is the object with the {t.glyph_name} {c}?"
-    else:
-        s = t.shape if true else _other(SHAPES, t.shape, rng)
-        text = f"Is the object with the {t.glyph_name} {a(s)}?"
+    said = getattr(t, aspect)
+    if not true:
+        said = rng.choice([value for value in _values(t, aspect) if value != said])
+    about = (
+        f"{t.glyph_kind} on the {t.name}"
+        if aspect == "glyph"
+        else f"object with the {t.glyph_name}"
+    )
+    text = f"Is the {about} {a(said) if aspect == 'shape' else said}?"
     return Question("verify", text, "yes" if true else "no", (i,), YES_NO)
 
 
 def choice(scene: Scene, rng: random.Random) -> Question:
     """A question with four options; wrong ones come from the scene's other objects if possible."""
-    q = rng.choice((glyph, color, shape))(scene, rng)
-    t = scene.things[q.things[0]]
-    alphabet: str | tuple[str, ...]
-    if q.kind in ("digit", "letter"):
-        alphabet = DIGITS if t.glyph_kind == "digit" else LETTERS
-        seen = {o.glyph for o in scene.things} & set(alphabet)
-    elif q.kind == "color":
-        alphabet, seen = COLOR_NAMES, {o.color for o in scene.things}
-    else:
-        alphabet, seen = SHAPES, {o.shape for o in scene.things}
+    ask = rng.choice((glyph, color, shape))
+    q, aspect = ask(scene, rng), ask.__name__
+    values = set(_values(scene.things[q.things[0]], aspect))
+    seen = {getattr(thing, aspect) for thing in scene.things} & values
     near = sorted(seen - {q.answer})
-    far = sorted(set(alphabet) - seen)
+    far = sorted(values - seen)
     rng.shuffle(near)
     rng.shuffle(far)
     options = [q.answer, *(near + far)[:3]]
@@ -194,22 +187,6 @@ def choice(scene: Scene, rng: random.Random) -> Question:
 
 
 Asker = Callable[[Scene, random.Random], Question]
-KINDS: dict[str, Asker] = {
-    "glyph": glyph,
-    "color": color,
-    "shape": shape,
-    "size": size,
-    "existence": existence,
-    "glyph_existence": glyph_existence,
-    "count": count,
-    "verify_count": verify_count,
-    "position": position,
-    "verify": verify,
-    "choice": choice,
-}
-
-
-def phrase(scene: Scene, rng: random.Random) -> tuple[str, int]:
-    """A referring expression and the object it names: `the red star`, `the object with ...`."""
-    i, t = _pick(scene, rng)
-    return rng.choice((f"the {t.name}", f"the object with the {t.glyph_name}")), i
+_ASKERS: tuple[Asker, ...] = (glyph, color, shape, size, existence, glyph_existence, count)
+_ASKERS += (verify_count, position, verify, choice)
+KINDS: dict[str, Asker] = {ask.__name__: ask for ask in _ASKERS}

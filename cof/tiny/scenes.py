@@ -68,36 +68,6 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Print:
-    """How a glyph is printed.
-
-    Attributes:
-        grow: factor on the font's size.
-        squeeze: factor on the width.
-        tilt: degrees, counter-clockwise.
-        bold: whether strokes are thicker.
-        ink: a key of `INKS`.
-    """
-
-    grow: float
-    squeeze: float
-    tilt: int
-    bold: bool
-    ink: str
-
-    @classmethod
-    def sample(cls, color: str, rng: random.Random) -> Print:
-        """A random style; light ink only on fills that are dark enough."""
-        return cls(
-            grow=rng.choice((0.9, 1.0, 1.1)),
-            squeeze=rng.choice((0.85, 1.0, 1.15)),
-            tilt=rng.randrange(-25, 26, 5),
-            bold=rng.random() < 0.5,
-            ink="light" if color in DARK_FILLS and rng.random() < 0.5 else "dark",
-        )
-
-
-@dataclass(frozen=True)
 class Scene:
     """A canvas of `wh` pixels with its objects; `seed` also fixes the background."""
 
@@ -187,11 +157,15 @@ def render(scene: Scene, scale: int = 1) -> Image.Image:
         jitter = [print_rng.randint(-18, 18) for _ in range(3)]
         fill = tuple(int(v) for v in np.clip(np.add(COLORS[thing.color], jitter), 0, 255))
         image.paste(fill, (x1, y1), _shape_mask(thing.shape, x2 - x1))
-        style = Print.sample(thing.color, print_rng)
-        glyph = _glyph_mask(thing.glyph, FONT_PX[thing.size] * scale, style)
+        grow, squeeze = print_rng.choice((0.9, 1.0, 1.1)), print_rng.choice((0.85, 1.0, 1.15))
+        tilt, bold = print_rng.randrange(-25, 26, 5), print_rng.random() < 0.5
+        light = thing.color in DARK_FILLS and print_rng.random() < 0.5
+        ink = INKS["light" if light else "dark"]
+        font_px = FONT_PX[thing.size] * scale
+        glyph = _glyph_mask(thing.glyph, font_px, grow, squeeze, tilt, bold)
         height = 0.6 if thing.shape == "triangle" else 0.5  # a triangle is wide only below
         cx, cy = (x1 + x2) // 2, round(y1 + (x2 - x1) * height)
-        image.paste(INKS[style.ink], (cx - glyph.width // 2, cy - glyph.height // 2), glyph)
+        image.paste(ink, (cx - glyph.width // 2, cy - glyph.height // 2), glyph)
     return image
 
 
@@ -227,15 +201,17 @@ def _corners(shape: str) -> list[tuple[float, float]]:
 
 
 @lru_cache(maxsize=32768)
-def _glyph_mask(glyph: str, font_px: int, style: Print) -> Image.Image:
-    """The printed glyph as a mask, cropped to its ink."""
-    font = ImageFont.load_default(font_px * style.grow * SUPERSAMPLE)
-    stroke = round(font_px * SUPERSAMPLE / 28) if style.bold else 0
+def _glyph_mask(
+    glyph: str, font_px: int, grow: float, squeeze: float, tilt: int, bold: bool
+) -> Image.Image:
+    """The printed glyph as a mask, cropped to its ink; `tilt` is in degrees."""
+    font = ImageFont.load_default(font_px * grow * SUPERSAMPLE)
+    stroke = round(font_px * SUPERSAMPLE / 28) if bold else 0
     left, top, right, bottom = font.getbbox(glyph, stroke_width=stroke)
     mask = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)))
     draw = ImageDraw.Draw(mask)
     draw.text((-left, -top), glyph, fill=255, font=font, stroke_width=stroke, stroke_fill=255)
-    mask = mask.resize((max(1, round(mask.width * style.squeeze)), mask.height))
-    mask = mask.rotate(style.tilt, Image.Resampling.BICUBIC, expand=True)
+    mask = mask.resize((max(1, round(mask.width * squeeze)), mask.height))
+    mask = mask.rotate(tilt, Image.Resampling.BICUBIC, expand=True)
     w, h = (math.ceil(side / SUPERSAMPLE) for side in mask.size)
     return mask.resize((w, h), Image.Resampling.BOX)

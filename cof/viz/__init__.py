@@ -3,16 +3,6 @@
 from __future__ import annotations
 
 from cof.viz.animation import save_animation
-from cof.viz.page import check_path, draw, same_answer, save_overlay
-from cof.viz.panels import Tokens, heat, overlay
+from cof.viz.page import draw, save_overlay
 
-__all__ = [
-    "Tokens",
-    "check_path",
-    "draw",
-    "heat",
-    "overlay",
-    "same_answer",
-    "save_animation",
-    "save_overlay",
-]
+__all__ = ["draw", "save_animation", "save_overlay"]

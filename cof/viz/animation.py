@@ -7,20 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cof.errors import CofError
 from cof.types import EncodedImage
-from cof.viz.page import (
-    INK,
-    brightest_share,
-    check_path,
-    heat_panel,
-    lay_out,
-    name_region,
-    render,
-    save,
-)
+from cof.viz.page import INK, brightest_share, check_path, heat_panel, lay_out, render, save
 from cof.viz.readout import Readout, read
 
 if TYPE_CHECKING:
@@ -83,6 +74,8 @@ def draw_frames(
         CofError: the image, the question or a strength is refused, or there is no region or no
             attention to show.
     """
+    from matplotlib.figure import Figure
+
     if not strengths:
         raise CofError("An animation needs at least one strength (lambda).")
     if cof.settings.option("strength") is None:
@@ -106,31 +99,22 @@ def draw_frames(
         if readout is None:
             raise CofError("The engine cannot tell the attention to each image token.")
         readouts.append(readout)
-    top = max(brightest_share(readout) for readout in readouts)
+    top = max(map(brightest_share, readouts))
     # lambda 1 highlights nothing, and shows the region of the others all the same
     looked_at = next((answer.region for answer in answers if answer.region is not None), region)
     tokens = next((readout.highlighted for readout in readouts if readout.highlighted), None)
-    frames = [
-        _draw_frame(
-            replace(answer, region=looked_at), strength, replace(readout, highlighted=tokens), top
-        )
-        for answer, strength, readout in zip(answers, strengths, readouts, strict=True)
-    ]
+    frames = []
+    for answer, strength, readout in zip(answers, strengths, readouts, strict=True):
+        state = readout.after or readout.before
+        title = f"Attention: {replace(readout, highlighted=tokens).told(state)}"
+        panel = heat_panel(replace(answer, region=looked_at), title, state, top)
+        said = (answer.question, f"lambda {strength:g}: {answer.text or '(nothing)'}")
+        figure = Figure()
+        lay_out(figure, answer.image.size, [panel], [(line, INK) for line in said])
+        frames.append(render(figure))
     # texts of different lengths make figures of different sizes: panels lie over one another
     width, height = (max(frame.size[side] for frame in frames) for side in (0, 1))
-    pages = [Image.new("RGB", (width, height), "white") for _ in frames]
-    for page, frame in zip(pages, frames, strict=True):
-        page.paste(frame, (0, height - frame.height))
-    return pages
-
-
-def _draw_frame(answer: Any, strength: float, readout: Readout, top: float) -> Image.Image:
-    from matplotlib.figure import Figure
-
-    state = readout.after or readout.before
-    title = f"Attention {name_region(answer)}: {readout.inside(state):.1%}"
-    panel = heat_panel(answer, title, state, top)
-    lines = (answer.question, f"lambda {strength:g}: {answer.text or '(nothing)'}")
-    figure = Figure()
-    lay_out(figure, answer.image.size, [panel], [(line, INK) for line in lines])
-    return render(figure)
+    return [
+        ImageOps.expand(frame, (0, height - frame.height, width - frame.width, 0), "white")
+        for frame in frames
+    ]

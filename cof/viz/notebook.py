@@ -11,7 +11,7 @@ import numpy as np
 from cof.errors import CofError
 from cof.geometry.boxes import clip
 from cof.geometry.regions import coverage_image
-from cof.viz.page import INK, data_uri, draw_panels, facts, lay_out
+from cof.viz.page import INK, draw_panels, facts, lay_out, webp_url
 from cof.viz.readout import Drawable, read
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def write_html(answer: Drawable, plain: str | None = None) -> str:
     panel = draw_panels(answer, None)[0]
     lines.append(("image", panel.caption or panel.title))
     image = (
-        f'<img src="{data_uri(panel.image, quality=80)}" alt="{escape(answer.question)}" '
+        f'<img src="{webp_url(panel.image)}" alt="{escape(answer.question)}" '
         'style="max-width: min(100%, 30em)">'
     )
     return f"<div>{image}{_table(lines)}</div>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 import textwrap
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from cof.errors import CofError
+from cof.images import data_url
 from cof.viz.panels import HEAT, Tokens, heat, overlay
 from cof.viz.readout import Drawable, Readout, read
 
@@ -53,10 +53,6 @@ class Panel:
     top: float = 0.0
 
 
-Line = tuple[str, str]
-"""A text above the panels, and its colour."""
-
-
 def draw(
     answer: Drawable,
     engine: Engine | None = None,
@@ -80,8 +76,15 @@ def draw(
     from matplotlib.figure import Figure
 
     readout = read(engine, answer)
+    said = [(answer.question, INK)]
+    for label, text in facts(answer, plain):
+        judged = truth is not None and label in ("plain", "CoF")
+        verdict = RIGHT if same_answer(text, truth or "") else WRONG
+        said.append((f"{label}: {text}", verdict if judged else INK))
+    if truth is not None:
+        said.append((f"truth: {truth}", INK))
     figure = Figure()
-    lay_out(figure, answer.image.size, draw_panels(answer, readout), _said(answer, plain, truth))
+    lay_out(figure, answer.image.size, draw_panels(answer, readout), said)
     if readout is not None:
         width, height = figure.get_size_inches()
         note = "\n".join(textwrap.wrap(footnote(answer, readout), int(width / _LETTER * 1.3)))
@@ -96,14 +99,21 @@ def draw_panels(answer: Drawable, readout: Readout | None) -> list[Panel]:
         answer: what to show.
         readout: of this answer (`cof.viz.readout.read`); None: only the boxes are drawn.
     """
-    panels = [_boxes_panel(answer, readout)]
-    if readout is not None:
-        panels += _attention_panels(answer, readout)
-    return panels
+    boxes = _boxes_panel(answer, readout)
+    if readout is None:
+        return [boxes]
+    top = brightest_share(readout)
+    if readout.after is None:
+        return [boxes, heat_panel(answer, "Attention of the plain model", readout.before, top)]
+    states = {"before": readout.before, "after": readout.after}
+    return [boxes] + [
+        heat_panel(answer, f"Attention {when}: {readout.told(state)}", state, top)
+        for when, state in states.items()
+    ]
 
 
 def lay_out(
-    figure: Any, image_wh: tuple[int, int], panels: Sequence[Panel], said: Sequence[Line]
+    figure: Any, image_wh: tuple[int, int], panels: Sequence[Panel], said: Sequence[tuple[str, str]]
 ) -> list[Any]:
     """Panels side by side, or wide ones below one another, and lines of text above them.
 
@@ -111,7 +121,7 @@ def lay_out(
         figure: matplotlib's, empty; its size is set.
         image_wh: the image's; coordinates in the axes are its pixels.
         panels: each gets axes.
-        said: texts; long ones are broken, and cut short.
+        said: texts with their colours; long ones are broken, and cut short.
 
     Returns:
         The axes.
@@ -156,17 +166,15 @@ def save_overlay(
     path: str | os.PathLike[str],
     engine: Engine | None,
     answer: Drawable,
-    *,
-    plain: str | None = None,
-    truth: str | None = None,
+    **known: str | None,
 ) -> None:
-    """Write the picture of an answer, as `draw` makes it, to a file.
+    """Write the picture of an answer to a file, as `draw` makes it of the same (`plain`, `truth`).
 
     Raises:
         CofError: what `check_path` refuses, or the file cannot be written.
     """
     kind = check_path(path)
-    save(path, [draw(answer, engine, plain=plain, truth=truth)], kind)
+    save(path, [draw(answer, engine, **known)], kind)
 
 
 def save(
@@ -189,11 +197,11 @@ def save(
         ) from error
 
 
-def data_uri(image: Image.Image, **options: int) -> str:
-    """An image as an address that holds it."""
+def webp_url(image: Image.Image) -> str:
+    """An image as an address that holds it, small and written fast."""
     data = io.BytesIO()
-    image.save(data, "WEBP", **options)
-    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+    image.save(data, "WEBP", quality=85, method=2)
+    return data_url(data.getvalue(), "webp")
 
 
 def check_path(path: str | os.PathLike[str], kinds: Mapping[str, str] = IMAGES) -> str:
@@ -209,28 +217,14 @@ def check_path(path: str | os.PathLike[str], kinds: Mapping[str, str] = IMAGES) 
     Raises:
         CofError: the name has another ending, or it is a folder, or in none.
     """
-    file = Path(path)
-    endings = list(kinds.values())
-    if file.is_dir():
-        example = file / f"overlay{endings[0]}"
-        raise CofError(f"{file} is a folder: name a file in it, such as {example}.")
+    file, (*endings, last) = Path(path), kinds.values()
     kind = Image.registered_extensions().get(file.suffix.lower())
-    if kind is None or kind not in kinds:
-        choices = f"{', '.join(endings[:-1])} or {endings[-1]}"
+    if file.is_dir() or kind is None or kind not in kinds:
+        choices = f"{', '.join(endings)} or {last}"
         raise CofError(f"{file} is no name for a picture: end it in {choices}.")
     if not file.parent.is_dir():
         raise CofError(f"There is no folder {file.parent} to write {file.name} in.")
     return kind
-
-
-def name_region(answer: Drawable) -> str:
-    """Such as "in the box"."""
-    region = answer.region
-    if region is None or region.whole:
-        return "on the image"
-    if region.mask is not None:
-        return "in the region"
-    return "in the box" if len(region.boxes) == 1 else "in the boxes"
 
 
 def brightest_share(readout: Readout) -> float:
@@ -239,15 +233,13 @@ def brightest_share(readout: Readout) -> float:
     Not the largest: models pay single tokens, the same for every question, a great share
     ("sinks"), which would leave the others black.
     """
-    before = readout.before.values.astype(np.float64)
-    top = float(np.quantile(before, 0.98))
+    tops = [np.quantile(readout.before.values.astype(float), 0.98)]
     if readout.after is not None and readout.highlighted is not None:
-        after = readout.after.values.astype(np.float64)
-        inside = after[readout.highlighted.values.astype(bool)]
-        top = max(top, float(np.quantile(after, 0.98)))
-        if inside.size:
-            top = max(top, float(np.quantile(inside, 0.9)))
-    return top
+        after = readout.after.values.astype(float)
+        tops.append(np.quantile(after, 0.98))
+        if readout.highlighted.values.any():
+            tops.append(np.quantile(after[readout.highlighted.values.astype(bool)], 0.9))
+    return float(max(tops))
 
 
 def heat_panel(answer: Drawable, title: str, attention: Tokens, top: float) -> Panel:
@@ -282,27 +274,12 @@ def same_answer(text: str, truth: str) -> bool:
 
 def footnote(answer: Drawable, readout: Readout) -> str:
     """Whose attention is shown, and what was added to it."""
-    layers, heads = readout.averaged
-    text = (
-        f"Attention that {readout.looks} pays to each image token, on average over {layers} "
-        f"{'layer' if layers == 1 else 'layers'} and {heads} {'head' if heads == 1 else 'heads'}."
-    )
+    text = f"Attention that {readout.looks} pays to each image token, over all layers and heads."
     if readout.after is not None:
-        how = f"log({answer.settings.option('strength'):g}) added to the scores"
-        graded = answer.settings.focus.name == "soft"
-        how = f"up to {how}, by degrees" if graded else f"{how} of the bright tokens"
-        text += f" After: {how}."
+        most = "up to " if answer.settings.focus.name == "soft" else ""
+        added = f"log({answer.settings.option('strength'):g})"
+        text += f" After: {most}{added} added to the scores of the bright tokens."
     return text
-
-
-def _said(answer: Drawable, plain: str | None, truth: str | None) -> list[Line]:
-    lines = [(answer.question, INK)]
-    for label, text in facts(answer, plain):
-        colour = INK
-        if truth is not None and label in ("plain", "CoF"):
-            colour = RIGHT if same_answer(text, truth) else WRONG
-        lines.append((f"{label}: {text}", colour))
-    return [*lines, (f"truth: {truth}", INK)] if truth is not None else lines
 
 
 def _boxes_panel(answer: Drawable, readout: Readout | None) -> Panel:
@@ -322,21 +299,6 @@ def _boxes_panel(answer: Drawable, readout: Readout | None) -> Panel:
             words.append("black: not seen")
     title = "Nothing highlighted" if region is None else "What it was made to look at"
     return Panel(title, image, "; ".join(words))
-
-
-def _attention_panels(answer: Drawable, readout: Readout) -> list[Panel]:
-    top = brightest_share(readout)
-    if readout.after is None:
-        return [heat_panel(answer, "Attention of the plain model", readout.before, top)]
-    return [
-        heat_panel(
-            answer,
-            f"Attention {name}: {readout.inside(state):.1%} {name_region(answer)}",
-            state,
-            top,
-        )
-        for name, state in (("before", readout.before), ("after", readout.after))
-    ]
 
 
 def _broken(text: str, inches: float) -> list[str]:

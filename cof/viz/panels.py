@@ -45,11 +45,6 @@ class Tokens:
     values: NDArray[np.generic]
     frame: Frame
 
-    @property
-    def grid_hw(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return (self.values.shape[0], self.values.shape[1])
-
 
 def panel_size(image_wh: tuple[int, int]) -> tuple[int, int]:
     """The size an image is shown at: its longer side between 640 and 960 pixels.
@@ -134,7 +129,7 @@ def _spotlit(panel: Image.Image, highlighted: Tokens) -> Image.Image:
     dimmed = _DIMMED if highlighted.values.any() else 1.0
     brightness = np.where(np.isnan(inside), _UNSEEN, np.where(inside == 1, 1.0, dimmed))
     pixels = np.asarray(panel, dtype=np.float64) * brightness[..., None]
-    grid = lines(highlighted, panel.size) & ~np.isnan(inside)
+    grid = lines(highlighted, panel.size)
     pixels[grid] = pixels[grid] * (1 - _GRID) + 255 * _GRID
     return Image.fromarray(pixels.round().astype(np.uint8))
 
@@ -171,33 +166,6 @@ def _rectangle(
         panel.paste(ink, mask=Image.fromarray(np.asarray(line) * shown))
 
 
-def cells_of_pixels(
-    frame: Frame, grid_hw: tuple[int, int], image_wh: tuple[int, int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The grid row of each pixel row `(H,)` and the grid column of each pixel column `(W,)`.
-
-    They are -1 for pixels that the grid does not reach. Examples: a 4x2 image padded to a square,
-    and the same one cropped to its centre, under 4x4 and 2x2 tokens.
-
-        >>> rows, columns = cells_of_pixels(Frame.padded_square((4, 2)), (4, 4), (4, 2))
-        >>> rows.tolist(), columns.tolist()
-        ([1, 2], [0, 1, 2, 3])
-        >>> rows, columns = cells_of_pixels(Frame.centre_crop((4, 2)), (2, 2), (4, 2))
-        >>> rows.tolist(), columns.tolist()
-        ([0, 1], [-1, 0, 1, -1])
-    """
-
-    def cells(low: float, high: float, count: int, pixels: int) -> NDArray[np.int64]:
-        position = low + (np.arange(pixels) + 0.5) / pixels * (high - low)
-        index = np.floor(position * count).astype(np.int64)
-        return np.where((index < 0) | (index >= count), -1, index)
-
-    return (
-        cells(frame.top, frame.bottom, grid_hw[0], image_wh[1]),
-        cells(frame.left, frame.right, grid_hw[1], image_wh[0]),
-    )
-
-
 def spread(tokens: Tokens, image_wh: tuple[int, int]) -> NDArray[np.float64]:
     """Values of the tokens laid over the original: `(grid_h, grid_w)` -> `(H, W)`.
 
@@ -207,14 +175,17 @@ def spread(tokens: Tokens, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         array([[nan,  1.,  2., nan],
                [nan,  3.,  4., nan]])
     """
-    rows, columns = cells_of_pixels(tokens.frame, tokens.grid_hw, image_wh)
-    pixels = tokens.values.astype(np.float64)[rows[:, None], columns[None, :]]
-    return np.where((rows[:, None] < 0) | (columns < 0), np.nan, pixels)
+    frame, (height, width) = tokens.frame, tokens.values.shape
+    sides = (frame.left * width, frame.top * height, frame.right * width, frame.bottom * height)
+    values = Image.fromarray(tokens.values.astype(np.float32))
+    laid = values.transform(image_wh, Image.Transform.EXTENT, sides, fillcolor=np.nan)
+    return np.asarray(laid, dtype=np.float64)
 
 
 def lines(tokens: Tokens, image_wh: tuple[int, int]) -> NDArray[np.bool_]:
     """`(H, W)`: the pixels just after a border between two tokens."""
-    rows, columns = cells_of_pixels(tokens.frame, tokens.grid_hw, image_wh)
-    horizontal = np.diff(rows, prepend=rows[:1]) != 0
-    vertical = np.diff(columns, prepend=columns[:1]) != 0
-    return np.asarray(horizontal[:, None] | vertical[None, :])
+    numbers = np.arange(tokens.values.size).reshape(tokens.values.shape)
+    shown = spread(Tokens(numbers, tokens.frame), image_wh)
+    below = np.diff(shown, axis=0, prepend=shown[:1]) != 0
+    right = np.diff(shown, axis=1, prepend=shown[:, :1]) != 0
+    return np.asarray((below | right) & ~np.isnan(shown))

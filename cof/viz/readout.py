@@ -5,44 +5,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
-
-from PIL.Image import Image
+from typing import Any, TypeAlias
 
 from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofWarning
-from cof.geometry.boxes import XYXY, Frame
-from cof.geometry.regions import Region
+from cof.geometry.boxes import Frame
 from cof.prompting.dialects import native_wh
 from cof.types import EncodedImage, Request
 from cof.viz.panels import Tokens
 
-
-class Drawable(Protocol):
-    """The part of a `cof.Answer` that is drawn; its attributes are explained there."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def raw_boxes(self) -> tuple[XYXY, ...]: ...
-    @property
-    def grounder(self) -> str: ...
-    @property
-    def confidence(self) -> float | None: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def region(self) -> Region | None: ...
-    @property
-    def settings(self) -> Any: ...
-    @property
-    def image(self) -> Image: ...
-    @property
-    def question(self) -> str: ...
-    @property
-    def request(self) -> Request | None: ...
-    @property
-    def error(self) -> str: ...
+Drawable: TypeAlias = Any
+"""A `cof.Answer`. It draws itself by these files, which therefore cannot import it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,20 +28,22 @@ class Readout:
             on average over layers and heads.
         after: the same with the highlight; None: there was none.
         highlighted: `(grid_h, grid_w)`, which tokens the highlight fell on; None likewise.
-        averaged: how many `(layers, heads)` the average is over.
     """
 
     looks: str
     before: Tokens
     after: Tokens | None
     highlighted: Tokens | None
-    averaged: tuple[int, int]
 
     def inside(self, attention: Tokens) -> float:
         """The share of all attention that goes to the highlighted tokens, 0..1."""
         if self.highlighted is None:
             return 0.0
         return float(attention.values[self.highlighted.values.astype(bool)].sum())
+
+    def told(self, attention: Tokens) -> str:
+        """Such as "12.5% in the region"."""
+        return f"{self.inside(attention):.1%} in the region"
 
 
 def read(
@@ -107,7 +82,7 @@ def read(
             sides = (native.left, native.top, native.right, native.bottom)
             frame = Frame(*(side / whole for side, whole in zip(sides, wh * 2, strict=True)))
             tokens = Tokens(before.mean((0, 1)), frame)
-            known = Readout(engine.attention_source, tokens, None, None, before.shape[:2])
+            known = Readout(engine.attention_source, tokens, None, None)
         highlight = None
         if answer.region is not None:  # what the pipeline had the engine highlight
             highlight = answer.settings.focus.apply(plain, answer.region).highlight

@@ -155,36 +155,31 @@ class Page:
         self.record = gr.Code(label="JSON", language="json", max_lines=16)
 
     def _lay_out_settings(self) -> None:
-        sliders = self._sliders()
+        first = self._lay_out_varied()
         info = "x1 y1 x2 y2 in 0..1 of the image; empty: where the model finds it"
         self.boxes = gr.Textbox(label="Look in this box", info=info)
-        first = [*self._methods(), *sliders]
         with gr.Accordion("Compare with a second setting", open=False):
             compare = gr.Checkbox(label="Give a second answer, with these settings")
-            sliders = self._sliders()
-            second = [*self._methods(), *sliders]
+            second = self._lay_out_varied()
         self.controls = [self.question, self.boxes, *first, compare, *second]
 
-    def _sliders(self) -> list[gr.Slider]:
-        """Lambda and alpha."""
+    def _lay_out_varied(self) -> list[gr.components.Component]:
+        """Controls of `VARIED`, in its order."""
         begin = Controls.of(self.cof.settings)
         strength, expand = "lambda: how strongly (1: not at all)", "alpha: how far around the place"
-        return [
+        sliders = [
             gr.Slider(*RANGES["strength"], value=begin.strength, step=0.5, label=strength),
             gr.Slider(*RANGES["expand"], value=begin.expand, step=0.1, label=expand),
         ]
-
-    def _methods(self) -> list[gr.Dropdown]:
-        """Grounder and focus."""
-        begin, focuses = Controls.of(self.cof.settings), FOCUSES.items()
-        methods = (
-            (grounder_choices(self.cof.settings), begin.grounder, "Where to look (grounder)"),
-            ({name: focus.help for name, focus in focuses}, begin.focus, "How to look (focus)"),
-        )
-        return [
+        focuses = {name: focus.help for name, focus in FOCUSES.items()}
+        methods = [
             gr.Dropdown([(f"{k}: {v}", k) for k, v in each.items()], value=value, label=label)
-            for each, value, label in methods
+            for each, value, label in (
+                (grounder_choices(self.cof.settings), begin.grounder, "Where to look (grounder)"),
+                (focuses, begin.focus, "How to look (focus)"),
+            )
         ]
+        return [*methods, *sliders]
 
     def _wire(self) -> None:
         asking = [self.session, *self.controls]

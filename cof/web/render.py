@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from cof.viz.page import data_uri
+from cof.viz.page import webp_url
 
 if TYPE_CHECKING:
     from cof.pipeline import Answer
@@ -47,9 +47,8 @@ def render_message(text: str, *, error: bool = False) -> str:
 def describe(answer: Answer) -> str:
     """How an answer came about, in a line."""
     settings = answer.settings
-    words = {"given": "your region"}.get(
-        settings.grounder_name, f"{settings.grounder_name} grounder"
-    )
+    name = settings.grounder_name
+    words = "your region" if name == "given" else f"{name} grounder"
     if len(settings.grounders) > 1:
         words += f" (kept: {answer.grounder})"
     parts = [words, f"{settings.focus.name} focus"]
@@ -71,7 +70,7 @@ def _card(who: str, text: str, how: str, reason: str = "") -> str:
 
 
 def _figure(panel: Panel) -> str:
-    source = data_uri(panel.image, quality=85, method=2)
+    source = webp_url(panel.image)
     width, height = panel.image.size
     alt = escape(f"{panel.title}. {panel.caption}", quote=True)
     return (

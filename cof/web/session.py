@@ -13,7 +13,7 @@ import cof
 from cof.errors import CofError, CofWarning
 from cof.images import load_image
 from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
-from cof.pipeline import CoF, Query
+from cof.pipeline import CoF
 from cof.query import check_question
 from cof.viz.page import Panel, draw_panels
 from cof.viz.readout import Readout, read
@@ -123,17 +123,16 @@ class Session:
         several = len(settings.grounders) > 1 or settings.max_plain_confidence < 1
         if several or settings.changes_nothing:
             return asked(self.encoded, question)
-        groundings = self._known.groundings
-        if settings.grounder_name not in groundings:
-            groundings[settings.grounder_name] = asked.locate(self.encoded, question)
-        grounding = groundings[settings.grounder_name]
+        name, groundings = settings.grounder_name, self._known.groundings
+        if name not in groundings:
+            groundings[name] = asked.locate(self.encoded, question)
+        grounding = groundings[name]
         if grounding.region is None:
             return asked(self.encoded, question)
-        answer = asked.batch([Query(self.encoded, question, region=grounding.region)])[0]
         return replace(
-            answer,
+            asked(self.encoded, question, region=grounding.region),
             settings=settings,
-            grounder=settings.grounder_name,
+            grounder=name,
             grounding_text=grounding.text,
             confidence=grounding.confidence,
         )

@@ -81,9 +81,23 @@ class Controls(NamedTuple):
         Raises:
             CofError: a value is refused.
         """
-        chosen = [self[2:6], self[7:11]] if self.compare else [self[2:6]]
-        settings = tuple(_vary(defaults, dict(zip(VARIED, each, strict=True))) for each in chosen)
-        return View(self.question, settings, read_boxes(self.boxes))
+        settings = []
+        for chosen in (self[2:6], self[7:11])[: 1 + self.compare]:
+            values: dict[str, Any] = dict(zip(VARIED, chosen, strict=True))
+            for name, (low, high) in RANGES.items():
+                if values[name] < low or values[name] > high:
+                    within = f"from {low:g} to {high:g}"
+                    raise CofError(f"The page takes {name} {within}, not {values[name]:g}.")
+            offered = grounder_choices(defaults)
+            if values["grounder"] not in offered:
+                names = ", ".join(offered)
+                raise CofError(
+                    f"The page offers the grounders {names}, not {values['grounder']!r}."
+                )
+            if not hasattr(FOCUSES.get(values["focus"], Attention), "strength"):
+                del values["strength"]
+            settings.append(defaults.changed(**values))
+        return View(self.question, tuple(settings), read_boxes(self.boxes))
 
 
 def write_query(controls: Controls, image: str, example: bool) -> str:
@@ -105,11 +119,14 @@ def read_query(query: Mapping[str, str], defaults: Settings) -> Controls:
         CofError: a value is refused.
     """
     begin = Controls.of(defaults)
-    values: dict[str, Any] = {
-        name: _number(name, query[name]) if isinstance(value, float) else query[name]
-        for name, value in begin._asdict().items()
-        if name in query
-    }
+    values: dict[str, Any] = {name: query[name] for name in begin._fields if name in query}
+    for name in values:
+        if isinstance(getattr(begin, name), float):
+            try:
+                values[name] = float(query[name])
+            except ValueError:
+                message = f"The link's {name} must be a number, not {query[name]!r}."
+                raise CofError(message) from None
     values["compare"] = values.get("compare") == "True"
     for name in VARIED:
         values.setdefault(f"other_{name}", values.get(name, getattr(begin, name)))
@@ -196,27 +213,6 @@ def read_strokes(layers: Sequence[Image]) -> XYXY | None:
     x1, y1 = (math.floor(min(edges[i]) / n * 1000) / 1000 for i, n in ((0, width), (1, height)))
     x2, y2 = (math.ceil(max(edges[i]) / n * 1000) / 1000 for i, n in ((2, width), (3, height)))
     return x1, y1, x2, y2
-
-
-def _vary(defaults: Settings, values: Mapping[str, Any]) -> Settings:
-    """The settings with values of controls; a strength that the focus does not have is left out."""
-    for name, (low, high) in RANGES.items():
-        if values[name] < low or values[name] > high:
-            raise CofError(f"The page takes {name} from {low:g} to {high:g}, not {values[name]:g}.")
-    if values["grounder"] not in grounder_choices(defaults):
-        offered = ", ".join(grounder_choices(defaults))
-        raise CofError(f"The page offers the grounders {offered}, not {values['grounder']!r}.")
-    focus = FOCUSES.get(values["focus"], Attention)
-    return defaults.changed(
-        **{n: v for n, v in values.items() if n != "strength" or hasattr(focus, "strength")}
-    )
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise CofError(f"The link's {name} must be a number, not {text!r}.") from None
 
 
 def _write(value: float | str) -> str:

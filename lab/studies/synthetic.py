@@ -26,6 +26,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from cof.errors import CofError
 from cof.geometry.boxes import union
 from cof.tiny.benchmark import MOST_SCENES, NUM_OBJECTS, check_scenes, round_box
 from cof.tiny.questions import (
@@ -78,7 +79,9 @@ def write_synthetic(
     Raises:
         CofError: a number is out of range.
     """
-    check_scenes(num_objects, scenes, side, fewest=2, first=first)
+    check_scenes(num_objects, first + scenes, side)
+    if min(num_objects) < 2:
+        raise CofError("num_objects must be numbers from 2 on.")
     for name, write in (("mme", _mme), ("pope", _pope), ("mmbench", _mmbench)):
         chosen = [
             make_scene(SEEDS[name] + MOST_SCENES * n + i, n, square=i % 4 != 3, side=side)

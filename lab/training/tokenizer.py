@@ -15,8 +15,8 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from cof.prompting.dialects import LLAVA_PROMPT, OPTION_LETTER, PAPER_PROMPT, SHORT_ANSWER, TINY
-from cof.tiny.questions import KINDS, YES_NO, phrase
-from cof.tiny.scenes import SIDE, make_scene
+from cof.tiny.questions import KINDS, YES_NO
+from cof.tiny.scenes import SIDE, Scene, make_scene
 
 LEVELS = 51  # coordinates in steps of 0.02
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
@@ -46,6 +46,13 @@ def coordinate_tokens() -> tuple[list[str], list[str], list[str]]:
         [f", {v}" for v in values],
         [f", {v}]" for v in values],
     )
+
+
+def phrase(scene: Scene, rng: random.Random) -> tuple[str, int]:
+    """A referring expression and the object it names: `the red star`, `the object with ...`."""
+    i = rng.randrange(len(scene.things))
+    t = scene.things[i]
+    return rng.choice((f"the {t.name}", f"the object with the {t.glyph_name}")), i
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cof.geometry.boxes import union
-from cof.tiny.questions import KINDS, phrase
+from cof.tiny.questions import KINDS
 from cof.tiny.scenes import SIDE, Scene
 from lab.training.data import offset
 from lab.training.model import GRID, cover
@@ -32,6 +32,7 @@ from lab.training.tokenizer import (
     USER,
     WHERE,
     coordinate_tokens,
+    phrase,
 )
 
 ROWS, ROW = 4, 64  # rows of tokens per image
