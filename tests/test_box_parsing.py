@@ -254,7 +254,7 @@ def test_cells_are_read_as_kosmos2_reads_them(first: int, last: int) -> None:
 
 def test_the_papers_prompt_to_the_letter() -> None:
     question = "Is there a clock?" + OPTION_LETTER
-    assert PAPER.grounding_prompt(question) == (
+    assert fill(PAPER.template, question)[0] == (
         "Is there a clock?\nAccording to the information in the image and the question, \n"
         "detail the bounding box of the region in the image that contains the answer in JSON "
         "format."
@@ -266,5 +266,5 @@ def test_prompts_keep_braces_of_questions_and_templates() -> None:
         "a {first_line}\nb a {first_line} {}",
         ((16, 17), (31, 34)),
     )
-    assert TINY.grounding_prompt("Which?\nA. 1") == "Which?\nWhere?"
-    assert LLAVA.grounding_prompt("Which?\nA. 1").endswith("describes: Which?")
+    assert fill(TINY.template, "Which?\nA. 1")[0] == "Which?\nWhere?"
+    assert fill(LLAVA.template, "Which?\nA. 1")[0].endswith("describes: Which?")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 from models import checkpoint, picture, prompts_of, tokenizer
 from zoo import zoo
 
-from cof.engines.transformers.box_decoding import decode_boxes
+from cof.engines.transformers import box_decoding
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.prefix_cache import extend_prompts
 from cof.errors import CofWarning
@@ -93,9 +94,8 @@ def written(
     with torch.inference_mode():
         starts = [made._start(compiled, request) for request in asked]
         prompts = prompts_of(made, asked)
-        boxes, _ = decode_boxes(
-            made.adapter, prompts, starts, 0, row_branches=row_branches, branches=branches
-        )
+        with patch.multiple(box_decoding, ROW_BRANCHES=row_branches, BRANCHES=branches):
+            boxes, _ = box_decoding.decode_boxes(made.adapter, prompts, starts, 0)
     return boxes
 
 
@@ -177,7 +177,11 @@ def test_every_box_of_a_template_lies_on_the_image(dialect: Dialect, frame: Fram
     pattern, rng = re.compile(template.regex(limits)), random.Random(0)
 
     def boxes(text: str) -> tuple[XYXY, ...]:
-        read = {"units": dialect.units, "order": dialect.order, "step": template.step}
+        read = {
+            "units": dialect.units,
+            "order": dialect.order,
+            "step": 1 if "." not in template.numbers[0] else 0.01,
+        }
         return parse_boxes(text, frame, **read).boxes
 
     ends = [[0, 1, -1, -2, *rng.sample(range(-len(each), len(each)), 2)] for each in limits]

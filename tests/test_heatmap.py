@@ -35,7 +35,7 @@ def test_padding_is_left_out_and_cells_that_show_some_end_at_the_border() -> Non
     assert found.values.shape == (6, 10)
     assert found.values.sum() == 1.0
     np.testing.assert_allclose(found.y_edges, [0, 0.1, 0.3, 0.5, 0.7, 0.9, 1], atol=1e-6)
-    assert found.inside((0.3, 0.0, 0.4, 0.1)) == pytest.approx(1.0)
+    assert found.values[0, 3] == 1.0
 
 
 def test_four_rows_of_which_two_show_padding() -> None:
@@ -59,7 +59,8 @@ def test_few_tokens(tokens: int) -> None:
     found = make_heat_map(values, raster(1, tokens), (40, 40))
     assert found.y_edges.tolist() == [0.0, 1.0]
     np.testing.assert_allclose(found.x_edges, np.linspace(0, 1, tokens + 1), atol=1e-6)
-    x1, y1, x2, y2 = sliding_window(found, (40, 40))
+    (x1, y1, x2, y2), inside = sliding_window(found, (40, 40))
+    assert tokens > 1 or inside == 1
     assert 0 <= x1 < x2 <= 1
     assert (y1, y2) == (0.0, 1.0)
     assert tokens > 1 or (x1, x2) == (0.0, 1.0)
@@ -75,7 +76,7 @@ def test_tokens_in_no_raster_are_averaged_where_they_look() -> None:
     found = make_heat_map(values, centres, (80, 80))
     rows, columns = found.values.shape
     assert rows == columns == 6
-    assert found.inside((0.5, 0.0, 1.0, 0.5)) == pytest.approx(1.0)
+    assert found.values[:3, 3:].sum() == pytest.approx(found.values.sum())
     assert (found.values[:3, 3:] >= 0.5).all()
 
 
@@ -109,6 +110,16 @@ def vicrops_window(values: np.ndarray, image_wh: tuple[int, int]) -> tuple[int, 
     return max(found, key=lambda each: each[0])[1]
 
 
+def test_windows_of_a_whole_number_of_cells() -> None:
+    """A fifth of ten cells is two of them, though borders are rounded."""
+    values = np.zeros((10, 10))
+    values[3:5, 6:8] = 1.0
+    borders = np.linspace(0, 1, 11)
+    borders[1] += 1e-6
+    heat = HeatMap(values, borders, borders)
+    assert sliding_window(heat, (50, 50))[0] == pytest.approx((0.6, 0.3, 0.8, 0.5))
+
+
 @pytest.mark.parametrize("image_wh", [(100, 100), (640, 427), (333, 1000), (1024, 683)])
 @pytest.mark.parametrize("grid", [(24, 24), (16, 16), (13, 29)])
 def test_windows_are_vicrops(grid: tuple[int, int], image_wh: tuple[int, int]) -> None:
@@ -117,7 +128,8 @@ def test_windows_are_vicrops(grid: tuple[int, int], image_wh: tuple[int, int]) -
     for _ in range(10):
         values = rng.random(grid) ** 4
         left, top, right, bottom = vicrops_window(values, image_wh)
-        box = sliding_window(HeatMap(values, x, y), image_wh)
+        box, inside = sliding_window(HeatMap(values, x, y), image_wh)
+        assert inside == pytest.approx(values[top:bottom, left:right].sum() / values.sum())
         np.testing.assert_array_equal(box, [x[left], y[top], x[right], y[bottom]])
 
 
@@ -125,7 +137,7 @@ def test_windows_are_square_in_pixels() -> None:
     x, y = np.linspace(0, 1, 41), np.linspace(0, 1, 11)
     values = np.zeros((10, 40))
     values[4:8, 20:24] = 1.0
-    x1, y1, x2, y2 = sliding_window(HeatMap(values, x, y), (400, 100))
+    (x1, y1, x2, y2), _ = sliding_window(HeatMap(values, x, y), (400, 100))
     assert (x2 - x1) * 400 == pytest.approx((y2 - y1) * 100)
     assert (x1, y1) == pytest.approx((0.5, 0.4))
 

@@ -130,7 +130,8 @@ def make_mask(
         visible[..., -count:, -count:] = branches[:, None]
     if bias is None:
         return visible
-    added, late = spread(bias, batch_size, q_length, kv_length, q_offset, kv_offset)
+    queries, keys = range(q_offset, q_offset + q_length), range(kv_offset, kv_offset + kv_length)
+    added, late = spread(bias, batch_size, queries, keys)
     dtype = kwargs.get("dtype", torch.float32)
     added = added.to(visible.device, dtype)[:, None, None]  # (B, 1, 1, K)
     if late is not None:
@@ -138,25 +139,17 @@ def make_mask(
     return torch.where(visible, added, torch.finfo(dtype).min)
 
 
-def spread(
-    bias: Bias,
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-) -> tuple[Tensor, Tensor | None]:
+def spread(bias: Bias, rows: int, queries: range, keys: range) -> tuple[Tensor, Tensor | None]:
     """What is added to the scores of each of the keys, `(B, K)`, and for which of the queries,
     `(B, Q)`; None: for all of them."""
     device = bias.values.device
     # An additional column of zeros stands for every key after the prompt.
-    values = nn.functional.pad(repeat_rows(bias.values, batch_size), (0, 1))
-    at = (torch.arange(kv_length, device=device) + kv_offset).clamp(max=bias.values.shape[1])
+    values = nn.functional.pad(repeat_rows(bias.values, rows), (0, 1))
+    at = torch.arange(keys.start, keys.stop, device=device).clamp(max=bias.values.shape[1])
     if bias.q_from is None:
         return values[:, at], None
-    queries = torch.arange(q_length, device=device) + q_offset
-    late = queries >= repeat_rows(bias.q_from, batch_size)[:, None]
-    return values[:, at], late
+    numbers = torch.arange(queries.start, queries.stop, device=device)
+    return values[:, at], numbers >= repeat_rows(bias.q_from, rows)[:, None]
 
 
 def _count_tokens(

@@ -5,10 +5,10 @@ To add one: a file with a frozen dataclass (`cof.focuses.base.Focus`), and its p
 
 from __future__ import annotations
 
-from cof.focuses.attention import Attention as Attention
-from cof.focuses.attention import Contrast as Contrast
-from cof.focuses.attention import Soft as Soft
+from cof.focuses.base import Attention as Attention
+from cof.focuses.base import Contrast as Contrast
 from cof.focuses.base import Focus as Focus
+from cof.focuses.base import Soft as Soft
 from cof.focuses.base import Unchanged as Unchanged
 from cof.focuses.image import Beside as Beside
 from cof.focuses.image import Crop as Crop

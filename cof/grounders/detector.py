@@ -18,9 +18,6 @@ from cof.options import fraction, option, path
 from cof.prompting.noun_phrases import object_words
 from cof.types import Grounding, Request
 
-_PROMPTS = {"owlvit": "a photo of a {}", "owlv2": "a photo of a {}"}
-"""The prompt of a model type for an object, where its authors do not use the bare phrase."""
-
 
 @dataclass(frozen=True)
 class Detector(Grounder):
@@ -56,69 +53,56 @@ class Detector(Grounder):
         groundings = []
         for request in requests:
             phrases = object_words(request.prompt)
-            detections = [detector.find(request.pil_image, phrase) for phrase in phrases]
+            detections = [find_best(detector, request.pil_image, phrase) for phrase in phrases]
             good = [each for each in detections if each and each[1] >= self.min_confidence]
             if good:
                 region = Region(boxes=tuple(box for box, _ in good))
                 groundings.append(Grounding(region, confidence=min(score for _, score in good)))
             else:
-                reason = (
-                    f"The detector finds no {', '.join(phrases)} with a score of "
-                    f"{self.min_confidence:g} or more."
-                )
+                wanted, least = ", ".join(phrases), f"{self.min_confidence:g}"
+                reason = f"The detector finds no {wanted} with a score of {least} or more."
                 groundings.append(Grounding(None, reason=reason))
         return groundings
 
 
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A detector and its processor (with a PIL image processor)."""
+def find_best(detector: Any, image: Image.Image, phrase: str) -> tuple[XYXY, float] | None:
+    """The box that fits a phrase best, in 0..1 of the image, and its score in 0..1.
 
-    model: Any
-    processor: Any
+    Args:
+        detector: the model and its processor (`load_detector`).
 
-    def find(self, image: Image.Image, phrase: str) -> tuple[XYXY, float] | None:
-        """The box that fits a phrase best, in 0..1 of the image, and its score in 0..1.
-
+    Returns:
         None if no box has an area inside the image.
 
-        Raises:
-            CofError: the detector's image processor needs a package that is missing.
-        """
-        import torch
-
-        config = self.model.config
-        max_length = (
-            getattr(config, "max_text_len", None) or config.text_config.max_position_embeddings
-        )
-        text = _PROMPTS.get(config.model_type, "{}").format(phrase.lower())
-        try:
-            inputs = self.processor(
-                images=image,
-                text=[[text]],
-                truncation=True,
-                max_length=max_length,
-                return_tensors="pt",
-            )
-        except ImportError as error:
-            raise CofError(
-                "This detector's image processor needs scipy: pip install 'cof[detector]'."
-            ) from error
-        with torch.inference_mode():
-            output = self.model(**inputs.to(self.model.device))
-        (detections,) = self.processor.post_process_grounded_object_detection(
-            output, threshold=0.0, target_sizes=[image.size[::-1]]
-        )
-        frame = Frame.pixels(image.size)
-        boxes = [clip(frame.to_image(tuple(box))) for box in detections["boxes"].tolist()]
-        scored = zip(boxes, detections["scores"].tolist(), strict=True)
-        inside = [(box, score) for box, score in scored if area(box) > 0]
-        return max(inside, key=lambda each: each[1], default=None)
+    Raises:
+        CofError: the detector's image processor needs a package that is missing.
+    """
+    model, processor = detector
+    config, text = model.config, phrase.lower()
+    if config.model_type.startswith("owl"):  # its authors' prompt
+        text = f"a photo of a {text}"
+    longest = getattr(config, "max_text_len", None) or config.text_config.max_position_embeddings
+    cut = {"truncation": True, "max_length": longest}
+    try:
+        inputs = processor(images=image, text=[[text]], return_tensors="pt", **cut)
+    except ImportError as error:
+        raise CofError(
+            "This detector's image processor needs scipy: pip install 'cof[detector]'."
+        ) from error
+    (detections,) = processor.post_process_grounded_object_detection(
+        model(**inputs.to(model.device)), threshold=0.0, target_sizes=[image.size[::-1]]
+    )
+    frame = Frame.pixels(image.size)
+    boxes = [clip(frame.to_image(tuple(box))) for box in detections["boxes"].tolist()]
+    scored = zip(boxes, detections["scores"].tolist(), strict=True)
+    inside = [(box, score) for box, score in scored if area(box) > 0]
+    return max(inside, key=lambda each: each[1], default=None)
 
 
 @lru_cache(maxsize=1)
-def load_detector(name: str) -> Loaded:
-    """A detector from a folder or the hub, on the GPU if there is one; the last one is cached.
+def load_detector(name: str) -> tuple[Any, Any]:
+    """A detector from a folder or the hub, on the GPU if there is one, and its processor (with a
+    PIL image processor); the last one is cached.
 
     Raises:
         CofError: it cannot be loaded, or is not an open-vocabulary detector.
@@ -139,4 +123,4 @@ def load_detector(name: str) -> Loaded:
             f"({text.splitlines()[0] if text else type(error).__name__})."
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Loaded(model.eval().to(device), processor)
+    return model.eval().requires_grad_(False).to(device), processor

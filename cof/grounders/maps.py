@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -25,6 +25,9 @@ UNSURE = "A box that holds a smaller part of the map (0..1) counts as not found"
 
 Visible = NDArray[np.bool_]
 """`(*tokens,)`: which image tokens show a part of the image, and not padding alone."""
+
+Maps = Iterator[NDArray[np.floating]]
+"""For each request the heat of the image tokens, `(*tokens,)`."""
 
 States = Literal["values", "keys"]
 
@@ -48,10 +51,8 @@ class MapGrounder(Grounder):
     min_confidence: float
 
     @abstractmethod
-    def heat(
-        self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
-    ) -> Iterable[NDArray[np.floating]]:
-        """For each request the heat of the image tokens, `(*tokens,)`; padding does not count."""
+    def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
+        """The heat for each request; where only padding is `visible`, it does not count."""
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
         """
@@ -66,7 +67,7 @@ class MapGrounder(Grounder):
         sizes = [request.image.size for request in requests]
         centres = [engine.token_centres(size) for size in sizes]
         visible = [np.isfinite(each.sum(-1)) for each in centres]
-        heat = self.heat(engine, requests, visible)
+        heat = self.heat(engine, list(requests), visible)
         return [
             ground_heat_map(make_heat_map(values, places, size), size, self.min_confidence)
             for values, places, size in zip(heat, centres, sizes, strict=True)
@@ -108,13 +109,9 @@ class RelativeAttention(MapGrounder):
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
     min_confidence: float = option(0.0, UNSURE, fraction)
 
-    def heat(
-        self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
-    ) -> Iterator[NDArray[np.floating]]:
+    def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
         asked = [r.asking(first_line(r.prompt) + SHORT_ANSWER) for r in requests]
-        generic = {
-            _chat_id(request): request.asking(GENERIC + SHORT_ANSWER) for request in requests
-        }
+        generic = {_chat_id(r): r.asking(GENERIC + SHORT_ANSWER) for r in requests}
         attentions = reader.image_attentions([*asked, *generic.values()])
         maps = [self._average(attention) for attention in attentions]
         generic_maps = dict(zip(generic, maps[len(asked) :], strict=True))
@@ -162,9 +159,7 @@ class Relevance(MapGrounder):
     states: States = option("values", "States to compare: values (FOCUS) or keys", get_args(States))
     min_confidence: float = option(0.0, UNSURE, fraction)
 
-    def heat(
-        self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
-    ) -> Iterator[NDArray[np.floating]]:
+    def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
         phrases = [object_words(request.prompt) for request in requests]
         asked = [
             request.asking(EXISTENCE.format(phrase=phrase))
@@ -218,9 +213,7 @@ class Logits(MapGrounder):
     # it reads all states of the image, so no prefix cache helps: engine_calls stays 0
     min_confidence: float = option(0.0, UNSURE, fraction)
 
-    def heat(
-        self, reader: StateReader, requests: Sequence[Request], visible: Sequence[Visible]
-    ) -> Iterator[NDArray[np.floating]]:
+    def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
         phrases = [object_words(request.prompt) for request in requests]
         images = {id(request.pil_image): request.image for request in requests}
         words: dict[int, list[str]] = {image: [] for image in images}
@@ -228,14 +221,14 @@ class Logits(MapGrounder):
             words[id(request.pil_image)] += " ".join(objects).split()
         asked = [list(dict.fromkeys(each)) for each in words.values()]
         read = reader.word_probabilities(list(images.values()), asked)
-        probabilities = {
-            image: dict(zip(names, each, strict=True))
-            for image, names, each in zip(images, asked, read, strict=True)
-        }
+        said = [
+            dict(zip(names, maps, strict=True)) for names, maps in zip(asked, read, strict=True)
+        ]
+        of_image = dict(zip(images, said, strict=True))
         for request, objects, shown in zip(requests, phrases, visible, strict=True):
             shares = {
                 word: map_ / max(float(map_[shown].sum()), 1e-30)
-                for word, map_ in probabilities[id(request.pil_image)].items()
+                for word, map_ in of_image[id(request.pil_image)].items()
             }
             maps = [np.mean([shares[word] for word in phrase.split()], 0) for phrase in objects]
             yield np.max(maps, axis=0)
@@ -274,18 +267,15 @@ def scale_to_unit(maps: NDArray[np.floating], visible: Visible) -> NDArray[np.fl
     return np.asarray(np.where(visible, (maps - low) / np.maximum(high - low, 1e-12), 0.0))
 
 
-def ground_heat_map(
-    heat_map: HeatMap, image_wh: tuple[int, int], min_confidence: float
-) -> Grounding:
+def ground_heat_map(heat: HeatMap, image_wh: tuple[int, int], min_confidence: float) -> Grounding:
     """The box where a heat map is highest (`sliding_window`), with the map.
 
     Its confidence is the part of the map's sum that lies in the box, 0..1.
     """
-    if heat_map.flat:
+    if heat.flat:
         return Grounding(None, reason="The question makes the model look nowhere in particular.")
-    box = sliding_window(heat_map, image_wh)
-    confidence = heat_map.inside(box)
-    region = Region(boxes=(box,), heat_map=heat_map.mask())
+    box, confidence = sliding_window(heat, image_wh)
+    region = Region(boxes=(box,), heat_map=heat.mask())
     return Grounding(region, confidence=confidence).if_sure(min_confidence)
 
 

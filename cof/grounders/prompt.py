@@ -92,7 +92,7 @@ class Prompt(Grounder):
         if self.released:
             parsed = parse_released(reply.text, frame)
         else:
-            step = template.step if template else 0.0
+            step = float(template.numbers[1]) - float(template.numbers[0]) if template else 0.0
             parsed = parse_boxes(reply.text, frame, dialect.units, dialect.order, step)
         heat_map = None
         if template is not None and reply.likely is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cof.geometry.boxes import XYXY, Frame, area, clip, ordered
@@ -16,14 +16,12 @@ _LARGEST = 1e6  # larger numbers, which only a looping model writes, would overf
 _LONGEST = 20_000  # characters read: a box comes early, and a looping model must not cost seconds
 
 _WIDE = re.compile("[\ufe10-\ufe6f\uff01-\uffee]")  # ASCII's characters, in other widths
-_MARKS = str.maketrans(
-    "、،؛٫٪−【】", ",,;.%-[]", "\u200b\u200e\u200f\u2066\u2067\u2068\u2069\ufeff"
-)
+_MARKS = str.maketrans("、،؛٫٪−【】", ",,;.%-[]", "\u200b\u200e\u200f\u2066\u2069\ufeff")
 
 # A number and its unit. The patterns are used on lower-case text with single blanks only, so none
 # of them can backtrack over long runs of white space.
 _NUMBER = (
-    r"[\"']?([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?))"
+    r"[\"']?([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|[-+]?\b(?:nan|inf(?:inity)?)\b)"
     r"( ?%| ?px)?[\"']?"
 )
 _COMMA = r"(?: ?[,;] ?| )"
@@ -35,11 +33,10 @@ _KEY = (
 )
 _KEYED = re.compile(rf"{_KEY}[\"']? ?[:=] ?{_NUMBER}")
 _LEGEND = re.compile(" ?, ?".join([_KEY] * 4))
-_LOCATION = re.compile(r" ?".join([r"<loc_?(\d{1,4})()>"] * 4))
+_LOCATION = re.compile(" ?".join([r"<loc_?\d{1,4}>"] * 4))
 _CELLS = re.compile(r"<patch_index_(\d{4})> ?<patch_index_(\d{4})>")
 _LIST = re.compile(rf"[\[({{] ?{_FOUR}(?: ?,)? ?[\])}}]")
 _TWO = rf"[\[({{] ?(?:[\"']?x[\"']?: ?)?{_NUMBER}{_COMMA}(?:[\"']?y[\"']?: ?)?{_NUMBER} ?[\])}}]"
-_POINT = re.compile(_TWO)
 _POINTS = re.compile(rf"{_TWO}(?:(?:{_COMMA})?{_TWO}){{2,}}|{_TWO}[^\[(\d]{{0,40}}{_TWO}")
 _VALUE = re.compile(_NUMBER)
 _RUN = re.compile(rf"(?:[\[({{] ?|(?<![\w.\-+])){_NUMBER}(?:{_COMMA}{_NUMBER}){{3,}}(?!\w)")
@@ -73,26 +70,21 @@ _CENTRE_KEYS = re.compile(
 
 # Text about a box, such as its label, which may hold numbers of its own.
 _STRING = re.compile(r"(?<![\w.])([\"'])((?:\\.|(?!\1)[^\\])*)(\1(?!\w)|$)")
-_BOX_KEY = re.compile(
-    r"(?:box|coord|rect|region|corner|loc|pos|point|poly|area|roi)\w*[\"']? ?[:=]"
-)
+_BOX_KEY = re.compile(r"(?:box|coord|rect|region|corner|loc|pos|point|poly|area)\w*[\"']? ?[:=]")
 _TAGGED = re.compile(r"<\|?(?:ref|phrase|p|object_ref_start)\|?>[^<]*")
 
 # The keys of a box: of its left and right, and of its top and bottom.
-_SIDES = [
-    (xs.split(), ys.split())
-    for xs, ys in (
-        ("x0 x1", "y0 y1"),
-        ("x1 x2", "y1 y2"),
-        ("xmin xmax", "ymin ymax"),
-        ("left right", "top bottom"),
-        ("cx w", "cy h"),
-        ("x w", "y h"),
-        ("left w", "top h"),
-        ("x1 w", "y1 h"),
-        ("xmin w", "ymin h"),
-    )
-]
+_SIDES = (
+    ("x0 x1", "y0 y1"),
+    ("x1 x2", "y1 y2"),
+    ("xmin xmax", "ymin ymax"),
+    ("left right", "top bottom"),
+    ("cx w", "cy h"),
+    ("x w", "y h"),
+    ("left w", "top h"),
+    ("x1 w", "y1 h"),
+    ("xmin w", "ymin h"),
+)
 
 _RELEASED = re.compile(r"\[(-?\d+\.\d+), (-?\d+\.\d+), (-?\d+\.\d+), (-?\d+\.\d+)\]")
 
@@ -159,11 +151,8 @@ def parse_boxes(
             refusals.append(outcome)
         elif outcome not in boxes:
             boxes.append(outcome)
-    if boxes:
-        return Parsed(tuple(boxes))
-    return Parsed(
-        reason=refusals[0] if refusals else "The reply holds no four numbers that could be a box."
-    )
+    refusals.append("The reply holds no four numbers that could be a box.")
+    return Parsed(tuple(boxes), reason="" if boxes else refusals[0])
 
 
 def parse_released(text: str, frame: Frame) -> Parsed:
@@ -208,12 +197,18 @@ def _hide(string: re.Match[str]) -> str:
 
 def _candidates(text: str, order: Order) -> list[_Four]:
     """Four numbers each, as x1 y1 x2 y2, in the first format that occurs in the text."""
-    if located := [_four(_values(match), order) for match in _LOCATION.finditer(text)]:
-        return located
-    for read in (_read_keys, _read_lists, _read_named, _read_points, _read_runs):
-        if fours := list(read(text, order)):
-            return fours
-    return []
+    named = text
+    for pattern, keys in _NAMED:
+        named = pattern.sub(keys, named)
+    ways: tuple[Iterator[_Four], ...] = (
+        _read_rows(_LOCATION, text, order),
+        _read_keys(_CENTRE_KEYS.sub(r"\1cx\2cy", text)),
+        _read_rows(_LIST, text, order),
+        _read_keys(named),
+        _read_rows(_POINTS, text, order),
+        _read_rows(_RUN, _NUMBERED.sub("| ", text), order),
+    )
+    return next((fours for way in ways if (fours := list(way))), [])
 
 
 def _read_cells(text: str) -> Iterator[_Four]:
@@ -229,21 +224,31 @@ def _read_cells(text: str) -> Iterator[_Four]:
         yield (x1 + start, ""), (y1 + start, ""), (x2 + end, ""), (y2 + end, "")
 
 
-def _four(values: Sequence[_Number], order: Order) -> _Four:
-    a, b, c, d = values
-    return (b, a, d, c) if order == "yxyx" else (a, b, c, d)
+def _read_rows(pattern: re.Pattern[str], text: str, order: Order) -> Iterator[_Four]:
+    """Boxes written as numbers in a row, a polygon as the box around it.
+
+    A list may stand after what its numbers are, such as `[x, y, width, height]`.
+    """
+    legend = _LEGEND.search(text) if pattern is _LIST else None
+    for match in pattern.finditer(text):
+        values = [(float(digits), unit.strip()) for digits, unit in _VALUE.findall(match[0])]
+        told = dict(zip(map(_short, legend.groups() if legend else ()), values, strict=False))
+        fours = [values[at : at + 4] for at in range(0, len(values) - 3, 4)]
+        flat = [a[0] == c[0] or b[0] == d[0] for a, b, c, d in fours]
+        directions = {(a < c, b < d) for a, b, c, d in fours}  # opposite edges of a polygon differ
+        bent = len(values) % 4 or any(flat) or len(directions) > 1
+        together = pattern is _POINTS or (match[0][0] in "[({" and len(values) >= 8)
+        if len(values) >= 6 and len(values) % 2 == 0 and (all(flat) or (together and bent)):
+            xs, ys = values[::2], values[1::2]
+            fours = [[min(xs), min(ys), max(xs), max(ys)]]
+        swapped = [(b, a, d, c) if order == "yxyx" else (a, b, c, d) for a, b, c, d in fours]
+        yield from list(_box_of_keys(told)) or swapped
 
 
-def _values(match: re.Match[str]) -> list[_Number]:
-    groups = match.groups()
-    pairs = zip(groups[::2], groups[1::2], strict=True)
-    return [(float(digits), (unit or "").strip()) for digits, unit in pairs]
-
-
-def _read_keys(text: str, order: Order) -> Iterator[_Four]:
+def _read_keys(text: str) -> Iterator[_Four]:
     """Boxes written as keys and numbers; a repeated key begins the next box."""
     fields: dict[str, _Number] = {}
-    for match in _KEYED.finditer(_CENTRE_KEYS.sub(r"\1cx\2cy", text)):
+    for match in _KEYED.finditer(text):
         key = _short(match[1])
         if key in fields:
             yield from _box_of_keys(fields)
@@ -261,9 +266,9 @@ def _short(key: str) -> str:
 
 
 def _box_of_keys(fields: dict[str, _Number]) -> Iterator[_Four]:
-    for xs, ys in _SIDES:
-        if all(key in fields for key in (*xs, *ys)):
-            (x1, x2), (y1, y2) = (_ends(fields, *keys) for keys in (xs, ys))
+    for sides in _SIDES:
+        if all(key in fields for keys in sides for key in keys.split()):
+            (x1, x2), (y1, y2) = (_ends(fields, *keys.split()) for keys in sides)
             yield x1, y1, x2, y2
             return
 
@@ -275,54 +280,6 @@ def _ends(fields: dict[str, _Number], start: str, end: str) -> tuple[_Number, _N
         low -= high / 2 if start in ("cx", "cy") else 0
         high, own = low + high, own or unit  # a size without a unit has that of the corner
     return (low, unit), (high, own)
-
-
-def _read_lists(text: str, order: Order) -> Iterator[_Four]:
-    """Four numbers in brackets, which may stand after what they are: `[x, y, width, height]`."""
-    legend = _LEGEND.search(text)
-    for match in _LIST.finditer(text):
-        values, keys = _values(match), map(_short, legend.groups() if legend else ())
-        yield from list(_box_of_keys(dict(zip(keys, values, strict=False)))) or [
-            _four(values, order)
-        ]
-
-
-def _read_named(text: str, order: Order) -> Iterator[_Four]:
-    """The centre or a corner, and the size: `center (0.5, 0.5), width and height (0.6, 0.2)`."""
-    for pattern, keys in _NAMED:
-        text = pattern.sub(keys, text)
-    return _read_keys(text, order)
-
-
-def _read_points(text: str, order: Order) -> Iterator[_Four]:
-    """Two corners, or polygons."""
-    for match in _POINTS.finditer(text):
-        values = [value for point in _POINT.finditer(match[0]) for value in _values(point)]
-        yield from _boxes_of(values, order, points=True)
-
-
-def _read_runs(text: str, order: Order) -> Iterator[_Four]:
-    """Four numbers or more in a row, as boxes one after another, or a polygon."""
-    for match in _RUN.finditer(_NUMBERED.sub("| ", text)):
-        values = [value for each in _VALUE.finditer(match[0]) for value in _values(each)]
-        yield from _boxes_of(values, order, points=match[0][0] in "[({" and len(values) >= 8)
-
-
-def _boxes_of(values: list[_Number], order: Order, *, points: bool) -> Iterator[_Four]:
-    """x y x y ...: boxes, or one box around a polygon.
-
-    Args:
-        points: whether they belong together; else they are a polygon only if no box has an area.
-    """
-    fours = [values[at : at + 4] for at in range(0, len(values) - 3, 4)]
-    flat = [a[0] == c[0] or b[0] == d[0] for a, b, c, d in fours]
-    directions = {(a < c, b < d) for a, b, c, d in fours}  # opposite edges of a polygon differ
-    bent = len(values) % 4 or any(flat) or len(directions) > 1
-    if len(values) >= 6 and len(values) % 2 == 0 and (all(flat) or (points and bent)):
-        xs, ys = values[::2], values[1::2]
-        fours = [[min(xs), min(ys), max(xs), max(ys)]]
-    for four in fours:
-        yield _four(four, order)
 
 
 def _to_image(numbers: _Four, frame: Frame, units: Units, step: float) -> XYXY | str:

@@ -40,11 +40,6 @@ class BoxTemplate:
         return self.pattern.format(*(self.numbers[index] for index in chosen))
 
     @property
-    def step(self) -> float:
-        """From one number to the next."""
-        return float(self.numbers[1]) - float(self.numbers[0])
-
-    @property
     def limits(self) -> Limits:
         """Those of a box with an area, wherever it is."""
         count = len(self.numbers)
@@ -57,10 +52,11 @@ class BoxTemplate:
         >>> BoxTemplate("[{}, {}, {}, {}]", ("0", "1", "2")).regex()
         '\\\\[(0|1), (0|1), (1|2), (1|2)\\\\]'
         """
-        fixed = [_escape(text) for text in self.pattern.format(*"\0" * 4).split("\0")]
-        regex = fixed[0]
-        for places, after in zip(limits or self.limits, fixed[1:], strict=True):
-            regex += f"({'|'.join(_escape(self.numbers[at]) for at in places)}){after}"
+        # white space as it is: other readers of regular expressions do not escape it
+        regex = re.sub(r"\\(\s)", r"\1", re.escape(self.pattern.format(*"\0" * 4)))
+        for places in limits or self.limits:
+            numbers = "|".join(re.escape(self.numbers[at]) for at in places)
+            regex = regex.replace("\0", f"({numbers})", 1)
         return regex
 
 
@@ -231,13 +227,12 @@ def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tup
 
     def spread(node: Node, mass: float) -> None:
         left = {token: next_ for token, next_ in node.follow.items() if slot.open_numbers(next_)}
+        shares = dict.fromkeys(left, 1.0) if len(left) == 1 else seen.get(node)
         if not left:
             probabilities[node.numbers[0]] += mass
-        elif len(left) == 1:
-            spread(next(iter(left.values())), mass)
-        elif node in seen:
+        elif shares is not None:
             for token, next_ in left.items():
-                spread(next_, mass * seen[node][token])
+                spread(next_, mass * shares[token])
         else:
             numbers = slot.open_numbers(node)
             for number in numbers:
@@ -245,11 +240,6 @@ def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tup
 
     spread(slot.compiled.roots[len(slot.chosen)], 1.0)
     return tuple(probabilities)
-
-
-def _escape(text: str) -> str:
-    """`re.escape`, but white space as grammars write it that are not Python's."""
-    return re.escape(text).replace("\\ ", " ").replace("\\\n", "\\n").replace("\\\t", "\\t")
 
 
 def _settle(box: PartialBox) -> PartialBox:

@@ -61,14 +61,6 @@ class Dialect:
     units: Units = "unit"
     box_template: BoxTemplate | None = None
 
-    def grounding_prompt(self, question: str) -> str:
-        """The prompt of stage 1.
-
-        >>> TINY.grounding_prompt("What digit is on the red star?")
-        'What digit is on the red star?\\nWhere?'
-        """
-        return fill(self.template, question)[0]
-
     def limits(self, template: BoxTemplate, frame: Frame) -> Limits | None:
         """The numbers of a box that lies on an image, at least with a part; None for a template
         that is not this dialect's own, whose numbers may measure anything.
@@ -83,15 +75,14 @@ class Dialect:
         if template != self.box_template:
             return None
         numbers = list(map(float, template.numbers))
-        width, height = native_wh(frame, self.units)
-        axes = [(frame.left, frame.right, width), (frame.top, frame.bottom, height)]
-        if self.order == "yxyx":
-            axes.reverse()
-        stops = [bisect_right(numbers, scale + 1e-6) for _, _, scale in axes]
-        ends = [bisect_left(numbers, end) for _, end, _ in axes]
-        first = [range(min(end, stop - 1)) for end, stop in zip(ends, stops, strict=True)]
-        starts = [bisect_right(numbers, start) for start, _, _ in axes]
-        return first[0], first[1], range(starts[0], stops[0]), range(starts[1], stops[1])
+        wh = native_wh(frame, self.units)
+        axes = [(frame.left, frame.right, wh[0]), (frame.top, frame.bottom, wh[1])]
+        first, last = [], []
+        for start, end, scale in axes if self.order == "xyxy" else axes[::-1]:
+            stop = bisect_right(numbers, scale + 1e-6)
+            first.append(range(min(bisect_left(numbers, end), stop - 1)))
+            last.append(range(bisect_right(numbers, start), stop))
+        return first[0], first[1], last[0], last[1]
 
 
 def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
@@ -102,11 +93,10 @@ def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
     >>> native_wh(Frame.pixels((112, 84)), "pixels")
     (112.0, 84.0)
     """
+    if units in SCALE:
+        return SCALE[units], SCALE[units]
     # `pixels` have no fixed scale, but the padding is equal on both sides
-    return (
-        SCALE.get(units, frame.left + frame.right),
-        SCALE.get(units, frame.top + frame.bottom),
-    )
+    return frame.left + frame.right, frame.top + frame.bottom
 
 
 def first_line(question: str) -> str:
@@ -176,8 +166,7 @@ QWEN2_5 = Dialect(
     box_template=BoxTemplate(_JSON, tuple(map(str, range(4096)))),
 )
 """Qwen2.5-VL: `{"bbox_2d": [x1, y1, x2, y2], "label": ...}`, pixels of the resized image, of which
-a square one has no more than 3584 in a row. (The box template has no
-label.)"""
+a square one has no more than 3584 in a row. (The box template has no label.)"""
 
 QWEN3 = Dialect(
     "qwen3-vl",
