@@ -369,7 +369,7 @@ class TestRuns:
         given = made.generate(rows, Decoding(STEPS))
         written = [[*reply.token_ids, 2] for reply in given]
         monkeypatch.setattr(
-            "cof.engines.transformers.engine.tokenize_replies", lambda *_, **__: written
+            "cof.engines.transformers.generation.tokenize_replies", lambda *_, **__: written
         )
         for again in (rows, encoded(made, rows)):
             for reply, as_decoded in zip(made.score_replies(again, "abc"), given, strict=True):

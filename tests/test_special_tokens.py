@@ -77,7 +77,7 @@ class TestEveryFamily:
                     assert set(ids[key][changed].tolist()) <= firsts
                     batch.inputs[key] = ids[key]
             with torch.inference_mode():
-                prompts = made.prompt_builder.prompts(batch)
+                prompts = made.prompts(batch)
                 (expected,), _ = made.decode(prompts, SHORT)
             assert made.generate([Request(IMAGE, typed)], SHORT) == [expected]
         ordinary = "Is it a < b, [x] or </b>?\n\nA. yes\nB. no  "

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
-from cof.attention.registry import attach, record_weights
+from cof.attention.registry import CROSS_ATTENTION, DECODER, attach, record_weights
 from cof.engines.transformers.prefix_cache import Prefix, Prompts
 from cof.families.family import Family
 
@@ -51,6 +52,12 @@ class Adapter:
         attach(self.model, self.part, self.looking, last_query=self.last_query)
 
     @property
+    def attached(self) -> bool:
+        """Whether it still is so."""
+        part = getattr(self.model.config, self.part)
+        return part._attn_implementation in (DECODER, CROSS_ATTENTION)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """How many `(layers, heads)` can be chosen."""
         config = getattr(self.model.config, self.part)
@@ -78,8 +85,8 @@ class Adapter:
         self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """B rows of `(K,)`, one value per image feature -> `Bias.values`, and the end of each row's
-        image (None where every query comes after it)."""
-        raise NotImplementedError
+        image (None where every query comes after it, as in cross-attention)."""
+        return torch.stack(list(added)), None
 
     def count_image_tokens(self, ids: Tensor) -> list[int] | None:
         """The image tokens in each row of `(B, L)`; None: images are no tokens, and each row has
@@ -98,12 +105,12 @@ class Adapter:
         """As much of `generate` as reads the image."""
         return self.generate(prompts, **kwargs)  # it handles caches, padding and positions
 
-    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
+    def weights(self, prompts: Prompts, config: GenerationConfig) -> list[Tensor]:
         """Each row's attention to its image features, `(layers, heads, K)`, from one pass.
 
-        `kwargs` are those of `generate` for a single token."""
+        `config` is for a single token."""
         with record_weights() as recorded:
-            self.look(prompts, **kwargs)
+            self.look(prompts, generation_config=config)
         return self.of_image(torch.stack(recorded, dim=1).cpu(), prompts)
 
     def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:

@@ -7,7 +7,7 @@ prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,21 +16,11 @@ from transformers import DynamicCache
 
 from cof.attention.registry import reweight
 from cof.engines.transformers.adapter import Adapter, Pixels
-from cof.engines.transformers.prefix_cache import Prompts
+from cof.engines.transformers.prefix_cache import CACHE, Prompts
 from cof.families.special_tokens import SpecialTokens, tokenize, unescape
 
 
-class CrossAttentionAdapter(Adapter):
-    """What these adapters have in common."""
-
-    def place(
-        self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        # Every query of a cross-attention comes after the image, so both scopes are the same.
-        return torch.stack(list(added)), None
-
-
-class QFormerAdapter(CrossAttentionAdapter):
+class QFormerAdapter(Adapter):
     """Image features are keys of the Q-Former's cross-attention (InstructBLIP, BLIP-2)."""
 
     attention_source: ClassVar[str] = "the Q-Former"
@@ -104,7 +94,7 @@ class QFormerAdapter(CrossAttentionAdapter):
         return projected
 
 
-class MllamaAdapter(CrossAttentionAdapter):
+class MllamaAdapter(Adapter):
     """Image features are keys of the decoder's cross-attention layers (Llama 3.2 Vision)."""
 
     last_query: ClassVar[bool] = True
@@ -142,7 +132,7 @@ class MllamaAdapter(CrossAttentionAdapter):
         states = states.repeat_interleave(kwargs["generation_config"].num_beams, dim=0)
         with reweight(prompts.bias):
             return self.model.generate(
-                **prompts.inputs, past_key_values=self._image_cache(states), **kwargs
+                **prompts.inputs, **{CACHE: self._image_cache(states)}, **kwargs
             )
 
     def _image_cache(self, states: Tensor) -> DynamicCache:
@@ -160,7 +150,7 @@ class MllamaAdapter(CrossAttentionAdapter):
         return cache
 
 
-class Kosmos2Adapter(CrossAttentionAdapter):
+class Kosmos2Adapter(Adapter):
     """Image features are keys of the latent queries that make Kosmos-2's image tokens."""
 
     attention_source: ClassVar[str] = "the latent queries"

@@ -26,6 +26,7 @@ from cof.engines.transformers.cross_attention_adapter import (
     QFormerAdapter,
 )
 from cof.engines.transformers.prefix_cache import (
+    CACHE,
     Prefix,
     Prompts,
     append_branches,
@@ -132,7 +133,8 @@ class DecoderAdapter(Adapter):
             for name, value in prompts.inputs.items()
         }
         prompts = self.with_cache(replace(prompts, inputs=inputs))
-        self.model(**self._new_inputs(prompts), past_key_values=prompts.cache, logits_to_keep=1)
+        inputs = self._new_inputs(prompts) | {CACHE: prompts.cache}
+        self.model(**inputs, logits_to_keep=1)
         return split_cache(prompts.cache, ids, spans)
 
     def leaves_prefixes(self, prompts: Prompts, spans: Spans) -> bool:
@@ -168,7 +170,7 @@ class DecoderAdapter(Adapter):
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
         if prompts.cache is not None:
-            kwargs["past_key_values"] = prompts.cache
+            kwargs[CACHE] = prompts.cache
         with reweight(prompts.bias):
             # Janus's own `generate` drops logits processors
             return GenerationMixin.generate(self.model, **self._new_inputs(prompts), **kwargs)
@@ -188,7 +190,7 @@ class DecoderAdapter(Adapter):
         ready = self.model.prepare_inputs_for_generation(
             **inputs,
             next_sequence_length=new,
-            past_key_values=cache,
+            **{CACHE: cache},
             is_first_iteration=cache.get_seq_length() == prompts.cached,
             use_cache=True,
             logits_to_keep=1 + more,

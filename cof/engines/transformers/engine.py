@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -17,42 +19,23 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from cof.engines.text_stream import BatchStreamer, apart_from_thoughts
+from cof.engines.transformers import generation, introspection, prompt_builder
 from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter, Spans
-from cof.engines.transformers.generation import (
-    Forced,
-    Guided,
-    collect_generations,
-    collect_scores,
-    guidance,
-    make_contrast,
-    make_generation_config,
-    tokenize_replies,
-    use_seed,
-)
-from cof.engines.transformers.introspection import (
-    States,
-    compare_states,
-    find_first_token,
-    find_phrase,
-    predict_words,
-)
+from cof.engines.transformers.introspection import States
 from cof.engines.transformers.loading import load, out_of_memory
-from cof.engines.transformers.prefix_cache import Head, Key, Prefix, Prompts, split_cache
+from cof.engines.transformers.prefix_cache import CACHE, Head, Key, Prefix, Prompts, split_cache
 from cof.engines.transformers.probing import probe
-from cof.engines.transformers.prompt_builder import (
-    PromptBuilder,
-    TokenizedRequests,
-    own_features,
-)
+from cof.engines.transformers.prompt_builder import TokenizedRequests, own_features
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
+from cof.options import count
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
-from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
+from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
 Result = TypeVar("Result")
 MAX_BATCH_TOKENS = 16384
@@ -75,7 +58,6 @@ class TransformersEngine:
         adapter: where the bias is attached in the model.
         tokens: its image tokens.
         chat: writes its chats.
-        prompt_builder: builds its prompts.
 
     Threads may share an engine. Sampling with a seed holds a lock, so that such threads wait for
     one another.
@@ -100,11 +82,8 @@ class TransformersEngine:
         Raises:
             CofError: an unsupported family, or attention that cannot be reweighted.
         """
-        if max_batch_tokens is None:
-            max_batch_tokens = MAX_BATCH_TOKENS
-        if max_batch_tokens < 1:
-            raise CofError(f"max_batch_tokens must be at least 1, not {max_batch_tokens}.")
-        self.max_batch_tokens = max_batch_tokens
+        most = MAX_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens
+        self.max_batch_tokens = count("max_batch_tokens", most)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.family: Family = family_of(model.config)
         self.name = name or str(model.config.name_or_path)
@@ -119,8 +98,8 @@ class TransformersEngine:
         self.attention_source = self.adapter.attention_source
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
-        self.prompt_builder = PromptBuilder(self.adapter, self.tokens, self.chat)
         self._compile = cache(self._compile_template)
+        self._process_id = os.getpid()
 
     @classmethod
     def from_pretrained(
@@ -130,6 +109,7 @@ class TransformersEngine:
         dtype: str | torch.dtype | None = None,
         device_map: str | dict[str, Any] | None = None,
         pad_to_square: bool | None = None,
+        max_pixels: int | None = None,
         max_batch_tokens: int | None = None,
         quantization: Any = None,
         allow_pickle: bool = False,
@@ -143,6 +123,8 @@ class TransformersEngine:
             pad_to_square: LLaVA only; True: pad images to a square with the mean colour, as the
                 paper's evaluation does; False: crop their centre, as the processor on the hub
                 does, so that the model never sees the ends of long images; None: True.
+            max_pixels: the most pixels of an image as the model sees it, larger ones being shrunk,
+                for families whose processors have such a limit (Qwen-VL); None: the checkpoint's.
             max_batch_tokens: the most tokens of one batch, padding and answers included; larger
                 batches are run in several parts. Memory grows with it. None: 16384.
             quantization: `4bit` (NF4, in bfloat16 without a dtype) or `8bit` (LLM.int8(), in
@@ -161,6 +143,7 @@ class TransformersEngine:
             dtype=dtype,
             device_map=device_map,
             pad_to_square=pad_to_square,
+            max_pixels=max_pixels,
             quantization=quantization,
             allow_pickle=allow_pickle,
         )
@@ -187,7 +170,8 @@ class TransformersEngine:
         behind which answers begin. The first question about the image computes it.
         """
         lazy = prefill and self.family.prefill and self.adapter.reuses_states
-        return _once(lambda images: self._see(self._process(images), lazy=lazy), images)
+        made = _once(lambda images: self._see(self._process(images), lazy=lazy), images)
+        return [made[id(image)] for image in images]
 
     def generate(
         self,
@@ -216,7 +200,7 @@ class TransformersEngine:
         self, requests: Sequence[Request], decoding: Decoding, on_text: OnText | None
     ) -> list[Generation]:
         """`generate`, thoughts and answers together."""
-        guided = any(guidance(request) != 1 for request in requests)
+        guided = any(generation.guidance(request) != 1 for request in requests)
         if guided and (decoding.temperature > 0 or decoding.num_beams > 1):
             # Both branches continue with the same token, but these choose for each row.
             raise CofError(
@@ -234,10 +218,11 @@ class TransformersEngine:
                 ends = self._generation_config(decoding).eos_token_id
                 more["streamer"] = BatchStreamer(self.processor.tokenizer, ends, rows, on_text)
             if guided:  # each row with its other branch beside it, in one batch
-                scales = [guidance(request) for request in batch.requests]
-                more["logits_processor"] = LogitsProcessorList([Guided(scales)])
-                both = [*batch.requests, *map(make_contrast, batch.requests)]
-                batch = self.prompt_builder.tokenize(both)
+                scales = [generation.guidance(request) for request in batch.requests]
+                more["logits_processor"] = LogitsProcessorList([generation.Guided(scales)])
+                batch = self._tokens(
+                    [*batch.requests, *map(generation.make_contrast, batch.requests)]
+                )
             prompts = self._prompts(batch, decoding.num_beams, first=not guided)
             replies, states = self.decode(prompts, decoding, template, **more)
             self._fill(batch, lambda spans: split_cache(states, batch.inputs["input_ids"], spans))
@@ -271,18 +256,18 @@ class TransformersEngine:
             CofError: a reply cannot be encoded, or out of memory.
         """
         ends = self._generation_config(Decoding()).eos_token_id
-        tokens = tokenize_replies(
+        tokens = generation.tokenize_replies(
             self.chat, replies, ends[0], alone=self.adapter.generator.config.is_encoder_decoder
         )
 
         def score(batch: TokenizedRequests, rows: list[int]) -> list[Generation]:
             texts, ids = [replies[row] for row in rows], [tokens[row] for row in rows]
             settings = self._generation_config(Decoding(max_new_tokens=max(map(len, ids))))
-            forced = LogitsProcessorList([Forced(ids, settings.pad_token_id)])
+            forced = LogitsProcessorList([generation.Forced(ids, settings.pad_token_id)])
             output = self.adapter.generate(
                 self._prompts(batch), generation_config=settings, logits_processor=forced
             )
-            return collect_scores(texts, ids, output.logits, ends)
+            return generation.collect_scores(texts, ids, output.logits, ends)
 
         return self._run(requests, list(map(len, tokens)), score)
 
@@ -316,8 +301,15 @@ class TransformersEngine:
             ]
         if len(groups) == 1:
             return [(groups[0], whole)]
-        tokenize = self.prompt_builder.tokenize
-        return [(rows, tokenize([whole.requests[row] for row in rows])) for rows in groups]
+        return [(rows, self._tokens([whole.requests[row] for row in rows])) for rows in groups]
+
+    def prompts(self, batch: TokenizedRequests) -> Prompts:
+        """The prompts of a batch of `plan`, from their beginnings.
+
+        Raises:
+            CofError: a layer or head the model does not have.
+        """
+        return prompt_builder.make_prompts(self.adapter, self.tokens, batch)
 
     def decode(
         self,
@@ -335,10 +327,10 @@ class TransformersEngine:
         settings = self._generation_config(decoding)
         if template is not None:
             return decode_boxes(self._decoder(), prompts, template, settings.pad_token_id)
-        with use_seed(decoding, self.model.device):
+        with generation.use_seed(decoding, self.model.device):
             output = self.adapter.generate(prompts, generation_config=settings, **kwargs)
         ends = settings.eos_token_id
-        return collect_generations(output, self.adapter, ends), output.past_key_values
+        return generation.collect_generations(output, self.adapter, ends), getattr(output, CACHE)
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
         """See `AttentionReader`: the paper's M."""
@@ -350,10 +342,7 @@ class TransformersEngine:
 
     def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
         """See `StateReader`; prefixes are reused."""
-        return self._read(
-            requests,
-            lambda prompts, rows, one: self.adapter.weights(prompts, generation_config=one),
-        )
+        return self._read(requests, lambda prompts, _, one: self.adapter.weights(prompts, one))
 
     def phrase_similarities(
         self, requests: Sequence[Request], phrases: Sequence[str], states: States = "values"
@@ -366,15 +355,10 @@ class TransformersEngine:
         adapter = self._decoder()
         texts = [(self.chat.text(asked), asked.prompt.strip()) for asked in requests]  # as chats do
         places = [
-            find_phrase(self.processor.tokenizer, text, phrase, within=prompt)
+            introspection.find_phrase(self.processor.tokenizer, text, phrase, within=prompt)
             for (text, prompt), phrase in zip(texts, phrases, strict=True)
         ]
-        return self._read(
-            requests,
-            lambda prompts, rows, one: compare_states(
-                adapter, prompts, [places[row] for row in rows], states, generation_config=one
-            ),
-        )
+        return self._read(requests, partial(introspection.compare_states, adapter, states), places)
 
     def word_probabilities(
         self, images: Sequence[Image.Image | EncodedImage], words: Sequence[Sequence[str]]
@@ -386,14 +370,12 @@ class TransformersEngine:
         """
         adapter = self._decoder()
         tokenizer, special = self.processor.tokenizer, self.chat.special
-        ids = [[find_first_token(tokenizer, word, special) for word in each] for each in words]
-        return self._read(
-            [Request(image, "") for image in images],
-            lambda prompts, rows, one: predict_words(
-                adapter, prompts, [ids[row] for row in rows], generation_config=one
-            ),
-            reuse=False,
-        )
+        ids = [
+            [introspection.find_first_token(tokenizer, word, special) for word in each]
+            for each in words
+        ]
+        asked = [Request(image, "") for image in images]
+        return self._read(asked, partial(introspection.predict_words, adapter), ids, reuse=False)
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         """See `StateReader`."""
@@ -409,9 +391,20 @@ class TransformersEngine:
         """What a function makes of each request; it gets the batches of `plan`."""
         results: dict[int, Result] = {}
         for rows, batch in self.plan(requests, new_tokens, copies):
-            with torch.inference_mode(), out_of_memory():
+            with self._running():
                 results |= zip(rows, work(batch, rows), strict=True)
         return [results[row] for row in range(len(requests))]
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """What every pass runs in."""
+        if os.getpid() != self._process_id:  # forked: torch's threads are not here, and would be
+            torch.set_num_threads(1)  # waited for
+            self._process_id = os.getpid()
+        if not self.adapter.attached:  # a caller's own `set_attn_implementation`
+            self.adapter.attach()
+        with torch.inference_mode(), out_of_memory():
+            yield
 
     def _prompts(self, batch: TokenizedRequests, beams: int = 1, *, first: bool = False) -> Prompts:
         """Prompts that begin behind the prefixes of their images, computed now where needed.
@@ -420,7 +413,7 @@ class TransformersEngine:
             first: whether prefixes that are not known yet may be left to the prompts' own pass,
                 where it computes them: the prompts are run whole then, and their states are kept.
         """
-        prompts = self.prompt_builder.prompts(batch)
+        prompts = self.prompts(batch)
         heads = self._heads(batch)
         new = {
             head.key: replace(request, prompt="", notation=(), highlight=None)
@@ -433,8 +426,8 @@ class TransformersEngine:
             if self._decoder().leaves_prefixes(prompts, spans):
                 return self._decoder().with_cache(prompts)
         if new:
-            alone = self.prompt_builder.tokenize(list(new.values()))
-            at_start = self.prompt_builder.prompts(alone)
+            alone = self._tokens(list(new.values()))
+            at_start = self.prompts(alone)
             self._fill(alone, lambda spans: self._decoder().prefixes(at_start, spans))
         known = [(head and head.prefix) or Prefix() for head in heads]
         return self.adapter.resume(prompts, known, beams)
@@ -471,23 +464,25 @@ class TransformersEngine:
     def _read(
         self,
         requests: Sequence[Request],
-        read: Callable[[Prompts, list[int], GenerationConfig], list[Tensor]],
+        read: Callable[[Prompts, list[Any], GenerationConfig], list[Tensor]],
+        asked: Sequence[Any] = (),
         *,
         reuse: bool = True,
     ) -> list[NDArray[np.float32]]:
         """What a function reads about each row's image features, `(..., K)`, laid out as tokens:
         `(..., *tokens)` in the layout of `token_mask`.
 
-        It gets the prompts of a batch, the numbers of their requests, and how to run a single pass.
+        It gets the prompts of a batch, what is `asked` about each, and how to run a single pass.
         """
-        one = self._generation_config(Decoding(max_new_tokens=1))
 
         def laid_out(batch: TokenizedRequests, rows: list[int]) -> list[NDArray[np.float32]]:
-            prompts = self._prompts(batch) if reuse else self.prompt_builder.prompts(batch)
+            prompts = self._prompts(batch) if reuse else self.prompts(batch)
+            one = self._generation_config(Decoding(max_new_tokens=1))
             found = []
-            for values, request in zip(read(prompts, rows, one), batch.requests, strict=True):
+            values = read(prompts, [asked[row] for row in rows if asked], one)
+            for of_row, request in zip(values, batch.requests, strict=True):
                 own, _ = own_features(request)
-                spatial = values[..., own][..., self.adapter.first_feature :].float()
+                spatial = of_row[..., own][..., self.adapter.first_feature :].float()
                 shape = (*spatial.shape[:-1], *self.tokens.layout(request.pil_image.size))
                 found.append(spatial.reshape(shape).numpy())
             return found
@@ -502,6 +497,9 @@ class TransformersEngine:
             )
         return self.adapter
 
+    def _tokens(self, requests: Sequence[Request]) -> TokenizedRequests:
+        return prompt_builder.tokenize_requests(self.adapter, self.chat, requests)
+
     def _tokenize(
         self, requests: Sequence[Request], new_tokens: Sequence[int]
     ) -> TokenizedRequests:
@@ -509,7 +507,7 @@ class TransformersEngine:
         if not self.takes_two and not all(request.images for request in requests):
             raise CofError(f"{self.family.name} answers about images alone: add one.")
         requests = _with_images(self._shown(requests), self._process)
-        batch = self.prompt_builder.tokenize(requests)
+        batch = self._tokens(requests)
         limit = self.context_length
         sizes = zip(requests, batch.lengths, new_tokens, strict=True)
         for number, (request, length, new) in enumerate(sizes, 1):
@@ -540,14 +538,14 @@ class TransformersEngine:
         ]
 
     def _process(self, images: Sequence[Image.Image | EncodedImage]) -> list[EncodedImage]:
-        """Images with the image processor's output."""
+        """Images with the image processor's output, as it is set now."""
+        setting = self.tokens.setting
 
         def process(image: Image.Image | EncodedImage) -> EncodedImage:
-            if not isinstance(image, EncodedImage):
-                image = EncodedImage(image)
-            if image.pixels is not None:
+            if isinstance(image, EncodedImage) and image.setting == setting:
                 return image
-            return replace(image, pixels=self.tokens.pixels(image.image))
+            given = pil_image(image)
+            return EncodedImage(given, self.tokens.pixels(given), setting=setting)
 
         return map_in_threads(process, images)
 
@@ -559,7 +557,7 @@ class TransformersEngine:
         seen = list(images)
         new = [number for number, image in enumerate(images) if image.features is None]
         sizes = [np.asarray(seen[n].pixels["pixel_values"]).size // VALUES_PER_TOKEN for n in new]
-        with torch.inference_mode(), out_of_memory():
+        with self._running():
             for group in group_by_size(sizes, self.max_batch_tokens):
                 numbers = [new[place] for place in group]
                 encoded = self.adapter.encode([seen[number].pixels for number in numbers])
@@ -588,22 +586,22 @@ class TransformersEngine:
         return compiled
 
     def _generation_config(self, decoding: Decoding) -> GenerationConfig:
-        return make_generation_config(decoding, self.adapter)
+        return generation.make_generation_config(decoding, self.adapter)
 
 
-def _once(work: Callable[[list[Any]], list[EncodedImage]], images: Sequence[Any]) -> list[Any]:
-    """What a function makes of images; it gets each distinct object once."""
+def _once(
+    work: Callable[[list[Any]], list[EncodedImage]], images: Sequence[Any]
+) -> dict[int, EncodedImage]:
+    """What a function makes of images, by their `id`; it gets each distinct object once."""
     distinct = {id(image): image for image in images}
-    made = dict(zip(distinct, work(list(distinct.values())), strict=True))
-    return [made[id(image)] for image in images]
+    return dict(zip(distinct, work(list(distinct.values())), strict=True))
 
 
 def _with_images(
     requests: Sequence[Request], work: Callable[[list[Any]], list[EncodedImage]]
 ) -> list[Request]:
     """Requests about what a function makes of their images; it gets each distinct one once."""
-    images = [image for request in requests for image in request.images]
-    made = dict(zip(map(id, images), _once(work, images), strict=True))
+    made = _once(work, [image for request in requests for image in request.images])
     return [
         replace(
             request,

@@ -38,7 +38,31 @@ def use_seed(decoding: Decoding, device: torch.device) -> Iterator[None]:
         yield
 
 
-def make_generation_config(decoding: Decoding, adapter: Adapter) -> GenerationConfig:
+SHAPING = """
+bad_words_ids begin_suppress_tokens early_stopping encoder_no_repeat_ngram_size
+encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty
+forced_bos_token_id forced_eos_token_id length_penalty min_length min_new_tokens min_p
+no_repeat_ngram_size remove_invalid_values renormalize_logits repetition_penalty sequence_bias
+suppress_tokens top_h top_k typical_p
+"""
+"""What a checkpoint's generation_config.json has a say in: which tokens are likely."""
+
+
+class AnswerConfig(GenerationConfig):
+    """transformers' class, in which all but `SHAPING` is ours, whatever a checkpoint says: whether
+    there is a cache and of which kind, beams, lengths, and what `generate` returns."""
+
+    def update(
+        self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """transformers calls it with the checkpoint's values, and then with its own defaults."""
+        if allow_custom_entries:
+            kwargs = {name: kwargs[name] for name in SHAPING.split() if name in kwargs}
+        kwargs.pop("max_length", None)  # it would be warned of, beside `max_new_tokens`
+        return super().update(defaults_only, **kwargs)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def make_generation_config(decoding: Decoding, adapter: Adapter) -> AnswerConfig:
     """transformers' generation config for a decoding.
 
     The end tokens are those of the model, else of the part of it whose `generate` runs, else of the
@@ -51,7 +75,7 @@ def make_generation_config(decoding: Decoding, adapter: Adapter) -> GenerationCo
     sampled = decoding.temperature > 0
     sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p} if sampled else {}
     pad = tokenizer.pad_token_id
-    return GenerationConfig(
+    return AnswerConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.num_beams,
         eos_token_id=ends,
@@ -61,7 +85,6 @@ def make_generation_config(decoding: Decoding, adapter: Adapter) -> GenerationCo
         return_dict_in_generate=True,
         output_logits=True,
         do_sample=sampled,
-        guidance_scale=1.0,  # of transformers, which Janus sets for the images that it draws
         **sampling,
     )
 

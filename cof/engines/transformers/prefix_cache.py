@@ -7,6 +7,7 @@ highlight, up to the first token whose query or key is biased.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cof.attention.bias_mask import Bias, Branches
+
+_TAKES = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in _TAKES else "past_key_values"
+"""What this version of transformers calls a KV cache, as an argument and in outputs."""
 
 
 @dataclass(frozen=True, eq=False)

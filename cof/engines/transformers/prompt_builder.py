@@ -22,8 +22,8 @@ class TokenizedRequests:
     """B requests in token ids, before anything is biased or moved to a device.
 
     Attributes:
-        requests: what is asked, about images with the processor's output, and in
-            `PromptBuilder.prompts` with their features.
+        requests: what is asked, about images with the processor's output, and in `make_prompts`
+            with their features.
         inputs: padded token ids, `(B, L)`, and what else the model takes beside them.
         image_first: whether the prompt of each comes after its image.
     """
@@ -44,54 +44,40 @@ class TokenizedRequests:
         return lengths
 
 
-@dataclass(frozen=True, eq=False)
-class PromptBuilder:
-    """Builds a model's prompts.
+def tokenize_requests(
+    adapter: Adapter, chat: Chat, requests: Sequence[Request]
+) -> TokenizedRequests:
+    """Requests in token ids.
 
-    Attributes:
-        adapter: of the model.
-        tokens: its image tokens.
-        chat: writes its chats.
+    Raises:
+        CofError: a prompt cannot be encoded.
     """
+    texts = list(map(chat.text, requests))
+    pixels = [[image.pixels for image in _encoded(request)] for request in requests]
+    first = list(map(chat.image_first, texts, requests))
+    return TokenizedRequests(requests, adapter.tokenize(texts, pixels), first)
 
-    adapter: Adapter
-    tokens: ImageTokens
-    chat: Chat
 
-    def tokenize(self, requests: Sequence[Request]) -> TokenizedRequests:
-        """Requests in token ids.
+def make_prompts(adapter: Adapter, tokens: ImageTokens, batch: TokenizedRequests) -> Prompts:
+    """Tokenized requests where the model is, with the bias of their highlights.
 
-        Raises:
-            CofError: a prompt cannot be encoded.
-        """
-        texts = [self.chat.text(request) for request in requests]
-        pixels = [[image.pixels for image in _encoded(request)] for request in requests]
-        first = list(map(self.chat.image_first, texts, requests))
-        return TokenizedRequests(requests, self.adapter.tokenize(texts, pixels), first)
-
-    def prompts(self, batch: TokenizedRequests) -> Prompts:
-        """Tokenized requests where the model is, with the bias of their highlights.
-
-        Raises:
-            CofError: a layer or head the model does not have.
-        """
-        return Prompts(
-            {name: self.adapter.move(value) for name, value in batch.inputs.items()},
-            [
-                torch.cat([image.features for image in _encoded(request)] or [torch.empty(0)])
-                for request in batch.requests
-            ],
-            make_bias(
-                self.adapter,
-                self.tokens,
-                [
-                    Row(request.highlight, image.size, *own_features(request))
-                    for request, image in zip(batch.requests, batch.images, strict=True)
-                ],
-                batch.inputs,
-            ),
-            answer_type=self.adapter.family.answer_type,
-        )
+    Raises:
+        CofError: a layer or head the model does not have.
+    """
+    features = [
+        torch.cat([image.features for image in _encoded(request)] or [torch.empty(0)])
+        for request in batch.requests
+    ]
+    rows = [
+        Row(request.highlight, image.size, *own_features(request))
+        for request, image in zip(batch.requests, batch.images, strict=True)
+    ]
+    return Prompts(
+        {name: adapter.move(value) for name, value in batch.inputs.items()},
+        features,
+        make_bias(adapter, tokens, rows, batch.inputs),
+        answer_type=adapter.family.answer_type,
+    )
 
 
 def own_features(request: Request) -> tuple[slice, int]:
