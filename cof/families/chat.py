@@ -110,6 +110,7 @@ class Chat:
                 chat_template=None if template is self.processor.chat_template else template,
                 add_generation_prompt=True,
                 tokenize=False,
+                processor_kwargs={"padding": False},  # else SmolVLM's adds to those of the template
                 **({"enable_thinking": False} if not thinks and THINKING in str(template) else {}),
             )
         except TemplateError as error:

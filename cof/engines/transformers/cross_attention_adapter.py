@@ -7,6 +7,7 @@ prompt.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -112,7 +113,9 @@ class MllamaAdapter(Adapter):
         """`(tiles * (1 + patches), D)` for each image, the CLS token of each tile first."""
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
         inner = self.model.model
-        vision = inner.vision_model(**{name: self.stack(name, pixels) for name in names})
+        with warnings.catch_warnings():  # of a name that transformers itself uses, up to 5.19
+            warnings.filterwarnings("ignore", "`hidden_state` is deprecated", FutureWarning)
+            vision = inner.vision_model(**{name: self.stack(name, pixels) for name in names})
         features = inner.multi_modal_projector(vision.last_hidden_state)
         return list(features.reshape(len(pixels), -1, features.shape[-1]))
 

@@ -398,9 +398,6 @@ class TransformersEngine:
     @contextmanager
     def _running(self) -> Iterator[None]:
         """What every pass runs in."""
-        if os.getpid() != self._process_id:  # forked: torch's threads are not here, and would be
-            torch.set_num_threads(1)  # waited for
-            self._process_id = os.getpid()
         if not self.adapter.attached:  # a caller's own `set_attn_implementation`
             self.adapter.attach()
         with torch.inference_mode(), out_of_memory():
@@ -539,6 +536,14 @@ class TransformersEngine:
 
     def _process(self, images: Sequence[Image.Image | EncodedImage]) -> list[EncodedImage]:
         """Images with the image processor's output, as it is set now."""
+        if os.getpid() != self._process_id:
+            if self.model.device.type != "cpu":
+                raise CofError(
+                    "This process was forked after the model had been loaded, and cannot use the "
+                    "GPU: load the model after the fork, or start processes by 'spawn'."
+                )
+            torch.set_num_threads(1)  # its threads are not here, and it would wait for them
+            self._process_id = os.getpid()
         setting = self.tokens.setting
 
         def process(image: Image.Image | EncodedImage) -> EncodedImage:

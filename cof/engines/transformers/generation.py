@@ -39,25 +39,29 @@ def use_seed(decoding: Decoding, device: torch.device) -> Iterator[None]:
 
 
 SHAPING = """
-bad_words_ids begin_suppress_tokens early_stopping encoder_no_repeat_ngram_size
-encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty
-forced_bos_token_id forced_eos_token_id length_penalty min_length min_new_tokens min_p
+bad_words_ids begin_suppress_tokens encoder_no_repeat_ngram_size encoder_repetition_penalty
+exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id min_length min_new_tokens
 no_repeat_ngram_size remove_invalid_values renormalize_logits repetition_penalty sequence_bias
-suppress_tokens top_h top_k typical_p
+suppress_tokens
 """
 """What a checkpoint's generation_config.json has a say in: which tokens are likely."""
 
+SAMPLING = "epsilon_cutoff eta_cutoff min_p top_h top_k typical_p"
+BEAMS = "early_stopping length_penalty"
+"""The same where tokens are sampled, and with several beams."""
+
 
 class AnswerConfig(GenerationConfig):
-    """transformers' class, in which all but `SHAPING` is ours, whatever a checkpoint says: whether
-    there is a cache and of which kind, beams, lengths, and what `generate` returns."""
+    """transformers' class, in which all else is ours, whatever a checkpoint says: whether there is
+    a cache and of which kind, how tokens are chosen, lengths, and what `generate` returns."""
 
     def update(
         self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
         """transformers calls it with the checkpoint's values, and then with its own defaults."""
         if allow_custom_entries:
-            kwargs = {name: kwargs[name] for name in SHAPING.split() if name in kwargs}
+            names = f"{SHAPING} {SAMPLING * self.do_sample} {BEAMS * (self.num_beams > 1)}".split()
+            kwargs = {name: kwargs[name] for name in names if name in kwargs}
         kwargs.pop("max_length", None)  # it would be warned of, beside `max_new_tokens`
         return super().update(defaults_only, **kwargs)  # type: ignore[no-any-return,no-untyped-call]
 

@@ -181,6 +181,9 @@ def load_processor_for(
     if family.pads_to_square is not None:
         pad = family.pads_to_square if pad_to_square is None else pad_to_square
         processor.image_processor = _llava_images(processor.image_processor, pad)
+    words = processor.tokenizer
+    if type(words.backend_tokenizer.model).__name__ == "BPE":  # it cleans nothing, and says so
+        words.clean_up_tokenization_spaces = False
     if max_pixels is not None:
         count("max_pixels", max_pixels)
         images = processor.image_processor
