@@ -103,11 +103,8 @@ class MllamaAdapter(Adapter):
     @property
     def looking(self) -> list[nn.Module]:
         layers = self.model.model.language_model.layers
-        return [layers[number].cross_attn for number in self._layers]
-
-    @property
-    def _layers(self) -> list[int]:
-        return list(self.model.config.text_config.cross_attention_layers)
+        crossing = self.model.config.text_config.cross_attention_layers
+        return [layers[number].cross_attn for number in crossing]
 
     def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
         """`(tiles * (1 + patches), D)` for each image, the CLS token of each tile first."""
@@ -145,11 +142,11 @@ class MllamaAdapter(Adapter):
         """
         cache = DynamicCache()
         attention: Any
-        for number, attention in zip(self._layers, self.looking, strict=True):
+        for attention in self.looking:
             shape = (*states.shape[:2], attention.num_key_value_heads, attention.head_dim)
             keys = attention.k_proj(states).view(shape).transpose(1, 2)
             values = attention.v_proj(states).view(shape).transpose(1, 2)
-            cache.update(attention.k_norm(keys), values, number)
+            cache.update(attention.k_norm(keys), values, attention.layer_idx)
         return cache
 
 

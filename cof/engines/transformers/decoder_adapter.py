@@ -19,24 +19,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention.bias_mask import Branches
 from cof.attention.registry import reweight, use_branches
+from cof.engines.transformers import prefix_cache
 from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.cross_attention_adapter import (
     Kosmos2Adapter,
     MllamaAdapter,
     QFormerAdapter,
 )
-from cof.engines.transformers.prefix_cache import (
-    CACHE,
-    Prefix,
-    Prompts,
-    append_branches,
-    count_reusable,
-    first_biased,
-    full_length_cache,
-    join_prefixes,
-    resume_prompts,
-    split_cache,
-)
+from cof.engines.transformers.prefix_cache import CACHE, Prefix, Prompts
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
 from cof.families.special_tokens import tokenize
@@ -51,7 +41,7 @@ class DecoderAdapter(Adapter):
     @property
     def reuses_states(self) -> bool:  # type: ignore[override]
         """Whether every layer has a KV cache to crop; linear-attention layers have none."""
-        layers = full_length_cache(self.model.config).layers
+        layers = prefix_cache.full_length_cache(self.model.config).layers
         return all(type(layer) is DynamicLayer for layer in layers)
 
     def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
@@ -69,10 +59,8 @@ class DecoderAdapter(Adapter):
         features: dict[int, Tensor] = {}
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
-            names = images[rows[0]]
-            stacked = {
-                name: self.move(torch.cat([images[row][name] for row in rows])) for name in names
-            }
+            alike = [images[row] for row in rows]
+            stacked = {name: self.stack(name, alike) for name in alike[0]}
             output = features_of(**stacked, return_dict=True)
             features |= zip(rows, _per_image(output, len(rows)), strict=True)
         return [features[index] for index in range(len(images))]
@@ -135,18 +123,10 @@ class DecoderAdapter(Adapter):
         prompts = self.with_cache(replace(prompts, inputs=inputs))
         inputs = self._new_inputs(prompts) | {CACHE: prompts.cache}
         self.model(**inputs, logits_to_keep=1)
-        return split_cache(prompts.cache, ids, spans)
-
-    def leaves_prefixes(self, prompts: Prompts, spans: Spans) -> bool:
-        """Whether the pass over these prompts computes the states of these spans, nothing
-        biased."""
-        return all(
-            first_biased(prompts.bias, row, start) >= end - start
-            for row, (start, end) in enumerate(spans)
-        )
+        return prefix_cache.split_cache(prompts.cache, ids, spans)
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix], beams: int) -> Prompts:
-        reused = count_reusable(prompts, prefixes)
+        reused = prefix_cache.count_reusable(prompts, prefixes)
         # With beams `generate` compares the numbers of image tokens and features. And it passes
         # the types of new tokens only, which mark the image tokens that attend both ways.
         whole = beams > 1 or self.family.bidirectional(self.model.config)
@@ -157,16 +137,18 @@ class DecoderAdapter(Adapter):
             reused = [max(length - left, 0) for length in lengths]
         if not any(reused):
             return prompts
-        shorter = resume_prompts(prompts, reused)
+        shorter = prefix_cache.resume_prompts(prompts, reused)
         if whole and bool(self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
             return prompts
-        return replace(shorter, cache=join_prefixes(prefixes, reused, self.model.config, beams))
+        return replace(
+            shorter, cache=prefix_cache.join_prefixes(prefixes, reused, self.model.config, beams)
+        )
 
     def with_cache(self, prompts: Prompts) -> Prompts:
         """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
         if prompts.cache is not None:
             return prompts
-        return replace(prompts, cache=full_length_cache(self.model.config))
+        return replace(prompts, cache=prefix_cache.full_length_cache(self.model.config))
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
         if prompts.cache is not None:
@@ -185,7 +167,9 @@ class DecoderAdapter(Adapter):
         """
         cache: Any = prompts.cache
         more = branches.tokens.shape[1]
-        inputs = append_branches(self._new_inputs(prompts), branches, prompts.answer_type)
+        inputs = prefix_cache.append_branches(
+            self._new_inputs(prompts), branches, prompts.answer_type
+        )
         new = inputs["input_ids"].shape[1] - cache.get_seq_length()
         ready = self.model.prepare_inputs_for_generation(
             **inputs,

@@ -25,7 +25,15 @@ from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter, Spans
 from cof.engines.transformers.introspection import States
 from cof.engines.transformers.loading import load, out_of_memory
-from cof.engines.transformers.prefix_cache import CACHE, Head, Key, Prefix, Prompts, split_cache
+from cof.engines.transformers.prefix_cache import (
+    CACHE,
+    Head,
+    Key,
+    Prefix,
+    Prompts,
+    first_biased,
+    split_cache,
+)
 from cof.engines.transformers.probing import probe
 from cof.engines.transformers.prompt_builder import TokenizedRequests, own_features
 from cof.errors import CofError, CofWarning
@@ -410,8 +418,7 @@ class TransformersEngine:
             first: whether prefixes that are not known yet may be left to the prompts' own pass,
                 where it computes them: the prompts are run whole then, and their states are kept.
         """
-        prompts = self.prompts(batch)
-        heads = self._heads(batch)
+        prompts, heads = self.prompts(batch), self._heads(batch)
         new = {
             head.key: replace(request, prompt="", notation=(), highlight=None)
             for head, request in zip(heads, batch.requests, strict=True)
@@ -420,7 +427,7 @@ class TransformersEngine:
         # With several questions about one image its prefix is better computed once, beforehand.
         if first and beams == 1 and len(new) == len(heads):
             spans = [head.span for head in heads if head]
-            if self._decoder().leaves_prefixes(prompts, spans):
+            if all(first_biased(prompts.bias, n, a) >= b - a for n, (a, b) in enumerate(spans)):
                 return self._decoder().with_cache(prompts)
         if new:
             alone = self._tokens(list(new.values()))
@@ -431,22 +438,19 @@ class TransformersEngine:
 
     def _heads(self, batch: TokenizedRequests) -> list[Head | None]:
         """Each row up to the end of its image; None where its states are not reused."""
-        stores = [
-            getattr(image, "prefix", None) for image in batch.images
-        ]  # a chat may have no image
-        if all(store is None for store in stores):
+        if not isinstance(self.adapter, DecoderAdapter):
             return [None] * len(batch.requests)
         ids = batch.inputs["input_ids"]
         counts = [own_features(request)[0].stop for request in batch.requests]
-        spans = self._decoder().spans(ids, batch.inputs["attention_mask"], counts)
+        spans = self.adapter.spans(ids, batch.inputs["attention_mask"], counts)
         heads: list[Head | None] = []
         for row, (request, (start, end)) in enumerate(zip(batch.requests, spans, strict=True)):
-            store, shown = stores[row], tuple(request.images[: request.number + 1])
-            key = (tuple(ids[row, start:end].tolist()), tuple(map(id, shown)))
+            store = getattr(request.image, "prefix", None)  # a chat may have no image
             if store is None or not batch.image_first[row]:
                 heads.append(None)
-            else:
-                heads.append(Head((start, end), key, shown, store))
+                continue
+            shown = tuple(request.images[: request.number + 1])
+            heads.append(Head((start, end), (tuple(ids[row, start:end].tolist()), shown), store))
         return heads
 
     def _fill(self, batch: TokenizedRequests, states: Callable[[Spans], list[Prefix]]) -> None:

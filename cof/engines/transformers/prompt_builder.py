@@ -33,11 +33,6 @@ class TokenizedRequests:
     image_first: Sequence[bool]
 
     @property
-    def images(self) -> list[EncodedImage]:
-        """The image of each row that a highlight is about."""
-        return [request.image for request in self.requests]  # type: ignore[misc]
-
-    @property
     def lengths(self) -> list[int]:
         """Tokens of each row without padding."""
         lengths: list[int] = self.inputs["attention_mask"].sum(1).tolist()
@@ -69,8 +64,8 @@ def make_prompts(adapter: Adapter, tokens: ImageTokens, batch: TokenizedRequests
         for request in batch.requests
     ]
     rows = [
-        Row(request.highlight, image.size, *own_features(request))
-        for request, image in zip(batch.requests, batch.images, strict=True)
+        Row(request.highlight, request.pil_image.size, *own_features(request))
+        for request in batch.requests
     ]
     return Prompts(
         {name: adapter.move(value) for name, value in batch.inputs.items()},
