@@ -16,7 +16,7 @@ from zoo import assert_same, counted, engine, folder
 
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.prefix_cache import Prefix, split_cache
+from cof.engines.transformers.prefix_cache import CACHE, Prefix, split_cache
 from cof.geometry.regions import EVERYTHING, Region
 from cof.prompting.dialects import LLAVA
 from cof.types import ALONE, Decoding, EncodedImage, Highlight, Request, Turn
@@ -175,7 +175,8 @@ def test_images_that_attend_to_the_question_have_no_prefix() -> None:
     with torch.inference_mode():
         (image,) = made.encode([IMAGES[0]])
         prompts = [prompts_of(made, [Request(image, text)]) for text in ("hi", "red?")]
-        caches = [made.decode(prompt, Decoding(max_new_tokens=1))[1] for prompt in prompts]
+        one = {"generation_config": made._generation_config(Decoding(max_new_tokens=1))}
+        caches = [made.adapter.generate(prompt, **one)[CACHE] for prompt in prompts]
         ids = [prompt.inputs["input_ids"] for prompt in prompts]
         spans = [
             made.adapter.spans(each, torch.ones_like(each), [len(image.features)]) for each in ids

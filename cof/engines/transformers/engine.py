@@ -221,9 +221,9 @@ class TransformersEngine:
         longest = decoding.max_new_tokens if template is None else Decoding().max_new_tokens
 
         def answer(batch: TokenizedRequests, rows: list[int]) -> list[Generation]:
-            more: dict[str, Any] = {}
+            settings, more = self._generation_config(decoding), dict[str, Any]()
+            ends, pad = settings.eos_token_id, settings.pad_token_id
             if on_text is not None and template is None and decoding.num_beams == 1:
-                ends = self._generation_config(decoding).eos_token_id
                 more["streamer"] = BatchStreamer(self.processor.tokenizer, ends, rows, on_text)
             if guided:  # each row with its other branch beside it, in one batch
                 scales = [generation.guidance(request) for request in batch.requests]
@@ -232,7 +232,13 @@ class TransformersEngine:
                     [*batch.requests, *map(generation.make_contrast, batch.requests)]
                 )
             prompts = self._prompts(batch, decoding.num_beams, first=not guided)
-            replies, states = self.decode(prompts, decoding, template, **more)
+            if template is not None:
+                replies, states = decode_boxes(self._decoder(), prompts, template, pad)
+            else:
+                with generation.use_seed(decoding, self.model.device):
+                    output = self.adapter.generate(prompts, generation_config=settings, **more)
+                replies = generation.collect_generations(output, self.adapter, ends)
+                states = getattr(output, CACHE)
             self._fill(batch, lambda spans: split_cache(states, batch.inputs["input_ids"], spans))
             if on_text is not None and "streamer" not in more:
                 for row, reply in zip(rows, replies, strict=True):
@@ -318,27 +324,6 @@ class TransformersEngine:
             CofError: a layer or head the model does not have.
         """
         return prompt_builder.make_prompts(self.adapter, self.tokens, batch)
-
-    def decode(
-        self,
-        prompts: Prompts,
-        decoding: Decoding,
-        template: CompiledBoxTemplate | None = None,
-        **kwargs: Any,
-    ) -> tuple[list[Generation], Any]:
-        """The replies, and the cache they leave.
-
-        Args:
-            template: the box to write; None: text.
-            kwargs: more for transformers' `generate`.
-        """
-        settings = self._generation_config(decoding)
-        if template is not None:
-            return decode_boxes(self._decoder(), prompts, template, settings.pad_token_id)
-        with generation.use_seed(decoding, self.model.device):
-            output = self.adapter.generate(prompts, generation_config=settings, **kwargs)
-        ends = settings.eos_token_id
-        return generation.collect_generations(output, self.adapter, ends), getattr(output, CACHE)
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
         """See `AttentionReader`: the paper's M."""

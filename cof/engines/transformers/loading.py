@@ -201,17 +201,9 @@ def _llava_images(given: Any, pad: bool) -> Any:
     """
     if bool(getattr(given, "do_pad", False)) == pad and (pad or given.do_center_crop):
         return given
-    size = dict(given.size)
-    side = size.get("shortest_edge") or size["height"]
-    return LlavaImageProcessorPil(
-        do_pad=pad,
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        resample=given.resample,
-        rescale_factor=given.rescale_factor,
-        image_mean=given.image_mean,
-        image_std=given.image_std,
-    )
+    side = given.size.get("shortest_edge") or given.size["height"]
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return LlavaImageProcessorPil.from_dict({**given.to_dict(), **sizes, "do_pad": pad})
 
 
 def _quantized(wanted: Any, dtype: str | torch.dtype | None) -> dict[str, Any]:

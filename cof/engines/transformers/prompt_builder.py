@@ -71,7 +71,7 @@ def make_prompts(adapter: Adapter, tokens: ImageTokens, batch: TokenizedRequests
         {name: adapter.move(value) for name, value in batch.inputs.items()},
         features,
         make_bias(adapter, tokens, rows, batch.inputs),
-        answer_type=adapter.family.answer_type,
+        answer_type=1 - adapter.family.image_type,
     )
 
 
