@@ -73,7 +73,7 @@ class TestEveryFamily:
         assert len(again) == 0
         with torch.inference_mode():
             prompts = prompts_of(made, [Request(WIDE, "")])
-            inputs = made.adapter._inputs(prompts.inputs, prompts.features)
+            inputs = made.adapter._new_inputs(prompts)
             logits = made.model(**inputs, use_cache=False).logits[0]
         is_image = prompts.inputs["input_ids"][0] == made.model.config.image_token_id
         ids = [made.processor.tokenizer(letter)["input_ids"][-1] for letter in "rb"]

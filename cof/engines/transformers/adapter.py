@@ -48,14 +48,10 @@ class Adapter:
         return []
 
     def attach(self) -> None:
-        """Switch the model's attention to ours, where it looks at the image."""
-        attach(self.model, self.part, self.looking, last_query=self.last_query)
-
-    @property
-    def attached(self) -> bool:
-        """Whether it still is so."""
-        part = getattr(self.model.config, self.part)
-        return part._attn_implementation in (DECODER, CROSS_ATTENTION)
+        """Switch the model's attention to ours, where it looks at the image and is not ours yet."""
+        part = getattr(self.model.config, self.part, None)
+        if getattr(part, "_attn_implementation", None) not in (DECODER, CROSS_ATTENTION):
+            attach(self.model, self.part, self.looking, last_query=self.last_query)
 
     @property
     def shape(self) -> tuple[int, int]:

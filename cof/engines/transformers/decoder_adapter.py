@@ -193,7 +193,21 @@ class DecoderAdapter(Adapter):
         known = 0 if prompts.cache is None else prompts.cache.get_seq_length()
         counts = self._is_image(ids[:, :known]).sum(1).tolist()
         features = [of[count:] for of, count in zip(prompts.features, counts, strict=True)]
-        return self._inputs(prompts.inputs | self._positions(prompts.inputs), features)
+        features = [each for each in features if len(each)]
+        inputs: dict[str, Any] = prompts.inputs | self._positions(prompts.inputs)
+        if not features:  # all of them are in the cache
+            return inputs
+        # A fresh value each time: `generate` expands it in place for beams.
+        images: Any = BaseModelOutputWithPooling()
+        if features[0].ndim == 3:
+            images.pooler_output = torch.cat(list(features))
+        else:
+            width = self.model.config.get_text_config().hidden_size
+            levels = [torch.split(image, width, dim=-1) for image in features]
+            images.pooler_output, *deeper = map(list, zip(*levels, strict=True))
+            if deeper:
+                images.deepstack_features = deeper
+        return {**inputs, "mm_encoder_outputs": {"image": images}}
 
     def _positions(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The position of every token, those in a cache included: `(..., B, L)`.
@@ -214,22 +228,6 @@ class DecoderAdapter(Adapter):
 
     def _is_image(self, ids: Tensor) -> Tensor:
         return torch.eq(ids, self.model.config.image_token_id)
-
-    def _inputs(self, inputs: Mapping[str, Tensor], features: Sequence[Tensor]) -> dict[str, Any]:
-        features = [each for each in features if len(each)]
-        if not features:  # all of them are in the cache
-            return dict(inputs)
-        # A fresh value each time: `generate` expands it in place for beams.
-        images: Any = BaseModelOutputWithPooling()
-        if features[0].ndim == 3:
-            images.pooler_output = torch.cat(list(features))
-        else:
-            width = self.model.config.get_text_config().hidden_size
-            levels = [torch.split(image, width, dim=-1) for image in features]
-            images.pooler_output, *deeper = map(list, zip(*levels, strict=True))
-            if deeper:
-                images.deepstack_features = deeper
-        return {**inputs, "mm_encoder_outputs": {"image": images}}
 
 
 def _per_image(output: Any, count: int) -> list[Tensor]:

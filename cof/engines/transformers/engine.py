@@ -19,21 +19,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from cof.engines.text_stream import BatchStreamer, apart_from_thoughts
-from cof.engines.transformers import generation, introspection, prompt_builder
+from cof.engines.transformers import generation, introspection, prefix_cache, prompt_builder
 from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter, Spans
 from cof.engines.transformers.introspection import States
 from cof.engines.transformers.loading import load, out_of_memory
-from cof.engines.transformers.prefix_cache import (
-    CACHE,
-    Head,
-    Key,
-    Prefix,
-    Prompts,
-    first_biased,
-    split_cache,
-)
+from cof.engines.transformers.prefix_cache import CACHE, Head, Key, Prefix, Prompts
 from cof.engines.transformers.probing import probe
 from cof.engines.transformers.prompt_builder import TokenizedRequests, own_features
 from cof.errors import CofError, CofWarning
@@ -46,6 +38,7 @@ from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
 Result = TypeVar("Result")
+Work = Callable[[list[Any]], list[EncodedImage]]
 MAX_BATCH_TOKENS = 16384
 """Sixteen questions about LLaVA-1.5's 576 image tokens; some 3 GB of a 7B model's KV cache."""
 
@@ -239,7 +232,7 @@ class TransformersEngine:
                     output = self.adapter.generate(prompts, generation_config=settings, **more)
                 replies = generation.collect_generations(output, self.adapter, ends)
                 states = getattr(output, CACHE)
-            self._fill(batch, lambda spans: split_cache(states, batch.inputs["input_ids"], spans))
+            self._fill(batch, partial(prefix_cache.split_cache, states, batch.inputs["input_ids"]))
             if on_text is not None and "streamer" not in more:
                 for row, reply in zip(rows, replies, strict=True):
                     if reply.text:
@@ -259,7 +252,7 @@ class TransformersEngine:
             CofError: image, prompt and answer of a request do not fit into `context_length`.
         """
         if requests:
-            self._tokenize(requests, [decoding.max_new_tokens] * len(requests))
+            self._fit(requests, [decoding.max_new_tokens] * len(requests))
 
     def score_replies(
         self, requests: Sequence[Request], replies: Sequence[str]
@@ -303,7 +296,7 @@ class TransformersEngine:
         """
         if not requests:
             return []
-        whole = self._tokenize(requests, new_tokens)
+        whole = self._fit(requests, new_tokens)
         whole = replace(whole, requests=_with_images(whole.requests, self._see))
         sizes = [(n + new) * copies for n, new in zip(whole.lengths, new_tokens, strict=True)]
         groups = group_by_size(sizes, self.max_batch_tokens)
@@ -391,8 +384,7 @@ class TransformersEngine:
     @contextmanager
     def _running(self) -> Iterator[None]:
         """What every pass runs in."""
-        if not self.adapter.attached:  # a caller's own `set_attn_implementation`
-            self.adapter.attach()
+        self.adapter.attach()  # anew, if a caller has called `set_attn_implementation`
         with torch.inference_mode(), out_of_memory():
             yield
 
@@ -412,7 +404,8 @@ class TransformersEngine:
         # With several questions about one image its prefix is better computed once, beforehand.
         if first and beams == 1 and len(new) == len(heads):
             spans = [head.span for head in heads if head]
-            if all(first_biased(prompts.bias, n, a) >= b - a for n, (a, b) in enumerate(spans)):
+            unbiased = partial(prefix_cache.first_biased, prompts.bias)
+            if all(unbiased(row, a) >= b - a for row, (a, b) in enumerate(spans)):
                 return self._decoder().with_cache(prompts)
         if new:
             alone = self._tokens(list(new.values()))
@@ -486,9 +479,7 @@ class TransformersEngine:
     def _tokens(self, requests: Sequence[Request]) -> TokenizedRequests:
         return prompt_builder.tokenize_requests(self.adapter, self.chat, requests)
 
-    def _tokenize(
-        self, requests: Sequence[Request], new_tokens: Sequence[int]
-    ) -> TokenizedRequests:
+    def _fit(self, requests: Sequence[Request], new_tokens: Sequence[int]) -> TokenizedRequests:
         """Requests in token ids, their images processed; the model has not run."""
         if not self.takes_two and not all(request.images for request in requests):
             raise CofError(f"{self.family.name} answers about images alone: add one.")
@@ -563,13 +554,9 @@ class TransformersEngine:
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
         compiled = None
         if self.adapter.reuses_states:
-            compiled = compile_box_template(
-                template,
-                lambda texts: self.processor.tokenizer(texts, add_special_tokens=False)[
-                    "input_ids"
-                ],
-                self.chat.opening(thinks=False),
-            )
+            read = partial(self.processor.tokenizer, add_special_tokens=False)
+            opening = self.chat.opening(thinks=False)
+            compiled = compile_box_template(template, lambda text: read(text)["input_ids"], opening)
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not keep the "
@@ -583,17 +570,13 @@ class TransformersEngine:
         return generation.make_generation_config(decoding, self.adapter)
 
 
-def _once(
-    work: Callable[[list[Any]], list[EncodedImage]], images: Sequence[Any]
-) -> dict[int, EncodedImage]:
+def _once(work: Work, images: Sequence[Any]) -> dict[int, EncodedImage]:
     """What a function makes of images, by their `id`; it gets each distinct object once."""
     distinct = {id(image): image for image in images}
     return dict(zip(distinct, work(list(distinct.values())), strict=True))
 
 
-def _with_images(
-    requests: Sequence[Request], work: Callable[[list[Any]], list[EncodedImage]]
-) -> list[Request]:
+def _with_images(requests: Sequence[Request], work: Work) -> list[Request]:
     """Requests about what a function makes of their images; it gets each distinct one once."""
     made = _once(work, [image for request in requests for image in request.images])
     return [

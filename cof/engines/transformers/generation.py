@@ -10,18 +10,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
+from cof.engines.transformers.adapter import Adapter
 from cof.families.chat import Chat
 from cof.families.special_tokens import token_ids
 from cof.types import Decoding, Generation, Request
-
-if TYPE_CHECKING:
-    from cof.engines.transformers.adapter import Adapter
 
 _SEEDING = threading.Lock()  # torch's random state belongs to the process, not to a thread
 

@@ -50,8 +50,7 @@ def load(
         config = AutoConfig.from_pretrained(base)
     family = family_of(config)
     processor = load_processor_for(base, config, family, pad_to_square, max_pixels)
-    gpu = torch.cuda.is_available()
-    device = device_map if device_map is not None else ("cuda" if gpu else "cpu")
+    device = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     place = _as_device(device)
     on_gpu = place is None or place.type != "cpu"
     chosen = _as_dtype(dtype) if dtype is not None else None
