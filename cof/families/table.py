@@ -50,14 +50,10 @@ def clip_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
 def qwen_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
     """Pixels of the image that the processor has resized."""
     width, height = image_wh
-    resized_height, resized_width = smart_resize(
-        height,
-        width,
-        factor=image_processor.patch_size * image_processor.merge_size,
-        min_pixels=image_processor.size["shortest_edge"],
-        max_pixels=image_processor.size["longest_edge"],
-    )
-    return Frame.pixels((resized_width, resized_height))
+    factor = image_processor.patch_size * image_processor.merge_size
+    least, most = (image_processor.size[name] for name in ("shortest_edge", "longest_edge"))
+    height, width = smart_resize(height, width, factor, min_pixels=least, max_pixels=most)
+    return Frame.pixels((width, height))
 
 
 _LLAVA = Family(
@@ -65,9 +61,7 @@ _LLAVA = Family(
     ("llava",),
     token_means.patch_grid,
     chat_template=_VICUNA,
-    num_prefix_features=lambda config: (
-        0 if config.vision_feature_select_strategy == "default" else 1
-    ),
+    num_prefix_features=lambda config: int(config.vision_feature_select_strategy != "default"),
     frame=clip_frame,
     pads_to_square=True,
 )

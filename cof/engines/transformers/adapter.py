@@ -84,11 +84,6 @@ class Adapter:
         image (None where every query comes after it, as in cross-attention)."""
         return torch.stack(list(added)), None
 
-    def count_image_tokens(self, ids: Tensor) -> list[int] | None:
-        """The image tokens in each row of `(B, L)`; None: images are no tokens, and each row has
-        one."""
-        return None
-
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix], beams: int) -> Prompts:
         """The same prompts, with as much as possible taken from their images' prefixes."""
         return prompts

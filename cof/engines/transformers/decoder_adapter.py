@@ -31,9 +31,6 @@ from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
 from cof.families.special_tokens import tokenize
 
-Spans = Sequence[tuple[int, int]]
-"""The start and the end of a part of each row."""
-
 
 class DecoderAdapter(Adapter):
     """Image features are decoder tokens."""
@@ -72,7 +69,7 @@ class DecoderAdapter(Adapter):
         inputs = tokenize(tokenizer, expanded, add_special_tokens=special)
         takes = inspect.signature(self.model.forward).parameters
         types = {
-            name: self._is_image(inputs["input_ids"]).long() * kind
+            name: self.is_image(inputs["input_ids"]).long() * kind
             for name, kind in (("mm_token_type_ids", 1), ("token_type_ids", self.family.image_type))
             if name in takes
         }
@@ -96,24 +93,20 @@ class DecoderAdapter(Adapter):
     def place(
         self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        is_image = self._is_image(inputs["input_ids"])
+        is_image = self.is_image(inputs["input_ids"])
         values = torch.zeros(is_image.shape)
         for row, by_feature in enumerate(added):
             values[row, is_image[row]] = by_feature
         return values, self._image_ends(inputs["input_ids"])
 
-    def count_image_tokens(self, ids: Tensor) -> list[int]:
-        counts: list[int] = self._is_image(ids).sum(1).tolist()
-        return counts
-
     def spans(self, ids: Tensor, seen: Tensor, counts: Sequence[int]) -> list[tuple[int, int]]:
         """Where each row begins, after its padding, and where as many image tokens have come."""
-        passed = self._is_image(ids).cumsum(1) >= torch.tensor(counts, device=ids.device)[:, None]
+        passed = self.is_image(ids).cumsum(1) >= torch.tensor(counts, device=ids.device)[:, None]
         ends = passed.int().argmax(1) + 1
         return list(zip(seen.argmax(1).tolist(), ends.tolist(), strict=True))
 
-    def prefixes(self, prompts: Prompts, spans: Spans) -> list[Prefix]:
-        """The states of each row's span, from a pass of its own."""
+    def prefixes(self, prompts: Prompts, spans: Sequence[tuple[int, int]]) -> list[Prefix]:
+        """The states of each row from a start to an end, from a pass of its own."""
         ids = prompts.inputs["input_ids"]
         length = int(self._image_ends(ids).max())  # nothing after the last image is computed
         inputs = {
@@ -138,7 +131,7 @@ class DecoderAdapter(Adapter):
         if not any(reused):
             return prompts
         shorter = prefix_cache.resume_prompts(prompts, reused)
-        if whole and bool(self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
+        if whole and bool(self.is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
             return prompts
         return replace(
             shorter, cache=prefix_cache.join_prefixes(prefixes, reused, self.model.config, beams)
@@ -191,7 +184,7 @@ class DecoderAdapter(Adapter):
         """The inputs, and the features of the image tokens that are not in the cache."""
         ids = prompts.inputs["input_ids"]
         known = 0 if prompts.cache is None else prompts.cache.get_seq_length()
-        counts = self._is_image(ids[:, :known]).sum(1).tolist()
+        counts = self.is_image(ids[:, :known]).sum(1).tolist()
         features = [of[count:] for of, count in zip(prompts.features, counts, strict=True)]
         features = [each for each in features if len(each)]
         inputs: dict[str, Any] = prompts.inputs | self._positions(prompts.inputs)
@@ -219,14 +212,15 @@ class DecoderAdapter(Adapter):
         return {"position_ids": self.model._prepare_position_ids_for_generation(ids, dict(inputs))}
 
     def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:
-        is_image = self._is_image(prompts.inputs["input_ids"]).cpu()
+        is_image = self.is_image(prompts.inputs["input_ids"]).cpu()
         return [row[..., mask] for row, mask in zip(weights, is_image, strict=True)]
 
     def _image_ends(self, ids: Tensor) -> Tensor:
         """`(B, L)` token ids -> the place just after each row's last image token."""
-        return ids.shape[1] - self._is_image(ids).flip(1).int().argmax(1)
+        return ids.shape[1] - self.is_image(ids).flip(1).int().argmax(1)
 
-    def _is_image(self, ids: Tensor) -> Tensor:
+    def is_image(self, ids: Tensor) -> Tensor:
+        """`(B, L)` token ids -> which are image tokens."""
         return torch.eq(ids, self.model.config.image_token_id)
 
 

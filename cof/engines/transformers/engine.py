@@ -22,10 +22,10 @@ from cof.engines.text_stream import BatchStreamer, apart_from_thoughts
 from cof.engines.transformers import generation, introspection, prefix_cache, prompt_builder
 from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
-from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter, Spans
+from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter
 from cof.engines.transformers.introspection import States
 from cof.engines.transformers.loading import load, out_of_memory
-from cof.engines.transformers.prefix_cache import CACHE, Head, Key, Prefix, Prompts
+from cof.engines.transformers.prefix_cache import CACHE, Head, Prefix, Prompts
 from cof.engines.transformers.probing import probe
 from cof.engines.transformers.prompt_builder import TokenizedRequests, own_features
 from cof.errors import CofError, CofWarning
@@ -138,9 +138,8 @@ class TransformersEngine:
             CofError: the model does not exist, cannot be reached, is not supported or has no
                 processor; memory is too small; or an option does not apply.
         """
-        name = str(model)
         loaded, processor = load(
-            name,
+            str(model),
             dtype=dtype,
             device_map=device_map,
             pad_to_square=pad_to_square,
@@ -148,7 +147,7 @@ class TransformersEngine:
             quantization=quantization,
             allow_pickle=allow_pickle,
         )
-        return cls(loaded, processor, name=name, max_batch_tokens=max_batch_tokens)
+        return cls(loaded, processor, name=str(model), max_batch_tokens=max_batch_tokens)
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes.
@@ -237,10 +236,8 @@ class TransformersEngine:
                 for row, reply in zip(rows, replies, strict=True):
                     if reply.text:
                         on_text(row, reply.text)
-            return [
-                replace(reply, num_prompt_tokens=length)
-                for reply, length in zip(replies, batch.lengths[: len(rows)], strict=False)
-            ]
+            lengths = zip(replies, batch.lengths[: len(rows)], strict=False)
+            return [replace(reply, num_prompt_tokens=length) for reply, length in lengths]
 
         copies = 2 if guided else decoding.num_beams
         return self._run(requests, [longest] * len(requests), answer, copies)
@@ -311,11 +308,7 @@ class TransformersEngine:
         return [(rows, self._tokens([whole.requests[row] for row in rows])) for rows in groups]
 
     def prompts(self, batch: TokenizedRequests) -> Prompts:
-        """The prompts of a batch of `plan`, from their beginnings.
-
-        Raises:
-            CofError: a layer or head the model does not have.
-        """
+        """The prompts of a batch of `plan`, from their beginnings."""
         return prompt_builder.make_prompts(self.adapter, self.tokens, batch)
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
@@ -355,11 +348,8 @@ class TransformersEngine:
             CofError: the image is not among the decoder's tokens.
         """
         adapter = self._decoder()
-        tokenizer, special = self.processor.tokenizer, self.chat.special
-        ids = [
-            [introspection.find_first_token(tokenizer, word, special) for word in each]
-            for each in words
-        ]
+        first = partial(introspection.find_first_token, self.processor.tokenizer, self.chat.special)
+        ids = [list(map(first, each)) for each in words]
         asked = [Request(image, "") for image in images]
         return self._read(asked, partial(introspection.predict_words, adapter), ids, reuse=False)
 
@@ -431,14 +421,12 @@ class TransformersEngine:
             heads.append(Head((start, end), (tuple(ids[row, start:end].tolist()), shown), store))
         return heads
 
-    def _fill(self, batch: TokenizedRequests, states: Callable[[Spans], list[Prefix]]) -> None:
+    def _fill(self, batch: TokenizedRequests, states: Callable[[Any], list[Prefix]]) -> None:
         """Keep the prefixes that are not known yet; `states` gives them for spans of all rows."""
-        heads = self._heads(batch)
-        if all(head and not head.prefix for head in heads):
-            prefixes = states([head.span for head in heads if head])
-            for head, prefix in zip(heads, prefixes, strict=True):
-                if head:
-                    head.fill(prefix)
+        heads = [head for head in self._heads(batch) if head and not head.prefix]
+        if len(heads) == len(batch.requests):
+            for head, prefix in zip(heads, states([head.span for head in heads]), strict=True):
+                head.fill(prefix)
 
     def _read(
         self,
@@ -547,7 +535,7 @@ class TransformersEngine:
                 numbers = [new[place] for place in group]
                 encoded = self.adapter.encode([seen[number].pixels for number in numbers])
                 for number, features in zip(numbers, encoded, strict=True):
-                    prefix: dict[Key, Prefix] | None = {} if lazy else None
+                    prefix: Any = {} if lazy else None
                     seen[number] = replace(seen[number], features=features, prefix=prefix)
         return seen
 

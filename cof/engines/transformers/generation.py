@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,10 +140,7 @@ def tokenize_replies(
     tokenizer = chat.processor.tokenizer
     before = "" if alone else chat.opening()
     space = "" if alone or before[-1:].isspace() else " "
-
-    def encode(text: str) -> list[int]:
-        return token_ids(tokenizer, text, add_special_tokens=False)
-
+    encode = partial(token_ids, tokenizer, add_special_tokens=False)
     prompt = encode(before)
     tokens = []
     for reply in replies:

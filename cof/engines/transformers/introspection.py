@@ -48,7 +48,7 @@ def find_phrase(tokenizer: Any, text: str, phrase: str, within: str = "") -> lis
     return [number - len(spans) for number, (a, b) in enumerate(spans) if a < end and b > start]
 
 
-def find_first_token(tokenizer: Any, word: str, special: SpecialTokens) -> int:
+def find_first_token(tokenizer: Any, special: SpecialTokens, word: str) -> int:
     """The first token of a word in the middle of a text."""
     text = special.escape(f"the {word}")
     ids = token_ids(tokenizer, text, add_special_tokens=False)

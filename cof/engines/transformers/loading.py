@@ -22,11 +22,9 @@ from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cof.errors import CofError, OutOfMemory
-from cof.families import Family, family_of
+from cof.families import family_of
 from cof.families.processors import load_processor
 from cof.options import count
-
-_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load(
@@ -48,8 +46,7 @@ def load(
     base = _adapted(name)
     with loading_errors(base):
         config = AutoConfig.from_pretrained(base)
-    family = family_of(config)
-    processor = load_processor_for(base, config, family, pad_to_square, max_pixels)
+    processor = load_processor_for(base, config, pad_to_square, max_pixels)
     device = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     place = _as_device(device)
     on_gpu = place is None or place.type != "cpu"
@@ -161,13 +158,10 @@ def _converted(name: str) -> str:
 
 
 def load_processor_for(
-    name: str,
-    config: Any,
-    family: Family,
-    pad_to_square: bool | None = None,
-    max_pixels: int | None = None,
+    name: str, config: Any, pad_to_square: bool | None = None, max_pixels: int | None = None
 ) -> Any:
     """A checkpoint's processor; the options are those of `engine.TransformersEngine`."""
+    family = family_of(config)
     if pad_to_square is not None and family.pads_to_square is None:
         raise CofError(f"pad_to_square is for LLaVA-1.5 only; leave it out for {family.name}.")
     with loading_errors(name):
@@ -225,7 +219,7 @@ def _quantized(wanted: Any, dtype: str | torch.dtype | None) -> dict[str, Any]:
 
 def _as_device(device: str | dict[str, Any]) -> torch.device | None:
     """A single device; None for a map that accelerate has to work out."""
-    if not isinstance(device, str) or device in _MAPS:
+    if not isinstance(device, str) or device in ("auto", "sequential") or "balanced" in device:
         return None
     try:
         place = torch.device(device)

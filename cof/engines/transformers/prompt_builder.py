@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -109,22 +109,22 @@ def make_bias(
     Raises:
         CofError: a layer or head the model does not have.
     """
-    highlights = [
-        row.highlight if row.highlight and row.highlight.strength != 1 else None for row in rows
+    rows = [
+        row if row.highlight and row.highlight.strength != 1 else replace(row, highlight=None)
+        for row in rows
     ]
+    highlights = [row.highlight for row in rows]
     if not any(highlights):
         return None
 
-    def bias_row(number: int) -> Tensor:
-        highlight, row = highlights[number], rows[number]
+    def bias_row(row: Row) -> Tensor:
         added = torch.zeros(row.total)
-        if highlight is not None:
-            by_token = torch.from_numpy(tokens.bias(row.image_wh, highlight).ravel())
+        if row.highlight is not None:
+            by_token = torch.from_numpy(tokens.bias(row.image_wh, row.highlight).ravel())
             added[row.own][adapter.first_feature :] = by_token
         return added
 
-    added = map_in_threads(bias_row, range(len(rows)))
-    values, image_ends = adapter.place(added, inputs)
+    values, image_ends = adapter.place(map_in_threads(bias_row, rows), inputs)
     text_only = torch.tensor([bool(of and of.scope == "text") for of in highlights])
     q_from, device = None, adapter.model.device
     if image_ends is not None and bool(text_only.any()):
