@@ -210,13 +210,18 @@ def test_a_model_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["llava", "instructblip"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_attention_that_a_caller_changed_is_changed_back(name: str, attention: str) -> None:
+def test_attention_that_a_caller_changed(name: str, attention: str) -> None:
+    """It answers where nothing of ours is needed, and is changed back where something is."""
     made, asked = TransformersEngine.from_pretrained(checkpoint(name)), highlighted(8.0)
-    expected = made.generate([asked], SHORT)
-    for read in (lambda: made.generate([asked], SHORT), lambda: made.image_attention(asked)):
+    expected, weights = made.generate([asked], SHORT), made.image_attention(asked)
+    for ask in (PLAIN, asked):
         made.model.set_attn_implementation(attention)
-        read()
-    assert_same(made.generate([asked], SHORT), expected)
+        replies = made.generate([ask], SHORT)
+        used = getattr(made.model.config, made.adapter.part)._attn_implementation
+        assert (used == attention) == (ask is PLAIN)
+    assert_same(replies, expected)
+    made.model.set_attn_implementation(attention)
+    np.testing.assert_allclose(made.image_attention(asked), weights, atol=1e-5)
 
 
 class TestContrast:

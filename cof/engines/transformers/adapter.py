@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from cof.attention.registry import CROSS_ATTENTION, DECODER, attach, record_weights
+from cof.attention.registry import CROSS_ATTENTION, DECODER, attach, record_weights, reweight
 from cof.engines.transformers.prefix_cache import Prefix, Prompts
 from cof.families.family import Family
 
@@ -52,6 +53,13 @@ class Adapter:
         part = getattr(self.model.config, self.part, None)
         if getattr(part, "_attn_implementation", None) not in (DECODER, CROSS_ATTENTION):
             attach(self.model, self.part, self.looking, last_query=self.last_query)
+
+    def reweighted(self, prompts: Prompts) -> AbstractContextManager[None]:
+        """With the bias of some prompts inside, also after a caller's `set_attn_implementation`;
+        prompts that need nothing of ours run with that."""
+        if prompts.bias is not None or prompts.cache is not None:
+            self.attach()
+        return reweight(prompts.bias)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,6 +108,7 @@ class Adapter:
         """Each row's attention to its image features, `(layers, heads, K)`, from one pass.
 
         `config` is for a single token."""
+        self.attach()
         with record_weights() as recorded:
             self.look(prompts, generation_config=config)
         return self.of_image(torch.stack(recorded, dim=1).cpu(), prompts)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from cof.attention.registry import reweight
 from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.prefix_cache import CACHE, Prompts
 from cof.families.special_tokens import SpecialTokens, tokenize, unescape
@@ -86,7 +85,7 @@ class QFormerAdapter(Adapter):
             seen = inputs["qformer_attention_mask"]
             text["input_ids"] = inputs["qformer_input_ids"]
             text["attention_mask"] = nn.functional.pad(seen, (queries.shape[1], 0), value=1)
-        with reweight(prompts.bias):
+        with self.reweighted(prompts):
             output = model.qformer(
                 query_embeds=queries, encoder_hidden_states=keys, return_dict=True, **text
             ).last_hidden_state[:, : queries.shape[1]]
@@ -130,7 +129,7 @@ class MllamaAdapter(Adapter):
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
         states = torch.stack(prompts.features)
         states = states.repeat_interleave(kwargs["generation_config"].num_beams, dim=0)
-        with reweight(prompts.bias):
+        with self.reweighted(prompts):
             return self.model.generate(
                 **prompts.inputs, **{CACHE: self._image_cache(states)}, **kwargs
             )
@@ -201,6 +200,6 @@ class Kosmos2Adapter(Adapter):
 
     def look(self, prompts: Prompts, **kwargs: Any) -> Tensor:
         """The image tokens, `(B, latent queries, decoder width)`, from the vision features on."""
-        with reweight(prompts.bias):
+        with self.reweighted(prompts):
             tokens: Tensor = self.model.image_to_text_projection(torch.stack(prompts.features))[0]
         return tokens

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention.bias_mask import Branches
-from cof.attention.registry import reweight, use_branches
+from cof.attention.registry import use_branches
 from cof.engines.transformers import prefix_cache
 from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.cross_attention_adapter import (
@@ -146,7 +146,7 @@ class DecoderAdapter(Adapter):
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
         if prompts.cache is not None:
             kwargs[CACHE] = prompts.cache
-        with reweight(prompts.bias):
+        with self.reweighted(prompts):
             # Janus's own `generate` drops logits processors
             return GenerationMixin.generate(self.model, **self._new_inputs(prompts), **kwargs)
 
@@ -174,7 +174,7 @@ class DecoderAdapter(Adapter):
         )
         # EXAONE 4.5 leaves them out, and would count positions in the cache
         ready["position_ids"] = inputs["position_ids"][..., -new:]
-        with reweight(prompts.bias), use_branches(branches):
+        with self.reweighted(prompts), use_branches(branches):
             logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)

@@ -374,7 +374,6 @@ class TransformersEngine:
     @contextmanager
     def _running(self) -> Iterator[None]:
         """What every pass runs in."""
-        self.adapter.attach()  # anew, if a caller has called `set_attn_implementation`
         with torch.inference_mode(), out_of_memory():
             yield
 
