@@ -52,6 +52,53 @@ FORMATS = [
     "<|det|>[[0.1, 0.2, 0.5, 0.75]]<|/det|>",
     '{"bbox_2d": [0.1, 0.2, 0.5, 0.75',  # cut off by the token limit
     "[0.1,\n 0.2,\n 0.5,\n 0.75,\n]",
+    # numbered
+    "1. 0.1, 0.2, 0.5, 0.75",
+    "Box 1, 0.1, 0.2, 0.5, 0.75",
+    "Box 2: 0.1, 0.2, 0.5, 0.75",
+    "#1 0.1 0.2 0.5 0.75",
+    "a) 0.1, 0.2, 0.5, 0.75",
+    "① 0.1, 0.2, 0.5, 0.75",
+    "1、0.1、0.2、0.5、0.75",
+    # with a score, a class
+    "0.1 0.2 0.5 0.75 0.9",
+    "[0.1, 0.2, 0.5, 0.75, 0.9, 1]",
+    # centre or corner, and size
+    '{"center": [0.3, 0.475], "size": [0.4, 0.55]}',
+    "center (0.3, 0.475), width and height (0.4, 0.55)",
+    "Centered at (0.3, 0.475) with a width of 0.4 and a height of 0.55.",
+    "centre: 0.3, 0.475; size: 0.4 x 0.55",
+    '{"cx": 0.3, "cy": 0.475, "w": 0.4, "h": 0.55}',
+    '{"x_center": 0.3, "y_center": 0.475, "width": 0.4, "height": 0.55}',
+    '{"center": {"x": 0.3, "y": 0.475}, "size": {"width": 0.4, "height": 0.55}}',
+    '{"center": [0.3, 0.475], "height": 0.55, "width": 0.4}',
+    '{"top_left": [0.1, 0.2], "size": [0.4, 0.55]}',
+    "[x, y, width, height] = [0.1, 0.2, 0.4, 0.55]",
+    "In (cx, cy, w, h): (30%, 47.5%, 40%, 55%)",
+    "中心（0.3，0.475），宽高（0.4，0.55）",
+    "The star in the center, from (0.1, 0.2) to (0.5, 0.75)",
+    "Image size 640x480. top-left (0.1, 0.2), bottom-right (0.5, 0.75)",
+    '{"bbox": [0.1, 0.2, 0.5, 0.75], "center": [0.3, 0.475], "width": 640, "height": 480}',
+    # polygons
+    "[[0.1, 0.2], [0.5, 0.2], [0.5, 0.75], [0.1, 0.75]]",
+    "[0.1, 0.2, 0.5, 0.2, 0.5, 0.75, 0.1, 0.75]",
+    "0.1 0.2 0.5 0.2 0.5 0.75 0.1 0.75",
+    "(0.3, 0.2), (0.5, 0.4), (0.3, 0.75), (0.1, 0.4)",
+    '[{"x": 0.1, "y": 0.2}, {"x": 0.5, "y": 0.75}, {"x": 0.3, "y": 0.5}]',
+    # texts with numbers
+    '[{"bbox_2d": [0.1, 0.2, 0.5, 0.75], "label": "route [0.12, 0.34, 0.56, 0.78]"}]',
+    "{'label': 'exit (12, 34), (56, 78)', 'bbox': '(0.1, 0.2), (0.5, 0.75)'}",
+    '{"bbox": "[0.1, 0.2, 0.5, 0.75]", "text": "route [0.12, 0.34, 0.56, 0.78',
+    '{"route [0.12, 0.34, 0.56, 0.78]": [0.1, 0.2, 0.5, 0.75]}',
+    "<ref>route [0.12, 0.34, 0.56, 0.78]</ref><box>[[0.1, 0.2, 0.5, 0.75]]</box>",
+    '{"answer": "The star is at [0.1, 0.2, 0.5, 0.75]"}',
+    # other scripts
+    "（0.1，0.2），（0.5，0.75）",
+    "［０．１，０．２，０．５，０．７５］",
+    "[0.1、0.2、0.5、0.75]",
+    "【0.1，0.2，0.5，0.75】",
+    "x1：0.1，y1：0.2，x2：0.5，y2：0.75",
+    "[\u0660\u066b\u0661\u060c 0\u066b\u0662\u060c \u0660.\u0665\u061b \u0660\u066b\u0667\u0665]",
 ]
 
 
@@ -110,6 +157,20 @@ def test_several_boxes_in_reading_order_without_repeats() -> None:
     )
     assert parse_boxes(keyed, UNIT).boxes == (BOX, (0.6, 0.6, 0.9, 0.9))
 
+    two = ((0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.7, 0.8))
+    for text in (
+        "1. 0.1, 0.2, 0.3, 0.4\n2. 0.5, 0.6, 0.7, 0.8",
+        "Box 1, 0.1, 0.2, 0.3, 0.4\nBox 2, 0.5, 0.6, 0.7, 0.8",
+        "(0.1, 0.2), (0.3, 0.4), (0.5, 0.6), (0.7, 0.8)",
+        "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]",
+        '["[0.1, 0.2, 0.3, 0.4]", "[0.5, 0.6, 0.7, 0.8]"]',
+        "It's 5\" at [0.1, 0.2, 0.3, 0.4] and 6\" at [0.5, 0.6, 0.7, 0.8], isn't it?",
+    ):
+        assert parse_boxes(text, UNIT).boxes == two
+    # whole numbers with points, as numpy writes them
+    text = "100. 200. 300. 400. 500. 600. 700. 800."
+    assert parse_boxes(text, Frame.of_image(1000), units="thousand").boxes == two
+
     # a bad one hides no good one
     assert parse_boxes("[0.1, 0.1, 0.1, 0.9], [0.1, 0.2, 0.5, 0.75]", UNIT).boxes == (BOX,)
 
@@ -147,7 +208,18 @@ def test_refusals_say_why(text: str, says: str) -> None:
     assert parsed.reason.endswith(".")
 
 
-@pytest.mark.parametrize("piece", ["1", " ", "1 ", "[", "[1,", '"x":', "0.1, ", "(1,1)", "<loc1>"])
+def test_a_side_of_no_length_may_count_as_one_step() -> None:
+    parsed = parse_boxes("[250, 500, 250, 750]", Frame.of_image(1000), units="thousand", step=1.0)
+    assert parsed.boxes == ((0.25, 0.5, 0.251, 0.75),)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("1", " ", "1 ", "[", "[1,", '"x":', "0.1, ", "(1,1)", "<loc1>", '"', "'a ", "\\"),
+        *("1. ", "center ", "w 1 ", "(1,2) a", "x, y, w, ", '"a [1,2]', "box 1, "),
+    ],
+)
 def test_long_loops_are_cheap(piece: str) -> None:
     start = time.perf_counter()
     parse_boxes(piece * 100_000, UNIT)
@@ -182,7 +254,7 @@ def test_cells_are_read_as_kosmos2_reads_them(first: int, last: int) -> None:
 
 def test_the_papers_prompt_to_the_letter() -> None:
     question = "Is there a clock?" + OPTION_LETTER
-    assert PAPER.grounding_prompt(question) == (
+    assert fill(PAPER.template, question)[0] == (
         "Is there a clock?\nAccording to the information in the image and the question, \n"
         "detail the bounding box of the region in the image that contains the answer in JSON "
         "format."
@@ -194,5 +266,5 @@ def test_prompts_keep_braces_of_questions_and_templates() -> None:
         "a {first_line}\nb a {first_line} {}",
         ((16, 17), (31, 34)),
     )
-    assert TINY.grounding_prompt("Which?\nA. 1") == "Which?\nWhere?"
-    assert LLAVA.grounding_prompt("Which?\nA. 1").endswith("describes: Which?")
+    assert fill(TINY.template, "Which?\nA. 1")[0] == "Which?\nWhere?"
+    assert fill(LLAVA.template, "Which?\nA. 1")[0].endswith("describes: Which?")

@@ -35,7 +35,7 @@ from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.geometry.boxes import clip
 from cof.grounders import Detector
-from cof.grounders.detector_model import load_detector
+from cof.grounders.detector import find_best, load_detector
 from cof.pipeline import CoF
 from cof.settings import Settings
 from cof.types import EncodedImage, Request
@@ -123,11 +123,11 @@ def folder(name: str) -> Path:
 
 def best_by_hand(name: str, wh: tuple[int, int], phrase: str) -> tuple[list[float], float]:
     """The highest score and its box in pixels, from the model's raw outputs."""
-    detector = load_detector(str(folder(name)))
+    model, processor = load_detector(str(folder(name)))
     text = f"a photo of a {phrase}" if name.startswith("owl") else phrase
-    inputs = detector.processor(images=picture(wh), text=[[text]], return_tensors="pt")
+    inputs = processor(images=picture(wh), text=[[text]], return_tensors="pt")
     with torch.inference_mode():
-        output = detector.model(**inputs)
+        output = model(**inputs)
     scores = output.logits[0].sigmoid().amax(-1)
     x, y, w, h = output.pred_boxes[0].unbind(-1)
     corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1)
@@ -145,7 +145,7 @@ def best_by_hand(name: str, wh: tuple[int, int], phrase: str) -> tuple[list[floa
 @pytest.mark.parametrize("wh", [(64, 64), (120, 60), (50, 90)])
 def test_the_best_box_in_fractions_of_the_image(name: str, wh: tuple[int, int]) -> None:
     box, score = best_by_hand(name, wh, "red bus")
-    found = load_detector(str(folder(name))).find(picture(wh), "red bus")
+    found = find_best(load_detector(str(folder(name))), picture(wh), "red bus")
     assert found[0] == pytest.approx(box, abs=1e-4)
     assert found[1] == pytest.approx(score, abs=1e-5)
 
@@ -154,7 +154,7 @@ def test_the_best_box_in_fractions_of_the_image(name: str, wh: tuple[int, int]) 
 def test_a_box_for_every_object(name: str) -> None:
     detector = load_detector(str(folder(name)))
     image = picture((120, 60))
-    expected = [detector.find(image, phrase) for phrase in ("red bus", "dog")]
+    expected = [find_best(detector, image, phrase) for phrase in ("red bus", "dog")]
     request = Request(EncodedImage(image), "Is the red bus near the dog?")
     grounder = Detector(str(folder(name)), min_confidence=0.0)
     (grounding,) = grounder.locate(ENGINE, [request])
@@ -167,7 +167,9 @@ def test_phrases_longer_than_it_reads_are_cut(name: str) -> None:
     """A question in a language without blanks is one phrase; OWLv2 reads 16 tokens."""
     detector = load_detector(str(folder(name)))
     long, longer = ("red bus " * times for times in (100, 110))
-    assert detector.find(picture((64, 64)), long) == detector.find(picture((64, 64)), longer)
+    assert find_best(detector, picture((64, 64)), long) == find_best(
+        detector, picture((64, 64)), longer
+    )
 
 
 def test_low_scores_do_not_count() -> None:
@@ -180,7 +182,7 @@ def test_low_scores_do_not_count() -> None:
 def test_in_the_pipeline() -> None:
     settings = Settings(grounder="detector", detector=str(folder("owlv2")), expand=1.0)
     answer = CoF(FakeEngine(lambda request: "yes"), settings)(picture((64, 64)), "Any bus?")
-    found = load_detector(str(folder("owlv2"))).find(picture((64, 64)), "bus")
+    found = find_best(load_detector(str(folder("owlv2"))), picture((64, 64)), "bus")
     assert answer.raw_boxes == (found[0],)
     assert answer.confidence == found[1]
 
@@ -201,4 +203,4 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(resizing, "requires_backends", missing)
     with pytest.raises(CofError, match=r"pip install 'cof\[detector\]'"):
-        detector.find(picture((64, 64)), "bus")
+        find_best(detector, picture((64, 64)), "bus")

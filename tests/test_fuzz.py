@@ -33,8 +33,8 @@ from cof.images import load_image
 from cof.options import indices
 from cof.pipeline import CoF
 from cof.presets import PRESETS
-from cof.prompting.box_parsing import native_wh, parse_boxes, parse_released
-from cof.prompting.dialects import SCALE, Dialect, Order, Units
+from cof.prompting.box_parsing import parse_boxes, parse_released
+from cof.prompting.dialects import SCALE, Dialect, Order, Units, native_wh
 from cof.query import Query, Sample
 from cof.settings import Settings
 
@@ -181,6 +181,9 @@ PIECES = st.one_of(
     NUMBERS,
     st.sampled_from([*"[](){}<>,;:=%\"'|/_-+.", " ", "\n", "\t", "\x00", "\u0663"]),
     st.sampled_from(["x1", "y_max", "left", "top", "width", "h", "px", " %", "bbox_2d", "<box>"]),
+    st.sampled_from(
+        [*"、，：［（\u066b\u0660", "center", "cx", "size", "\n1. ", "box 1", '"label": "']
+    ),
     st.sampled_from(["<loc0123>", "<loc_99>", "<patch_index_0044>", "nan", "inf", "1e999"]),
     st.lists(NUMBERS, min_size=4, max_size=4).map(lambda four: f"[{', '.join(four)}]"),
     st.text(max_size=5),

@@ -18,8 +18,7 @@ from cof.geometry.boxes import centre, contains_point
 from cof.geometry.heatmap import HeatMap, make_heat_map
 from cof.geometry.regions import Region
 from cof.grounders import GROUNDERS, Logits, RelativeAttention, Relevance
-from cof.grounders.attention import GENERIC
-from cof.grounders.maps import ground_heat_map
+from cof.grounders.maps import GENERIC, ground_heat_map
 from cof.pipeline import CoF
 from cof.prompting.dialects import SHORT_ANSWER
 from cof.settings import Settings

@@ -134,7 +134,7 @@ def test_the_pipeline_sees_engines_only_through_the_protocol() -> None:
     assert len(seeing) > len(SEEING)
     for path in seeing:
         eager = {target for target, lazy in imported(path) if not lazy}
-        below = ("engines.transformers", "attention", "families", "grounders.detector_model")
+        below = ("engines.transformers", "attention", "families")
         assert not [name for name in eager if name.startswith(below)], path
 
 

@@ -16,7 +16,7 @@ from cof.errors import CofError
 from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import CoF
 from cof.presets import preset
-from cof.prompting.dialects import LLAVA, PAPER_PROMPT, TINY
+from cof.prompting.dialects import LLAVA, PAPER_PROMPT, TINY, fill
 from cof.query import Query
 from cof.settings import Settings
 from cof.types import Decoding, Request
@@ -45,7 +45,7 @@ def test_two_stages() -> None:
     fake = engine()
     answer = ask(fake, strength=3.0)
     (first, first_decoding), (second, second_decoding) = fake.calls
-    assert [request.prompt for request in first] == [TINY.grounding_prompt(QUESTION)]
+    assert [request.prompt for request in first] == [fill(TINY.template, QUESTION)[0]]
     assert first[0].highlight is None
     assert first_decoding == Decoding(max_new_tokens=128)
     assert second[0].prompt == QUESTION
@@ -389,7 +389,7 @@ def test_a_question_of_its_own_for_stage_one() -> None:
     query = Query(SQUARE, QUESTION, grounding_question=" the red star ")
     (answer,) = CoF(fake, Settings(expand=1.0)).batch([query])
     asked = [request.prompt for requests, _ in fake.calls for request in requests]
-    assert asked == [TINY.grounding_prompt("the red star"), QUESTION]
+    assert asked == [fill(TINY.template, "the red star")[0], QUESTION]
     assert (answer.question, answer.text, answer.boxes) == (QUESTION, "focused", (BOX,))
 
 

@@ -14,7 +14,7 @@ import torch
 from models import GRID, picture, prompts_of
 from zoo import assert_same, counted, engine, folder
 
-from cof.engines.transformers.box_decoding import decode_boxes
+from cof.engines.transformers import box_decoding
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.prefix_cache import CACHE, Prefix, split_cache
 from cof.geometry.regions import EVERYTHING, Region
@@ -214,15 +214,16 @@ class TestWindows:
 
 
 @pytest.mark.parametrize("name", [*SLIDING, "exaone4_5"])
-def test_branches_read_the_same_as_alone(name: str) -> None:
-    made = engine(name)
-    form = made._compile(BOX.box_template)
+def test_branches_read_the_same_as_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = engine(name), requests(IMAGES, "text")[:1]
+    starts, found = [made._start(made._compile(BOX.box_template), asked[0])], []
     with torch.inference_mode():
-        prompts = prompts_of(made, requests(IMAGES, "text")[:1])
-        expected, _ = decode_boxes(made.adapter, prompts, form, 0, row_branches=0)
-        for budget in (16, 200):
-            boxes, _ = decode_boxes(made.adapter, prompts, form, 0, row_branches=budget)
-            assert_same(boxes, expected)
+        prompts = prompts_of(made, asked)
+        for budget in (0, 16, 200):
+            monkeypatch.setattr(box_decoding, "ROW_BRANCHES", budget)
+            found.append(box_decoding.decode_boxes(made.adapter, prompts, starts, 0)[0])
+    assert_same(found[1], found[0])
+    assert_same(found[2], found[0])
 
 
 def test_a_small_gemma_4_is_causal() -> None:

@@ -26,7 +26,7 @@ from cof.eval.report.publish import make_blocks
 from cof.focuses import FOCUSES
 from cof.geometry.boxes import FULL, area, intersection
 from cof.grounders import GROUNDERS
-from cof.prompting.dialects import TINY, Dialect
+from cof.prompting.dialects import TINY, Dialect, fill
 from cof.settings import Settings
 from cof.types import Generation, Request
 from lab.studies.__main__ import main
@@ -73,7 +73,7 @@ class Seer(AnyEngine):
                 shown = describe_image(open_image(example.image))
                 seer.known[shown, example.prompt] = (number, example)
                 about = example.question or example.prompt
-                seer.known[shown, TINY.grounding_prompt(about)] = (number, example)
+                seer.known[shown, fill(TINY.template, about)[0]] = (number, example)
         return seer
 
     def _reply(self, request: Request) -> Generation:

@@ -12,9 +12,9 @@ from zoo import engine
 
 from cof import CoF, Settings
 from cof.engines.fake import FakeEngine
-from cof.engines.text_stream import apart_from_thoughts
+from cof.engines.text_stream import TextStream, apart_from_thoughts
 from cof.families.chat import Chat
-from cof.prompting.thoughts import TAGS, Thoughts
+from cof.prompting.thoughts import TAGS, Thoughts, decode, tags_in
 from cof.types import Generation, Request, Thought, confidence
 
 IMAGE = picture((40, 30), 0)
@@ -53,6 +53,22 @@ def test_a_reply_is_split_alike_however_it_comes(
 def test_a_prompt_that_opens_the_thoughts() -> None:
     thoughts = Thoughts(TAGS[0], inside=True)
     assert thoughts.feed("hm</think>\n\nRed.", done=True) == ("hm", "Red.")
+
+
+def test_tags_that_are_special_tokens() -> None:
+    """Mistral's: they are skipped with all others where tokens become text."""
+    words = copy.deepcopy(engine("qwen3_vl").processor.tokenizer)
+    words.add_special_tokens({"extra_special_tokens": ["[THINK]", "[/THINK]"]})
+    said = "[THINK]hm, [b][/THINK]Red."
+    ids = words(said + words.eos_token, add_special_tokens=False)["input_ids"]
+    assert decode(words, ids) == said
+    assert "THINK" not in words.decode(ids, skip_special_tokens=True)
+    stream, thoughts = TextStream(words), Thoughts(TAGS[-1])
+    pieces = [stream.feed(ids[:n], done=n == len(ids)) for n in range(1, len(ids) + 1)]
+    assert "".join(pieces) == said
+    told = [thoughts.feed(piece) for piece in pieces]
+    assert tuple(map("".join, zip(*told, strict=True))) == ("hm, [b]", "Red.")
+    assert tags_in("{{ '[THINK]' + each.thinking + '[/THINK]' }}") == TAGS[-1]
 
 
 @pytest.fixture
@@ -111,6 +127,6 @@ class Reasoning(FakeEngine):
 def test_a_reply_that_ends_within_its_thoughts() -> None:
     answer = CoF(Reasoning({}), Settings())(IMAGE, "what?")
     assert not answer.found
-    assert "ended within the model's thoughts" in answer.reason
+    assert "ended within its thoughts" in answer.reason
     assert (answer.text, answer.reasoning) == ("red", "It may be [0, 0, 1, 1]")
     assert answer.as_dict()["reasoning"] == answer.reasoning

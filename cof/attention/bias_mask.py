@@ -1,10 +1,4 @@
-"""The bias mask: built once per forward pass, shared by all layers (paper, section II-C).
-
-On CPUs long sequences do without: dimensions of queries and keys carry the bias (`widened`). Their
-product is the bias, so that the kernel may stay the causal one, which skips what is hidden. A mask
-as large as the scores takes twice its time at 3,000 tokens on a CPU; on a GPU (an H100, up to 3,000
-tokens) making the dimensions took longer than the mask did.
-"""
+"""The bias mask: built once per forward pass, shared by all layers (paper, section II-C)."""
 
 from __future__ import annotations
 
@@ -17,11 +11,6 @@ from torch import Tensor, nn
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from cof.errors import CofError
-
-LONG = 1024
-"""Queries from which on this is cheaper than a mask, on a CPU."""
-
-WIDER = 8  # two would do, but kernels are at their best with heads in multiples of 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,26 +115,23 @@ def make_mask(
 
     Returns:
         Without both the stock mask, else `(B, 1, Q, K)`: boolean for branches alone; with a bias
-        float, the bias where a query may attend to a key and the dtype's lowest number elsewhere;
-        None where the layers' queries and keys carry the bias (`widened`).
+        float, the bias where a query may attend to a key and the dtype's lowest number elsewhere.
     """
     if getattr(kwargs.get("config"), "sliding_window", None):
         kwargs = _count_tokens(branches, kv_offset + kv_length, **kwargs)
     if bias is None and branches is None:
         return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
-    long = q_length >= LONG and kwargs["device"].type == "cpu"
-    if bias is None or branches is not None or not long:
-        kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     visible = sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
-    if visible is None:
-        return None
+    assert visible is not None
     if branches is not None:
         count = branches.shape[-1]
         visible = visible.clone()  # it may be a view of one row for all
         visible[..., -count:, -count:] = branches[:, None]
     if bias is None:
         return visible
-    added, late = spread(bias, batch_size, q_length, kv_length, q_offset, kv_offset)
+    queries, keys = range(q_offset, q_offset + q_length), range(kv_offset, kv_offset + kv_length)
+    added, late = spread(bias, batch_size, queries, keys)
     dtype = kwargs.get("dtype", torch.float32)
     added = added.to(visible.device, dtype)[:, None, None]  # (B, 1, 1, K)
     if late is not None:
@@ -154,24 +140,18 @@ def make_mask(
 
 
 def spread(
-    bias: Bias,
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
+    bias: Bias, batch_size: int, queries: range, keys: range
 ) -> tuple[Tensor, Tensor | None]:
     """What is added to the scores of each of the keys, `(B, K)`, and for which of the queries,
     `(B, Q)`; None: for all of them."""
     device = bias.values.device
     # An additional column of zeros stands for every key after the prompt.
     values = nn.functional.pad(repeat_rows(bias.values, batch_size), (0, 1))
-    at = (torch.arange(kv_length, device=device) + kv_offset).clamp(max=bias.values.shape[1])
+    at = torch.arange(keys.start, keys.stop, device=device).clamp(max=bias.values.shape[1])
     if bias.q_from is None:
         return values[:, at], None
-    queries = torch.arange(q_length, device=device) + q_offset
-    late = queries >= repeat_rows(bias.q_from, batch_size)[:, None]
-    return values[:, at], late
+    numbers = torch.arange(queries.start, queries.stop, device=device)
+    return values[:, at], numbers >= repeat_rows(bias.q_from, batch_size)[:, None]
 
 
 def _count_tokens(
@@ -204,27 +184,3 @@ def _count_tokens(
         row, head, at[row, query], at[row, key]
     )
     return kwargs
-
-
-def widened(
-    query: Tensor, key: Tensor, value: Tensor, added: Tensor, where: Tensor, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values `(B, H, N, D)` with `WIDER` dimensions more.
-
-    Attention over them is softmax(scaling * query key + added * where), and of its output the
-    first D dimensions count.
-
-    Args:
-        added: `(B, K)` float32, what is added to the scores of a key.
-        where: 0 or 1 for each query, `(B, H or 1, Q or 1)`.
-        scaling: that the kernel is called with.
-    """
-    query, key, value = (nn.functional.pad(of, (0, WIDER)) for of in (query, key, value))
-    # 16 is exact in every dtype, and two numbers carry the rest: half precision rounds the bias no
-    # more than it rounds scores.
-    carried = (added / scaling / 16)[:, None]
-    whole = carried.to(key.dtype)
-    key[..., -WIDER] = whole
-    key[..., 1 - WIDER] = (carried - whole.float()).to(key.dtype)
-    query[..., -WIDER : 2 - WIDER] = (16 * where).to(query.dtype)[..., None]
-    return query, key, value

@@ -5,8 +5,7 @@ switched to them with `set_attn_implementation`; no class is patched.
 
 * `DECODER`: the stock SDPA function, with a mask function that writes the bias into the mask. The
   mask is built once per forward pass and shared by all layers. Only highlights on a subset of
-  layers or heads change it in each layer. Where the stock function needs no mask and the sequence
-  is long, queries and keys may carry the bias in dimensions of their own.
+  layers or heads change it in each layer.
 * `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
   modules that `attach` has numbered. (Self- and cross-attention share one mask
   function there, so the bias cannot be in the mask.)
@@ -22,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows, spread, widened
+from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows, spread
 from cof.errors import CofError
 
 DECODER = "cof_decoder"
@@ -142,7 +142,8 @@ def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     return make_mask(bias, _BRANCHES.get(), *shape, **kwargs)
 
 
-def _decoder_attention(
+def _attention(
+    decoder: bool,
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -150,57 +151,31 @@ def _decoder_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Stock SDPA, without the bias in the layers and heads that are not chosen."""
-    current = _REWEIGHTING.get()
-    size = value.shape[-1]
-    if current is not None:
-        bias = current.bias
-        gate = torch.ones(query.shape[0], 1, device=query.device)
-        if bias.gate is not None:
-            gate = repeat_rows(bias.gate[:, module.layer_idx], query.shape[0])  # (B, H)
-        if attention_mask is None:
-            kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
-            added, late = spread(bias, query.shape[0], query.shape[2], key.shape[2])  # no cache
-            added, where = added.to(query.device, torch.float32), gate[:, :, None]
-            if late is not None:
-                where = where * late.to(query.device)[:, None]
-            query, key, value = widened(query, key, value, added, where, kwargs["scaling"])
-        elif bias.gate is not None:
-            visible = attention_mask > torch.finfo(attention_mask.dtype).min
-            gated = attention_mask * gate.to(attention_mask)[:, :, None, None]
-            attention_mask = torch.where(visible, gated, attention_mask)  # (B, H, Q, K)
-    _record(query[:, :, -1:], key, attention_mask, kwargs.get("scaling"))
-    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return out[..., :size], None
-
-
-def _cross_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Stock SDPA; in tagged modules the bias is added to the mask, `(B, H or 1, Q or 1, K)`."""
+    """Stock SDPA. A decoder's mask carries the bias, and here loses it in layers and heads that are
+    not chosen; in tagged modules it is added to the mask, `(B, H or 1, Q or 1, K)`."""
     current, tag = _REWEIGHTING.get(), getattr(module, _TAG, None)
+    gate = None if current is None else current.bias.gate
+    if gate is not None and (decoder or tag is not None):
+        chosen = gate[:, module.layer_idx if tag is None else tag[0]]
+        gate = repeat_rows(chosen, query.shape[0]).to(query)[:, :, None, None]  # (B, H, 1, 1)
+    lowest = torch.finfo(query.dtype).min
+    if decoder and gate is not None and attention_mask is not None:
+        gated = attention_mask * gate
+        attention_mask = torch.where(attention_mask > lowest, gated, lowest)  # (B, H, Q, K)
     if current is not None and tag is not None:
-        bias = current.bias
         current.read = True
         # zeros for the keys after the image's, a resampler's own latents
-        added, _ = spread(bias, query.shape[0], query.shape[2], key.shape[2])
-        added = added.to(query)[:, None, None]  # (B, 1, 1, K)
-        if bias.gate is not None:
-            gate = repeat_rows(bias.gate[:, tag[0]], query.shape[0])
-            added = added * gate.to(query)[:, :, None, None]
+        added, _ = spread(current.bias, len(query), range(query.shape[2]), range(key.shape[2]))
+        added = added.to(query)[:, None, None] * (1 if gate is None else gate)
         if attention_mask is None:
             attention_mask = added
         elif attention_mask.dtype == torch.bool:
-            attention_mask = torch.where(attention_mask, added, torch.finfo(query.dtype).min)
+            attention_mask = torch.where(attention_mask, added, lowest)
         else:
             attention_mask = attention_mask + added
-    if tag is not None:
-        _record(query[:, :, tag[1]], key, attention_mask, kwargs.get("scaling"))
+    if decoder or tag is not None:
+        queries = tag[1] if tag else slice(-1, None)
+        _record(query[:, :, queries], key, attention_mask, kwargs.get("scaling"))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -218,10 +193,7 @@ def _record(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | No
     weights.append(scores.softmax(-1).mean(2))
 
 
-for _name, _attention, _mask in (
-    (DECODER, _decoder_attention, _decoder_mask),
-    (CROSS_ATTENTION, _cross_attention, sdpa_mask),
-):
-    AttentionInterface.register(_name, _attention)
+for _name, _mask in ((DECODER, _decoder_mask), (CROSS_ATTENTION, sdpa_mask)):
+    AttentionInterface.register(_name, partial(_attention, _name == DECODER))
     # Without a mask function of the same name padding and causality would be dropped silently.
     AttentionMaskInterface.register(_name, _mask)

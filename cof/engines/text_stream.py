@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cof.prompting.thoughts import decode
 from cof.types import Generation, OnText, Request, Thought
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class TextStream:
         return bool(_OPEN.search(self._decode(ids, clean_up_tokenization_spaces=False)))
 
     def _decode(self, ids: Sequence[int], **options: Any) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, **options))
+        return decode(self._tokenizer, ids, **options)
 
 
 def apart_from_thoughts(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cof.geometry.boxes import XYXY, Frame
+from cof.geometry.boxes import XYXY, Frame, area, clip
 from cof.geometry.regions import Region, coverage_image
 
 TokenMeans = Callable[[Image.Image], NDArray[np.float64]]
@@ -146,10 +146,13 @@ def corner_cells(
     for box in boxes:
         # rounded: a box set to the border must be 1, not 0.9999999 after a change of frame
         x1, y1, x2, y2 = (round(value, 9) for value in frame.from_image(box))
-        if x2 < 0 or y2 < 0 or x1 > 1 or y1 > 1:
-            continue  # cut off by a centre crop
-        left, right = (int(min(1.0, max(0.0, x)) * (width - 1)) for x in (x1, x2))
-        top, bottom = (int(min(1.0, max(0.0, y)) * (height - 1)) for y in (y1, y2))
+        if min(frame.left, frame.top) < 0:  # a centre crop, which cuts boxes off
+            x1, y1, x2, y2 = inside = clip((x1, y1, x2, y2))
+            if area(inside) <= 0:
+                continue
+        # beyond 0..1 too, as that code does: a box below the image marks cells of the last row
+        left, right = (int(x * (width - 1)) for x in (x1, x2))
+        top, bottom = (int(y * (height - 1)) for y in (y1, y2))
         cells[top : bottom + 1, left : right + 1] = True
     return cells
 

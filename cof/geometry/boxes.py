@@ -75,25 +75,15 @@ class Frame:
 
     def to_image(self, xyxy: XYXY) -> XYXY:
         """Native coordinates -> 0..1 of the original; beyond 0..1 where the box leaves it."""
-        x1, y1, x2, y2 = xyxy
-        width, height = self.right - self.left, self.bottom - self.top
-        return (
-            (x1 - self.left) / width,
-            (y1 - self.top) / height,
-            (x2 - self.left) / width,
-            (y2 - self.top) / height,
-        )
+        x1, x2 = ((x - self.left) / (self.right - self.left) for x in xyxy[::2])
+        y1, y2 = ((y - self.top) / (self.bottom - self.top) for y in xyxy[1::2])
+        return (x1, y1, x2, y2)
 
     def from_image(self, xyxy: XYXY) -> XYXY:
         """0..1 of the original -> native coordinates; the inverse of `to_image`."""
-        x1, y1, x2, y2 = xyxy
-        width, height = self.right - self.left, self.bottom - self.top
-        return (
-            self.left + x1 * width,
-            self.top + y1 * height,
-            self.left + x2 * width,
-            self.top + y2 * height,
-        )
+        x1, x2 = (self.left + x * (self.right - self.left) for x in xyxy[::2])
+        y1, y2 = (self.top + y * (self.bottom - self.top) for y in xyxy[1::2])
+        return (x1, y1, x2, y2)
 
 
 def ordered(xyxy: XYXY) -> XYXY:
@@ -175,9 +165,8 @@ def expand(xyxy: XYXY, alpha: float) -> XYXY:
         >>> expand((0.125, 0.25, 0.875, 0.5), 2.0)
         (0.0, 0.125, 1.0, 0.625)
     """
-    x1, y1, x2, y2 = xyxy
-    left, right = _scaled_and_moved(x1, x2, alpha)
-    top, bottom = _scaled_and_moved(y1, y2, alpha)
+    left, right = _scaled_and_moved(*xyxy[::2], alpha)
+    top, bottom = _scaled_and_moved(*xyxy[1::2], alpha)
     return (left, top, right, bottom)
 
 
@@ -242,14 +231,9 @@ def pixel_box(xyxy: XYXY, image_wh: tuple[int, int]) -> tuple[int, int, int, int
 def _scaled_and_moved(low: float, high: float, alpha: float) -> tuple[float, float]:
     if alpha == 1 and low >= 0 and high <= 1:  # no rounding
         return low, high
-    middle, half = (low + high) / 2, (high - low) * alpha / 2
-    if half >= 0.5:
-        return 0.0, 1.0
-    if middle - half < 0:
-        return 0.0, 2 * half
-    if middle + half > 1:
-        return 1.0 - 2 * half, 1.0
-    return middle - half, middle + half
+    half = min(0.5, (high - low) * alpha / 2)
+    start = min(max(0.0, (low + high) / 2 - half), 1 - 2 * half)
+    return start, min(1.0, start + 2 * half)
 
 
 def _snapped(middle: float, side: float) -> tuple[float, float]:

@@ -55,17 +55,6 @@ class HeatMap:
         values = padded[np.ix_(rows + 1, columns + 1)]
         return np.asarray(values / max(float(values.max()), 1e-30), dtype=np.float32)
 
-    def inside(self, xyxy: XYXY) -> float:
-        """The part of the map's sum that lies in a box, 0..1.
-
-        >>> two = HeatMap(np.array([[1.0, 3.0]]), np.array([0, 0.5, 1]), np.array([0, 1.0]))
-        >>> two.inside((0.5, 0.0, 1.0, 0.5))
-        0.375
-        """
-        x1, y1, x2, y2 = xyxy
-        share = np.outer(_overlaps(self.y_edges, y1, y2), _overlaps(self.x_edges, x1, x2))
-        return float((self.values * share).sum() / self.values.sum())
-
 
 def make_heat_map(
     values: NDArray[np.floating], centres: NDArray[np.float64], image_wh: tuple[int, int]
@@ -102,25 +91,30 @@ def make_heat_map(
     return _average_in_cells(finite[visible], centres[visible], image_wh)
 
 
-def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
+def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> tuple[XYXY, float]:
     """The box where a heat map is highest, by ViCrop's rule (arXiv 2502.17422, section 5.1).
 
     For each size of window, the position with the largest sum is taken; among those windows, the
-    one whose sum exceeds most, per cell, the mean sum of the windows one cell beside it. ViCrop's
-    smallest window is as large as the model's input in pixels, because it is cropped there without
-    loss; here it is a share of the image.
+    one whose sum exceeds most, per cell, the mean sum of the windows one cell beside it.
+
+    Departures from ViCrop's code (`bbox_from_att_image_adaptive`): its smallest window is as large
+    as the model's input in pixels (336 for LLaVA), because it is cropped there without loss, and
+    here a share of the image; a window has at least one cell; and the box is the window's cells,
+    not as many pixels as the window was to have (336 times its ratio) about their middle.
 
     Args:
         heat: the map.
         image_wh: size of the original image.
 
     Returns:
-        0..1 of the original image, along the borders of the map's cells.
+        The box in 0..1 of the original image, along the borders of the map's cells, and the part
+        of the map's sum that lies in it, 0..1.
 
         >>> borders = np.linspace(0, 1, 11)
-        >>> values = np.zeros((10, 10)); values[3:5, 6:8] = 1
-        >>> [round(x, 6) for x in sliding_window(HeatMap(values, borders, borders), (100, 100))]
-        [0.6, 0.3, 0.8, 0.5]
+        >>> values = np.zeros((10, 10)); values[3:5, 6:8] = 1; values[9, 0] = 1
+        >>> box, share = sliding_window(HeatMap(values, borders, borders), (100, 100))
+        >>> [round(x, 6) for x in box], float(share)
+        ([0.6, 0.3, 0.8, 0.5], 0.8)
     """
     width, height = image_wh
     length = SMALLEST * math.sqrt(width * height)
@@ -128,29 +122,24 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> XYXY:
     cell_h = float(np.diff(heat.y_edges).max()) * height
     sums = np.pad(heat.values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     grid_h, grid_w = heat.values.shape
-    best, sharpest = (0, 0, grid_w, grid_h), -math.inf
+    best, inside, sharpest = (0, 0, grid_w, grid_h), 1.0, -math.inf
     for ratio in RATIOS:
-        w = min(max(1, round(length * ratio / cell_w)), grid_w)
-        h = min(max(1, round(length * ratio / cell_h)), grid_h)
+        # whole cells, and a thousandth more, since borders are rounded: 2 may come out as 1.9999
+        w, h = (int(length * ratio / side + 1e-3) for side in (cell_w, cell_h))
+        w, h = min(max(1, w), grid_w), min(max(1, h), grid_h)
         windows = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
-        top, left = divmod(int(windows.argmax()), windows.shape[1])
-        neighbours = [
-            windows[y, x]
-            for y, x in ((top - 1, left), (top + 1, left), (top, left - 1), (top, left + 1))
-            if 0 <= y < windows.shape[0] and 0 <= x < windows.shape[1]
-        ]
-        if not neighbours:  # the window covers everything
+        left, top = divmod(int(windows.T.argmax()), windows.shape[0])
+        if windows.size == 1:  # the window covers everything
             continue
-        sharpness = (windows[top, left] - float(np.mean(neighbours))) / (w * h)
+        around = np.pad(windows, 1, constant_values=np.nan)[top : top + 3, left : left + 3]
+        beside = np.nanmean(around.flat[1::2])  # above, to the left, to the right, below
+        sharpness = (windows[top, left] - beside) / (w * h)
         if sharpness > sharpest:
-            best, sharpest = (left, top, left + w, top + h), sharpness
-    left, top, right, bottom = best
-    return (
-        float(heat.x_edges[left]),
-        float(heat.y_edges[top]),
-        float(heat.x_edges[right]),
-        float(heat.y_edges[bottom]),
-    )
+            best, inside = (left, top, left + w, top + h), windows[top, left] / sums[-1, -1]
+            sharpest = sharpness
+    x1, x2 = map(float, heat.x_edges[[*best[::2]]])
+    y1, y2 = map(float, heat.y_edges[[*best[1::2]]])
+    return (x1, y1, x2, y2), float(inside)
 
 
 def expected_mask(
@@ -187,10 +176,14 @@ def expected_mask(
         first_x, first_y, last_x, last_y = first_y, first_x, last_y, last_x
     points = [frame.to_image((value, value, value, value)) for value in map(float, numbers)]
     xs, ys = np.array(points)[:, :2].T
-    height, width = shape
-    horizontal = _inside(first_x, last_x, xs, width)
-    vertical = _inside(first_y, last_y, ys, height)
-    return (vertical[:, None] * horizontal[None, :]).astype(np.float32)
+    inside = []  # of each column, and of each row
+    for first, last, edges, cells in (
+        (first_x, last_x, xs, shape[1]),
+        (first_y, last_y, ys, shape[0]),
+    ):
+        before = edges[None, :] <= ((np.arange(cells) + 0.5) / cells)[:, None]  # (cells, N)
+        inside.append(np.minimum(1.0, before @ first) * np.minimum(1.0, ~before @ last))
+    return np.outer(inside[1], inside[0]).astype(np.float32)
 
 
 def _edges(centres: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -216,13 +209,6 @@ def _cells_at(edges: NDArray[np.float64]) -> NDArray[np.intp]:
     return np.asarray(np.searchsorted(edges, points, side="right") - 1)
 
 
-def _overlaps(edges: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    """The share of each cell that lies between two coordinates."""
-    starts, ends = edges[:-1], edges[1:]
-    both = np.minimum(ends, high) - np.maximum(starts, low)
-    return np.asarray(both.clip(0.0) / (ends - starts).clip(1e-9))
-
-
 def _average_in_cells(
     values: NDArray[np.float64], centres: NDArray[np.float64], image_wh: tuple[int, int]
 ) -> HeatMap:
@@ -239,17 +225,3 @@ def _average_in_cells(
         middle = ((column + 0.5) / columns, (row + 0.5) / rows)
         total[row, column] = values[((centres - middle) ** 2).sum(1).argmin()]
     return HeatMap(total / number.clip(min=1), x_edges, y_edges)
-
-
-def _inside(
-    first: NDArray[np.float64], last: NDArray[np.float64], edges: NDArray[np.float64], cells: int
-) -> NDArray[np.float64]:
-    """`(cells,)`: `P(first <= x) P(last > x)` at the centres x of the cells of 0..1.
-
-    Args:
-        first, last: `(N,)` probabilities of each edge to be the first or the last one.
-        edges: `(N,)`, in 0..1.
-        cells: how many cells 0..1 is divided into.
-    """
-    before = edges[None, :] <= ((np.arange(cells) + 0.5) / cells)[:, None]  # (cells, N)
-    return np.minimum(1.0, before @ first) * np.minimum(1.0, ~before @ last)

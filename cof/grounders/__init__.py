@@ -6,27 +6,17 @@ To add one: a file with a frozen dataclass (`cof.grounders.base.Grounder`), and 
 
 from __future__ import annotations
 
-from cof.grounders.attention import RelativeAttention
-from cof.grounders.base import Grounder
-from cof.grounders.detector import Detector
-from cof.grounders.given import Given, Nowhere, Whole
-from cof.grounders.objects import Logits, Relevance
-from cof.grounders.prompt import Prompt
+from cof.grounders.base import Given as Given
+from cof.grounders.base import Grounder as Grounder
+from cof.grounders.base import Nowhere as Nowhere
+from cof.grounders.base import Whole as Whole
+from cof.grounders.detector import Detector as Detector
+from cof.grounders.maps import Logits as Logits
+from cof.grounders.maps import RelativeAttention as RelativeAttention
+from cof.grounders.maps import Relevance as Relevance
+from cof.grounders.prompt import Prompt as Prompt
 
 GROUNDERS: dict[str, type[Grounder]] = {
     each.name: each
     for each in (Prompt, RelativeAttention, Relevance, Logits, Detector, Given, Whole, Nowhere)
 }
-
-__all__ = [
-    "GROUNDERS",
-    "Detector",
-    "Given",
-    "Grounder",
-    "Logits",
-    "Nowhere",
-    "Prompt",
-    "RelativeAttention",
-    "Relevance",
-    "Whole",
-]

@@ -89,21 +89,18 @@ class Prompt(Grounder):
     def read(self, engine: Engine, image_wh: tuple[int, int], reply: Generation) -> Grounding:
         """The boxes of a reply about an image of this size."""
         frame, dialect = engine.frame(image_wh), engine.dialect
+        template = dialect.box_template if self.boxes == "template" else None
         if self.released:
             parsed = parse_released(reply.text, frame)
         else:
-            parsed = parse_boxes(reply.text, frame, units=dialect.units, order=dialect.order)
+            step = float(template.numbers[1]) - float(template.numbers[0]) if template else 0.0
+            parsed = parse_boxes(reply.text, frame, dialect.units, dialect.order, step)
         heat_map = None
-        if reply.likely is not None and dialect.box_template is not None:
-            heat_map = expected_mask(
-                reply.likely, dialect.box_template.numbers, frame, dialect.order
-            )
+        if template is not None and reply.likely is not None:
+            heat_map = expected_mask(reply.likely, template.numbers, frame, dialect.order)
         region = Region(boxes=parsed.boxes, heat_map=heat_map) if parsed.boxes else None
         reason = parsed.reason
         if reply.reasoning and not reply.text:
-            reason = (
-                "The reply ended within the model's thoughts: allow more tokens "
-                "(grounding_max_new_tokens)."
-            )
+            reason = "The reply ended within its thoughts: raise grounding_max_new_tokens."
         found = Grounding(region, reply.text, confidence(reply), reason)
         return found.if_sure(self.min_confidence)

@@ -8,10 +8,14 @@ read together with the next token that the model chooses (`box_decoding`). So ev
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, takewhile
+
+Limits = tuple[range, range, range, range]
+"""For each of a box's four places, which of its template's numbers may stand there."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,26 @@ class BoxTemplate:
     def text(self, chosen: Iterable[int]) -> str:
         """A box; `chosen` are the places of its four numbers in `numbers`."""
         return self.pattern.format(*(self.numbers[index] for index in chosen))
+
+    @property
+    def limits(self) -> Limits:
+        """Those of a box with an area, wherever it is."""
+        count = len(self.numbers)
+        return range(count - 1), range(count - 1), range(1, count), range(1, count)
+
+    def regex(self, limits: Limits | None = None) -> str:
+        """The boxes as a regular expression. Unlike `PartialBox` it cannot hold the numbers of one
+        place against those of another, so it also matches boxes without an area.
+
+        >>> BoxTemplate("[{}, {}, {}, {}]", ("0", "1", "2")).regex()
+        '\\\\[(0|1), (0|1), (1|2), (1|2)\\\\]'
+        """
+        # white space as it is: other readers of regular expressions do not escape it
+        regex = re.sub(r"\\(\s)", r"\1", re.escape(self.pattern.format(*"\0" * 4)))
+        for places in limits or self.limits:
+            numbers = "|".join(re.escape(self.numbers[at]) for at in places)
+            regex = regex.replace("\0", f"({numbers})", 1)
+        return regex
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +93,9 @@ class CompiledBoxTemplate:
         """The numbers of each slot as a tree of their tokens."""
         return tuple(_grow_tree(slot, range(len(slot)), 0) for slot in self.slots)
 
-    def start(self) -> PartialBox:
-        """A box without any number chosen."""
-        return _settle(PartialBox(self, (), self.roots[0]))
+    def start(self, limits: Limits | None = None) -> PartialBox:
+        """A box without any number chosen; `limits` are `Dialect.limits`, for its image."""
+        return _settle(PartialBox(self, limits or self.template.limits, (), self.roots[0]))
 
 
 def compile_box_template(
@@ -141,12 +165,14 @@ class PartialBox:
     A box has an area: its third number is larger than its first, its fourth than its second.
 
     Attributes:
+        limits: the numbers that may stand at each place.
         chosen: the places of the numbers chosen so far.
         node: the numbers left for the next place.
         tokens: all tokens that are settled, from the beginning of the box.
     """
 
     compiled: CompiledBoxTemplate
+    limits: Limits
     chosen: tuple[int, ...]
     node: Node
     tokens: tuple[int, ...] = ()
@@ -170,11 +196,12 @@ class PartialBox:
         return _settle(self._with(token))
 
     def open_numbers(self, node: Node) -> list[int]:
-        """The numbers of a node of this slot with which the box has an area."""
-        place, last = len(self.chosen), len(self.compiled.template.numbers) - 1
-        if place < 2:
-            return [number for number in node.numbers if number < last]
-        return [number for number in node.numbers if number > self.chosen[place - 2]]
+        """The numbers of a node of this slot with which the box has an area within its limits."""
+        place = len(self.chosen)
+        allowed = self.limits[place]
+        if place >= 2:
+            allowed = range(max(allowed.start, self.chosen[place - 2] + 1), allowed.stop)
+        return [number for number in node.numbers if number in allowed]
 
     def _with(self, token: int) -> PartialBox:
         node = self.node.follow[token]
@@ -182,7 +209,7 @@ class PartialBox:
         if not node.follow:
             chosen = (*chosen, node.numbers[0])
             node = self.compiled.roots[len(chosen)] if len(chosen) < 4 else node
-        return PartialBox(self.compiled, chosen, node, tokens)
+        return replace(self, chosen=chosen, node=node, tokens=tokens)
 
 
 def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tuple[float, ...]:

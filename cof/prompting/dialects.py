@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
-from cof.prompting.box_template import BoxTemplate
+from cof.geometry.boxes import Frame
+from cof.prompting.box_template import BoxTemplate, Limits
 
 Order = Literal["xyxy", "yxyx"]
 Units = Literal["unit", "percent", "thousand", "loc1024", "cells32", "pixels"]
@@ -59,13 +61,42 @@ class Dialect:
     units: Units = "unit"
     box_template: BoxTemplate | None = None
 
-    def grounding_prompt(self, question: str) -> str:
-        """The prompt of stage 1.
+    def limits(self, template: BoxTemplate, frame: Frame) -> Limits | None:
+        """The numbers of a box that lies on an image, at least with a part; None for a template
+        that is not this dialect's own, whose numbers may measure anything.
 
-        >>> TINY.grounding_prompt("What digit is on the red star?")
-        'What digit is on the red star?\\nWhere?'
+        Args:
+            template: how the box is written.
+            frame: the original image's rectangle in the model's native coordinates.
+
+        >>> QWEN2_5.limits(QWEN2_5.box_template, Frame.pixels((252, 140)))
+        (range(0, 252), range(0, 140), range(1, 253), range(1, 141))
         """
-        return fill(self.template, question)[0]
+        if template != self.box_template:
+            return None
+        numbers = list(map(float, template.numbers))
+        wh = native_wh(frame, self.units)
+        axes = [(frame.left, frame.right, wh[0]), (frame.top, frame.bottom, wh[1])]
+        first, last = [], []
+        for start, end, scale in axes if self.order == "xyxy" else axes[::-1]:
+            stop = bisect_right(numbers, scale + 1e-6)
+            first.append(range(min(bisect_left(numbers, end), stop - 1)))
+            last.append(range(bisect_right(numbers, start), stop))
+        return first[0], first[1], last[0], last[1]
+
+
+def native_wh(frame: Frame, units: Units) -> tuple[float, float]:
+    """Width and height of what the model's coordinates measure, padding included.
+
+    >>> native_wh(Frame.padded_square((640, 480)), "unit")
+    (1.0, 1.0)
+    >>> native_wh(Frame.pixels((112, 84)), "pixels")
+    (112.0, 84.0)
+    """
+    if units in SCALE:
+        return SCALE[units], SCALE[units]
+    # `pixels` have no fixed scale, but the padding is equal on both sides
+    return frame.left + frame.right, frame.top + frame.bottom
 
 
 def first_line(question: str) -> str:

@@ -39,19 +39,15 @@ def object_words(question: str) -> tuple[str, ...]:
         >>> object_words("What color is it?"), object_words("Why?")
         (('color',), ('Why',))
     """
-    asked = first_line(question).split("?", 1)[0]
-    phrases: list[str] = []
-    asked_for: list[str] = []
-    end, after_asking = -1, False  # where the last phrase ends; whether it is asked for
-    for match in re.finditer(_WORD, asked):
+
+    def mark(match: re.Match[str]) -> str:
         word = _SHORTENED.sub("", match[0].lower())
-        if word in _STOP_WORDS or word in _ASKING:
-            end, after_asking = -1, word in _ASKING
-            continue
-        group = asked_for if after_asking else phrases
-        if end >= 0 and not asked[end : match.start()].strip():
-            group[-1] = asked[asked.rindex(group[-1], 0, end) : match.end()]
-        else:
-            group.append(match[0])
-        end = match.end()
+        return "\1" if word in _ASKING else "\0" if word in _STOP_WORDS else match[0]
+
+    asked = first_line(question).split("?", 1)[0]
+    parts = re.split("([\0\1])", "\0" + re.sub(_WORD, mark, asked))
+    found: dict[str, list[str]] = {"\0": [], "\1": []}
+    for before, part in zip(parts[1::2], parts[2::2], strict=True):
+        found[before] += re.findall(rf"{_WORD}(?:\s+{_WORD})*", part)
+    phrases, asked_for = found.values()
     return tuple(phrases or asked_for or re.findall(_WORD, asked) or (question.strip(),))

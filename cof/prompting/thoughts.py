@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-TAGS = (("<think>", "</think>"), ("\u25c1think\u25b7", "\u25c1/think\u25b7"))
-"""The tags between which models think (Qwen, GLM, InternVL; Kimi)."""
+TAGS = (
+    ("<think>", "</think>"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("[THINK]", "[/THINK]"),
+)
+"""The tags between which models think (Qwen, GLM, InternVL; Kimi; Mistral)."""
 
 
 def tags_in(template: str) -> tuple[str, str] | None:
     """The tags that a chat template writes; None: the model does not think."""
     return next((tags for tags in TAGS if tags[1] in template), None)
+
+
+def decode(tokenizer: Any, ids: Sequence[int], **options: Any) -> str:
+    """The text of tokens without special ones, but with Mistral's tags, which are such."""
+    text, start = "", 0
+    for at, name in enumerate(map(tokenizer.convert_ids_to_tokens, ids)):
+        if name in TAGS[-1]:
+            text += decode(tokenizer, ids[start:at], **options) + name
+            start = at + 1
+    return text + str(tokenizer.decode(ids[start:], skip_special_tokens=True, **options))
 
 
 @dataclass

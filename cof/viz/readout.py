@@ -13,7 +13,7 @@ from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofWarning
 from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import Region
-from cof.prompting.box_parsing import native_wh
+from cof.prompting.dialects import native_wh
 from cof.types import EncodedImage, Request
 from cof.viz.panels import Tokens
 

@@ -19,6 +19,7 @@ from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.vllm import versions
 from cof.engines.vllm.engine import VllmEngine, template_regex
 from cof.errors import CofError
+from cof.prompting.dialects import fill
 from cof.tiny import checkpoint_path
 from cof.types import ALONE, Decoding, Generation, Highlight, Request, Turn
 
@@ -41,7 +42,7 @@ def reference() -> TransformersEngine:
 def test_boxes_in_a_template(engine: VllmEngine, reference: TransformersEngine) -> None:
     form = engine.dialect.box_template
     assert form is not None
-    prompt = engine.dialect.grounding_prompt("What digit is on the star?")
+    prompt = fill(engine.dialect.template, "What digit is on the star?")[0]
     requests = [Request(image, prompt) for image in SCENES]
     boxes, expected = (
         made.generate(requests, Decoding(box_template=form)) for made in (engine, reference)
@@ -101,7 +102,7 @@ def test_encoded_images_and_second_images() -> None:
 
 
 def test_replies_are_streamed(engine: VllmEngine) -> None:
-    prompt = engine.dialect.grounding_prompt("What digit is on the star?")
+    prompt = fill(engine.dialect.template, "What digit is on the star?")[0]
     requests = [Request(image, prompt) for image in SCENES[:3]]
     pieces: dict[int, list[str]] = {place: [] for place in range(3)}
     replies = engine.generate(

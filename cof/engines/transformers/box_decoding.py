@@ -9,7 +9,6 @@ among the tokens that the template allows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,13 +21,14 @@ from torch.nn.utils.rnn import pad_sequence
 from cof.attention.bias_mask import Branches
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.engines.transformers.prefix_cache import Prompts, extend_prompts
-from cof.prompting.box_template import CompiledBoxTemplate, Node, PartialBox, marginals
+from cof.prompting.box_template import Node, PartialBox, marginals
 from cof.types import Generation
 
 ROW_BRANCHES, BRANCHES = 16, 256
-"""Room for the ten digits that may come next, and for the fixed tokens after them. Saving a pass is
-worth so many tokens: after the first pass, a box of two digits a number took 0.68 of the time for
-one row and 0.75 for sixteen (0.3 B decoder, 620 tokens, bfloat16, one CPU core)."""
+"""The most branch tokens of one pass, in a row and in the batch: room for the ten digits that may
+come next, and for the fixed tokens after them. Saving a pass is worth so many tokens: after the
+first pass, a box of two digits a number took 0.68 of the time for one row and 0.75 for sixteen
+(0.3 B decoder, 620 tokens, bfloat16, one CPU core)."""
 
 ROOT = -1  # where a tree begins: after the tokens that are settled
 
@@ -110,10 +110,10 @@ class _Row:
             at = tree.ends.get((at, best))
         for at, asked in tree.asked.items():
             if asked.chosen == self.box.chosen[: len(asked.chosen)]:
-                most = max(logprobs[at].values())
-                weights = {token: math.exp(value - most) for token, value in logprobs[at].items()}
-                total = sum(weights.values())
-                self.seen[asked.node] = {token: weight / total for token, weight in weights.items()}
+                values = torch.tensor([*logprobs[at].values()], dtype=torch.float64)
+                self.seen[asked.node] = dict(
+                    zip(logprobs[at], values.softmax(0).tolist(), strict=True)
+                )
 
     def generation(self) -> Generation:
         box = self.box
@@ -127,28 +127,21 @@ class _Row:
 
 
 def decode_boxes(
-    adapter: DecoderAdapter,
-    prompts: Prompts,
-    template: CompiledBoxTemplate,
-    pad_id: int,
-    *,
-    row_branches: int = ROW_BRANCHES,
-    branches: int = BRANCHES,
+    adapter: DecoderAdapter, prompts: Prompts, starts: Sequence[PartialBox], pad_id: int
 ) -> tuple[list[Generation], Any]:
     """One box for each of B prompts; all rows choose at the same time.
 
     Args:
         adapter: of the model.
         prompts: what to read before the boxes.
-        template: of the boxes.
+        starts: the boxes without any number chosen (`CompiledBoxTemplate.start`).
         pad_id: the padding token.
-        row_branches, branches: the most branch tokens of one pass, in a row and in the batch.
 
     Returns:
         The boxes, and the KV cache after them.
     """
-    budget = min(row_branches, branches // len(prompts.features))
-    rows = [_Row(template.start()) for _ in prompts.features]
+    budget = min(ROW_BRANCHES, BRANCHES // len(starts))
+    rows = [_Row(start) for start in starts]
     device = prompts.inputs["input_ids"].device
     prompts = adapter.with_cache(prompts)
     while not all(row.box.done for row in rows):

@@ -34,7 +34,12 @@ from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
 from cof.options import count
-from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
+from cof.prompting.box_template import (
+    BoxTemplate,
+    CompiledBoxTemplate,
+    PartialBox,
+    compile_box_template,
+)
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
 Result = TypeVar("Result")
@@ -225,7 +230,8 @@ class TransformersEngine:
                 )
             prompts = self._prompts(batch, decoding.num_beams, first=not guided)
             if template is not None:
-                replies, states = decode_boxes(self._decoder(), prompts, template, pad)
+                boxes = [self._start(template, each) for each in batch.requests]
+                replies, states = decode_boxes(self._decoder(), prompts, boxes, pad)
             else:
                 with generation.use_seed(decoding, self.model.device):
                     output = self.adapter.generate(prompts, generation_config=settings, **more)
@@ -552,6 +558,11 @@ class TransformersEngine:
                 stacklevel=4,
             )
         return compiled
+
+    def _start(self, template: CompiledBoxTemplate, request: Request) -> PartialBox:
+        """A box of a request's image, before its first number."""
+        frame = self.frame(request.pil_image.size)
+        return template.start(self.dialect.limits(template.template, frame))
 
     def _generation_config(self, decoding: Decoding) -> GenerationConfig:
         return generation.make_generation_config(decoding, self.adapter)

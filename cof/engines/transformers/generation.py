@@ -20,6 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from cof.engines.transformers.adapter import Adapter
 from cof.families.chat import Chat
 from cof.families.special_tokens import token_ids
+from cof.prompting.thoughts import decode
 from cof.types import Decoding, Generation, Request
 
 _SEEDING = threading.Lock()  # torch's random state belongs to the process, not to a thread
@@ -104,7 +105,7 @@ def collect_generations(output: Any, adapter: Adapter, ends: Sequence[int]) -> l
     replies = []
     for row, scores in zip(tokens.tolist(), logprobs.tolist(), strict=True):
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-        text = adapter.processor.tokenizer.decode(row[:stop], skip_special_tokens=True)
+        text = decode(adapter.processor.tokenizer, row[:stop])
         replies.append(Generation(text.strip(), tuple(row[:stop]), tuple(scores[:stop])))
     return replies
 
