@@ -34,12 +34,8 @@ from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
 from cof.options import count
-from cof.prompting.box_template import (
-    BoxTemplate,
-    CompiledBoxTemplate,
-    PartialBox,
-    compile_box_template,
-)
+from cof.prompting import box_template
+from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, PartialBox
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
 Result = TypeVar("Result")
@@ -549,7 +545,9 @@ class TransformersEngine:
         if self.adapter.reuses_states:
             read = partial(self.processor.tokenizer, add_special_tokens=False)
             opening = self.chat.opening(thinks=False)
-            compiled = compile_box_template(template, lambda text: read(text)["input_ids"], opening)
+            compiled = box_template.compile_box_template(
+                template, lambda text: read(text)["input_ids"], opening
+            )
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not keep the "
