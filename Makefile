@@ -8,6 +8,8 @@ VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 CLIENTS := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.ready
+NEWEST := .venv-newest
+NEWEST_READY := $(NEWEST)/.ready
 WEB := .venv-web
 WEB_READY := $(WEB)/.ready
 
@@ -39,6 +41,12 @@ test-vllm: $(VLLM_READY)
 # `cof serve`, asked by programs that people have: openai, llm and langchain-openai.
 test-clients: $(CLIENTS_READY)
 	$(CLIENTS)/bin/python -m pytest tests/clients
+
+# The engine with the newest transformers; `make test` has the oldest.
+CORE := attention chats engine families introspection loading looking matrix prefix_cache probing processors \
+	special_tokens streaming token_coverage
+test-newest: $(NEWEST_READY)
+	$(NEWEST)/bin/python -m pytest $(CORE:%=tests/test_%.py)
 
 # The page in headless Chromium; without Debian's chromium and chromium-driver it is skipped.
 test-web: $(WEB_READY)
@@ -137,6 +145,13 @@ $(CLIENTS_READY): pyproject.toml constraints-clients.txt
 	$(CLIENTS)/bin/python -m pip install --quiet --upgrade pip
 	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints-clients.txt \
 		openai llm langchain-openai pytest --editable '.[serve]'
+	touch $@
+
+$(NEWEST_READY): pyproject.toml constraints-newest.txt
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(NEWEST)/bin/python -m pip install --quiet --constraint constraints-newest.txt \
+		pytest --editable '.[big,peft,smolvlm]'
 	touch $@
 
 # Gradio asks for an older Pillow than the rest.

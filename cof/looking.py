@@ -176,13 +176,14 @@ def _split(
     Raises:
         CofError: the images are not those of the inputs.
     """
+    from cof.engines.transformers.decoder_adapter import DecoderAdapter
     from cof.engines.transformers.prompt_builder import Row
 
     counts = [math.prod(tokens.layout(size)) + adapter.first_feature for size in sizes]
     left = list(zip(sizes, counts, strict=True))
-    wanted = adapter.count_image_tokens(ids)
-    if wanted is None:  # each row has one image
-        wanted = [*counts, *[1] * len(ids)][: len(ids)]
+    wanted = [*counts, *[1] * len(ids)][: len(ids)]  # in cross-attention each row has one image
+    if isinstance(adapter, DecoderAdapter):
+        wanted = adapter.is_image(ids).sum(1).tolist()
     rows = []
     for number, count in enumerate(wanted):
         own: list[tuple[tuple[int, int], int]] = []
@@ -218,10 +219,8 @@ def _attached(model: Any, processor: Any) -> Iterator[tuple[Adapter, ImageTokens
     parts = [name for name in model.config.sub_configs if getattr(model.config, name, None)]
     with _LOCK:
         if model not in _BEFORE:
-            _BEFORE[model] = (
-                {name: getattr(model.config, name)._attn_implementation for name in parts},
-                [0],
-            )
+            now = {name: getattr(model.config, name)._attn_implementation for name in parts}
+            _BEFORE[model] = (now, [0])
             adapter.attach()
         before, users = _BEFORE[model]
         users[0] += 1

@@ -78,12 +78,14 @@ class EncodedImage:
         pixels: the processor's output; only the engine reads it.
         features: the vision encoder's output; only the engine reads it.
         prefix: the decoder's prefix cache of the image, once computed; only the engine reads it.
+        setting: of the processor that made the pixels; with another one they are made anew.
     """
 
     image: Image
     pixels: Any = None
     features: Any = None
     prefix: Any = None
+    setting: str = ""
 
     @property
     def size(self) -> tuple[int, int]:

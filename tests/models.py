@@ -171,4 +171,4 @@ def picture(wh: tuple[int, int], seed: int = 0) -> Image.Image:
 def prompts_of(engine: Any, requests: Sequence[Any]) -> Any:
     """An engine's `Prompts` of requests, in one batch and from their beginnings."""
     ((_, batch),) = engine.plan(requests, [0] * len(requests))
-    return engine.prompt_builder.prompts(batch)
+    return engine.prompts(batch)

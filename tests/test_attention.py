@@ -18,6 +18,7 @@ from zoo import engine, stock
 
 from cof.attention.bias_mask import Bias
 from cof.attention.registry import attach, record_weights, reweight
+from cof.engines.transformers.prefix_cache import CACHE
 from cof.errors import CofError
 
 STRENGTH = 8.0
@@ -72,7 +73,7 @@ def test_cache_and_no_cache_and_static_cache(model: Any, pair: dict[str, Tensor]
     length = pair["input_ids"].shape[1] + 16
     static = StaticCache(config=model.config.get_text_config(), max_cache_len=length)
     results = []
-    for kwargs in ({}, {"use_cache": False}, {"past_key_values": static}):
+    for kwargs in ({}, {"use_cache": False}, {CACHE: static}):
         with reweight(bias_for(model, pair)):
             results.append(generate(model, pair, **kwargs))
     for other in results[1:]:

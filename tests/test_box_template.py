@@ -265,7 +265,8 @@ def among(text: str, digits: list[int]) -> dict[int, float]:
     words = made.processor.tokenizer
     tokens = words(" " + text, add_special_tokens=False, return_tensors="pt").input_ids
     ids = torch.cat([prompts.inputs["input_ids"], tokens], dim=1)
-    inputs = made.adapter._inputs({"input_ids": ids}, prompts.features)
+    longer = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = made.adapter._new_inputs(replace(prompts, inputs=longer))
     with torch.inference_mode():
         logits = made.model(**inputs).logits[0, -1]
     wanted = torch.tensor(words.convert_tokens_to_ids([str(digit) for digit in digits]))

@@ -112,7 +112,7 @@ def test_the_bias_is_on_the_tokens_of_the_image_that_is_looked_at(name: str, num
     highlight = Highlight(Region(boxes=BOX), 8.0)
     asked = request(CHAT, number, highlight=highlight)
     ((_, batch),) = made.plan([asked], [1])
-    bias = made.prompt_builder.prompts(batch).bias
+    bias = made.prompts(batch).bias
     assert bias is not None
     is_image = batch.inputs["input_ids"][0] == made.model.config.image_token_id
     images = [FIRST, SECOND]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 import torch
 from models import checkpoint, picture, prompts_of, tokenizer
 from transformers import AutoProcessor, LlamaConfig
-from zoo import BUILDERS, assert_same, engine, stock
+from zoo import BUILDERS, assert_same, engine, folder, stock
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
@@ -131,9 +133,95 @@ class TestAnswers:
         fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
         with pytest.raises(CofError, match="Out of memory: use fewer images"):
             made.generate([PLAIN], SHORT)
-        fail(RuntimeError("shapes do not match"))  # other errors are left alone
-        with pytest.raises(RuntimeError, match="shapes do not match"):
-            made.generate([PLAIN], SHORT)
+        # other errors are left alone, those that are kinds of RuntimeError too
+        for error in (RuntimeError("shapes do not match"), NotImplementedError("meta tensor")):
+            fail(error)
+            with pytest.raises(type(error), match=str(error)):
+                made.generate([PLAIN], SHORT)
+
+
+RULED = {
+    "use_cache": False,
+    "cache_implementation": "static",
+    "num_beams": 3,
+    "num_return_sequences": 2,
+    "do_sample": True,
+    "temperature": 0.1,
+    "top_k": 3,
+    "max_length": 5000,
+    "max_time": 0.001,
+    "stop_strings": ["a", "e"],
+    "return_dict_in_generate": False,
+    "output_scores": True,
+    "output_attentions": True,
+    "guidance_scale": 5.0,
+    "prompt_lookup_num_tokens": 2,
+    "early_stopping": True,
+    "length_penalty": 9.0,
+}
+
+
+@pytest.mark.parametrize("name", ["llava", "blip-2 with T5", "janus", "mllama", "smolvlm"])
+def test_a_checkpoint_does_not_rule_how_answers_are_made(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever its files say, the answers are the same, and no warning is given of it."""
+    shutil.copytree(folder(name), tmp_path, dirs_exist_ok=True)
+    more = {"generation_config": RULED, "tokenizer_config": {"clean_up_tokenization_spaces": True}}
+    if name == "blip-2 with T5":
+        del more["tokenizer_config"]
+    for file, fields in more.items():
+        path = tmp_path / f"{file}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    known, made = engine(name), TransformersEngine.from_pretrained(tmp_path)
+    generator = made.adapter.generator.generation_config
+    generator.update(**RULED)  # a Q-Former's language model has one of its own
+    caplog.clear()  # of what was said of the files themselves
+    requests, words = [PLAIN, highlighted(8.0)], ["red", "a"]
+    for decoding in (SHORT, Decoding(5, num_beams=2), Decoding(5, temperature=0.9, seed=1)):
+        if decoding.temperature:
+            generator.top_k = None
+        if decoding.num_beams > 1:
+            generator.length_penalty = generator.early_stopping = None
+        assert made.generate(requests, decoding) == known.generate(requests, decoding)
+    assert made.score_replies(requests, words) == known.score_replies(requests, words)
+    np.testing.assert_array_equal(made.image_attention(PLAIN), known.image_attention(PLAIN))
+    if name == "llava":
+        made.word_probabilities([IMAGE], [["red"]])
+    assert not caplog.messages
+
+
+def test_a_model_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's threads are not there: it would wait for them."""
+    made = copy.copy(engine("llava"))
+    expected = made.generate([PLAIN], SHORT)
+    monkeypatch.setattr(made, "_process_id", -1)
+    torch.set_num_threads(2)
+    try:
+        assert made.generate([PLAIN], SHORT) == expected
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+    monkeypatch.setattr(made, "_process_id", -1)
+    monkeypatch.setattr(made, "model", SimpleNamespace(device=torch.device("cuda")))
+    with pytest.raises(CofError, match=r"forked .* load the model after the fork"):
+        made.generate([PLAIN], SHORT)
+
+
+@pytest.mark.parametrize("name", ["llava", "instructblip"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_that_a_caller_changed(name: str, attention: str) -> None:
+    """It answers where nothing of ours is needed, and is changed back where something is."""
+    made, asked = TransformersEngine.from_pretrained(checkpoint(name)), highlighted(8.0)
+    expected, weights = made.generate([asked], SHORT), made.image_attention(asked)
+    for ask in (PLAIN, asked):
+        made.model.set_attn_implementation(attention)
+        replies = made.generate([ask], SHORT)
+        used = getattr(made.model.config, made.adapter.part)._attn_implementation
+        assert (used == attention) == (ask is PLAIN)
+    assert_same(replies, expected)
+    made.model.set_attn_implementation(attention)
+    np.testing.assert_allclose(made.image_attention(asked), weights, atol=1e-5)
 
 
 class TestContrast:

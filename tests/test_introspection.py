@@ -15,6 +15,7 @@ from test_matrix import WIDE, by_transformers
 from zoo import BUILDERS, engine
 
 from cof.engines.transformers.introspection import find_phrase
+from cof.engines.transformers.prefix_cache import CACHE
 from cof.errors import CofError
 from cof.geometry.regions import Region, coverage_image
 from cof.types import Request
@@ -52,7 +53,7 @@ class TestEveryFamily:
         compared = 0
         for states in ("values", "keys"):
             (ours,) = made.phrase_similarities([ASKED], [PHRASE], states)
-            kept = [getattr(layer, states, None) for layer in output.past_key_values.layers]
+            kept = [getattr(layer, states, None) for layer in output[CACHE].layers]
             for layer, cached in zip(ours, kept, strict=True):
                 if cached is None or cached.ndim != 4 or cached.shape[2] < len(ids):
                     assert np.isnan(layer).all()
@@ -72,7 +73,7 @@ class TestEveryFamily:
         assert len(again) == 0
         with torch.inference_mode():
             prompts = prompts_of(made, [Request(WIDE, "")])
-            inputs = made.adapter._inputs(prompts.inputs, prompts.features)
+            inputs = made.adapter._new_inputs(prompts)
             logits = made.model(**inputs, use_cache=False).logits[0]
         is_image = prompts.inputs["input_ids"][0] == made.model.config.image_token_id
         ids = [made.processor.tokenizer(letter)["input_ids"][-1] for letter in "rb"]

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
 )
@@ -32,6 +31,7 @@ from zoo import EVERY, assert_same, engine, stock
 from cof.engines.base import AttentionReader, Engine, LengthChecker, ReplyScorer, StateReader
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.generation import Forced
+from cof.engines.transformers.prefix_cache import CACHE, full_length_cache
 from cof.errors import CofError, CofWarning
 from cof.focuses import FOCUSES, Attention, Contrast
 from cof.geometry.regions import EVERYTHING, Region
@@ -142,12 +142,10 @@ def by_transformers(name: str, asked: Request) -> tuple[Any, Tensor]:
             places = is_image.nonzero().ravel()[places]
         after = int(is_image.nonzero().max()) + 1 if look.scope == "text" and not crossing else 0
         FORMULA = Formula(places, added, after, look.layers, look.heads, crossing)
-    text_config = model.config.get_text_config()
     more: dict[str, Any] = {}
     if not crossing:
         more["output_attentions"] = asked.highlight is not None
-        if "linear_attention" not in (getattr(text_config, "layer_types", None) or ()):
-            more["past_key_values"] = DynamicCache()  # which forgets nothing
+        more[CACHE] = full_length_cache(model.config)  # which forgets nothing
     model.set_attn_implementation({part: attention})
     with torch.inference_mode():
         output = model.generate(**inputs, generation_config=CONFIG, **more)
@@ -369,7 +367,7 @@ class TestRuns:
         given = made.generate(rows, Decoding(STEPS))
         written = [[*reply.token_ids, 2] for reply in given]
         monkeypatch.setattr(
-            "cof.engines.transformers.engine.tokenize_replies", lambda *_, **__: written
+            "cof.engines.transformers.generation.tokenize_replies", lambda *_, **__: written
         )
         for again in (rows, encoded(made, rows)):
             for reply, as_decoded in zip(made.score_replies(again, "abc"), given, strict=True):

@@ -14,9 +14,9 @@ import torch
 from models import GRID, picture, prompts_of
 from zoo import assert_same, counted, engine, folder
 
-from cof.engines.transformers.box_decoding import decode_boxes
+from cof.engines.transformers import box_decoding
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.prefix_cache import Prefix, split_cache
+from cof.engines.transformers.prefix_cache import CACHE, Prefix, split_cache
 from cof.geometry.regions import EVERYTHING, Region
 from cof.prompting.dialects import LLAVA
 from cof.types import ALONE, Decoding, EncodedImage, Highlight, Request, Turn
@@ -175,7 +175,8 @@ def test_images_that_attend_to_the_question_have_no_prefix() -> None:
     with torch.inference_mode():
         (image,) = made.encode([IMAGES[0]])
         prompts = [prompts_of(made, [Request(image, text)]) for text in ("hi", "red?")]
-        caches = [made.decode(prompt, Decoding(max_new_tokens=1))[1] for prompt in prompts]
+        one = {"generation_config": made._generation_config(Decoding(max_new_tokens=1))}
+        caches = [made.adapter.generate(prompt, **one)[CACHE] for prompt in prompts]
         ids = [prompt.inputs["input_ids"] for prompt in prompts]
         spans = [
             made.adapter.spans(each, torch.ones_like(each), [len(image.features)]) for each in ids
@@ -213,15 +214,16 @@ class TestWindows:
 
 
 @pytest.mark.parametrize("name", [*SLIDING, "exaone4_5"])
-def test_branches_read_the_same_as_alone(name: str) -> None:
-    made = engine(name)
-    form = made._compile(BOX.box_template)
+def test_branches_read_the_same_as_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = engine(name), requests(IMAGES, "text")[:1]
+    starts, found = [made._start(made._compile(BOX.box_template), asked[0])], []
     with torch.inference_mode():
-        prompts = prompts_of(made, requests(IMAGES, "text")[:1])
-        expected, _ = decode_boxes(made.adapter, prompts, form, 0, row_branches=0)
-        for budget in (16, 200):
-            boxes, _ = decode_boxes(made.adapter, prompts, form, 0, row_branches=budget)
-            assert_same(boxes, expected)
+        prompts = prompts_of(made, asked)
+        for budget in (0, 16, 200):
+            monkeypatch.setattr(box_decoding, "ROW_BRANCHES", budget)
+            found.append(box_decoding.decode_boxes(made.adapter, prompts, starts, 0)[0])
+    assert_same(found[1], found[0])
+    assert_same(found[2], found[0])
 
 
 def test_a_small_gemma_4_is_causal() -> None:

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from models import picture
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from zoo import zoo
+from zoo import folder, zoo
 
+from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.loading import load
 from cof.errors import CofError
 from cof.families.processors import PixtralProcessor, image_options, load_processor
+from cof.geometry.regions import Region
+from cof.types import Decoding, Highlight, Request
+
+TORCHVISION = ["llama4", "cohere2_vision", "lfm2_vl", "perception_lm", "molmo2", "minicpm_ocr"]
 
 
-@pytest.mark.parametrize("kind", ["llama4", "cohere2_vision", "lfm2_vl", "perception_lm"])
+@pytest.mark.parametrize("kind", TORCHVISION)
 def test_torchvision_alone_is_refused(kind: str, tmp_path: Any) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have it")
     config = CONFIG_MAPPING[kind]()
+    config.image_token_id = 5  # MiniCPM-OCR's default is none
     with pytest.raises(CofError, match=f"'{kind}' are not supported: .* with torchvision alone"):
         load_processor(str(tmp_path), config)
     config.save_pretrained(tmp_path)  # the same from a folder, before weights are looked for
     with pytest.raises(CofError, match="with torchvision alone"):
-        load(
-            str(tmp_path),
-            dtype=None,
-            device_map=None,
-            pad_to_square=None,
-            quantization=None,
-            allow_pickle=False,
-        )
+        load(str(tmp_path))
 
 
 def test_pixtrals_rows_end_in_breaks() -> None:
@@ -43,3 +47,42 @@ def test_image_options_are_those_the_image_processor_takes() -> None:
     assert not image_options(kosmos)  # num_image_tokens and its like are for the processor
     smol = load_processor(str(zoo("smolvlm")), CONFIG_MAPPING["smolvlm"]())
     assert image_options(smol)["return_row_col_info"] is True
+
+
+ASKED = Request(
+    picture((200, 140)), "which?", Highlight(Region(boxes=((0.1, 0.1, 0.5, 0.5),)), 4.0)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("qwen2_vl", "size", {"shortest_edge": 16 * 14**2, "longest_edge": 40 * 14**2}),
+        ("internvl", "max_patches", 2),
+        ("idefics3", "do_image_splitting", False),
+        ("llava", "do_pad", False),
+    ],
+)
+def test_an_option_changed_after_the_first_question(name: str, option: str, value: Any) -> None:
+    made, fresh = (TransformersEngine.from_pretrained(folder(name)) for _ in "ab")
+    known = made.encode([ASKED.image], prefill=True)[0]
+    before = made.generate([ASKED, replace(ASKED, image=known)], Decoding(3))
+    for each in (made, fresh):
+        setattr(each.processor.image_processor, option, value)
+    (expected,) = fresh.generate([ASKED], Decoding(3))
+    for image in (ASKED.image, known):
+        assert made.generate([replace(ASKED, image=image)], Decoding(3)) == [expected]
+    assert expected.logprobs != before[0].logprobs
+
+
+def test_the_most_pixels_of_an_image() -> None:
+    made = TransformersEngine.from_pretrained(folder("qwen2_vl"), max_pixels=60 * 28**2)
+    less = TransformersEngine.from_pretrained(folder("qwen2_vl"), max_pixels=12 * 28**2)
+    sizes = [math.prod(each.tokens.layout((900, 600))) for each in (made, less)]
+    assert 40 < sizes[0] <= 60
+    assert 6 < sizes[1] <= 12
+    assert less.generate([ASKED], Decoding(2))
+    with pytest.raises(CofError, match="max_pixels must be a whole number above 0"):
+        load(str(folder("qwen2_vl")), max_pixels=0)
+    with pytest.raises(CofError, match="no limit of pixels to set: leave max_pixels out"):
+        load(str(folder("llava")), max_pixels=1000)

@@ -15,6 +15,7 @@ from zoo import BUILDERS, CROSS_ATTENTION, zoo
 
 from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.transformers.generation import collect_generations
 from cof.engines.transformers.prompt_builder import TokenizedRequests
 from cof.errors import CofError
 from cof.families.special_tokens import MARK, SpecialTokens, token_ids, token_spans, unescape
@@ -77,8 +78,10 @@ class TestEveryFamily:
                     assert set(ids[key][changed].tolist()) <= firsts
                     batch.inputs[key] = ids[key]
             with torch.inference_mode():
-                prompts = made.prompt_builder.prompts(batch)
-                (expected,), _ = made.decode(prompts, SHORT)
+                prompts = made.prompts(batch)
+                config = made._generation_config(SHORT)
+                output = made.adapter.generate(prompts, generation_config=config)
+                (expected,) = collect_generations(output, made.adapter, config.eos_token_id)
             assert made.generate([Request(IMAGE, typed)], SHORT) == [expected]
         ordinary = "Is it a < b, [x] or </b>?\n\nA. yes\nB. no  "
         assert MARK not in made.chat.text(Request(IMAGE, ordinary))

@@ -6,6 +6,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cof.prompting.thoughts import decode
@@ -37,7 +38,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._decode = tokenizer, partial(decode, tokenizer)
         self._special = frozenset(tokenizer.all_special_ids)
         self._start = self._end = 0  # the tokens whose text is the last piece
 
@@ -69,9 +70,6 @@ class TextStream:
         if last in self._special or str(self._tokenizer.convert_ids_to_tokens(last))[:3] == "<0x":
             return True
         return bool(_OPEN.search(self._decode(ids, clean_up_tokenization_spaces=False)))
-
-    def _decode(self, ids: Sequence[int], **options: Any) -> str:
-        return decode(self._tokenizer, ids, **options)
 
 
 def apart_from_thoughts(

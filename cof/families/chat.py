@@ -16,9 +16,6 @@ from cof.prompting.dialects import Dialect
 from cof.prompting.thoughts import Thoughts, tags_in
 from cof.types import ALONE, Request, Slot, Turn
 
-THINKING = "enable_thinking"
-"""What chat templates of reasoning models are told."""
-
 
 @dataclass(frozen=True, eq=False)
 class Chat:
@@ -104,13 +101,15 @@ class Chat:
             }
             for turn in chat
         ]
+        silent = not thinks and "enable_thinking" in str(template)
         try:
             text = self.processor.apply_chat_template(
                 messages,
                 chat_template=None if template is self.processor.chat_template else template,
                 add_generation_prompt=True,
                 tokenize=False,
-                **({"enable_thinking": False} if not thinks and THINKING in str(template) else {}),
+                processor_kwargs={"padding": False},  # else SmolVLM's adds to those of the template
+                **({"enable_thinking": False} if silent else {}),
             )
         except TemplateError as error:
             raise CofError(

@@ -35,7 +35,8 @@ class Family:
             `token_means` (CLS).
         pads_to_square: whether its reference evaluation pads images to a square, unlike the
             processor on the hub; None: the processor on the hub is the reference.
-        image_type: the value of image tokens in `token_type_ids`, where the model takes them.
+        image_type: the value of image tokens in `token_type_ids`, where the model takes them: 1 in
+            Gemma 3, which marks images alone; 0 in PaliGemma, which marks answers alone.
         prefill: whether the decoder's state after the image depends on nothing that follows it
             (causal attention, positions without memory), so that it can be cached and reused.
         bidirectional: config -> whether image tokens attend to later tokens of their image. A bias
@@ -62,9 +63,3 @@ class Family:
     def takes_two(self) -> bool:
         """Whether it can be shown two images at once."""
         return self.adapter == "decoder" and self.second
-
-    @property
-    def answer_type(self) -> int:
-        """The value of answer tokens in `token_type_ids`: 0 in Gemma 3, which marks images alone;
-        1 in PaliGemma, whose prompt is 0, image included."""
-        return 0 if self.image_type else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,17 @@ class ImageTokens:
         self.dialect = dialect
         self.config = config
         self.processor = processor
-        self.visibility = lru_cache(64)(partial(TokenVisibility, self.token_means))
-        self._options: Mapping[str, Any] = image_options(processor)
+        self._visibility = lru_cache(64)(lambda wh, _: TokenVisibility(self.token_means, wh))
+
+    @property
+    def setting(self) -> str:
+        """What the image processor is set to: with another setting, tokens show something else."""
+        images = self.processor.image_processor
+        return repr((type(images), vars(images)))
+
+    def visibility(self, image_wh: tuple[int, int]) -> TokenVisibility:
+        """What the tokens of images of this size show, `MAX_SIDE` being kept to."""
+        return self._visibility(processed_wh(image_wh), self.setting)
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes."""
@@ -54,7 +63,7 @@ class ImageTokens:
 
     def layout(self, image_wh: tuple[int, int]) -> tuple[int, ...]:
         """The shape in which the tokens of an image of this size are laid out."""
-        return self.visibility(processed_wh(image_wh)).span.shape
+        return self.visibility(image_wh).span.shape
 
     def mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
         """The paper's M for an image of this size: which image tokens get the bias.
@@ -62,13 +71,12 @@ class ImageTokens:
         Warns:
             CofWarning: no token shows any part of the region.
         """
-        wh = processed_wh(image_wh)
-        visibility = self.visibility(wh)
+        visibility = self.visibility(image_wh)
         if highlight.region.whole:
             return np.ones(visibility.span.shape, dtype=bool)
         corners = highlight.cells == "corners" and self.dialect.units == "unit"
         if corners and visibility.span.ndim == 2:
-            mask = corner_cells(highlight.region.boxes, self.frame(wh), visibility.span.shape)
+            mask = corner_cells(highlight.region.boxes, self.frame(image_wh), visibility.span.shape)
         else:
             mask = image_token_mask(visibility.coverage(highlight.region))
         if not mask.any():
@@ -83,7 +91,7 @@ class ImageTokens:
     def weights(self, image_wh: tuple[int, int], region: Region) -> NDArray[np.float64]:
         """The weight of each image token in a region, 0..1: the region's heat where it has a heat
         map, else the share of the token's pixels that lie inside."""
-        visibility = self.visibility(processed_wh(image_wh))
+        visibility = self.visibility(image_wh)
         if region.whole:
             return np.ones(visibility.span.shape)
         if region.heat_map is not None:
@@ -92,7 +100,7 @@ class ImageTokens:
 
     def centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         """The centre of what each image token shows, `(*layout, 2)`: x, y; NaN for padding."""
-        return self.visibility(processed_wh(image_wh)).centres
+        return self.visibility(image_wh).centres
 
     def bias(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.float64]:
         """What a highlight adds to each image token's attention scores, in the layout."""
@@ -106,8 +114,9 @@ class ImageTokens:
         wh = processed_wh(image.size)
         if image.size != wh:
             image = image.resize(wh, Image.Resampling.LANCZOS)
+        options = {**image_options(self.processor), **options}
         pixels: Mapping[str, Any] = self.processor.image_processor(
-            images=image, return_tensors="np", **self._options, **options
+            images=image, return_tensors="np", **options
         )
         return pixels
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import transformers
 from transformers import AutoProcessor
-from transformers.image_utils import SizeDict
 from transformers.models.auto.auto_mappings import (
     IMAGE_PROCESSOR_MAPPING_NAMES,
     PROCESSOR_MAPPING_NAMES,
@@ -42,13 +41,8 @@ class PixtralImageProcessorPil(stock_pixtral.PixtralImageProcessorPil):
     least_tokens = 1
 
     def resize(  # type: ignore[override]
-        self,
-        image: np.ndarray[Any, Any],
-        size: SizeDict,
-        patch_size: SizeDict,
-        resample: Any = None,
-        **kwargs: Any,
-    ) -> np.ndarray[Any, Any]:
+        self, image: Any, size: Any, patch_size: Any, resample: Any = None, **kwargs: Any
+    ) -> Any:
         longest = size.longest_edge or min(size.height or 1, size.width or 1)
         for axis in (-2, -1):
             times = math.ceil(max(image.shape[-2:]) / longest / image.shape[axis])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -101,13 +101,8 @@ def token_ids(
 ) -> list[int]:
     """The token ids of an escaped text, cut to `max_length` if it is given."""
     if MARK not in text:
-        ids: list[int] = tokenizer(
-            text,
-            add_special_tokens=add_special_tokens,
-            truncation=max_length is not None,
-            max_length=max_length,
-        )["input_ids"]
-        return ids
+        limit = {"truncation": max_length is not None, "max_length": max_length}
+        return list(tokenizer(text, add_special_tokens=add_special_tokens, **limit)["input_ids"])
     body = [token for token, _ in _pieces(tokenizer, text)]
     before, after = _around(tokenizer) if add_special_tokens else ([], [])
     room = None if max_length is None else max_length - len(before) - len(after)
@@ -125,13 +120,9 @@ def tokenize(
     """B escaped texts as `input_ids` and `attention_mask`, `(B, L)`; `options` of `token_ids`."""
     rows = [torch.tensor(token_ids(tokenizer, text, **options)) for text in texts]
     seen = [torch.ones_like(row) for row in rows]
-    return {
-        name: pad_sequence(values, batch_first=True, padding_value=pad, padding_side=padding_side)
-        for name, values, pad in (
-            ("input_ids", rows, tokenizer.pad_token_id or 0),
-            ("attention_mask", seen, 0),
-        )
-    }
+    pad = partial(pad_sequence, batch_first=True, padding_side=padding_side)
+    ids = pad(rows, padding_value=tokenizer.pad_token_id or 0)
+    return {"input_ids": ids, "attention_mask": pad(seen)}
 
 
 def _pieces(tokenizer: Any, text: str) -> list[tuple[int, tuple[int, int]]]:

@@ -37,16 +37,12 @@ _VIP = """\
 {%- endfor %}{{ '###Assistant:' }}"""
 
 
-def square_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
-    """Fractions of the image padded to a square about its centre."""
-    return Frame.padded_square(image_wh)
-
-
 def clip_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
     """Padded square, centre crop or whole image, as the processor's options say."""
     if getattr(image_processor, "do_pad", False):
         return Frame.padded_square(image_wh)
-    if image_processor.do_center_crop and image_processor.size.get("shortest_edge"):
+    crops = getattr(image_processor, "do_center_crop", False)
+    if crops and image_processor.size.get("shortest_edge"):
         return Frame.centre_crop(image_wh)
     return Frame.of_image()
 
@@ -54,67 +50,50 @@ def clip_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
 def qwen_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
     """Pixels of the image that the processor has resized."""
     width, height = image_wh
-    resized_height, resized_width = smart_resize(
-        height,
-        width,
-        factor=image_processor.patch_size * image_processor.merge_size,
-        min_pixels=image_processor.size["shortest_edge"],
-        max_pixels=image_processor.size["longest_edge"],
-    )
-    return Frame.pixels((resized_width, resized_height))
+    factor = image_processor.patch_size * image_processor.merge_size
+    least, most = (image_processor.size[name] for name in ("shortest_edge", "longest_edge"))
+    height, width = smart_resize(height, width, factor, min_pixels=least, max_pixels=most)
+    return Frame.pixels((width, height))
 
 
 _LLAVA = Family(
-    name="LLaVA-1.5",
-    model_types=("llava",),
+    "LLaVA-1.5",
+    ("llava",),
+    token_means.patch_grid,
     chat_template=_VICUNA,
-    token_means=token_means.patch_grid,
-    num_prefix_features=lambda config: (
-        0 if config.vision_feature_select_strategy == "default" else 1
-    ),
+    num_prefix_features=lambda config: int(config.vision_feature_select_strategy != "default"),
     frame=clip_frame,
     pads_to_square=True,
 )
 _MISTRAL3 = Family(
-    name="Mistral 3",
-    model_types=("mistral3",),
-    token_means=token_means.patch_grid,
-    prompt="<s>[INST]{prompt}\n[IMG][/INST]",
+    "Mistral 3", ("mistral3",), token_means.patch_grid, prompt="<s>[INST]{prompt}\n[IMG][/INST]"
 )
 _QWEN3 = Family(
-    name="Qwen3-VL",
-    model_types=("qwen3_vl", "qwen3_vl_moe"),
-    dialect=dialects.QWEN3,
-    token_means=token_means.merged_grid,
+    "Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), token_means.merged_grid, dialect=dialects.QWEN3
 )
 _IDEFICS3 = Family(
-    name="Idefics3",
-    model_types=("idefics3",),
+    "Idefics3",
+    ("idefics3",),
+    token_means.tiles(lambda config: config.scale_factor),
     dialect=dialects.PAPER,
-    token_means=token_means.tiles(lambda config: config.scale_factor),
 )
 _BLIP = Family(
-    name="InstructBLIP",
-    model_types=("instructblip",),
+    "InstructBLIP",
+    ("instructblip",),
+    token_means.patch_grid,
     adapter="qformer",
     dialect=dialects.PAPER,
-    token_means=token_means.patch_grid,
     num_prefix_features=lambda config: 1,
     prefill=False,
 )
 
 FAMILIES: tuple[Family, ...] = (
     _LLAVA,
+    Family("LLaVA-NeXT", ("llava_next",), token_means.llava_next, chat_template=_VICUNA),
     Family(
-        name="LLaVA-NeXT",
-        model_types=("llava_next",),
-        token_means=token_means.llava_next,
-        chat_template=_VICUNA,
-    ),
-    Family(
-        name="LLaVA-OneVision",
-        model_types=("llava_onevision",),
-        token_means=token_means.llava_onevision,
+        "LLaVA-OneVision",
+        ("llava_onevision",),
+        token_means.llava_onevision,
         prompt="<|im_start|>user <image>\n{prompt}<|im_end|><|im_start|>assistant\n",
     ),
     replace(
@@ -128,65 +107,59 @@ FAMILIES: tuple[Family, ...] = (
     replace(_MISTRAL3, name="Pixtral", model_types=("pixtral",)),
     _MISTRAL3,
     replace(_QWEN3, name="Qwen2-VL", model_types=("qwen2_vl",), dialect=dialects.QWEN2),
-    replace(
-        _QWEN3,
-        name="Qwen2.5-VL",
-        model_types=("qwen2_5_vl",),
+    Family(
+        "Qwen2.5-VL",
+        ("qwen2_5_vl",),
+        token_means.merged_grid,
         dialect=dialects.QWEN2_5,
         frame=qwen_frame,
     ),
     _QWEN3,
     # linear-attention layers have no KV cache, so the state after the image cannot be cropped
     replace(_QWEN3, name="Qwen3.5", model_types=("qwen3_5", "qwen3_5_moe"), prefill=False),
+    Family("LFM3-VL", ("lfm3_vl",), token_means.merged_grid, prefill=False),  # the same
     Family(
-        name="InternVL",
-        model_types=("internvl",),
+        "InternVL",
+        ("internvl",),
+        token_means.tiles(lambda config: round(1 / config.downsample_ratio)),
         dialect=dialects.INTERNVL,
-        token_means=token_means.tiles(lambda config: round(1 / config.downsample_ratio)),
     ),
     Family(
-        name="GLM-4V",
-        model_types=("glm4v", "glm4v_moe", "glm46v"),
-        dialect=dialects.GLM,
-        token_means=token_means.merged_grid,
+        "GLM-4V", ("glm4v", "glm4v_moe", "glm46v"), token_means.merged_grid, dialect=dialects.GLM
     ),
     Family(
-        name="Gemma 3",
-        model_types=("gemma3",),
+        "Gemma 3",
+        ("gemma3",),
+        token_means.gemma3,
         dialect=dialects.PAPER,
-        token_means=token_means.gemma3,
         bidirectional=lambda config: True,
     ),
     Family(
-        name="Gemma 4",
-        model_types=("gemma4",),
+        "Gemma 4",
+        ("gemma4",),
+        token_means.gemma4,
         dialect=dialects.GEMMA4,
-        token_means=token_means.gemma4,
         # the larger models, in their sliding-window layers
         bidirectional=lambda config: config.text_config.use_bidirectional_attention == "vision",
     ),
-    Family(
-        name="EXAONE 4.5",
-        model_types=("exaone4_5",),
-        token_means=token_means.merged_grid,
-        prefill=False,  # its `generate` counts positions in the cache, padding included
-    ),
+    # its `generate` counts positions in the cache, padding included
+    Family("EXAONE 4.5", ("exaone4_5",), token_means.merged_grid, prefill=False),
     Family("VideoLLaMA 3", ("video_llama_3",), token_means.merged_grid),
-    Family("Janus", ("janus",), token_means.patch_grid, frame=square_frame),
-    Family("DeepSeek-VL", ("deepseek_vl",), token_means.patch_grid, frame=square_frame),
+    Family("Janus", ("janus",), token_means.patch_grid, frame=clip_frame),
+    Family("DeepSeek-VL", ("deepseek_vl",), token_means.patch_grid, frame=clip_frame),
     _IDEFICS3,
     replace(_IDEFICS3, name="SmolVLM", model_types=("smolvlm",)),
-    replace(
-        _IDEFICS3,
-        name="Aya Vision",
-        model_types=("aya_vision",),
-        token_means=token_means.tiles(lambda config: config.downsample_factor),
+    Family(
+        "Aya Vision",
+        ("aya_vision",),
+        token_means.tiles(lambda config: config.downsample_factor),
+        dialect=dialects.PAPER,
     ),
     Family(
-        name="PaliGemma",
-        model_types=("paligemma",),
+        "PaliGemma",
+        ("paligemma",),
+        token_means.patch_grid,
         dialect=dialects.PALIGEMMA,
-        token_means=token_means.patch_grid,
         prompt="<image>{bos}{prompt}\n",
         prefill=False,  # its image tokens attend to the question
         image_type=0,  # 0 marks the prompt, whose tokens attend both ways; 1 marks the answer
@@ -195,10 +168,10 @@ FAMILIES: tuple[Family, ...] = (
     _BLIP,
     replace(_BLIP, name="BLIP-2", model_types=("blip-2",)),
     Family(
-        name="Llama 3.2 Vision",
-        model_types=("mllama",),
+        "Llama 3.2 Vision",
+        ("mllama",),
+        token_means.mllama,
         adapter="mllama",
-        token_means=token_means.mllama,
         prompt="<|image|>{bos}{prompt}",
         prefill=False,
     ),

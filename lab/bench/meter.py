@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cof.engines.transformers.prefix_cache import CACHE
 from lab.bench.limits import Pass
 
 
@@ -59,7 +60,7 @@ class Meter:
 
     def _decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         rows, new, _ = kwargs["inputs_embeds"].shape
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         before = int(cache.get_seq_length()) if cache is not None else 0
         self._passes.append(Pass("decoder", rows, new, before))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers as hf
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cof.families.processors import images_only
 from zoo.parts import SLIDING, TOWER, Made, chat, config, ids, text, words
@@ -101,6 +102,23 @@ def qwen3_5() -> Made:
 
 def qwen3_5_moe() -> Made:
     return _qwen3("qwen3_5_moe", {}, **_LINEAR, **_EXPERTS, shared_expert_intermediate_size=16)
+
+
+if "lfm3_vl" in CONFIG_MAPPING:
+
+    def lfm3_vl() -> Made:
+        """Its vision encoder without convolutions, which mix what neighbouring patches show."""
+        tok = words(*_QWEN)
+        layers = ["conv", *SLIDING]
+        made = config(
+            "lfm3_vl",
+            vision_config={**TOWER, "num_key_value_heads": 1, "layer_types": layers[-1:] * 2},
+            text_config=text("lfm3", tok, num_hidden_layers=3, head_dim=8, sliding_window=24)
+            | {"layer_types": layers},
+            projector_hidden_size=48,
+            **_qwen_ids(tok),
+        )
+        return made, _qwen_processor(hf.Lfm3VlProcessor, tok, 16)
 
 
 def _glm(kind: str, text_kind: str, processor: Any, images: Any, **decoder: Any) -> Made:

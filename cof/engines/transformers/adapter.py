@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
-from cof.attention.registry import attach, record_weights
+from cof.attention.registry import CROSS_ATTENTION, DECODER, attach, record_weights, reweight
 from cof.engines.transformers.prefix_cache import Prefix, Prompts
 from cof.families.family import Family
 
@@ -47,8 +49,17 @@ class Adapter:
         return []
 
     def attach(self) -> None:
-        """Switch the model's attention to ours, where it looks at the image."""
-        attach(self.model, self.part, self.looking, last_query=self.last_query)
+        """Switch the model's attention to ours, where it looks at the image and is not ours yet."""
+        part = getattr(self.model.config, self.part, None)
+        if getattr(part, "_attn_implementation", None) not in (DECODER, CROSS_ATTENTION):
+            attach(self.model, self.part, self.looking, last_query=self.last_query)
+
+    def reweighted(self, prompts: Prompts) -> AbstractContextManager[None]:
+        """With the bias of some prompts inside, also after a caller's `set_attn_implementation`;
+        prompts that need nothing of ours run with that."""
+        if prompts.bias is not None or prompts.cache is not None:
+            self.attach()
+        return reweight(prompts.bias)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,13 +89,8 @@ class Adapter:
         self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """B rows of `(K,)`, one value per image feature -> `Bias.values`, and the end of each row's
-        image (None where every query comes after it)."""
-        raise NotImplementedError
-
-    def count_image_tokens(self, ids: Tensor) -> list[int] | None:
-        """The image tokens in each row of `(B, L)`; None: images are no tokens, and each row has
-        one."""
-        return None
+        image (None where every query comes after it, as in cross-attention)."""
+        return torch.stack(list(added)), None
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix], beams: int) -> Prompts:
         """The same prompts, with as much as possible taken from their images' prefixes."""
@@ -98,12 +104,13 @@ class Adapter:
         """As much of `generate` as reads the image."""
         return self.generate(prompts, **kwargs)  # it handles caches, padding and positions
 
-    def weights(self, prompts: Prompts, **kwargs: Any) -> list[Tensor]:
+    def weights(self, prompts: Prompts, config: GenerationConfig) -> list[Tensor]:
         """Each row's attention to its image features, `(layers, heads, K)`, from one pass.
 
-        `kwargs` are those of `generate` for a single token."""
+        `config` is for a single token."""
+        self.attach()
         with record_weights() as recorded:
-            self.look(prompts, **kwargs)
+            self.look(prompts, generation_config=config)
         return self.of_image(torch.stack(recorded, dim=1).cpu(), prompts)
 
     def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:

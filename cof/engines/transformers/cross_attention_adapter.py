@@ -7,30 +7,20 @@ prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from cof.attention.registry import reweight
 from cof.engines.transformers.adapter import Adapter, Pixels
-from cof.engines.transformers.prefix_cache import Prompts
+from cof.engines.transformers.prefix_cache import CACHE, Prompts
 from cof.families.special_tokens import SpecialTokens, tokenize, unescape
 
 
-class CrossAttentionAdapter(Adapter):
-    """What these adapters have in common."""
-
-    def place(
-        self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        # Every query of a cross-attention comes after the image, so both scopes are the same.
-        return torch.stack(list(added)), None
-
-
-class QFormerAdapter(CrossAttentionAdapter):
+class QFormerAdapter(Adapter):
     """Image features are keys of the Q-Former's cross-attention (InstructBLIP, BLIP-2)."""
 
     attention_source: ClassVar[str] = "the Q-Former"
@@ -95,7 +85,7 @@ class QFormerAdapter(CrossAttentionAdapter):
             seen = inputs["qformer_attention_mask"]
             text["input_ids"] = inputs["qformer_input_ids"]
             text["attention_mask"] = nn.functional.pad(seen, (queries.shape[1], 0), value=1)
-        with reweight(prompts.bias):
+        with self.reweighted(prompts):
             output = model.qformer(
                 query_embeds=queries, encoder_hidden_states=keys, return_dict=True, **text
             ).last_hidden_state[:, : queries.shape[1]]
@@ -104,7 +94,7 @@ class QFormerAdapter(CrossAttentionAdapter):
         return projected
 
 
-class MllamaAdapter(CrossAttentionAdapter):
+class MllamaAdapter(Adapter):
     """Image features are keys of the decoder's cross-attention layers (Llama 3.2 Vision)."""
 
     last_query: ClassVar[bool] = True
@@ -112,17 +102,16 @@ class MllamaAdapter(CrossAttentionAdapter):
     @property
     def looking(self) -> list[nn.Module]:
         layers = self.model.model.language_model.layers
-        return [layers[number].cross_attn for number in self._layers]
-
-    @property
-    def _layers(self) -> list[int]:
-        return list(self.model.config.text_config.cross_attention_layers)
+        crossing = self.model.config.text_config.cross_attention_layers
+        return [layers[number].cross_attn for number in crossing]
 
     def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
         """`(tiles * (1 + patches), D)` for each image, the CLS token of each tile first."""
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
         inner = self.model.model
-        vision = inner.vision_model(**{name: self.stack(name, pixels) for name in names})
+        with warnings.catch_warnings():  # of a name that transformers itself uses, up to 5.19
+            warnings.filterwarnings("ignore", "`hidden_state` is deprecated", FutureWarning)
+            vision = inner.vision_model(**{name: self.stack(name, pixels) for name in names})
         features = inner.multi_modal_projector(vision.last_hidden_state)
         return list(features.reshape(len(pixels), -1, features.shape[-1]))
 
@@ -140,9 +129,9 @@ class MllamaAdapter(CrossAttentionAdapter):
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
         states = torch.stack(prompts.features)
         states = states.repeat_interleave(kwargs["generation_config"].num_beams, dim=0)
-        with reweight(prompts.bias):
+        with self.reweighted(prompts):
             return self.model.generate(
-                **prompts.inputs, past_key_values=self._image_cache(states), **kwargs
+                **prompts.inputs, **{CACHE: self._image_cache(states)}, **kwargs
             )
 
     def _image_cache(self, states: Tensor) -> DynamicCache:
@@ -152,15 +141,15 @@ class MllamaAdapter(CrossAttentionAdapter):
         """
         cache = DynamicCache()
         attention: Any
-        for number, attention in zip(self._layers, self.looking, strict=True):
+        for attention in self.looking:
             shape = (*states.shape[:2], attention.num_key_value_heads, attention.head_dim)
             keys = attention.k_proj(states).view(shape).transpose(1, 2)
             values = attention.v_proj(states).view(shape).transpose(1, 2)
-            cache.update(attention.k_norm(keys), values, number)
+            cache.update(attention.k_norm(keys), values, attention.layer_idx)
         return cache
 
 
-class Kosmos2Adapter(CrossAttentionAdapter):
+class Kosmos2Adapter(Adapter):
     """Image features are keys of the latent queries that make Kosmos-2's image tokens."""
 
     attention_source: ClassVar[str] = "the latent queries"
@@ -211,6 +200,6 @@ class Kosmos2Adapter(CrossAttentionAdapter):
 
     def look(self, prompts: Prompts, **kwargs: Any) -> Tensor:
         """The image tokens, `(B, latent queries, decoder width)`, from the vision features on."""
-        with reweight(prompts.bias):
+        with self.reweighted(prompts):
             tokens: Tensor = self.model.image_to_text_projection(torch.stack(prompts.features))[0]
         return tokens

@@ -18,30 +18,18 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention.bias_mask import Branches
-from cof.attention.registry import reweight, use_branches
+from cof.attention.registry import use_branches
+from cof.engines.transformers import prefix_cache
 from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.cross_attention_adapter import (
     Kosmos2Adapter,
     MllamaAdapter,
     QFormerAdapter,
 )
-from cof.engines.transformers.prefix_cache import (
-    Prefix,
-    Prompts,
-    append_branches,
-    count_reusable,
-    first_biased,
-    full_length_cache,
-    join_prefixes,
-    resume_prompts,
-    split_cache,
-)
+from cof.engines.transformers.prefix_cache import CACHE, Prefix, Prompts
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
 from cof.families.special_tokens import tokenize
-
-Spans = Sequence[tuple[int, int]]
-"""The start and the end of a part of each row."""
 
 
 class DecoderAdapter(Adapter):
@@ -50,7 +38,7 @@ class DecoderAdapter(Adapter):
     @property
     def reuses_states(self) -> bool:  # type: ignore[override]
         """Whether every layer has a KV cache to crop; linear-attention layers have none."""
-        layers = full_length_cache(self.model.config).layers
+        layers = prefix_cache.full_length_cache(self.model.config).layers
         return all(type(layer) is DynamicLayer for layer in layers)
 
     def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
@@ -68,10 +56,8 @@ class DecoderAdapter(Adapter):
         features: dict[int, Tensor] = {}
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
-            names = images[rows[0]]
-            stacked = {
-                name: self.move(torch.cat([images[row][name] for row in rows])) for name in names
-            }
+            alike = [images[row] for row in rows]
+            stacked = {name: self.stack(name, alike) for name in alike[0]}
             output = features_of(**stacked, return_dict=True)
             features |= zip(rows, _per_image(output, len(rows)), strict=True)
         return [features[index] for index in range(len(images))]
@@ -83,7 +69,7 @@ class DecoderAdapter(Adapter):
         inputs = tokenize(tokenizer, expanded, add_special_tokens=special)
         takes = inspect.signature(self.model.forward).parameters
         types = {
-            name: self._is_image(inputs["input_ids"]).long() * kind
+            name: self.is_image(inputs["input_ids"]).long() * kind
             for name, kind in (("mm_token_type_ids", 1), ("token_type_ids", self.family.image_type))
             if name in takes
         }
@@ -107,24 +93,20 @@ class DecoderAdapter(Adapter):
     def place(
         self, added: Sequence[Tensor], inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        is_image = self._is_image(inputs["input_ids"])
+        is_image = self.is_image(inputs["input_ids"])
         values = torch.zeros(is_image.shape)
         for row, by_feature in enumerate(added):
             values[row, is_image[row]] = by_feature
         return values, self._image_ends(inputs["input_ids"])
 
-    def count_image_tokens(self, ids: Tensor) -> list[int]:
-        counts: list[int] = self._is_image(ids).sum(1).tolist()
-        return counts
-
     def spans(self, ids: Tensor, seen: Tensor, counts: Sequence[int]) -> list[tuple[int, int]]:
         """Where each row begins, after its padding, and where as many image tokens have come."""
-        passed = self._is_image(ids).cumsum(1) >= torch.tensor(counts, device=ids.device)[:, None]
+        passed = self.is_image(ids).cumsum(1) >= torch.tensor(counts, device=ids.device)[:, None]
         ends = passed.int().argmax(1) + 1
         return list(zip(seen.argmax(1).tolist(), ends.tolist(), strict=True))
 
-    def prefixes(self, prompts: Prompts, spans: Spans) -> list[Prefix]:
-        """The states of each row's span, from a pass of its own."""
+    def prefixes(self, prompts: Prompts, spans: Sequence[tuple[int, int]]) -> list[Prefix]:
+        """The states of each row from a start to an end, from a pass of its own."""
         ids = prompts.inputs["input_ids"]
         length = int(self._image_ends(ids).max())  # nothing after the last image is computed
         inputs = {
@@ -132,19 +114,12 @@ class DecoderAdapter(Adapter):
             for name, value in prompts.inputs.items()
         }
         prompts = self.with_cache(replace(prompts, inputs=inputs))
-        self.model(**self._new_inputs(prompts), past_key_values=prompts.cache, logits_to_keep=1)
-        return split_cache(prompts.cache, ids, spans)
-
-    def leaves_prefixes(self, prompts: Prompts, spans: Spans) -> bool:
-        """Whether the pass over these prompts computes the states of these spans, nothing
-        biased."""
-        return all(
-            first_biased(prompts.bias, row, start) >= end - start
-            for row, (start, end) in enumerate(spans)
-        )
+        inputs = self._new_inputs(prompts) | {CACHE: prompts.cache}
+        self.model(**inputs, logits_to_keep=1)
+        return prefix_cache.split_cache(prompts.cache, ids, spans)
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix], beams: int) -> Prompts:
-        reused = count_reusable(prompts, prefixes)
+        reused = prefix_cache.count_reusable(prompts, prefixes)
         # With beams `generate` compares the numbers of image tokens and features. And it passes
         # the types of new tokens only, which mark the image tokens that attend both ways.
         whole = beams > 1 or self.family.bidirectional(self.model.config)
@@ -155,21 +130,23 @@ class DecoderAdapter(Adapter):
             reused = [max(length - left, 0) for length in lengths]
         if not any(reused):
             return prompts
-        shorter = resume_prompts(prompts, reused)
-        if whole and bool(self._is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
+        shorter = prefix_cache.resume_prompts(prompts, reused)
+        if whole and bool(self.is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
             return prompts
-        return replace(shorter, cache=join_prefixes(prefixes, reused, self.model.config, beams))
+        return replace(
+            shorter, cache=prefix_cache.join_prefixes(prefixes, reused, self.model.config, beams)
+        )
 
     def with_cache(self, prompts: Prompts) -> Prompts:
         """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
         if prompts.cache is not None:
             return prompts
-        return replace(prompts, cache=full_length_cache(self.model.config))
+        return replace(prompts, cache=prefix_cache.full_length_cache(self.model.config))
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
         if prompts.cache is not None:
-            kwargs["past_key_values"] = prompts.cache
-        with reweight(prompts.bias):
+            kwargs[CACHE] = prompts.cache
+        with self.reweighted(prompts):
             # Janus's own `generate` drops logits processors
             return GenerationMixin.generate(self.model, **self._new_inputs(prompts), **kwargs)
 
@@ -183,19 +160,21 @@ class DecoderAdapter(Adapter):
         """
         cache: Any = prompts.cache
         more = branches.tokens.shape[1]
-        inputs = append_branches(self._new_inputs(prompts), branches, prompts.answer_type)
+        inputs = prefix_cache.append_branches(
+            self._new_inputs(prompts), branches, prompts.answer_type
+        )
         new = inputs["input_ids"].shape[1] - cache.get_seq_length()
         ready = self.model.prepare_inputs_for_generation(
             **inputs,
             next_sequence_length=new,
-            past_key_values=cache,
+            **{CACHE: cache},
             is_first_iteration=cache.get_seq_length() == prompts.cached,
             use_cache=True,
             logits_to_keep=1 + more,
         )
         # EXAONE 4.5 leaves them out, and would count positions in the cache
         ready["position_ids"] = inputs["position_ids"][..., -new:]
-        with reweight(prompts.bias), use_branches(branches):
+        with self.reweighted(prompts), use_branches(branches):
             logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)
@@ -205,34 +184,12 @@ class DecoderAdapter(Adapter):
         """The inputs, and the features of the image tokens that are not in the cache."""
         ids = prompts.inputs["input_ids"]
         known = 0 if prompts.cache is None else prompts.cache.get_seq_length()
-        counts = self._is_image(ids[:, :known]).sum(1).tolist()
+        counts = self.is_image(ids[:, :known]).sum(1).tolist()
         features = [of[count:] for of, count in zip(prompts.features, counts, strict=True)]
-        return self._inputs(prompts.inputs | self._positions(prompts.inputs), features)
-
-    def _positions(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The position of every token, those in a cache included: `(..., B, L)`.
-
-        Given a cache, transformers' models with positions in a grid (Qwen) would continue from the
-        prompts that they saw last, whichever those were.
-        """
-        ids = inputs["input_ids"]
-        return {"position_ids": self.model._prepare_position_ids_for_generation(ids, dict(inputs))}
-
-    def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:
-        is_image = self._is_image(prompts.inputs["input_ids"]).cpu()
-        return [row[..., mask] for row, mask in zip(weights, is_image, strict=True)]
-
-    def _image_ends(self, ids: Tensor) -> Tensor:
-        """`(B, L)` token ids -> the place just after each row's last image token."""
-        return ids.shape[1] - self._is_image(ids).flip(1).int().argmax(1)
-
-    def _is_image(self, ids: Tensor) -> Tensor:
-        return torch.eq(ids, self.model.config.image_token_id)
-
-    def _inputs(self, inputs: Mapping[str, Tensor], features: Sequence[Tensor]) -> dict[str, Any]:
         features = [each for each in features if len(each)]
+        inputs: dict[str, Any] = prompts.inputs | self._positions(prompts.inputs)
         if not features:  # all of them are in the cache
-            return dict(inputs)
+            return inputs
         # A fresh value each time: `generate` expands it in place for beams.
         images: Any = BaseModelOutputWithPooling()
         if features[0].ndim == 3:
@@ -244,6 +201,27 @@ class DecoderAdapter(Adapter):
             if deeper:
                 images.deepstack_features = deeper
         return {**inputs, "mm_encoder_outputs": {"image": images}}
+
+    def _positions(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The position of every token, those in a cache included: `(..., B, L)`.
+
+        Given a cache, transformers' models with positions in a grid (Qwen) would continue from the
+        prompts that they saw last, whichever those were.
+        """
+        ids = inputs["input_ids"]
+        return {"position_ids": self.model._prepare_position_ids_for_generation(ids, dict(inputs))}
+
+    def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:
+        is_image = self.is_image(prompts.inputs["input_ids"]).cpu()
+        return [row[..., mask] for row, mask in zip(weights, is_image, strict=True)]
+
+    def _image_ends(self, ids: Tensor) -> Tensor:
+        """`(B, L)` token ids -> the place just after each row's last image token."""
+        return ids.shape[1] - self.is_image(ids).flip(1).int().argmax(1)
+
+    def is_image(self, ids: Tensor) -> Tensor:
+        """`(B, L)` token ids -> which are image tokens."""
+        return torch.eq(ids, self.model.config.image_token_id)
 
 
 def _per_image(output: Any, count: int) -> list[Tensor]:

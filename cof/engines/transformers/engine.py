@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -17,49 +19,27 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from cof.engines.text_stream import BatchStreamer, apart_from_thoughts
+from cof.engines.transformers import generation, introspection, prefix_cache, prompt_builder
 from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
-from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter, Spans
-from cof.engines.transformers.generation import (
-    Forced,
-    Guided,
-    collect_generations,
-    collect_scores,
-    guidance,
-    make_contrast,
-    make_generation_config,
-    tokenize_replies,
-    use_seed,
-)
-from cof.engines.transformers.introspection import (
-    States,
-    compare_states,
-    find_first_token,
-    find_phrase,
-    predict_words,
-)
+from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter
+from cof.engines.transformers.introspection import States
 from cof.engines.transformers.loading import load, out_of_memory
-from cof.engines.transformers.prefix_cache import Head, Key, Prefix, Prompts, split_cache
+from cof.engines.transformers.prefix_cache import CACHE, Head, Prefix, Prompts
 from cof.engines.transformers.probing import probe
-from cof.engines.transformers.prompt_builder import (
-    PromptBuilder,
-    TokenizedRequests,
-    own_features,
-)
+from cof.engines.transformers.prompt_builder import TokenizedRequests, own_features
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
-from cof.prompting.box_template import (
-    BoxTemplate,
-    CompiledBoxTemplate,
-    PartialBox,
-    compile_box_template,
-)
-from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
+from cof.options import count
+from cof.prompting import box_template
+from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, PartialBox
+from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
 Result = TypeVar("Result")
+Work = Callable[[list[Any]], list[EncodedImage]]
 MAX_BATCH_TOKENS = 16384
 """Sixteen questions about LLaVA-1.5's 576 image tokens; some 3 GB of a 7B model's KV cache."""
 
@@ -80,7 +60,6 @@ class TransformersEngine:
         adapter: where the bias is attached in the model.
         tokens: its image tokens.
         chat: writes its chats.
-        prompt_builder: builds its prompts.
 
     Threads may share an engine. Sampling with a seed holds a lock, so that such threads wait for
     one another.
@@ -105,11 +84,8 @@ class TransformersEngine:
         Raises:
             CofError: an unsupported family, or attention that cannot be reweighted.
         """
-        if max_batch_tokens is None:
-            max_batch_tokens = MAX_BATCH_TOKENS
-        if max_batch_tokens < 1:
-            raise CofError(f"max_batch_tokens must be at least 1, not {max_batch_tokens}.")
-        self.max_batch_tokens = max_batch_tokens
+        most = MAX_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens
+        self.max_batch_tokens = count("max_batch_tokens", most)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.family: Family = family_of(model.config)
         self.name = name or str(model.config.name_or_path)
@@ -124,8 +100,8 @@ class TransformersEngine:
         self.attention_source = self.adapter.attention_source
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
-        self.prompt_builder = PromptBuilder(self.adapter, self.tokens, self.chat)
         self._compile = cache(self._compile_template)
+        self._process_id = os.getpid()
 
     @classmethod
     def from_pretrained(
@@ -135,6 +111,7 @@ class TransformersEngine:
         dtype: str | torch.dtype | None = None,
         device_map: str | dict[str, Any] | None = None,
         pad_to_square: bool | None = None,
+        max_pixels: int | None = None,
         max_batch_tokens: int | None = None,
         quantization: Any = None,
         allow_pickle: bool = False,
@@ -148,6 +125,8 @@ class TransformersEngine:
             pad_to_square: LLaVA only; True: pad images to a square with the mean colour, as the
                 paper's evaluation does; False: crop their centre, as the processor on the hub
                 does, so that the model never sees the ends of long images; None: True.
+            max_pixels: the most pixels of an image as the model sees it, larger ones being shrunk,
+                for families whose processors have such a limit (Qwen-VL); None: the checkpoint's.
             max_batch_tokens: the most tokens of one batch, padding and answers included; larger
                 batches are run in several parts. Memory grows with it. None: 16384.
             quantization: `4bit` (NF4, in bfloat16 without a dtype) or `8bit` (LLM.int8(), in
@@ -160,16 +139,16 @@ class TransformersEngine:
             CofError: the model does not exist, cannot be reached, is not supported or has no
                 processor; memory is too small; or an option does not apply.
         """
-        name = str(model)
         loaded, processor = load(
-            name,
+            str(model),
             dtype=dtype,
             device_map=device_map,
             pad_to_square=pad_to_square,
+            max_pixels=max_pixels,
             quantization=quantization,
             allow_pickle=allow_pickle,
         )
-        return cls(loaded, processor, name=name, max_batch_tokens=max_batch_tokens)
+        return cls(loaded, processor, name=str(model), max_batch_tokens=max_batch_tokens)
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes.
@@ -192,7 +171,8 @@ class TransformersEngine:
         behind which answers begin. The first question about the image computes it.
         """
         lazy = prefill and self.family.prefill and self.adapter.reuses_states
-        return _once(lambda images: self._see(self._process(images), lazy=lazy), images)
+        made = _once(lambda images: self._see(self._process(images), lazy=lazy), images)
+        return [made[id(image)] for image in images]
 
     def generate(
         self,
@@ -221,7 +201,7 @@ class TransformersEngine:
         self, requests: Sequence[Request], decoding: Decoding, on_text: OnText | None
     ) -> list[Generation]:
         """`generate`, thoughts and answers together."""
-        guided = any(guidance(request) != 1 for request in requests)
+        guided = any(generation.guidance(request) != 1 for request in requests)
         if guided and (decoding.temperature > 0 or decoding.num_beams > 1):
             # Both branches continue with the same token, but these choose for each row.
             raise CofError(
@@ -234,27 +214,32 @@ class TransformersEngine:
         longest = decoding.max_new_tokens if template is None else Decoding().max_new_tokens
 
         def answer(batch: TokenizedRequests, rows: list[int]) -> list[Generation]:
-            more: dict[str, Any] = {}
+            settings, more = self._generation_config(decoding), dict[str, Any]()
+            ends, pad = settings.eos_token_id, settings.pad_token_id
             if on_text is not None and template is None and decoding.num_beams == 1:
-                ends = self._generation_config(decoding).eos_token_id
                 more["streamer"] = BatchStreamer(self.processor.tokenizer, ends, rows, on_text)
             if guided:  # each row with its other branch beside it, in one batch
-                scales = [guidance(request) for request in batch.requests]
-                more["logits_processor"] = LogitsProcessorList([Guided(scales)])
-                both = [*batch.requests, *map(make_contrast, batch.requests)]
-                batch = self.prompt_builder.tokenize(both)
+                scales = [generation.guidance(request) for request in batch.requests]
+                more["logits_processor"] = LogitsProcessorList([generation.Guided(scales)])
+                batch = self._tokens(
+                    [*batch.requests, *map(generation.make_contrast, batch.requests)]
+                )
             prompts = self._prompts(batch, decoding.num_beams, first=not guided)
-            boxes = [self._start(template, each) for each in batch.requests] if template else None
-            replies, states = self.decode(prompts, decoding, boxes, **more)
-            self._fill(batch, lambda spans: split_cache(states, batch.inputs["input_ids"], spans))
+            if template is not None:
+                boxes = [self._start(template, each) for each in batch.requests]
+                replies, states = decode_boxes(self._decoder(), prompts, boxes, pad)
+            else:
+                with generation.use_seed(decoding, self.model.device):
+                    output = self.adapter.generate(prompts, generation_config=settings, **more)
+                replies = generation.collect_generations(output, self.adapter, ends)
+                states = getattr(output, CACHE)
+            self._fill(batch, partial(prefix_cache.split_cache, states, batch.inputs["input_ids"]))
             if on_text is not None and "streamer" not in more:
                 for row, reply in zip(rows, replies, strict=True):
                     if reply.text:
                         on_text(row, reply.text)
-            return [
-                replace(reply, num_prompt_tokens=length)
-                for reply, length in zip(replies, batch.lengths[: len(rows)], strict=False)
-            ]
+            lengths = zip(replies, batch.lengths[: len(rows)], strict=False)
+            return [replace(reply, num_prompt_tokens=length) for reply, length in lengths]
 
         copies = 2 if guided else decoding.num_beams
         return self._run(requests, [longest] * len(requests), answer, copies)
@@ -266,7 +251,7 @@ class TransformersEngine:
             CofError: image, prompt and answer of a request do not fit into `context_length`.
         """
         if requests:
-            self._tokenize(requests, [decoding.max_new_tokens] * len(requests))
+            self._fit(requests, [decoding.max_new_tokens] * len(requests))
 
     def score_replies(
         self, requests: Sequence[Request], replies: Sequence[str]
@@ -277,18 +262,18 @@ class TransformersEngine:
             CofError: a reply cannot be encoded, or out of memory.
         """
         ends = self._generation_config(Decoding()).eos_token_id
-        tokens = tokenize_replies(
+        tokens = generation.tokenize_replies(
             self.chat, replies, ends[0], alone=self.adapter.generator.config.is_encoder_decoder
         )
 
         def score(batch: TokenizedRequests, rows: list[int]) -> list[Generation]:
             texts, ids = [replies[row] for row in rows], [tokens[row] for row in rows]
             settings = self._generation_config(Decoding(max_new_tokens=max(map(len, ids))))
-            forced = LogitsProcessorList([Forced(ids, settings.pad_token_id)])
+            forced = LogitsProcessorList([generation.Forced(ids, settings.pad_token_id)])
             output = self.adapter.generate(
                 self._prompts(batch), generation_config=settings, logits_processor=forced
             )
-            return collect_scores(texts, ids, output.logits, ends)
+            return generation.collect_scores(texts, ids, output.logits, ends)
 
         return self._run(requests, list(map(len, tokens)), score)
 
@@ -310,7 +295,7 @@ class TransformersEngine:
         """
         if not requests:
             return []
-        whole = self._tokenize(requests, new_tokens)
+        whole = self._fit(requests, new_tokens)
         whole = replace(whole, requests=_with_images(whole.requests, self._see))
         sizes = [(n + new) * copies for n, new in zip(whole.lengths, new_tokens, strict=True)]
         groups = group_by_size(sizes, self.max_batch_tokens)
@@ -322,29 +307,11 @@ class TransformersEngine:
             ]
         if len(groups) == 1:
             return [(groups[0], whole)]
-        tokenize = self.prompt_builder.tokenize
-        return [(rows, tokenize([whole.requests[row] for row in rows])) for rows in groups]
+        return [(rows, self._tokens([whole.requests[row] for row in rows])) for rows in groups]
 
-    def decode(
-        self,
-        prompts: Prompts,
-        decoding: Decoding,
-        boxes: Sequence[PartialBox] | None = None,
-        **kwargs: Any,
-    ) -> tuple[list[Generation], Any]:
-        """The replies, and the cache they leave.
-
-        Args:
-            boxes: those to write; None: text.
-            kwargs: more for transformers' `generate`.
-        """
-        settings = self._generation_config(decoding)
-        if boxes is not None:
-            return decode_boxes(self._decoder(), prompts, boxes, settings.pad_token_id)
-        with use_seed(decoding, self.model.device):
-            output = self.adapter.generate(prompts, generation_config=settings, **kwargs)
-        ends = settings.eos_token_id
-        return collect_generations(output, self.adapter, ends), output.past_key_values
+    def prompts(self, batch: TokenizedRequests) -> Prompts:
+        """The prompts of a batch of `plan`, from their beginnings."""
+        return prompt_builder.make_prompts(self.adapter, self.tokens, batch)
 
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
         """See `AttentionReader`: the paper's M."""
@@ -356,10 +323,7 @@ class TransformersEngine:
 
     def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
         """See `StateReader`; prefixes are reused."""
-        return self._read(
-            requests,
-            lambda prompts, rows, one: self.adapter.weights(prompts, generation_config=one),
-        )
+        return self._read(requests, lambda prompts, _, one: self.adapter.weights(prompts, one))
 
     def phrase_similarities(
         self, requests: Sequence[Request], phrases: Sequence[str], states: States = "values"
@@ -372,15 +336,10 @@ class TransformersEngine:
         adapter = self._decoder()
         texts = [(self.chat.text(asked), asked.prompt.strip()) for asked in requests]  # as chats do
         places = [
-            find_phrase(self.processor.tokenizer, text, phrase, within=prompt)
+            introspection.find_phrase(self.processor.tokenizer, text, phrase, within=prompt)
             for (text, prompt), phrase in zip(texts, phrases, strict=True)
         ]
-        return self._read(
-            requests,
-            lambda prompts, rows, one: compare_states(
-                adapter, prompts, [places[row] for row in rows], states, generation_config=one
-            ),
-        )
+        return self._read(requests, partial(introspection.compare_states, adapter, states), places)
 
     def word_probabilities(
         self, images: Sequence[Image.Image | EncodedImage], words: Sequence[Sequence[str]]
@@ -391,15 +350,10 @@ class TransformersEngine:
             CofError: the image is not among the decoder's tokens.
         """
         adapter = self._decoder()
-        tokenizer, special = self.processor.tokenizer, self.chat.special
-        ids = [[find_first_token(tokenizer, word, special) for word in each] for each in words]
-        return self._read(
-            [Request(image, "") for image in images],
-            lambda prompts, rows, one: predict_words(
-                adapter, prompts, [ids[row] for row in rows], generation_config=one
-            ),
-            reuse=False,
-        )
+        first = partial(introspection.find_first_token, self.processor.tokenizer, self.chat.special)
+        ids = [list(map(first, each)) for each in words]
+        asked = [Request(image, "") for image in images]
+        return self._read(asked, partial(introspection.predict_words, adapter), ids, reuse=False)
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         """See `StateReader`."""
@@ -415,9 +369,15 @@ class TransformersEngine:
         """What a function makes of each request; it gets the batches of `plan`."""
         results: dict[int, Result] = {}
         for rows, batch in self.plan(requests, new_tokens, copies):
-            with torch.inference_mode(), out_of_memory():
+            with self._running():
                 results |= zip(rows, work(batch, rows), strict=True)
         return [results[row] for row in range(len(requests))]
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """What every pass runs in."""
+        with torch.inference_mode(), out_of_memory():
+            yield
 
     def _prompts(self, batch: TokenizedRequests, beams: int = 1, *, first: bool = False) -> Prompts:
         """Prompts that begin behind the prefixes of their images, computed now where needed.
@@ -426,8 +386,7 @@ class TransformersEngine:
             first: whether prefixes that are not known yet may be left to the prompts' own pass,
                 where it computes them: the prompts are run whole then, and their states are kept.
         """
-        prompts = self.prompt_builder.prompts(batch)
-        heads = self._heads(batch)
+        prompts, heads = self.prompts(batch), self._heads(batch)
         new = {
             head.key: replace(request, prompt="", notation=(), highlight=None)
             for head, request in zip(heads, batch.requests, strict=True)
@@ -436,64 +395,62 @@ class TransformersEngine:
         # With several questions about one image its prefix is better computed once, beforehand.
         if first and beams == 1 and len(new) == len(heads):
             spans = [head.span for head in heads if head]
-            if self._decoder().leaves_prefixes(prompts, spans):
+            unbiased = partial(prefix_cache.first_biased, prompts.bias)
+            if all(unbiased(row, a) >= b - a for row, (a, b) in enumerate(spans)):
                 return self._decoder().with_cache(prompts)
         if new:
-            alone = self.prompt_builder.tokenize(list(new.values()))
-            at_start = self.prompt_builder.prompts(alone)
+            alone = self._tokens(list(new.values()))
+            at_start = self.prompts(alone)
             self._fill(alone, lambda spans: self._decoder().prefixes(at_start, spans))
         known = [(head and head.prefix) or Prefix() for head in heads]
         return self.adapter.resume(prompts, known, beams)
 
     def _heads(self, batch: TokenizedRequests) -> list[Head | None]:
         """Each row up to the end of its image; None where its states are not reused."""
-        stores = [
-            getattr(image, "prefix", None) for image in batch.images
-        ]  # a chat may have no image
-        if all(store is None for store in stores):
+        if not isinstance(self.adapter, DecoderAdapter):
             return [None] * len(batch.requests)
         ids = batch.inputs["input_ids"]
         counts = [own_features(request)[0].stop for request in batch.requests]
-        spans = self._decoder().spans(ids, batch.inputs["attention_mask"], counts)
+        spans = self.adapter.spans(ids, batch.inputs["attention_mask"], counts)
         heads: list[Head | None] = []
         for row, (request, (start, end)) in enumerate(zip(batch.requests, spans, strict=True)):
-            store, shown = stores[row], tuple(request.images[: request.number + 1])
-            key = (tuple(ids[row, start:end].tolist()), tuple(map(id, shown)))
+            store = getattr(request.image, "prefix", None)  # a chat may have no image
             if store is None or not batch.image_first[row]:
                 heads.append(None)
-            else:
-                heads.append(Head((start, end), key, shown, store))
+                continue
+            shown = tuple(request.images[: request.number + 1])
+            heads.append(Head((start, end), (tuple(ids[row, start:end].tolist()), shown), store))
         return heads
 
-    def _fill(self, batch: TokenizedRequests, states: Callable[[Spans], list[Prefix]]) -> None:
+    def _fill(self, batch: TokenizedRequests, states: Callable[[Any], list[Prefix]]) -> None:
         """Keep the prefixes that are not known yet; `states` gives them for spans of all rows."""
-        heads = self._heads(batch)
-        if all(head and not head.prefix for head in heads):
-            prefixes = states([head.span for head in heads if head])
-            for head, prefix in zip(heads, prefixes, strict=True):
-                if head:
-                    head.fill(prefix)
+        heads = [head for head in self._heads(batch) if head and not head.prefix]
+        if len(heads) == len(batch.requests):
+            for head, prefix in zip(heads, states([head.span for head in heads]), strict=True):
+                head.fill(prefix)
 
     def _read(
         self,
         requests: Sequence[Request],
-        read: Callable[[Prompts, list[int], GenerationConfig], list[Tensor]],
+        read: Callable[[Prompts, list[Any], GenerationConfig], list[Tensor]],
+        asked: Sequence[Any] = (),
         *,
         reuse: bool = True,
     ) -> list[NDArray[np.float32]]:
         """What a function reads about each row's image features, `(..., K)`, laid out as tokens:
         `(..., *tokens)` in the layout of `token_mask`.
 
-        It gets the prompts of a batch, the numbers of their requests, and how to run a single pass.
+        It gets the prompts of a batch, what is `asked` about each, and how to run a single pass.
         """
-        one = self._generation_config(Decoding(max_new_tokens=1))
 
         def laid_out(batch: TokenizedRequests, rows: list[int]) -> list[NDArray[np.float32]]:
-            prompts = self._prompts(batch) if reuse else self.prompt_builder.prompts(batch)
+            prompts = self._prompts(batch) if reuse else self.prompts(batch)
+            one = self._generation_config(Decoding(max_new_tokens=1))
             found = []
-            for values, request in zip(read(prompts, rows, one), batch.requests, strict=True):
+            values = read(prompts, [asked[row] for row in rows if asked], one)
+            for of_row, request in zip(values, batch.requests, strict=True):
                 own, _ = own_features(request)
-                spatial = values[..., own][..., self.adapter.first_feature :].float()
+                spatial = of_row[..., own][..., self.adapter.first_feature :].float()
                 shape = (*spatial.shape[:-1], *self.tokens.layout(request.pil_image.size))
                 found.append(spatial.reshape(shape).numpy())
             return found
@@ -508,14 +465,15 @@ class TransformersEngine:
             )
         return self.adapter
 
-    def _tokenize(
-        self, requests: Sequence[Request], new_tokens: Sequence[int]
-    ) -> TokenizedRequests:
+    def _tokens(self, requests: Sequence[Request]) -> TokenizedRequests:
+        return prompt_builder.tokenize_requests(self.adapter, self.chat, requests)
+
+    def _fit(self, requests: Sequence[Request], new_tokens: Sequence[int]) -> TokenizedRequests:
         """Requests in token ids, their images processed; the model has not run."""
         if not self.takes_two and not all(request.images for request in requests):
             raise CofError(f"{self.family.name} answers about images alone: add one.")
         requests = _with_images(self._shown(requests), self._process)
-        batch = self.prompt_builder.tokenize(requests)
+        batch = self._tokens(requests)
         limit = self.context_length
         sizes = zip(requests, batch.lengths, new_tokens, strict=True)
         for number, (request, length, new) in enumerate(sizes, 1):
@@ -546,14 +504,22 @@ class TransformersEngine:
         ]
 
     def _process(self, images: Sequence[Image.Image | EncodedImage]) -> list[EncodedImage]:
-        """Images with the image processor's output."""
+        """Images with the image processor's output, as it is set now."""
+        if os.getpid() != self._process_id:
+            if self.model.device.type != "cpu":
+                raise CofError(
+                    "This process was forked after the model had been loaded, and cannot use the "
+                    "GPU: load the model after the fork, or start processes by 'spawn'."
+                )
+            torch.set_num_threads(1)  # its threads are not here, and it would wait for them
+            self._process_id = os.getpid()
+        setting = self.tokens.setting
 
         def process(image: Image.Image | EncodedImage) -> EncodedImage:
-            if not isinstance(image, EncodedImage):
-                image = EncodedImage(image)
-            if image.pixels is not None:
+            if isinstance(image, EncodedImage) and image.setting == setting:
                 return image
-            return replace(image, pixels=self.tokens.pixels(image.image))
+            given = pil_image(image)
+            return EncodedImage(given, self.tokens.pixels(given), setting=setting)
 
         return map_in_threads(process, images)
 
@@ -565,24 +531,22 @@ class TransformersEngine:
         seen = list(images)
         new = [number for number, image in enumerate(images) if image.features is None]
         sizes = [np.asarray(seen[n].pixels["pixel_values"]).size // VALUES_PER_TOKEN for n in new]
-        with torch.inference_mode(), out_of_memory():
+        with self._running():
             for group in group_by_size(sizes, self.max_batch_tokens):
                 numbers = [new[place] for place in group]
                 encoded = self.adapter.encode([seen[number].pixels for number in numbers])
                 for number, features in zip(numbers, encoded, strict=True):
-                    prefix: dict[Key, Prefix] | None = {} if lazy else None
+                    prefix: Any = {} if lazy else None
                     seen[number] = replace(seen[number], features=features, prefix=prefix)
         return seen
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
         compiled = None
         if self.adapter.reuses_states:
-            compiled = compile_box_template(
-                template,
-                lambda texts: self.processor.tokenizer(texts, add_special_tokens=False)[
-                    "input_ids"
-                ],
-                self.chat.opening(thinks=False),
+            read = partial(self.processor.tokenizer, add_special_tokens=False)
+            opening = self.chat.opening(thinks=False)
+            compiled = box_template.compile_box_template(
+                template, lambda text: read(text)["input_ids"], opening
             )
         if compiled is None:
             warnings.warn(
@@ -599,22 +563,18 @@ class TransformersEngine:
         return template.start(self.dialect.limits(template.template, frame))
 
     def _generation_config(self, decoding: Decoding) -> GenerationConfig:
-        return make_generation_config(decoding, self.adapter)
+        return generation.make_generation_config(decoding, self.adapter)
 
 
-def _once(work: Callable[[list[Any]], list[EncodedImage]], images: Sequence[Any]) -> list[Any]:
-    """What a function makes of images; it gets each distinct object once."""
+def _once(work: Work, images: Sequence[Any]) -> dict[int, EncodedImage]:
+    """What a function makes of images, by their `id`; it gets each distinct object once."""
     distinct = {id(image): image for image in images}
-    made = dict(zip(distinct, work(list(distinct.values())), strict=True))
-    return [made[id(image)] for image in images]
+    return dict(zip(distinct, work(list(distinct.values())), strict=True))
 
 
-def _with_images(
-    requests: Sequence[Request], work: Callable[[list[Any]], list[EncodedImage]]
-) -> list[Request]:
+def _with_images(requests: Sequence[Request], work: Work) -> list[Request]:
     """Requests about what a function makes of their images; it gets each distinct one once."""
-    images = [image for request in requests for image in request.images]
-    made = dict(zip(map(id, images), _once(work, images), strict=True))
+    made = _once(work, [image for request in requests for image in request.images])
     return [
         replace(
             request,

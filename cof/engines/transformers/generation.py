@@ -10,19 +10,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
+from cof.engines.transformers.adapter import Adapter
 from cof.families.chat import Chat
 from cof.families.special_tokens import token_ids
 from cof.prompting.thoughts import decode
 from cof.types import Decoding, Generation, Request
-
-if TYPE_CHECKING:
-    from cof.engines.transformers.adapter import Adapter
 
 _SEEDING = threading.Lock()  # torch's random state belongs to the process, not to a thread
 
@@ -39,7 +38,35 @@ def use_seed(decoding: Decoding, device: torch.device) -> Iterator[None]:
         yield
 
 
-def make_generation_config(decoding: Decoding, adapter: Adapter) -> GenerationConfig:
+SHAPING = """
+bad_words_ids begin_suppress_tokens encoder_no_repeat_ngram_size encoder_repetition_penalty
+exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id min_length min_new_tokens
+no_repeat_ngram_size remove_invalid_values renormalize_logits repetition_penalty sequence_bias
+suppress_tokens
+"""
+"""What a checkpoint's generation_config.json has a say in: which tokens are likely."""
+
+SAMPLING = "epsilon_cutoff eta_cutoff min_p top_h top_k typical_p"
+BEAMS = "early_stopping length_penalty"
+"""The same where tokens are sampled, and with several beams."""
+
+
+class AnswerConfig(GenerationConfig):
+    """transformers' class, in which all else is ours, whatever a checkpoint says: whether there is
+    a cache and of which kind, how tokens are chosen, lengths, and what `generate` returns."""
+
+    def update(
+        self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """transformers calls it with the checkpoint's values, and then with its own defaults."""
+        if allow_custom_entries:
+            names = f"{SHAPING} {SAMPLING * self.do_sample} {BEAMS * (self.num_beams > 1)}".split()
+            kwargs = {name: kwargs[name] for name in names if name in kwargs}
+        kwargs.pop("max_length", None)  # it would be warned of, beside `max_new_tokens`
+        return super().update(defaults_only, **kwargs)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def make_generation_config(decoding: Decoding, adapter: Adapter) -> AnswerConfig:
     """transformers' generation config for a decoding.
 
     The end tokens are those of the model, else of the part of it whose `generate` runs, else of the
@@ -52,7 +79,7 @@ def make_generation_config(decoding: Decoding, adapter: Adapter) -> GenerationCo
     sampled = decoding.temperature > 0
     sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p} if sampled else {}
     pad = tokenizer.pad_token_id
-    return GenerationConfig(
+    return AnswerConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.num_beams,
         eos_token_id=ends,
@@ -62,7 +89,6 @@ def make_generation_config(decoding: Decoding, adapter: Adapter) -> GenerationCo
         return_dict_in_generate=True,
         output_logits=True,
         do_sample=sampled,
-        guidance_scale=1.0,  # of transformers, which Janus sets for the images that it draws
         **sampling,
     )
 
@@ -115,10 +141,7 @@ def tokenize_replies(
     tokenizer = chat.processor.tokenizer
     before = "" if alone else chat.opening()
     space = "" if alone or before[-1:].isspace() else " "
-
-    def encode(text: str) -> list[int]:
-        return token_ids(tokenizer, text, add_special_tokens=False)
-
+    encode = partial(token_ids, tokenizer, add_special_tokens=False)
     prompt = encode(before)
     tokens = []
     for reply in replies:

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
-from cof.engines.transformers.prefix_cache import Prompts
+from cof.engines.transformers.prefix_cache import CACHE, Prompts
 from cof.families.special_tokens import (
     SpecialTokens,
     token_ids,
@@ -47,7 +48,7 @@ def find_phrase(tokenizer: Any, text: str, phrase: str, within: str = "") -> lis
     return [number - len(spans) for number, (a, b) in enumerate(spans) if a < end and b > start]
 
 
-def find_first_token(tokenizer: Any, word: str, special: SpecialTokens) -> int:
+def find_first_token(tokenizer: Any, special: SpecialTokens, word: str) -> int:
     """The first token of a word in the middle of a text."""
     text = special.escape(f"the {word}")
     ids = token_ids(tokenizer, text, add_special_tokens=False)
@@ -56,30 +57,30 @@ def find_first_token(tokenizer: Any, word: str, special: SpecialTokens) -> int:
 
 def compare_states(
     adapter: DecoderAdapter,
+    states: States,
     prompts: Prompts,
     places: Sequence[Sequence[int]],
-    states: States,
-    **kwargs: Any,
+    config: GenerationConfig,
 ) -> list[Tensor]:
     """Cosine similarity of tokens' cached states with those of the image tokens, heads joined.
 
     One pass, which continues from the prefixes of `prompts`.
 
     Args:
-        places: the T tokens of each row, counted from the end.
         states: `values` or `keys` (whose rotation depends on the distance of two tokens).
-        kwargs: of `generate`, for a single token.
+        places: the T tokens of each row, counted from the end.
+        config: for a single token.
 
     Returns:
         For each row `(layers, T, K)`; NaN for layers without keys and values (linear attention).
     """
     ids = prompts.inputs["input_ids"]
-    cache = adapter.generate(adapter.with_cache(prompts), **kwargs).past_key_values
+    output = adapter.generate(adapter.with_cache(prompts), generation_config=config)
     is_image = torch.eq(ids, adapter.model.config.image_token_id)
     similarities = []
     for row, tokens in enumerate(places):
         layers = []
-        for layer in cache.layers:
+        for layer in getattr(output, CACHE).layers:
             cached = getattr(layer, states, None)
             if cached is None or cached.ndim != 4 or cached.shape[2] != ids.shape[1]:
                 layers.append(torch.full((len(tokens), int(is_image[row].sum())), torch.nan))
@@ -92,23 +93,27 @@ def compare_states(
 
 
 def predict_words(
-    adapter: DecoderAdapter, prompts: Prompts, token_ids: Sequence[Sequence[int]], **kwargs: Any
+    adapter: DecoderAdapter,
+    prompts: Prompts,
+    token_ids: Sequence[Sequence[int]],
+    config: GenerationConfig,
 ) -> list[Tensor]:
     """The probability of tokens as the decoder's next one after each image token (logit lens).
 
     Args:
         prompts: without prefixes, since the states of all image tokens are needed.
         token_ids: T tokens of the vocabulary for each row.
-        kwargs: of `generate`, for a single token.
+        config: for a single token.
 
     Returns:
         For each row `(T, K)`.
     """
-    output = adapter.generate(prompts, output_hidden_states=True, **kwargs)
+    config.output_hidden_states = True
+    output = adapter.generate(prompts, generation_config=config)
     hidden = output.hidden_states[0][-1]  # of the last layer, normalised
     is_image = torch.eq(prompts.inputs["input_ids"], adapter.model.config.image_token_id)
-    head, config = adapter.model.get_output_embeddings(), adapter.model.config
-    cap = config.get_text_config().final_logit_softcapping if config.model_type in _CAPPED else None
+    head, model = adapter.model.get_output_embeddings(), adapter.model.config
+    cap = model.get_text_config().final_logit_softcapping if model.model_type in _CAPPED else None
     probabilities = []
     for row, tokens in enumerate(token_ids):
         parts = []

@@ -22,20 +22,20 @@ from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cof.errors import CofError, OutOfMemory
-from cof.families import Family, family_of
+from cof.families import family_of
 from cof.families.processors import load_processor
-
-_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+from cof.options import count
 
 
 def load(
     name: str,
     *,
-    dtype: str | torch.dtype | None,
-    device_map: str | dict[str, Any] | None,
-    pad_to_square: bool | None,
-    quantization: Any,
-    allow_pickle: bool,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    pad_to_square: bool | None = None,
+    max_pixels: int | None = None,
+    quantization: Any = None,
+    allow_pickle: bool = False,
 ) -> tuple[Any, Any]:
     """`(model, processor)`; the options are those of `engine.TransformersEngine`.
 
@@ -46,10 +46,8 @@ def load(
     base = _adapted(name)
     with loading_errors(base):
         config = AutoConfig.from_pretrained(base)
-    family = family_of(config)
-    processor = load_processor_for(base, config, family, pad_to_square)
-    gpu = torch.cuda.is_available()
-    device = device_map if device_map is not None else ("cuda" if gpu else "cpu")
+    processor = load_processor_for(base, config, pad_to_square, max_pixels)
+    device = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     place = _as_device(device)
     on_gpu = place is None or place.type != "cpu"
     chosen = _as_dtype(dtype) if dtype is not None else None
@@ -99,9 +97,10 @@ def out_of_memory() -> Iterator[None]:
     """Turn running out of memory into a sentence that says what to change."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # On a CPU torch raises a plain RuntimeError from its allocator.
-        if type(error) is RuntimeError and "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        # Allocators other than CUDA's raise plain RuntimeErrors.
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not re.search("out of memory|allocate memory|ALLOC_FAILED", str(error)):
             raise
         raise OutOfMemory(
             "Out of memory: use fewer images at once, a smaller model, dtype=bfloat16, or "
@@ -114,40 +113,40 @@ def loading_errors(name: str) -> Iterator[None]:
     """Turn what transformers raises for a checkpoint into a sentence."""
     try:
         yield
-    except SafetensorError as error:
-        raise CofError(
-            f"The weights of {name!r} are damaged or not complete ({error}): download them anew."
-        ) from error
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        # transformers tells of a missing package now by ImportError, now by ValueError
-        wanted = re.search(r"pip install[^.]*?(accelerate|bitsandbytes)", str(error))
-        if wanted:
-            raise CofError(
-                f"Loading {name!r} this way needs the package {wanted[1]}: pip install 'cof[big]'."
-            ) from error
-        if isinstance(error, ImportError):
-            raise CofError(f"Loading {name!r} needs a package that is missing: {error}") from error
-        text = str(error)
-        if "llava_llama" in text:
-            raise CofError(
-                f"{name!r} is in LLaVA's own layout, which transformers does not read: use the "
-                f"converted {_converted(name)!r}."
-            ) from error
-        if "model.safetensors" in text:
-            raise CofError(
-                f"{name!r} has no weights as safetensors. Pickled ones (.bin) can run any code as "
-                "they are loaded: pass engine_options={'allow_pickle': True} if you trust them."
-            ) from error
-        if "does not recognize this architecture" in text:
-            raise CofError(
-                f"transformers does not know the architecture of {name!r}; `cof models` lists "
-                "the models that are supported."
-            ) from error
-        raise CofError(
-            f"No model could be loaded from {name!r}: give a folder with config.json, weights and "
-            "processor, or a model id of the Hugging Face hub that this machine can reach "
-            f"({text.splitlines()[0] if text else type(error).__name__})."
-        ) from error
+    except (SafetensorError, ImportError, OSError, ValueError, KeyError) as error:
+        raise CofError(_explain(name, error)) from error
+
+
+def _explain(name: str, error: Exception) -> str:
+    """Why a checkpoint could not be loaded, and what to do."""
+    text = str(error)
+    if isinstance(error, SafetensorError):
+        return f"The weights of {name!r} are damaged or not complete ({text}): download them anew."
+    # transformers tells of a missing package now by ImportError, now by ValueError
+    if wanted := re.search(r"pip install[^.]*?(accelerate|bitsandbytes)", text):
+        return f"Loading {name!r} this way needs the package {wanted[1]}: pip install 'cof[big]'."
+    if isinstance(error, ImportError):
+        return f"Loading {name!r} needs a package that is missing: {text}"
+    if "llava_llama" in text:
+        return (
+            f"{name!r} is in LLaVA's own layout, which transformers does not read: use the "
+            f"converted {_converted(name)!r}."
+        )
+    if "model.safetensors" in text:
+        return (
+            f"{name!r} has no weights as safetensors. Pickled ones (.bin) can run any code as "
+            "they are loaded: pass engine_options={'allow_pickle': True} if you trust them."
+        )
+    if "does not recognize this architecture" in text:
+        return (
+            f"transformers does not know the architecture of {name!r}; `cof models` lists the "
+            "models that are supported."
+        )
+    return (
+        f"No model could be loaded from {name!r}: give a folder with config.json, weights and "
+        "processor, or a model id of the Hugging Face hub that this machine can reach "
+        f"({text.splitlines()[0] if text else type(error).__name__})."
+    )
 
 
 def _converted(name: str) -> str:
@@ -158,8 +157,11 @@ def _converted(name: str) -> str:
     return f"llava-hf/llava-v1.6-vicuna-{size}-hf" if tiles else f"llava-hf/llava-1.5-{size}-hf"
 
 
-def load_processor_for(name: str, config: Any, family: Family, pad_to_square: bool | None) -> Any:
-    """A checkpoint's processor, with LLaVA's image processor as `pad_to_square` says."""
+def load_processor_for(
+    name: str, config: Any, pad_to_square: bool | None = None, max_pixels: int | None = None
+) -> Any:
+    """A checkpoint's processor; the options are those of `engine.TransformersEngine`."""
+    family = family_of(config)
     if pad_to_square is not None and family.pads_to_square is None:
         raise CofError(f"pad_to_square is for LLaVA-1.5 only; leave it out for {family.name}.")
     with loading_errors(name):
@@ -172,6 +174,16 @@ def load_processor_for(name: str, config: Any, family: Family, pad_to_square: bo
     if family.pads_to_square is not None:
         pad = family.pads_to_square if pad_to_square is None else pad_to_square
         processor.image_processor = _llava_images(processor.image_processor, pad)
+    words = processor.tokenizer
+    if type(words.backend_tokenizer.model).__name__ == "BPE":  # it cleans nothing, and says so
+        words.clean_up_tokenization_spaces = False
+    if max_pixels is not None:
+        count("max_pixels", max_pixels)
+        images = processor.image_processor
+        if "max_pixels" not in images.valid_kwargs.__annotations__:
+            raise CofError(f"{family.name} has no limit of pixels to set: leave max_pixels out.")
+        least = min(images.size["shortest_edge"], max_pixels)
+        images.size = {"shortest_edge": least, "longest_edge": max_pixels}
     return processor
 
 
@@ -182,17 +194,9 @@ def _llava_images(given: Any, pad: bool) -> Any:
     """
     if bool(getattr(given, "do_pad", False)) == pad and (pad or given.do_center_crop):
         return given
-    size = dict(given.size)
-    side = size.get("shortest_edge") or size["height"]
-    return LlavaImageProcessorPil(
-        do_pad=pad,
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        resample=given.resample,
-        rescale_factor=given.rescale_factor,
-        image_mean=given.image_mean,
-        image_std=given.image_std,
-    )
+    side = given.size.get("shortest_edge") or given.size["height"]
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return LlavaImageProcessorPil.from_dict({**given.to_dict(), **sizes, "do_pad": pad})
 
 
 def _quantized(wanted: Any, dtype: str | torch.dtype | None) -> dict[str, Any]:
@@ -215,7 +219,7 @@ def _quantized(wanted: Any, dtype: str | torch.dtype | None) -> dict[str, Any]:
 
 def _as_device(device: str | dict[str, Any]) -> torch.device | None:
     """A single device; None for a map that accelerate has to work out."""
-    if not isinstance(device, str) or device in _MAPS:
+    if not isinstance(device, str) or device in ("auto", "sequential") or "balanced" in device:
         return None
     try:
         place = torch.device(device)

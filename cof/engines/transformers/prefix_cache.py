@@ -7,6 +7,7 @@ highlight, up to the first token whose query or key is biased.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cof.attention.bias_mask import Bias, Branches
+
+_TAKES = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in _TAKES else "past_key_values"
+"""What this version of transformers calls a KV cache, as an argument and in outputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +33,14 @@ class Prefix:
     Attributes:
         token_ids: its P tokens.
         states: keys and values of each layer, `(1, key heads, P, head size)`; never written to.
-        images: those in it, kept so that no other object gets their `id`.
     """
 
     token_ids: tuple[int, ...] = ()
     states: tuple[tuple[Tensor, Tensor], ...] = ()
-    images: tuple[Any, ...] = ()
 
 
-Key = tuple[tuple[int, ...], tuple[int, ...]]
-"""What tells the prefixes of one image apart: their tokens, and the `id` of each image in them."""
+Key = tuple[tuple[int, ...], tuple[Any, ...]]
+"""What tells the prefixes of one image apart: their tokens, and the images in them."""
 
 MAX_PREFIXES = 4
 """The most prefixes that are kept of one image, which has one for each history it stood in."""
@@ -50,13 +53,11 @@ class Head:
     Attributes:
         span: the start and the end of its tokens in the row.
         key: see `Key`.
-        images: those in it.
         store: the prefixes of the image, where this one is or will be.
     """
 
     span: tuple[int, int]
     key: Key
-    images: tuple[Any, ...]
     store: dict[Key, Prefix]
 
     @property
@@ -66,7 +67,7 @@ class Head:
 
     def fill(self, prefix: Prefix) -> None:
         """Keep a prefix; threads that fill at the same time keep equal ones."""
-        self.store[self.key] = replace(prefix, images=self.images)
+        self.store[self.key] = prefix
         if len(self.store) > MAX_PREFIXES:
             self.store.pop(next(iter(self.store)), None)
 
@@ -110,19 +111,12 @@ def full_length_cache(config: Any) -> DynamicCache:
 def split_cache(cache: Any, token_ids: Tensor, spans: Sequence[tuple[int, int]]) -> list[Prefix]:
     """The part of each row from a start to an end, of `(B, L)` tokens; copied, so that the rest of
     the cache can be freed."""
-    return [
-        Prefix(
-            tuple(token_ids[row, start:end].tolist()),
-            tuple(
-                (
-                    layer.keys[row : row + 1, :, start:end].clone(),
-                    layer.values[row : row + 1, :, start:end].clone(),
-                )
-                for layer in cache.layers
-            ),
-        )
-        for row, (start, end) in enumerate(spans)
-    ]
+    prefixes = []
+    for row, (start, end) in enumerate(spans):
+        part = (slice(row, row + 1), slice(None), slice(start, end))
+        states = [(layer.keys[part].clone(), layer.values[part].clone()) for layer in cache.layers]
+        prefixes.append(Prefix(tuple(token_ids[row, start:end].tolist()), tuple(states)))
+    return prefixes
 
 
 def join_prefixes(
@@ -153,11 +147,15 @@ def join_prefixes(
 def count_reusable(prompts: Prompts, prefixes: Sequence[Prefix]) -> list[int]:
     """How many leading tokens of each row are in its prefix and before its first biased one."""
     ids = prompts.inputs["input_ids"].cpu()
-    padding = prompts.inputs["attention_mask"].argmax(1).tolist()
-    return [
-        _common_length(ids[row, start:], prefix, first_biased(prompts.bias, row, start))
-        for row, (start, prefix) in enumerate(zip(padding, prefixes, strict=True))
-    ]
+    counts = []
+    for row, prefix in enumerate(prefixes):
+        start = int(prompts.inputs["attention_mask"][row].argmax())  # after the padding
+        unbiased = first_biased(prompts.bias, row, start)
+        # one token is always computed
+        longest = min(len(prefix.token_ids), ids.shape[1] - start - 1, unbiased)
+        same = ids[row, start : start + longest] == torch.tensor(prefix.token_ids[:longest])
+        counts.append(int(same.cumprod(0).sum()))
+    return counts
 
 
 def resume_prompts(prompts: Prompts, reused: Sequence[int]) -> Prompts:
@@ -236,9 +234,3 @@ def first_biased(bias: Bias | None, row: int, start: int) -> int:
         return sys.maxsize  # biased queries come after the image, that is after every prefix
     columns = bias.values[row].nonzero()
     return int(columns[0]) - start if len(columns) else sys.maxsize
-
-
-def _common_length(ids: Tensor, prefix: Prefix, limit: int) -> int:
-    longest = min(len(prefix.token_ids), len(ids) - 1, limit)  # one token is always computed
-    differs = (ids[:longest] != torch.tensor(prefix.token_ids[:longest])).nonzero()
-    return int(differs[0]) if len(differs) else longest

@@ -115,11 +115,9 @@ def _raster(
     if count and "image_grid_thw" in pixels and len(shape) == 2:
         merge = math.sqrt(int(np.prod(pixels["image_grid_thw"])) / count)
         if merge == int(merge):
-
-            def merged(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
-                return merged_means(pixels["pixel_values"], pixels["image_grid_thw"], int(merge))
-
-            return merged, f"squares of {int(merge)} x {int(merge)} patches"
+            return lambda pixels, _: merged_means(
+                pixels["pixel_values"], pixels["image_grid_thw"], int(merge)
+            ), f"squares of {int(merge)} x {int(merge)} patches"
     if count and len(shape) >= 4:
         side = math.sqrt(math.prod(shape[:-3]) * shape[-2] * shape[-1] / count)
         if side == int(side) and not shape[-2] % side and not shape[-1] % side:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ class TokenizedRequests:
     """B requests in token ids, before anything is biased or moved to a device.
 
     Attributes:
-        requests: what is asked, about images with the processor's output, and in
-            `PromptBuilder.prompts` with their features.
+        requests: what is asked, about images with the processor's output, and in `make_prompts`
+            with their features.
         inputs: padded token ids, `(B, L)`, and what else the model takes beside them.
         image_first: whether the prompt of each comes after its image.
     """
@@ -33,65 +33,46 @@ class TokenizedRequests:
     image_first: Sequence[bool]
 
     @property
-    def images(self) -> list[EncodedImage]:
-        """The image of each row that a highlight is about."""
-        return [request.image for request in self.requests]  # type: ignore[misc]
-
-    @property
     def lengths(self) -> list[int]:
         """Tokens of each row without padding."""
         lengths: list[int] = self.inputs["attention_mask"].sum(1).tolist()
         return lengths
 
 
-@dataclass(frozen=True, eq=False)
-class PromptBuilder:
-    """Builds a model's prompts.
+def tokenize_requests(
+    adapter: Adapter, chat: Chat, requests: Sequence[Request]
+) -> TokenizedRequests:
+    """Requests in token ids.
 
-    Attributes:
-        adapter: of the model.
-        tokens: its image tokens.
-        chat: writes its chats.
+    Raises:
+        CofError: a prompt cannot be encoded.
     """
+    texts = list(map(chat.text, requests))
+    pixels = [[image.pixels for image in _encoded(request)] for request in requests]
+    first = list(map(chat.image_first, texts, requests))
+    return TokenizedRequests(requests, adapter.tokenize(texts, pixels), first)
 
-    adapter: Adapter
-    tokens: ImageTokens
-    chat: Chat
 
-    def tokenize(self, requests: Sequence[Request]) -> TokenizedRequests:
-        """Requests in token ids.
+def make_prompts(adapter: Adapter, tokens: ImageTokens, batch: TokenizedRequests) -> Prompts:
+    """Tokenized requests where the model is, with the bias of their highlights.
 
-        Raises:
-            CofError: a prompt cannot be encoded.
-        """
-        texts = [self.chat.text(request) for request in requests]
-        pixels = [[image.pixels for image in _encoded(request)] for request in requests]
-        first = list(map(self.chat.image_first, texts, requests))
-        return TokenizedRequests(requests, self.adapter.tokenize(texts, pixels), first)
-
-    def prompts(self, batch: TokenizedRequests) -> Prompts:
-        """Tokenized requests where the model is, with the bias of their highlights.
-
-        Raises:
-            CofError: a layer or head the model does not have.
-        """
-        return Prompts(
-            {name: self.adapter.move(value) for name, value in batch.inputs.items()},
-            [
-                torch.cat([image.features for image in _encoded(request)] or [torch.empty(0)])
-                for request in batch.requests
-            ],
-            make_bias(
-                self.adapter,
-                self.tokens,
-                [
-                    Row(request.highlight, image.size, *own_features(request))
-                    for request, image in zip(batch.requests, batch.images, strict=True)
-                ],
-                batch.inputs,
-            ),
-            answer_type=self.adapter.family.answer_type,
-        )
+    Raises:
+        CofError: a layer or head the model does not have.
+    """
+    features = [
+        torch.cat([image.features for image in _encoded(request)] or [torch.empty(0)])
+        for request in batch.requests
+    ]
+    rows = [
+        Row(request.highlight, request.pil_image.size, *own_features(request))
+        for request in batch.requests
+    ]
+    return Prompts(
+        {name: adapter.move(value) for name, value in batch.inputs.items()},
+        features,
+        make_bias(adapter, tokens, rows, batch.inputs),
+        answer_type=1 - adapter.family.image_type,
+    )
 
 
 def own_features(request: Request) -> tuple[slice, int]:
@@ -128,22 +109,22 @@ def make_bias(
     Raises:
         CofError: a layer or head the model does not have.
     """
-    highlights = [
-        row.highlight if row.highlight and row.highlight.strength != 1 else None for row in rows
+    rows = [
+        row if row.highlight and row.highlight.strength != 1 else replace(row, highlight=None)
+        for row in rows
     ]
+    highlights = [row.highlight for row in rows]
     if not any(highlights):
         return None
 
-    def bias_row(number: int) -> Tensor:
-        highlight, row = highlights[number], rows[number]
+    def bias_row(row: Row) -> Tensor:
         added = torch.zeros(row.total)
-        if highlight is not None:
-            by_token = torch.from_numpy(tokens.bias(row.image_wh, highlight).ravel())
+        if row.highlight is not None:
+            by_token = torch.from_numpy(tokens.bias(row.image_wh, row.highlight).ravel())
             added[row.own][adapter.first_feature :] = by_token
         return added
 
-    added = map_in_threads(bias_row, range(len(rows)))
-    values, image_ends = adapter.place(added, inputs)
+    values, image_ends = adapter.place(map_in_threads(bias_row, rows), inputs)
     text_only = torch.tensor([bool(of and of.scope == "text") for of in highlights])
     q_from, device = None, adapter.model.device
     if image_ends is not None and bool(text_only.any()):

@@ -364,7 +364,7 @@ def load_processor(name: str, pad_to_square: bool | None = None) -> tuple[Any, A
             f"The vLLM engine is not proven for models of type {config.model_type!r}, only for "
             f"{', '.join(MODEL_TYPES)}: use engine='transformers'."
         )
-    return config, load_processor_for(name, config, family_of(config), pad_to_square)
+    return config, load_processor_for(name, config, pad_to_square)
 
 
 def model_options(config: Any, processor: Any, given: Collection[str] = ()) -> dict[str, Any]:
