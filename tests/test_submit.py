@@ -73,7 +73,7 @@ def test_no_finished_run(tmp_path: Path, text: str | None) -> None:
     ("file", "text", "message"),
     [
         ("test.tsv", "index\tquestion\tA\tB\timage\n", "holds no questions"),
-        ("test.tsv", "index\tA\n0\tred\n", "lacks question, B, image"),
+        ("test.tsv", "index\tA\n0\tred\n", "lacks question, B;"),
         ("out/answers.jsonl", "", "Without an answer: 6, the first is question 0"),
         (
             "out/answers.jsonl",

@@ -39,12 +39,13 @@ class Example:
         num_objects: number of objects in the image; None: unknown.
         single: whether the region is that of exactly one object.
         question: what stage 1 is asked about where that is not the prompt; empty: the prompt.
-        options: of a multiple-choice question, in the order A, B, C, ...
+        options: of a multiple-choice question, in the order A, B, C, ...; an empty one is none.
         answers: all accepted answers, where there are several.
         group: questions that count together share it: an image's pair in MME, the rotations of a
             question in MMBench; empty: the question counts alone.
         area: a wider category above `kind`.
         likelihood: the answer is the option that the model finds most probable as its reply.
+        split: of a file that holds several, such as dev and test.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Example:
     group: str = ""
     area: str = ""
     likelihood: bool = False
+    split: str = ""
 
 
 @dataclass(frozen=True)

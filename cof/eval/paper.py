@@ -78,7 +78,8 @@ def find_parts(data: Path, **how: Any) -> Parts:
             (
                 path
                 for path in sorted((*data.iterdir(), *data.glob("*/*.tsv")))
-                if re.fullmatch(pattern, path.relative_to(data).as_posix(), re.IGNORECASE)
+                if not path.name.startswith(".")
+                and re.fullmatch(pattern, path.relative_to(data).as_posix(), re.IGNORECASE)
             ),
             None,
         )

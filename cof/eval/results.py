@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cof.eval.data.base import Benchmark
@@ -51,7 +52,9 @@ def collect_results(
         "benchmark": task.name,
         "rules": task.rules,
         "prompt_style": task.prompt_style,
-        "headline": list(task.headline),
+        "headline": [  # of every split, if there are several
+            name for metric in task.headline for name in names if name.rpartition(": ")[2] == metric
+        ],
         "questions": len(examples),
         "images": len({str(example.image) for example in examples}),
         "shard": list(task.shard),
@@ -126,10 +129,14 @@ def _grounding(
     """Stage 1 by group: `found`, the share of questions with a box; of those about one known
     object `centre` in it, `mean_iou`, and `iou_50`, the share with an IoU of at least 0.5."""
     clusters = find_clusters(examples)
+    judged = {
+        id: replace(record, boxes=task.judged_boxes(record.text, record.boxes))
+        for id, record in groundings.items()
+    }
     table: dict[str, dict[str, Any]] = {}
     for group, chosen in task.groups(examples).items():
         found = {e.id: bool(groundings[e.id].boxes) for e in chosen}
-        single = {e.id: judge_box(e, groundings[e.id]) for e in chosen if e.single and e.region}
+        single = {e.id: judge_box(e, judged[e.id]) for e in chosen if e.single and e.region}
         figures = {"found": share(found, clusters, 1.0)}
         if single:
             figures |= {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
+from cof.eval.data.choice import index_of
 from cof.eval.data.mmbench import MMBench
 from cof.eval.store import Store
 
@@ -39,7 +40,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
     replies = Store(answers).method(method)
     _ = task.examples  # refuses data with problems
     table = task.collect(lambda row: [row], [])
-    missing = [row.text("index") for row in table if row.text("index") not in replies]
+    missing = [index for index in map(index_of, table) if index not in replies]
     if missing:
         raise CofError(
             f"Without an answer: {len(missing)}, the first is question {missing[0]}: run `cof eval "
@@ -59,7 +60,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
         return text
 
     for row in table:
-        index = row.text("index")
+        index = index_of(row)
         shown = {**row.fields, "index": int(index), "prediction": replies[index].text}
         sheet.append([cell(shown[name]) for name in columns])
     book.save(out)

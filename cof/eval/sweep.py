@@ -22,7 +22,13 @@ from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
 from cof.eval.json_files import parse_json, write_atomically
 from cof.eval.methods import PLAIN, Method, system_of
-from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
+from cof.eval.run_info import (
+    check_same_run,
+    describe_engine,
+    digest,
+    progress_bar,
+    questions_digest,
+)
 from cof.eval.runner import Runner
 from cof.settings import Settings
 
@@ -149,7 +155,7 @@ def choose(
     about = {
         **describe_engine(engine),
         "prompt_style": first.prompt_style,
-        "validation": digest("".join(e.id + e.prompt for e in examples)),
+        "validation": questions_digest(examples),
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
     }

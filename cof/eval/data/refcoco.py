@@ -7,6 +7,7 @@ Read from JSON lines with an image's path, an expression and `bbox` as `[x1, y1,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -18,15 +19,19 @@ from cof.eval.data.refer import is_refer, read_refer
 from cof.eval.examples import Example
 from cof.eval.figures import Figure
 from cof.eval.rules import Rules
+from cof.geometry.boxes import XYXY
 
 _FOLDERS = (".", "images", "train2014", "images/mscoco/images/train2014")
 """Where images lie in a data set's folder."""
+
+_FOUR = re.compile(r"\[\s*" + r",\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*\]")
 
 
 @dataclass(frozen=True)
 class RefCOCO(Benchmark):
     """The figure is the share of boxes with an IoU of 0.5 or more, in the frame of the original
-    image."""
+    image: of the box around all in the reply, its corners put in order. The rules `vlmevalkit` take
+    the first box, `lmms-eval` the first in brackets and with its corners in order, or none."""
 
     name = "refcoco"
     headline = ()
@@ -40,9 +45,10 @@ class RefCOCO(Benchmark):
         folders = [up + folder for up in above for folder in _FOLDERS]
 
         def questions(row: Row) -> Iterator[Example]:
-            one, several = row.text("expression", "sent", "phrase"), row.fields.get("answer")
+            one = row.text("expression", "sent", "phrase")
+            several = () if one else row.texts("answer")
             name = row.text("img_path", "image", "file_name")
-            if not (name or row.image) or not (one or isinstance(several, list)):
+            if not (name or row.image) or not (one or several):
                 raise CofError("no image and expression")
             image = self.image_of(row, name, *folders)
             # JSON lines have corners, all others COCO's width and height
@@ -51,13 +57,20 @@ class RefCOCO(Benchmark):
                 asked = {row.text("sent_id") if refer else str(next(numbers)): one}
             else:
                 group = row.text("question_id")
-                asked = {f"{group}-{n}": str(each) for n, each in enumerate(several or (), start=1)}
+                asked = {f"{group}-{n}": each for n, each in enumerate(several, start=1)}
             for id, expression in asked.items():
                 yield Example(id, image, expression, answer="", region=region, single=True)
 
         if refer:
             return collect(questions, problems, read_refer(self.path))
         return self.collect(questions, problems)
+
+    def judged_boxes(self, text: str, boxes: tuple[XYXY, ...]) -> tuple[XYXY, ...]:
+        if self.rules == "lmms-eval":
+            found = _FOUR.search(text)
+            x1, y1, x2, y2 = map(float, found.groups() if found else "0000")
+            return boxes[:1] if x1 < x2 and y1 < y2 else ()
+        return boxes[:1] if self.rules == "vlmevalkit" else boxes
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
         return None  # there is no answer but the box
