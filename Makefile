@@ -8,10 +8,12 @@ VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 CLIENTS := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.ready
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 WEB := .venv-web
 WEB_READY := $(WEB)/.ready
 
-.PHONY: demo web test test-vllm test-clients test-web check docs package tiny eval effect tables bench serve
+.PHONY: demo web test test-vllm test-clients test-web check check-peers docs package tiny eval effect tables bench serve
 
 demo: $(READY)
 	$(BIN)/cof demo
@@ -38,6 +40,11 @@ test-clients: $(CLIENTS_READY)
 # The page in headless Chromium; without Debian's chromium and chromium-driver it is skipped.
 test-web: $(WEB_READY)
 	$(WEB)/bin/python -m pytest tests/test_web_browser.py
+
+# Our rules and prompts beside lmms-eval's own functions, by the thousand, and its command.
+check-peers: $(PEERS_READY)
+	$(PEERS)/bin/python -m lab.peers
+	$(PEERS)/bin/python -m pytest tests/test_lmms_real.py
 
 check: $(READY) docs
 	$(BIN)/ruff check .
@@ -119,6 +126,14 @@ $(CLIENTS_READY): pyproject.toml constraints-clients.txt
 	$(CLIENTS)/bin/python -m pip install --quiet --upgrade pip
 	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints-clients.txt \
 		openai llm langchain-openai pytest --editable '.[serve]'
+	touch $@
+
+# torchvision, from PyPI, fails to load beside a torch for CPUs.
+$(PEERS_READY): pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 transformers==5.19.0 pytest --editable '.[lmms]'
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
 # Gradio asks for an older Pillow than the rest.

@@ -35,6 +35,10 @@ class ChoiceBenchmark(Benchmark):
         letters = zip(ascii_uppercase, example.options, strict=False)
         return next((letter for letter, option in letters if option == text), None)
 
+    def ask(self, question: str, options: Sequence[str], hint: str = "") -> str:
+        """The prompt."""
+        return choice_prompt(self.prompt_style, question, options, hint)
+
     def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """In percent: `average` over all orders, the same by kind, `circular` (all orders of a
         question right), `unparsed`."""
@@ -61,10 +65,6 @@ class ChoiceTable(ChoiceBenchmark):
     @abstractmethod
     def group_of(self, row: Row, options: Sequence[str], answer: str) -> str:
         """The name that all orders of a question share."""
-
-    def ask(self, question: str, options: Sequence[str], hint: str) -> str:
-        """The prompt."""
-        return choice_prompt(self.prompt_style, question, options, hint)
 
     def read(self, problems: list[str]) -> list[Example]:
         rows = self.collect(lambda row: [row], problems)

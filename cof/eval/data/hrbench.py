@@ -39,7 +39,7 @@ class HRBench(ChoiceTable):
         self._seen[cycle] += 1
         return group + f" {self._seen[cycle] - 1}" * (self._seen[cycle] > 1)
 
-    def ask(self, question: str, options: Sequence[str], hint: str) -> str:
+    def ask(self, question: str, options: Sequence[str], hint: str = "") -> str:
         if self.prompt_style == "lmms-eval":
             return f"{question}\n{list_options(options)}\nAnswer the option letter directly."
         style = "vlmevalkit" if self.prompt_style == "official" else self.prompt_style

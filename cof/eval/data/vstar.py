@@ -8,7 +8,7 @@ for each object asked about).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -50,6 +50,13 @@ class VStar(ChoiceBenchmark):
             record = read_json_object(file, "download it again")
             yield Row.of_json(file, "", record, ("question", "options", "bbox"))
 
+    def ask(self, question: str, options: Sequence[str], hint: str = "") -> str:
+        if self.prompt_style == "official":
+            return question
+        if self.prompt_style == "lmms-eval":  # its data end in the sentence that it adds
+            return choice_prompt("llava", question, options) + OPTION_LETTER
+        return super().ask(question, options, hint)
+
     def _questions(self, numbers: Iterator[int], row: Row) -> Iterator[Example]:
         kind, question, options = row.file.parent.name, row.text("question"), row.texts("options")
         if not 2 <= len(options) <= 26:
@@ -60,13 +67,10 @@ class VStar(ChoiceBenchmark):
         likelihood = self.prompt_style == "official"
         for turns in range(1 if likelihood else len(options)):
             shown, answer = rotate_options(options, "A", turns)
-            prompt = choice_prompt(self.prompt_style, question, shown)
-            if self.prompt_style == "lmms-eval":  # its data end in the sentence that it adds
-                prompt = choice_prompt("llava", question, shown) + OPTION_LETTER
             yield Example(
                 id=str(number + turns * ROTATION),
                 image=image,
-                prompt=question if likelihood else prompt,
+                prompt=self.ask(question, shown),
                 answer=answer,
                 region=region,
                 kind=kind,
