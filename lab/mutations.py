@@ -30,7 +30,7 @@ MUTATIONS = (
     ("grounders/attention", "theirs + float(", "theirs + 0 * float("),
     ("engines/transformers/prefix_cache", "cached = max(reused)", "cached = min(reused)"),
     ("engines/transformers/generation", "steps[at][row, token]", "steps[0][row, token]"),
-    ("eval/data/pope", "return 2 * hit, 2 * hit +", "return 2 * hit, hit +"),
+    ("eval/data/pope", "return 2 * hit, hit +", "return 2 * hit, 2 * hit +"),
     ("eval/figures", "sums >= observed", "sums > observed"),
     ("eval/store", "(r.method, r.id) not in self}", "r.id}"),
     ("eval/rules", '"no" if {"No", "not", "no"} &', '"no" if {"No", "not"} &'),

@@ -116,7 +116,7 @@ def test_a_threshold_is_the_pipelines(
         if others:
             assert engine.trace == []
         check_pipeline(method, run, store, AnyEngine())
-        looks = {bool(record.boxes) for record in store.method(method.key).values()}
+        looks = {bool(record.boxes) for (key, _), record in store.items() if key == method.key}
         assert looks == ({True} if limit == 1 and released else {True, False})
 
 
@@ -251,7 +251,7 @@ def test_a_refused_question_is_recorded_and_the_others_are_answered(
     methods = [PLAIN, Method(BASE), Method(BASE.changed(max_plain_confidence=0.5))]
     store = Runner(engine, pope, tmp_path / "a.jsonl", batch_size=4).run(methods)
     for method in methods:
-        records = store.method(method.key)
+        records = {id: record for (key, id), record in store.items() if key == method.key}
         errors = {id: record.error for id, record in records.items() if record.error}
         assert set(errors) == {"popular-1", "popular-2"}
         for id in errors:

@@ -133,7 +133,7 @@ def test_the_best_is_chosen_frozen_and_written(tmp_path: Path, validation: POPE)
     assert sum("bounding box" in request.prompt for request in asked) == n
     assert len(asked) == n * (2 + len(CANDIDATES))
     (store,) = (Store(path) for path in (out / "validation").glob("pope-0.jsonl"))
-    assert len(store.ids) == n
+    assert len({id for _, id in store}) == n
     chosen = Choice.read(out / CHOSEN)
     assert (chosen.settings, chosen.share, len(chosen.questions)) == (settings, 0.7, n)
     assert chosen.about["date"].count("-") == 2
@@ -272,9 +272,10 @@ def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "b" / "results.json").read_text("utf-8"))
     assert results["about"]["prompt_style"] == "llava"
     assert results["settings"]["cof"]["strength"] == 4.0
-    ids = Store(tmp_path / "b" / "answers.jsonl").ids
-    assert ids
-    assert not ids & Store(out / "validation" / "scenes.jsonl").ids
+    places = (tmp_path / "b" / "answers.jsonl", out / "validation" / "scenes.jsonl")
+    tested_on, chosen_on = ({id for _, id in Store(path)} for path in places)
+    assert tested_on
+    assert not tested_on & chosen_on
     both = run(*common, "--strength", "3", "--out", tmp_path / "c")
     assert both.exit_code == 2
     assert "leave --preset and other options out" in both.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from cof.geometry.boxes import XYXY
 
@@ -65,14 +66,9 @@ class Example:
     split: str = ""
 
 
-@dataclass(frozen=True)
-class Score:
-    """How a reply did.
-
-    Attributes:
-        parsed: the answer read from it; None: none of the possible ones, or more than one.
-        right: whether that is the true one. An unparsed reply is wrong.
-    """
+class Score(NamedTuple):
+    """How a reply did: the answer read from it (None: none of the possible ones, or more than one),
+    and whether that is the true one. An unparsed reply is wrong."""
 
     parsed: str | None
     right: bool

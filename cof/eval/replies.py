@@ -56,8 +56,7 @@ class Replies:
         def score(record: Record) -> Record:
             if record.error is not None:
                 return record
-            score = task.score(by_id[record.id], record.text)
-            return replace(record, parsed=score.parsed, right=score.right)
+            return replace(record, **task.score(by_id[record.id], record.text)._asdict())
 
         records = {
             step: each

@@ -52,9 +52,7 @@ def collect_results(
         "benchmark": task.name,
         "rules": task.rules,
         "prompt_style": task.prompt_style,
-        "headline": [  # of every split, if there are several
-            name for metric in task.headline for name in names if name.rpartition(": ")[2] == metric
-        ],
+        "headline": [m for h in task.headline for m in names if m.rpartition(": ")[2] == h],
         "questions": len(examples),
         "images": len({str(example.image) for example in examples}),
         "shard": list(task.shard),

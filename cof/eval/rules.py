@@ -14,12 +14,11 @@ from functools import partial
 from string import ascii_uppercase
 from typing import Literal
 
-# fmt: off
-NUMBER_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+_UP_TO_SIXTEEN = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen"
 )
-# fmt: on
+NUMBER_WORDS = _UP_TO_SIXTEEN.split()
 
 Rules = Literal["official", "llava", "lmms-eval", "vlmevalkit"]
 
@@ -234,8 +233,14 @@ def named_choice(text: str, choices: Sequence[str]) -> str | None:
 
 def _same(word: str, choice: str) -> bool:
     if choice.isdigit():
-        as_word = NUMBER_WORDS[int(choice)] if int(choice) < len(NUMBER_WORDS) else None
-        return (word.lstrip("0") or "0") == choice or word.lower() == as_word
+        word = word.lower()
+        return (
+            NUMBER_WORDS.index(word)
+            if word in NUMBER_WORDS
+            else int(word)
+            if word.isdigit()
+            else -1
+        ) == int(choice)
     return word == choice if len(choice) == 1 else word.lower() == choice
 
 

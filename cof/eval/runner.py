@@ -96,7 +96,7 @@ class Runner:
                 no server answers.
         """
         store, examples = Store(self.path), self.task.examples
-        if not store.ids <= {example.id for example in examples}:
+        if not {id for _, id in store} <= {example.id for example in examples}:
             raise CofError(
                 f"{self.path} holds answers to other questions: delete it, or write elsewhere."
             )
@@ -381,7 +381,7 @@ def _answer_record(task: Benchmark, example: Example, key: str, answer: Answer) 
     if answer.error:
         return Record(example.id, key, "", right=False, error=answer.error)
     score, sure = task.score(example, answer.text), _rounded(answer.answer_confidence)
-    return Record(example.id, key, answer.text, score.parsed, score.right, answer.boxes, sure)
+    return Record(example.id, key, answer.text, *score, answer.boxes, sure)
 
 
 def _grounding_record(

@@ -37,7 +37,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ModuleNotFoundError as error:
         raise CofError("Writing xlsx files takes openpyxl: pip install 'cof[eval]'.") from error
-    replies = Store(answers).method(method)
+    replies = {id: record for (key, id), record in Store(answers).items() if key == method}
     _ = task.examples  # refuses data with problems
     table = task.collect(lambda row: [row], [])
     missing = [index for index in map(index_of, table) if index not in replies]

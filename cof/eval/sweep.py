@@ -158,9 +158,8 @@ def choose(
         "validation": questions_digest(examples),
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
+        "system": system_of(methods) or None,
     }
-    if system := system_of(methods):
-        about["system"] = system
     folder = path.parent / "validation"
     check_same_run(folder / "run.json", about)
     shares: dict[str, list[float]] = {}  # of right answers, by key, one for each task

@@ -101,16 +101,14 @@ def yes_no_figures(examples: Sequence[Example], answers: Answers) -> dict[str, F
 
     lmms = answers.rules == "lmms-eval"
 
-    def missed(answer: str | None, true: str) -> bool:
-        return true == "yes" and (answer == "no" or (answer is None and not lmms))
-
-    def f1(answer: str | None, true: str) -> tuple[float, float]:
-        hit = answer == true == "yes"
-        return 2 * hit, 2 * hit + (answer == "yes" != true) + missed(answer, true)
-
     def recall(answer: str | None, true: str) -> tuple[float, float]:
         hit = answer == true == "yes"
-        return hit, hit + missed(answer, true)
+        missed = true == "yes" and (answer == "no" or (answer is None and not lmms))
+        return hit, hit + missed
+
+    def f1(answer: str | None, true: str) -> tuple[float, float]:
+        hit, positive = recall(answer, true)
+        return 2 * hit, hit + positive + (answer == "yes" != true)
 
     return {
         "f1": figure(f1),

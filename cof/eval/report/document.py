@@ -16,16 +16,11 @@ from typing import Any
 
 from cof.errors import CofError
 
+_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum"}
+_NAMES |= {"<": "less", ">": "greater", "|": "bar"}
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
-    | {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-    }
+    | {character: rf"\text{name}{{}}" for character, name in _NAMES.items()}
 )
 
 
