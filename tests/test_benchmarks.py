@@ -26,8 +26,7 @@ from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
-from cof.eval.examples import Example
-from cof.eval.images import open_image
+from cof.eval.examples import Example, open_image
 from cof.eval.rules import RULES, Rules
 from cof.geometry.boxes import Frame
 from cof.prompting.box_parsing import parse_boxes

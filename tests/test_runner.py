@@ -23,8 +23,7 @@ from cof.errors import CofError
 from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.vstar import VStar
-from cof.eval.examples import Embedded, Example
-from cof.eval.images import image_digest, open_image, read_image_wh
+from cof.eval.examples import Embedded, Example, image_digest, open_image, read_image_wh
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, grounding_key
 from cof.eval.runner import Runner, like_batches

@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 from cof.cli import app
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.eval.data.mmbench import MMBench
+from cof.eval.data.mmbench import MMBench, submit_mmbench
 from cof.eval.evaluate import Evaluation
-from cof.eval.submit import submit_mmbench
 from cof.settings import Settings
 from cof.types import Request
 

@@ -233,14 +233,9 @@ def named_choice(text: str, choices: Sequence[str]) -> str | None:
 
 def _same(word: str, choice: str) -> bool:
     if choice.isdigit():
-        word = word.lower()
-        return (
-            NUMBER_WORDS.index(word)
-            if word in NUMBER_WORDS
-            else int(word)
-            if word.isdigit()
-            else -1
-        ) == int(choice)
+        lower = word.lower()
+        number = str(NUMBER_WORDS.index(lower)) if lower in NUMBER_WORDS else word.lstrip("0")
+        return (number or "0") == choice
     return word == choice if len(choice) == 1 else word.lower() == choice
 
 

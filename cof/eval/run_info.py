@@ -18,8 +18,7 @@ import cof
 from cof.client import RemoteCoF
 from cof.engines.base import Engine
 from cof.errors import CofError
-from cof.eval.examples import Embedded, Example
-from cof.eval.images import image_digest
+from cof.eval.examples import Embedded, Example, image_digest
 from cof.eval.json_files import read_json_object, write_atomically
 
 

@@ -13,8 +13,7 @@ from cof.client import RemoteCoF
 from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofError, ServerError
 from cof.eval.data.base import Benchmark
-from cof.eval.examples import Embedded, Example
-from cof.eval.images import open_image, read_image_wh
+from cof.eval.examples import Embedded, Example, open_image, read_image_wh
 from cof.eval.json_files import drop_torn_line
 from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key, system_of
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost

@@ -17,9 +17,8 @@ import numpy as np
 from cof.errors import CofError
 from cof.eval.data.files import Row, collect, data_files, read_rows, shards
 from cof.eval.data.refer import is_refer
-from cof.eval.examples import Embedded, Example, Score
+from cof.eval.examples import Embedded, Example, Score, image_digest, open_image, read_image_wh
 from cof.eval.figures import Clusters, Figure, find_clusters, group_right, ratio, share
-from cof.eval.images import image_digest, open_image, read_image_wh
 from cof.eval.json_files import T
 from cof.eval.rules import RULES, Rules
 from cof.geometry.boxes import XYXY

@@ -177,11 +177,13 @@ def data_files(path: Path, patterns: Sequence[str], *, one_split: bool) -> list[
 
 
 def first_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files of the first pattern that has any, sorted; hidden ones, such as `._1.txt`, are
-    passed over."""
-    found = (sorted(folder.glob(pattern)) for pattern in patterns)
-    seen = ([file for file in files if not file.name.startswith(".")] for files in found)
-    return next(filter(None, seen), [])
+    """The files of the first pattern that has any, sorted; hidden ones, such as `._1.txt`, and what
+    lies in hidden folders are passed over."""
+
+    def seen(file: Path) -> bool:
+        return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+    return next(filter(None, (sorted(filter(seen, folder.glob(p))) for p in patterns)), [])
 
 
 def shards(path: Path) -> list[Path]:
@@ -263,12 +265,9 @@ def _read_parquet(path: Path, need: Sequence[str]) -> Iterator[Row]:
     for group in range(file.num_row_groups):
         for n, fields in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
             place = f"row {next(numbers)}"
-            image = _embedded(path, place, partial(_parquet_cell, path, group, n))
-            yield Row(path, place, fields, image if "image" in head else None)
-
-
-def _parquet_cell(path: Path, group: int, n: int) -> Any:
-    return _parquet_images(path, group)[n].as_py()
+            cell = partial(lambda group, n: _parquet_images(path, group)[n].as_py(), group, n)
+            image = _embedded(path, place, cell) if "image" in head else None
+            yield Row(path, place, fields, image)
 
 
 @lru_cache(maxsize=1)  # images are asked for in order

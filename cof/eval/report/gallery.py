@@ -12,8 +12,7 @@ from PIL import Image
 
 from cof.errors import CofError
 from cof.eval.data.choice import list_options
-from cof.eval.examples import Embedded, Example
-from cof.eval.images import open_image
+from cof.eval.examples import Embedded, Example, open_image
 from cof.eval.methods import grounding_key
 from cof.eval.report.document import Block, Card, Heading, Text
 from cof.eval.runs import Run
