@@ -94,12 +94,15 @@ def compare_boxes(rng: random.Random, folder: Path) -> Iterator[Pair]:
 def compare_prompts(rng: random.Random, folder: Path) -> Iterator[Pair]:
     write_synthetic(folder, num_objects=(4,), scenes=1)
     short = {"pre_prompt": "", "post_prompt": SHORT_ANSWER}
-    for e in MME(folder / "mme", **STYLE).examples:
-        theirs = mme.mme_doc_to_text({"question": e.question + mme.replace_prompt}, short)
-        yield "prompts of MME", e.prompt, theirs, e.id
-    for e in POPE(folder / "pope", **STYLE).examples:
-        theirs = pope.pope_doc_to_text({"question": e.question}, short)
-        yield "prompts of POPE", e.prompt, theirs, e.id
+    yes_no = ((MME, mme.mme_doc_to_text, mme.replace_prompt), (POPE, pope.pope_doc_to_text, ""))
+    for reader, ask, ends in yes_no:
+        for e in reader(folder / reader.name, **STYLE).examples:
+            yield (
+                f"prompts of {reader.name}",
+                e.prompt,
+                ask({"question": e.question + ends}, short),
+                e.id,
+            )
     rest = dict.fromkeys(("category", "L2-category", "index", "source", "split"), "")
     letter = {"post_prompt": OPTION_LETTER}
     for number in range(N // 10):
