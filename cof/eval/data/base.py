@@ -16,7 +16,6 @@ import numpy as np
 
 from cof.errors import CofError
 from cof.eval.data.files import Row, collect, data_files, read_rows, shards
-from cof.eval.data.refer import is_refer
 from cof.eval.examples import Embedded, Example, Score, image_digest, open_image, read_image_wh
 from cof.eval.figures import Clusters, Figure, find_clusters, group_right, ratio, share
 from cof.eval.json_files import T
@@ -132,8 +131,13 @@ class Benchmark(ABC):
         if not 1 <= part <= parts:
             raise CofError(f"A shard is i/n with i from 1 to n, such as 2/4, not {part}/{parts}.")
         for path in filter(None, (self.path, self.images)):
-            if not (path.exists() or shards(path) or is_refer(path)):
+            if not self.is_there(path):
                 raise CofError(f"There is no {path}: name the data set's folder or file.")
+
+    @classmethod
+    def is_there(cls, path: Path) -> bool:
+        """Whether a path, or split of files, of a data set is there."""
+        return path.exists() or bool(shards(path))
 
     @abstractmethod
     def read(self, problems: list[str]) -> list[Example]:
