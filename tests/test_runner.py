@@ -256,7 +256,8 @@ def test_a_refused_question_is_recorded_and_the_others_are_answered(
         for id in errors:
             assert (records[id].right, records[id].parsed, records[id].text) == (False, None, "")
             assert "is refused" in str(errors[id])
-    found = store.method(grounding_key(BASE.grounders[0]))
+    key = grounding_key(BASE.grounders[0])
+    found = {id: record for (step, id), record in store.items() if step == key}
     # stage 1 is asked about the question alone
     assert {id for id, record in found.items() if record.error} == {"popular-2"}
     answers = CoF(AnyEngine(), BASE).batch(
@@ -287,7 +288,7 @@ def test_damaged_images_are_refused_and_so_are_those_that_the_engine_does_not_ta
     pope.examples.append(wide)
     store = Runner(Picky(), pope, tmp_path / "a.jsonl", batch_size=5).run(METHODS[:3])
     for method in METHODS[:3]:
-        errors = {id: r.error for id, r in store.method(method.key).items()}
+        errors = {id: r.error for (key, id), r in store.items() if key == method.key}
         assert errors["wide"] == "That is too wide."
         assert "cannot be decoded" in str(errors["popular-1"])
         assert errors["popular-4"] is None
