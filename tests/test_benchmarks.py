@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from collections import Counter
@@ -25,9 +26,10 @@ from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
-from cof.eval.examples import Example
-from cof.eval.images import open_image
-from cof.eval.rules import Rules
+from cof.eval.examples import Example, open_image
+from cof.eval.rules import RULES, Rules
+from cof.geometry.boxes import Frame
+from cof.prompting.box_parsing import parse_boxes
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -91,6 +93,26 @@ def test_mme_result_files_and_images_elsewhere(tmp_path: Path) -> None:
     assert len(whole(MME(task.path, images=tmp_path)).examples) == 2
 
 
+def test_mme_texts_as_the_official_script_takes_them(tmp_path: Path) -> None:
+    """A byte-order mark, line breaks of other kinds in a question, four questions of one image,
+    images that differ in their ending alone, capitals, and the hidden files of macOS."""
+    for name in ("a.JPG", "b.jpg", "b.png"):
+        formats.save(tmp_path / "color" / name, 1)
+    asked = [f"{name}\tIs\u2028it\x0c {n}?\tYes" for n, name in enumerate(["a.jpg"] * 4, 1)]
+    asked += [f"b.{end}\tIs it?\t{true}" for true in ("Yes", "No") for end in ("jpg", "png")]
+    (tmp_path / "color.txt").write_text("\ufeff" + "\r\n".join(asked), "utf-8")
+    (tmp_path / "count").mkdir()
+    (tmp_path / "count" / "._1.txt").write_bytes(b"\x00\xff")
+    task = MME(tmp_path)
+    assert task.check() == ["count has no questions"]
+    (tmp_path / "count").rename(tmp_path / "others")
+    examples = whole(MME(tmp_path)).examples
+    assert [e.group for e in examples[::2]] == ["color/a", "color/a (2)", "color/b", "color/b.png"]
+    assert examples[0].question == "Is\u2028it\x0c 1?"
+    assert [Path(str(e.image)).name for e in examples[3::2]] == ["a.JPG", "b.jpg", "b.png"]
+    assert values(MME(tmp_path), lambda _: "yes")["color"] == 100 * 6 / 8 + 100 * 2 / 4
+
+
 def test_mme_parquet(tmp_path: Path) -> None:
     formats.mme_parquet(tmp_path / "data" / "test-0.parquet")
     examples = whole(MME(tmp_path)).examples
@@ -143,6 +165,11 @@ def test_pope_scores(tmp_path: Path) -> None:
     assert table["random f1"] == pytest.approx(100 * 2 / 3)
     assert (table["random precision"], table["random recall"]) == (50, 100)
     assert table["mean yes ratio"] == pytest.approx(100)
+    # lmms-eval's task `pope` has all kinds in one: 4 hits, 2 false alarms, 2 misses
+    said = {"random-1": "no", "random-2": "yes", "popular-3": "no", "adversarial-4": "yes"}
+    pooled = values(task, right, "lmms-eval", **said)
+    assert pooled["pooled f1"] == pytest.approx(100 * 8 / 12)
+    assert pooled["pooled accuracy"] == pytest.approx(100 * 8 / 12)
 
 
 def test_pope_counts_unparsed_replies_as_each_harness_does() -> None:
@@ -204,6 +231,47 @@ def test_images_are_found_by_their_place_in_a_table(tmp_path: Path) -> None:
     assert shows(examples[-1], 1)
 
 
+def test_options_in_vlmevalkits_format(tmp_path: Path) -> None:
+    """A gap, options to I, an index with a point, an image's path or a list of one."""
+    one, two = formats.mmbench_rows()
+    rows = [{**dict.fromkeys("ABCDEFGHI", ""), **row} for row in (one, two)]
+    rows[0] |= {"C": "", "index": "0.0", "answer": "D", "image": str([one["image"]])}
+    rows[1] |= {letter: letter.lower() for letter in "CDEFGHI"} | {"answer": "I", "image": "0.0"}
+    formats.save(tmp_path / "images" / "1.png", 1)
+    examples = whole(mmbench(tmp_path, rows, prompt_style="vlmevalkit")).examples
+    assert [(e.id, e.options, e.answer) for e in examples[:3]] == [
+        ("0", ("red", "blue", "", "cyan"), "D"),
+        ("1000000", ("blue", "cyan", "", "red"), "B"),
+        ("2000000", ("cyan", "red", "", "blue"), "A"),
+    ]
+    assert "B. blue\nD. cyan\n" in examples[0].prompt
+    assert (examples[3].options[-1], examples[3].answer, len(examples)) == ("i", "I", 3 + 9)
+    assert all(shows(example, 0) for example in examples)
+    for row in rows:
+        row |= {"index": "1.0", "image_path": "1.png"}
+        del row["image"]
+    assert all(shows(e, 1) for e in whole(mmbench(tmp_path, rows[:1])).examples)
+    rows = [{**one, "image": str([one["image"]] * 2)}]
+    assert mmbench(tmp_path, rows).check()[0].endswith("about one")
+
+
+@pytest.mark.parametrize("kind", ["tsv", "parquet"])
+def test_base64_as_programs_write_it(tmp_path: Path, kind: str) -> None:
+    rows = formats.mmbench_rows()
+    rows[0]["image"] = base64.encodebytes(base64.b64decode(rows[0]["image"])).decode()
+    rows[1]["image"] = f"data:image/png;base64,{rows[1]['image']}"
+    write = formats.tsv if kind == "tsv" else formats.parquet
+    examples = whole(MMBench(write(tmp_path / f"dev.{kind}", rows))).examples
+    assert all(shows(e, int(e.group)) for e in examples)
+
+
+def test_splits_in_one_file_are_reported_apart(tmp_path: Path) -> None:
+    rows = [{**r, "split": s} for r, s in zip(formats.mmbench_rows(), ("dev", "test"), strict=True)]
+    table = values(mmbench(tmp_path, rows), lambda e: e.answer if e.split == "dev" else "C")
+    assert (table["dev: circular"], table["test: circular"]) == (100, 0)
+    assert "circular" not in table
+
+
 def test_mmbench_scores(tmp_path: Path) -> None:
     task = mmbench(tmp_path)
     assert values(task, right)["circular"] == 100
@@ -259,6 +327,15 @@ def test_textvqa(tmp_path: Path) -> None:
     for text, accuracy in (("coca cola.", 100), ("Pepsi", 60), ("water", 0)):
         assert values(task, lambda _, text=text: text)["accuracy"] == pytest.approx(accuracy)
         assert task.score(example, text).right == (accuracy >= 50)
+    path = task.path / "TextVQA_0.5.1_val.json"
+    record = json.loads(path.read_text("utf-8"))["data"][0]
+    record["answers"] = [{"answer": each, "answer_id": 1} for each in record["answers"]]
+    formats.data(path, record)
+    assert whole(TextVQA(tmp_path)).examples == [example]
+    formats.data(path, {**record, "answers": ["go", {"text": "go"}]})
+    assert TextVQA(tmp_path).check() == [
+        f"{tmp_path.name}/{path.name}, record 1: answers 2 is no text: {{'text': 'go'}}"
+    ]
     assert task.score(example, "").parsed is None
 
 
@@ -270,6 +347,27 @@ def test_refcoco(tmp_path: Path) -> None:
     assert [e.region for e in hub.examples] == [(0.25, 0.5, 0.75, 1.0)] * 2
 
 
+@pytest.mark.parametrize(
+    ("reply", "first", "lmms_eval"),
+    [
+        ("[0.1, 0.2, 0.3, 0.4]", True, True),
+        ("[0.3, 0.4, 0.1, 0.2]", True, False),  # its IoU with any box is 0 there
+        ("0.1, 0.2, 0.3, 0.4", True, False),
+        ("[0.1, 0.2, 0.3, 0.4] and [0.5, 0.5, 0.9, 0.9]", True, True),
+        ("nowhere", False, False),
+    ],
+)
+def test_boxes_by_the_rules_of_refcoco(
+    tmp_path: Path, reply: str, first: bool, lmms_eval: bool
+) -> None:
+    boxes = parse_boxes(reply, Frame(0.0, 0.0, 1.0, 1.0)).boxes
+    expected = {"official": boxes, "llava": boxes, "vlmevalkit": boxes[:1]}
+    expected["lmms-eval"] = boxes[:1] if lmms_eval else ()
+    task = RefCOCO(tmp_path)
+    judged = {rules: replace(task, rules=rules).judged_boxes(reply, boxes) for rules in RULES}
+    assert judged == expected
+
+
 # Prompts
 
 MADE: dict[str, Callable[[Path], Path]] = {
@@ -277,9 +375,11 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "pope": formats.pope,
     "mmbench": lambda folder: mmbench(folder).path,
     "textvqa": formats.textvqa_ocr,
+    "hrbench": lambda folder: formats.tsv(folder / "4k.tsv", formats.hrbench_rows()),
+    "vstar": formats.vstar,
 }
 OPTIONS = "A. red\nB. blue\nC. green\nD. cyan"
-CHOOSE = "Please select the correct answer from the options above."
+CHOOSE = "Please select the correct answer from the options above. \n"
 
 
 @pytest.mark.parametrize(
@@ -294,6 +394,13 @@ CHOOSE = "Please select the correct answer from the options above."
         ("mmbench", "official", f"HINT ASK There are several options:\n{OPTIONS}"),
         ("mmbench", "lmms-eval", f"HINT ASK There are several options:\n{OPTIONS}\n{LETTER}"),
         ("mmbench", "vlmevalkit", f"Hint: HINT\nQuestion: ASK\nOptions:\n{OPTIONS}\n{CHOOSE}"),
+        ("hrbench", "llava tiny", f"ASK\n{OPTIONS}{LETTER}"),
+        ("hrbench", "official vlmevalkit", f"Question: ASK\nOptions:\n{OPTIONS}\n{CHOOSE}"),
+        ("hrbench", "lmms-eval", f"ASK\n{OPTIONS}\nAnswer the option letter directly."),
+        ("vstar", "llava tiny", f"ASK\n{OPTIONS}{LETTER}"),
+        ("vstar", "official", "ASK"),
+        ("vstar", "lmms-eval", f"ASK\n{OPTIONS}{LETTER}{LETTER}"),
+        ("vstar", "vlmevalkit", f"Question: ASK\nOptions:\n{OPTIONS}\n{CHOOSE}"),
         ("textvqa", "llava vlmevalkit tiny", f"what brand is it?{SHORT}"),
         ("textvqa", "llava-ocr", f"what brand is it?\nReference OCR token: Coca, Cola{SHORT}"),
         ("textvqa", "lmms-eval", f"What brand is it?{SHORT}"),
@@ -303,7 +410,8 @@ CHOOSE = "Please select the correct answer from the options above."
 def test_prompt_styles(tmp_path: Path, name: str, styles: str, prompt: str) -> None:
     question = {"mme": "Is it red?", "pope": "Is there a dog in the image?"}
     question |= {"mmbench": 'Which "one"\nis it?', "textvqa": "what brand is it?"}
-    prompt = prompt.replace("HINT", "Look\tat it.").replace("ASK", question["mmbench"])
+    question |= {"hrbench": "What about 0?", "vstar": "How?"}
+    prompt = prompt.replace("HINT", "Look\tat it.").replace("ASK", question[name])
     task = BENCHMARKS[name](MADE[name](tmp_path))
     for style in styles.split():
         first = whole(replace(task, prompt_style=style)).examples[0]  # type: ignore[arg-type]
@@ -330,7 +438,7 @@ def broken_mme(folder: Path) -> Broken:
     (folder / "celebrity" / "questions_answers_YN" / "a.txt").write_text("Who?\tMe\n", "utf-8")
     (folder / "code_reasoning" / "0001.txt").write_bytes(b"\xff\xfe")
     return MME(folder), [
-        "color/1 has 1 question instead of two",
+        "color/1 has 1 question, and they come in pairs",
         "there is no image",
         "a.txt, line 1: no question with the answer Yes or No",
         "celebrity has no questions",
@@ -376,7 +484,7 @@ def broken_hrbench(folder: Path) -> Broken:
     rows = formats.hrbench_rows()
     rows[1]["answer"], rows[2]["answer"] = "", "AB"
     task = HRBench(formats.tsv(folder / "4k.tsv", rows))
-    return task, [f"4k.tsv, line {n}: lacks an image, four options or" for n in (3, 4)]
+    return task, [f"4k.tsv, line {n}: the answer {a!r} is no" for n, a in ((3, ""), (4, "AB"))]
 
 
 def broken_vstar(folder: Path) -> Broken:

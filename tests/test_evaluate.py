@@ -108,7 +108,7 @@ def test_interrupted_and_sharded_runs_end_with_the_same_file(
 
 
 def test_every_field_of_a_question_survives_its_file(tmp_path: Path) -> None:
-    more = ("kind", 3, True, "q", ("x", "y"), ("A", "a"), "group", "area", True)
+    more = ("kind", 3, True, "q", ("x", "y"), ("A", "a"), "group", "area", True, "dev")
     example = Example("1", Path("a/b.png"), "p", "A", (0.0, 0.1, 0.2, 1.0), *more)
     other = Example("2", Path("c.png"), "p\u2028\n", "")
     path = tmp_path / "questions.jsonl"
@@ -130,9 +130,19 @@ def test_other_questions_or_settings_are_refused(tmp_path: Path) -> None:
             run(task, tmp_path / "out", **options)
     with pytest.raises(CofError, match="model differ"):
         run(MME(data), tmp_path / "out", FakeEngine(says, name="other"))
+    image = (data / "color" / "1.png").read_bytes()
+    formats.save(data / "color" / "1.png", 9)  # another image
+    with pytest.raises(CofError, match="data differ"):
+        run(MME(data), tmp_path / "out")
+    (data / "color" / "1.png").write_bytes(image)
+    run(MME(data.rename(tmp_path / "elsewhere")), tmp_path / "out")
+    region = {"id": "color/1", "region": [0, 0, 0.5, 0.5], "num_objects": 1, "single": True}
+    formats.json_lines(tmp_path / "elsewhere" / "annotations.jsonl", [region])
+    with pytest.raises(CofError, match="data differ"):
+        run(MME(tmp_path / "elsewhere"), tmp_path / "out")
     (tmp_path / "out" / "run.json").write_text("{", "utf-8")
     with pytest.raises(CofError, match="is damaged"):
-        run(MME(data), tmp_path / "out")
+        run(MME(tmp_path / "elsewhere"), tmp_path / "out")
 
 
 def test_several_tasks_have_folders_of_their_own(tmp_path: Path) -> None:
@@ -168,5 +178,5 @@ def test_the_report_holds_the_results(tmp_path: Path) -> None:
     for row in numbers.values():
         assert f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" in report
     assert "answers read by the rules `official` (the benchmarks' own scripts)" in report
-    assert "- **vlmevalkit**: VLMEvalKit as of November 2026" in report
+    assert "- **vlmevalkit**: VLMEvalKit at e8e78f0" in report
     assert str(tmp_path) not in report + json.dumps(results)

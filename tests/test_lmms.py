@@ -15,7 +15,7 @@ from PIL import Image
 
 from cof import Contrast, Prompt
 from cof.engines.fake import FakeEngine
-from cof.errors import CofError
+from cof.errors import CofError, CofWarning
 from cof.lmms.adapter import EvalRequest, answer_requests
 from cof.pipeline import CoF
 from cof.settings import Settings
@@ -167,6 +167,14 @@ def test_several_images_and_the_tasks_own_system_message() -> None:
     ]
     systems = [request.chat[0].parts for request in answered]
     assert systems == [("Think.",), ("Be brief.",), ("Be brief.",)]
+
+    def broken() -> Any:
+        raise OSError("image file is truncated")
+
+    asked = [requests[1], EvalRequest("x", {}, broken)]
+    with pytest.warns(CofWarning, match="Request 1 has no answer: .*truncated"):
+        texts = dict(answer_requests(CoF(engine, Settings()), asked, batch_size=1))
+    assert texts == {0: "none"}
     video = EvalRequest("x", {}, lambda: [{"role": "user", "content": [{"type": "video"}]}])
     with pytest.raises(CofError, match="parts of the type text, or image"):
         dict(answer_requests(CoF(engine, Settings()), [video], batch_size=1))

@@ -17,8 +17,17 @@ from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
-from cof.eval.paper import PARITY, PUBLISHED, find_parts, paper_methods, published, run_paper
-from cof.eval.report.paper import FIGURES, collect_paper
+from cof.eval.paper import (
+    FIGURES,
+    PARITY,
+    PUBLISHED,
+    collect_paper,
+    find_parts,
+    paper_methods,
+    published,
+    run_paper,
+)
+from cof.eval.report.publish import write_table
 from cof.presets import PRESETS, default_settings
 from cof.settings import Settings
 from cof.types import Request
@@ -92,7 +101,7 @@ def test_ours_beside_the_papers(tmp_path: Path) -> None:
     assert "MMBench test" not in numbers["ours"]["plain"]  # only its server knows
     assert "sum" not in numbers["ours"]["plain"]
     assert numbers["published"]["cof"]["sum"] == 2240.6
-    table = (out / "table.md").read_text("utf-8")
+    table = write_table(results, out)
     assert "| plain, ours | 400.0 | 200.0 | 0.0 | - |" in table
     assert "| plain, paper | 1510.7 | 285.0 | 64.3 | 66.4 | 87.3 | 86.1 | 84.2 | 2184.0 |" in table
     assert "| plain, difference | -1110.7 | -85.0 | -64.3 | - |" in table

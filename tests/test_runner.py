@@ -23,8 +23,7 @@ from cof.errors import CofError
 from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.vstar import VStar
-from cof.eval.examples import Embedded, Example
-from cof.eval.images import image_digest, open_image, read_image_wh
+from cof.eval.examples import Embedded, Example, image_digest, open_image, read_image_wh
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, grounding_key
 from cof.eval.runner import Runner, like_batches
@@ -116,7 +115,7 @@ def test_a_threshold_is_the_pipelines(
         if others:
             assert engine.trace == []
         check_pipeline(method, run, store, AnyEngine())
-        looks = {bool(record.boxes) for record in store.method(method.key).values()}
+        looks = {bool(record.boxes) for (key, _), record in store.items() if key == method.key}
         assert looks == ({True} if limit == 1 and released else {True, False})
 
 
@@ -251,13 +250,14 @@ def test_a_refused_question_is_recorded_and_the_others_are_answered(
     methods = [PLAIN, Method(BASE), Method(BASE.changed(max_plain_confidence=0.5))]
     store = Runner(engine, pope, tmp_path / "a.jsonl", batch_size=4).run(methods)
     for method in methods:
-        records = store.method(method.key)
+        records = {id: record for (key, id), record in store.items() if key == method.key}
         errors = {id: record.error for id, record in records.items() if record.error}
         assert set(errors) == {"popular-1", "popular-2"}
         for id in errors:
             assert (records[id].right, records[id].parsed, records[id].text) == (False, None, "")
             assert "is refused" in str(errors[id])
-    found = store.method(grounding_key(BASE.grounders[0]))
+    key = grounding_key(BASE.grounders[0])
+    found = {id: record for (step, id), record in store.items() if step == key}
     # stage 1 is asked about the question alone
     assert {id for id, record in found.items() if record.error} == {"popular-2"}
     answers = CoF(AnyEngine(), BASE).batch(
@@ -288,7 +288,7 @@ def test_damaged_images_are_refused_and_so_are_those_that_the_engine_does_not_ta
     pope.examples.append(wide)
     store = Runner(Picky(), pope, tmp_path / "a.jsonl", batch_size=5).run(METHODS[:3])
     for method in METHODS[:3]:
-        errors = {id: r.error for id, r in store.method(method.key).items()}
+        errors = {id: r.error for (key, id), r in store.items() if key == method.key}
         assert errors["wide"] == "That is too wide."
         assert "cannot be decoded" in str(errors["popular-1"])
         assert errors["popular-4"] is None

@@ -25,8 +25,7 @@ from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
-from cof.eval.examples import Example, Score
-from cof.eval.images import image_digest
+from cof.eval.examples import Example, Score, image_digest
 from cof.tiny.benchmark import write_benchmark
 
 # The hub

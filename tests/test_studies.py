@@ -18,8 +18,7 @@ from rich.console import Console
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.data.base import Benchmark
-from cof.eval.examples import Example
-from cof.eval.images import open_image
+from cof.eval.examples import Example, open_image
 from cof.eval.methods import sample_box_elsewhere
 from cof.eval.report.document import markdown
 from cof.eval.report.publish import make_blocks

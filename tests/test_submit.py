@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 from cof.cli import app
 from cof.engines.fake import FakeEngine
 from cof.errors import CofError
-from cof.eval.data.mmbench import MMBench
+from cof.eval.data.mmbench import MMBench, submit_mmbench
 from cof.eval.evaluate import Evaluation
-from cof.eval.submit import submit_mmbench
 from cof.settings import Settings
 from cof.types import Request
 
@@ -73,7 +72,7 @@ def test_no_finished_run(tmp_path: Path, text: str | None) -> None:
     ("file", "text", "message"),
     [
         ("test.tsv", "index\tquestion\tA\tB\timage\n", "holds no questions"),
-        ("test.tsv", "index\tA\n0\tred\n", "lacks question, B, image"),
+        ("test.tsv", "index\tA\n0\tred\n", "lacks question, B;"),
         ("out/answers.jsonl", "", "Without an answer: 6, the first is question 0"),
         (
             "out/answers.jsonl",

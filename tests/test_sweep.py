@@ -133,7 +133,7 @@ def test_the_best_is_chosen_frozen_and_written(tmp_path: Path, validation: POPE)
     assert sum("bounding box" in request.prompt for request in asked) == n
     assert len(asked) == n * (2 + len(CANDIDATES))
     (store,) = (Store(path) for path in (out / "validation").glob("pope-0.jsonl"))
-    assert len(store.ids) == n
+    assert len({id for _, id in store}) == n
     chosen = Choice.read(out / CHOSEN)
     assert (chosen.settings, chosen.share, len(chosen.questions)) == (settings, 0.7, n)
     assert chosen.about["date"].count("-") == 2
@@ -274,10 +274,11 @@ def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "b" / "results.json").read_text("utf-8"))
     assert results["about"]["prompt_style"] == "llava"
     assert results["settings"]["cof"]["strength"] == 4.0
+    chosen_on = {id for _, id in Store(out / "validation" / "scenes.jsonl")}
     for folder in (out / "test", tmp_path / "b"):
         report = (folder / "table.md").read_text("utf-8")
         assert re.search(r"Chosen on \d+ questions \(scenes test-04-\d+-\S+ to test-04-", report)
-        assert not Store(folder / "answers.jsonl").ids & Store(out / "validation/scenes.jsonl").ids
+        assert not chosen_on & {id for _, id in Store(folder / "answers.jsonl")}
     refused = run(*sweep, "--then-test", "--share", 1)
     assert (refused.exit_code, "no questions for this part" in refused.stderr) == (2, True)
     both = run(*common, "--strength", "3", "--out", tmp_path / "c")

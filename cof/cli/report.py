@@ -70,9 +70,8 @@ def submit_mmbench(
     ] = None,
 ) -> None:
     """Write DIR/submission-METHOD.xlsx: the split's columns with the replies as predictions."""
-    from cof.eval.data.mmbench import MMBench
+    from cof.eval.data.mmbench import MMBench, submit_mmbench
     from cof.eval.json_files import read_json_object
-    from cof.eval.submit import submit_mmbench
 
     methods = read_json_object(directory / "results.json").get("methods")
     if not methods:

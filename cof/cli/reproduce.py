@@ -41,8 +41,7 @@ def reproduce_paper(
 ) -> None:
     """Tables I and II: plain, reweighting alone, CoF, and CoF as its released code has it."""
     from cof.eval.paper import LAYOUT, check_parts, find_parts, run_paper
-    from cof.eval.report.document import markdown
-    from cof.eval.report.paper import paper_blocks
+    from cof.eval.report.publish import write_table
 
     parts = find_parts(data)
     if dry_run:
@@ -60,7 +59,7 @@ def reproduce_paper(
         if task is None:
             console.print(f"{name} is not there and left out: put it at {LAYOUT[name][2]}")
     results = run_paper(cof.engine, cof.settings, parts, out, console=console, **how)
-    typer.echo(markdown(paper_blocks(results)))
+    typer.echo(write_table(results, out))
     typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
 
 

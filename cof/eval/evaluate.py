@@ -99,28 +99,24 @@ class Evaluation:
             # servers make batches of their own
             "batch_size": None if isinstance(engine, RemoteCoF) else self.batch_size,
             "seed": self.seed,
+            "system": system_of(self.methods.values(), self.grounded) or None,
         }
-        methods = list(self.methods.values())
-        if system := system_of(methods, self.grounded):
-            about["system"] = system
         check_same_run(out / "run.json", about)
         replies = {}
         with progress_bar(console) as bar:
             for name, task in tasks.items():
                 folder = task_folder(out, name, tasks)
                 write_atomically(folder / "questions.jsonl", write_questions(everything[name]))
-                place = json.dumps(_locate_data(task, folder))
-                write_atomically(folder / "data.json", place + "\n")
+                write_atomically(folder / "data.json", _locate_data(task, folder))
                 path = answers_path(folder, task.shard)
-                how = (self.batch_size, self.max_new_tokens, self.seed)
-                runner = Runner(engine, task, path, *how)
+                runner = Runner(engine, task, path, self.batch_size, self.max_new_tokens, self.seed)
                 shards = [] if task.shard[1] > 1 else find_shards(folder)
                 for each in shards:
                     Store(path).append(Store(each).values())
                 counter = bar.add_task(name, total=len(task.examples))
-                runner.run(methods, self.grounded, partial(bar.advance, counter))
-                examples = make_portable(task.examples)
-                replies[name] = Replies.read(examples, [*shards, path])
+                advance = partial(bar.advance, counter)
+                runner.run([*self.methods.values()], self.grounded, advance)
+                replies[name] = Replies.read(make_portable(task.examples), [*shards, path])
         results = write_results(about, self.methods, tasks, replies, out, **more)
         for name, numbers in results["tasks"].items():
             if refused := max(numbers["errors"].values(), default=0):
@@ -202,8 +198,8 @@ def find_shards(out: Path) -> list[Path]:
     return sorted(path for path in out.glob("answers-*.jsonl") if pattern.fullmatch(path.name))
 
 
-def _locate_data(task: Benchmark, out: Path) -> dict[str, str | None]:
-    """The paths of the data, relative to `out`: for images in a report."""
+def _locate_data(task: Benchmark, out: Path) -> str:
+    """The paths of the data, relative to `out`, as JSON: for images in a report."""
 
     def relative(path: Path | None) -> str | None:
         if path is None:
@@ -212,4 +208,4 @@ def _locate_data(task: Benchmark, out: Path) -> dict[str, str | None]:
         real = os.path.join(os.path.realpath(path.parent), path.name)
         return Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
 
-    return {"path": relative(task.path), "images": relative(task.images)}
+    return json.dumps({"path": relative(task.path), "images": relative(task.images)}) + "\n"

@@ -1,12 +1,21 @@
-"""What is asked: a question with its image and true answer, and how a reply to it did."""
+"""What is asked: a question with its image and true answer; and the images: files, or bytes inside
+a data file."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from PIL import ExifTags, Image
+
+from cof.errors import CofError
 from cof.geometry.boxes import XYXY
+from cof.images import load_image
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,13 @@ class Example:
         num_objects: number of objects in the image; None: unknown.
         single: whether the region is that of exactly one object.
         question: what stage 1 is asked about where that is not the prompt; empty: the prompt.
-        options: of a multiple-choice question, in the order A, B, C, ...
+        options: of a multiple-choice question, in the order A, B, C, ...; an empty one is none.
         answers: all accepted answers, where there are several.
         group: questions that count together share it: an image's pair in MME, the rotations of a
             question in MMBench; empty: the question counts alone.
         area: a wider category above `kind`.
         likelihood: the answer is the option that the model finds most probable as its reply.
+        split: of a file that holds several, such as dev and test.
     """
 
     id: str
@@ -61,16 +71,53 @@ class Example:
     group: str = ""
     area: str = ""
     likelihood: bool = False
+    split: str = ""
 
 
-@dataclass(frozen=True)
-class Score:
-    """How a reply did.
-
-    Attributes:
-        parsed: the answer read from it; None: none of the possible ones, or more than one.
-        right: whether that is the true one. An unparsed reply is wrong.
-    """
+class Score(NamedTuple):
+    """How a reply did: the answer read from it (None: none of the possible ones, or more than one),
+    and whether that is the true one. An unparsed reply is wrong."""
 
     parsed: str | None
     right: bool
+
+
+def open_image(source: Path | Embedded) -> Image.Image:
+    """The image of a question, upright RGB.
+
+    Raises:
+        CofError: it is missing or damaged.
+    """
+    if isinstance(source, Path):
+        return load_image(source)
+    try:
+        return load_image(source.load())
+    except CofError as error:
+        raise CofError(f"{source.name}: {error}") from error
+
+
+def read_image_wh(source: Path | Embedded) -> tuple[int, int] | None:
+    """`(width, height)` in pixels of the upright image, without decoding it; None: no image."""
+    try:
+        data = source if isinstance(source, Path) else io.BytesIO(source.load())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(data) as opened:
+                width, height = opened.size
+                orientation = opened.getexif().get(ExifTags.Base.Orientation)
+                return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+    except Exception:  # Pillow's readers raise many kinds on damaged files; `open_image` tells why
+        return None
+
+
+def image_digest(source: Path | Embedded) -> str:
+    """A fingerprint of the image's file: equal where the bytes are, wherever they lie.
+
+    Raises:
+        CofError: it cannot be read.
+    """
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source.load()
+    except OSError as error:
+        raise CofError(f"{source} cannot be read: {error.strerror}.") from error
+    return hashlib.sha256(data).hexdigest()

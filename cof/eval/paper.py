@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,30 @@ from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
 from cof.eval.evaluate import Evaluation
 from cof.eval.methods import PLAIN, Method
-from cof.eval.report.paper import FIGURES
-from cof.eval.report.publish import write_table
+from cof.eval.report.blocks import STATISTICS, headline_table
+from cof.eval.report.document import Block, Cell, Heading, Items, Number, Table, Text
+from cof.eval.rules import SOURCES
 from cof.presets import PRESETS, preset
 from cof.settings import Settings
+
+Numbers = Mapping[str, Any]
+
+FIGURES: Mapping[str, tuple[str, str]] = {
+    "MME-P": ("mme", "perception"),
+    "MME-C": ("mme", "cognition"),
+    "MMBench dev": ("mmbench-dev", "circular"),
+    "MMBench test": ("mmbench-test", "circular"),
+    "POPE random": ("pope", "random f1"),
+    "POPE popular": ("pope", "popular f1"),
+    "POPE adversarial": ("pope", "adversarial f1"),
+}
+"""Columns of table I but the sum: in which part of the data, and what it is called there."""
+
+_HEAD = ("MME perception", "MME cognition", *list(FIGURES)[2:], "sum")
+"""Titles of all columns of table I; table II has the first four, no POPE."""
+
+_STEPS = {"plain": ("", ""), "whole": ("yes", ""), "cof": ("yes", "yes")}
+"""Rows of table II: attention reweighted? at the model's own boxes?"""
 
 PARITY = "cof (released code)"
 
@@ -78,7 +98,8 @@ def find_parts(data: Path, **how: Any) -> Parts:
             (
                 path
                 for path in sorted((*data.iterdir(), *data.glob("*/*.tsv")))
-                if re.fullmatch(pattern, path.relative_to(data).as_posix(), re.IGNORECASE)
+                if not path.name.startswith(".")
+                and re.fullmatch(pattern, path.relative_to(data).as_posix(), re.IGNORECASE)
             ),
             None,
         )
@@ -163,9 +184,7 @@ def run_paper(
     }
     evaluation = Evaluation(paper_methods(settings, engine.name), (settings,), **how)
     study = "Tables I and II of the paper"
-    results = evaluation.run(engine, tasks, out, console=console, study=study, paper=paper)
-    write_table(results, out)
-    return results
+    return evaluation.run(engine, tasks, out, console=console, study=study, paper=paper)
 
 
 def estimate_seconds(engine: Engine, settings: Settings, task: Benchmark, **how: Any) -> float:
@@ -182,3 +201,78 @@ def estimate_seconds(engine: Engine, settings: Settings, task: Benchmark, **how:
             evaluation.run(engine, {"part": sample}, Path(folder), console=Console(quiet=True))
             seconds, asked = time.perf_counter() - start, len(sample.examples)
     return seconds * len(task.examples) / asked
+
+
+def collect_paper(results: Numbers) -> dict[str, dict[str, dict[str, float]]]:
+    """The figures of both tables out of `results.json`: `ours` and the `published` ones,
+    `{row: {figure: value}}`, with the sum where all seven are there."""
+    ours: dict[str, dict[str, float]] = {row: {} for row in results["methods"]}
+    for figure, (name, metric) in FIGURES.items():
+        task = results["tasks"].get(name)
+        for row in ours if task else ():
+            metrics = task["metrics"][task["rules"]][row]
+            if metric in metrics:
+                ours[row][figure] = metrics[metric]
+    both = {"ours": ours, "published": results["paper"]["published"]}
+    return {
+        whose: {
+            row: figures | ({"sum": round(sum(figures.values()), 4)} if len(figures) == 7 else {})
+            for row, figures in rows.items()
+        }
+        for whose, rows in both.items()
+    }
+
+
+def paper_blocks(results: Numbers) -> list[Block]:
+    """The report; every number in it is one of `results.json`."""
+    about, paper, numbers = results["about"], results["paper"], collect_paper(results)
+    rules = next(iter(results["tasks"].values()))["rules"]
+    text = (
+        f"Model `{about['model']}` ({about['dtype']}), answers read by the rules `{rules}` "
+        f"({SOURCES[rules]})."
+    )
+    if about["limit"] is not None:
+        text += f" Only about {about['limit']} questions of each part."
+    if paper["missing"]:
+        text += f" Not there: {', '.join(paper['missing'])}."
+    if not paper["published"]:
+        text += " The paper has no figures for this model."
+    first = [
+        [f"{row}, {whose}", *cells]
+        for row in numbers["ours"]
+        if row != "whole"
+        for whose, cells in _rows(numbers, row, [*FIGURES, "sum"])
+    ]
+    second = [
+        [*steps, whose, *cells]
+        for row, steps in _STEPS.items()
+        for whose, cells in _rows(numbers, row, list(FIGURES)[:4])
+    ]
+    blocks: list[Block] = [
+        Heading("Tables I and II of the paper", 1),
+        Text(text),
+        Items(results["methods"].items()),
+        Heading("Table I: MME, MMBench (circular), POPE (F1)"),
+        Table("table-1", ["row", *_HEAD], first),
+        Heading("Table II: the two stages apart"),
+        Table("table-2", ["reweighted", "grounded", "whose", *_HEAD[:4]], second),
+    ]
+    for name, task in results["tasks"].items():
+        blocks += [Heading(f"{name}: intervals"), headline_table(name, task)]
+    return [*blocks, Text(STATISTICS)]
+
+
+def _rows(numbers: Numbers, row: str, names: Sequence[str]) -> Iterator[tuple[str, list[Cell]]]:
+    """Ours; and the paper's and the difference where the paper has the row."""
+
+    def cells(figures: Numbers, spec: str = ".1f") -> list[Cell]:
+        return [Number(figures[name], spec) if name in figures else "-" for name in names]
+
+    ours, theirs = numbers["ours"][row], numbers["published"].get(row)
+    yield "ours", cells(ours)
+    if theirs is not None:
+        yield "paper", cells(theirs)
+        gaps = {
+            name: ours[name] - theirs[name] for name in names if name in ours and name in theirs
+        }
+        yield "difference", cells(gaps, "+.1f")

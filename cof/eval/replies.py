@@ -56,8 +56,7 @@ class Replies:
         def score(record: Record) -> Record:
             if record.error is not None:
                 return record
-            score = task.score(by_id[record.id], record.text)
-            return replace(record, parsed=score.parsed, right=score.right)
+            return replace(record, **task.score(by_id[record.id], record.text)._asdict())
 
         records = {
             step: each
@@ -134,24 +133,23 @@ def write_lines(
         rules: by which they were read.
     """
 
-    def seconds(step: str, id: str) -> dict[str, Any]:
-        cost = replies.costs.get(step, {}).get(id)
-        return {"seconds": None if cost is None else round(cost, 4)}
-
     def shown(step: str, id: str) -> dict[str, Any]:
-        values = vars(replies.records[step][id])
-        return {k: v for k, v in values.items() if k not in ("id", "method")} | seconds(step, id)
+        record, cost = replies.records.get(step, {}).get(id), replies.costs.get(step, {}).get(id)
+        values = (
+            {k: v for k, v in vars(record).items() if k not in ("id", "method")} if record else {}
+        )
+        return values | {"seconds": None if cost is None else round(cost, 4)}
 
     lines = []
     for example in make_portable(replies.examples):
         id = example.id
-        found = {step: shown(step, id) for step, each in replies.groundings.items() if id in each}
-        answers = {name: {"settings": key, **shown(key, id)} for name, key in methods.items()}
         line = {
             "question": _fields(example),
-            **seconds(ENCODING, id),
-            "groundings": found,
-            "answers": answers,
+            **shown(ENCODING, id),
+            "groundings": {
+                step: shown(step, id) for step, each in replies.groundings.items() if id in each
+            },
+            "answers": {n: {"settings": key, **shown(key, id)} for n, key in methods.items()},
             "rules": rules,
             "about": about,
         }

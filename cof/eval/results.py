@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
 from cof.eval.figures import changed_units, compare, find_clusters, ratio, share
-from cof.eval.methods import Method, box_grounders, grounding_key
+from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
 from cof.eval.replies import Replies
 from cof.eval.rules import RULES
 from cof.eval.store import ENCODING, Costs, Record
@@ -51,7 +53,7 @@ def collect_results(
         "benchmark": task.name,
         "rules": task.rules,
         "prompt_style": task.prompt_style,
-        "headline": list(task.headline),
+        "headline": [m for h in task.headline for m in names if m.rpartition(": ")[2] == h],
         "questions": len(examples),
         "images": len({str(example.image) for example in examples}),
         "shard": list(task.shard),
@@ -126,10 +128,14 @@ def _grounding(
     """Stage 1 by group: `found`, the share of questions with a box; of those about one known
     object `centre` in it, `mean_iou`, and `iou_50`, the share with an IoU of at least 0.5."""
     clusters = find_clusters(examples)
+    judged = {
+        id: replace(record, boxes=task.judged_boxes(record.text, record.boxes))
+        for id, record in groundings.items()
+    }
     table: dict[str, dict[str, Any]] = {}
     for group, chosen in task.groups(examples).items():
         found = {e.id: bool(groundings[e.id].boxes) for e in chosen}
-        single = {e.id: judge_box(e, groundings[e.id]) for e in chosen if e.single and e.region}
+        single = {e.id: judge_box(e, judged[e.id]) for e in chosen if e.single and e.region}
         figures = {"found": share(found, clusters, 1.0)}
         if single:
             figures |= {
@@ -147,37 +153,28 @@ def _costs(
     methods: Mapping[str, Method], answers: Answers, costs: Costs, examples: Sequence[Example]
 ) -> dict[str, dict[str, Any]]:
     """What each method takes, with the images encoded and stage 1: `seconds` in all, and their
-    `ratio` to the plain answers' in the same run."""
-    means = {}
+    `ratio` to the plain answers' in the same run; without those of which a step's cost is unknown.
+    A method with a threshold pays for the plain answers, and for looking where it looks."""
+    means: dict[str, float] = {}
     for name, method in methods.items():
-        ids = [e.id for e in examples if answers[name][e.id].error is None]
-        means[name] = _mean_cost(method, answers.get("plain", {}), costs, ids)
-    plain = means.get("plain")
+        ids = looking = [e.id for e in examples if answers[name][e.id].error is None]
+        steps, limit = [(ENCODING, ids)], method.settings.max_plain_confidence
+        if not method.is_plain and not method.given:
+            if limit < 1:
+                plain = answers.get("plain")
+                if plain is None:
+                    continue
+                looking = [id for id in ids if (plain[id].confidence or 0.0) <= limit]
+                steps.append((PLAIN.key, ids))
+            steps += [(grounding_key(each), looking) for each in box_grounders(method.settings)]
+        steps.append((method.key if method.key in costs else method.without_threshold.key, looking))
+        with suppress(KeyError, ZeroDivisionError):
+            means[name] = sum(costs[step][id] for step, of in steps for id in of) / len(ids)
+    base = means.get("plain")
     return {
         name: {
             "seconds": round(mean * len(examples), 2),
-            "ratio": round(mean / plain, 3) if plain else None,
+            "ratio": round(mean / base, 3) if base else None,
         }
         for name, mean in means.items()
-        if mean is not None
     }
-
-
-def _mean_cost(
-    method: Method, plain: Mapping[str, Record], costs: Costs, ids: Sequence[str]
-) -> float | None:
-    """Seconds, the mean over questions; None where the cost of a step is not known. A method with
-    a threshold pays for the plain answers, and for looking where it looks."""
-    looking, steps = ids, [(ENCODING, ids)]
-    limit = method.settings.max_plain_confidence
-    key = method.key if method.key in costs else method.without_threshold.key
-    try:
-        if not method.is_plain and not method.given:
-            if limit < 1:
-                looking = [id for id in ids if (plain[id].confidence or 0.0) <= limit]
-                steps.append(("plain", ids))
-            steps += [(grounding_key(each), looking) for each in box_grounders(method.settings)]
-        spent = [costs[step][id] for step, asked in [*steps, (key, looking)] for id in asked]
-    except KeyError:
-        return None
-    return sum(spent) / len(ids) if ids else None

@@ -1,23 +1,24 @@
 """How the field's harnesses read an answer out of a reply, under their names; and short answers.
 
-The harnesses disagree, so a figure is only comparable with figures under the same rules (`SOURCES`
-says which version of each is followed). Where a harness asks a language model to judge, or guesses
-at random, when its rules find nothing, the reply counts as unparsed (None) here, and wrong.
+The harnesses disagree, so a figure is only comparable with figures under the same rules;
+docs/evaluation.md names the function that each follows, oddities included. Where a harness asks a
+language model to judge, or guesses at random, when its rules find nothing, the reply counts as
+unparsed (None) here, and wrong.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from string import ascii_uppercase
 from typing import Literal
 
-# fmt: off
-NUMBER_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+_UP_TO_SIXTEEN = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen"
 )
-# fmt: on
+NUMBER_WORDS = _UP_TO_SIXTEEN.split()
 
 Rules = Literal["official", "llava", "lmms-eval", "vlmevalkit"]
 
@@ -25,7 +26,7 @@ SOURCES: Mapping[Rules, str] = {
     "official": "the benchmarks' own scripts",
     "llava": "LLaVA-1.5's evaluation, the source of the paper's baselines",
     "lmms-eval": "lmms-eval 0.7.3",
-    "vlmevalkit": "VLMEvalKit as of November 2026, which also reads `answer is **B**`",
+    "vlmevalkit": "VLMEvalKit at e8e78f0",
 }
 """What each rule set follows."""
 
@@ -58,7 +59,7 @@ def _pope_lmms_eval(text: str) -> str | None:
 
 
 def _whole_words(text: str) -> str | None:
-    words = vqa_punctuation(text.lower()).split()
+    words = vqa_punctuation(text.lower(), _KIT_STOP).split()
     return _only(word for word in ("yes", "no") if word in words)
 
 
@@ -81,6 +82,16 @@ POPE: Mapping[Rules, Callable[[str], str | None]] = {
 _FORMS = ["X", "X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X)."]
 """How an option's letter X may be written, in the order in which they are tried."""
 
+_VSTAR_FORMS = (
+    r"^([A-D])",
+    r"(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
+    r"\(([A-D])\)",
+    r"([A-D])\s*[.)\]]",
+    r"(?:^|\s)([A-D])(?:\s|$)",
+)
+"""The letter in a reply in capitals, in the order in which they are tried; the first one is also
+that of a word."""
+
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -90,30 +101,45 @@ _REFUSALS = (
 
 
 def _mmbench_official(text: str, options: Sequence[str]) -> str | None:
-    return _letter(text, ascii_uppercase[: len(options)]) or _option_text(text, options)
+    # A to E always count as letters there, however many options there are
+    letters = ascii_uppercase[: max(5, len(options))]
+    return _letter(text, letters) or _option_text(text, options)
 
 
 def _mmbench_lmms_eval(text: str, options: Sequence[str]) -> str | None:
-    # E always counts as a letter there, however many options there are
-    return _letter(text, ascii_uppercase[:5]) or _option_text(text, options)
+    # in the data that it loads a missing option is spelled "nan", which it takes for a text
+    spelled = [*options, *[""] * (4 - len(options))]
+    return _mmbench_official(text, [option or "nan" for option in spelled])
 
 
-def _mmbench_vlmevalkit(text: str, options: Sequence[str]) -> str | None:
+def _kit(text: str, options: Sequence[str], *, newest: bool) -> str | None:
+    """VLMEvalKit's: as HR-Bench's authors took it over, and lmms-eval from them, or the newest."""
     if any(refusal in text for refusal in _REFUSALS):
         return None
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
-    letters = ascii_uppercase[: len(options)]
-    letter = _only(each for each in letters if each in words)
-    if letter and words.index(letter) > len(words) - 5:
-        return letter
-    if "Z" in words and not any(each in words for each in letters):
+    letters = [letter for letter, option in zip(ascii_uppercase, options, strict=False) if option]
+    named = [letter for letter in letters if letter in words]
+    if len(named) == 1 and (not newest or words.index(named[0]) > len(words) - 5):
+        return named[0]
+    if "Z" in words and not named:
         return None
-    stated = re.search(r"(?:correct )?answer is \*\*([A-Da-d])\*\*", text)
-    if stated:
-        return _only(each for each in letters if each == stated[1].upper())
-    if len(text) > 2 * sum(len(option) for option in options):
-        return None
+    if newest:
+        stated = re.search(r"(?i)answer\s+is\s+\**([ABCD])", text)
+        if stated and stated[1].upper() in letters:
+            return stated[1].upper()
+        if len(text.lower()) > 2 * sum(map(len, options)):
+            return None
     return _option_text(text, options)
+
+
+_kit_newest = partial(_kit, newest=True)
+_kit_2024 = partial(_kit, newest=False)
+
+
+def _vstar_lmms_eval(text: str, options: Sequence[str]) -> str | None:
+    reply = text.strip().upper()
+    found = filter(None, (re.search(form, reply) for form in _VSTAR_FORMS))
+    return next((match[1] for match in found), _only(re.findall("[A-D]", reply)))
 
 
 def _letter(text: str, letters: str) -> str | None:
@@ -129,7 +155,7 @@ def _letter(text: str, letters: str) -> str | None:
 def _option_text(text: str, options: Sequence[str]) -> str | None:
     reply = text.lower()
     lettered = zip(ascii_uppercase, options, strict=False)
-    return _only(letter for letter, option in lettered if option.lower() in reply)
+    return _only(letter for letter, option in lettered if option and option.lower() in reply)
 
 
 def _only(answers: Iterable[str]) -> str | None:
@@ -138,13 +164,27 @@ def _only(answers: Iterable[str]) -> str | None:
     return several[0] if len(several) == 1 else None
 
 
-OPTIONS: Mapping[Rules, Callable[[str, Sequence[str]], str | None]] = {
+OptionReaders = Mapping[Rules, Callable[[str, Sequence[str]], str | None]]
+
+OPTIONS: OptionReaders = {
     "official": _mmbench_official,
     "llava": _mmbench_official,  # it submits replies as they are to the benchmark's server
     "lmms-eval": _mmbench_lmms_eval,
-    "vlmevalkit": _mmbench_vlmevalkit,
+    "vlmevalkit": _kit_newest,
 }
-"""Reply and options -> the letter of the option chosen, or None: by its letter, else its text."""
+"""Reply and options -> the letter of the option chosen, or None: by its letter, else its text. An
+empty option is none: its letter is skipped."""
+
+HRBENCH: OptionReaders = {
+    **OPTIONS,
+    "official": _kit_2024,
+    "llava": _kit_2024,
+    "lmms-eval": _kit_2024,
+}
+"""The same in HR-Bench, whose own script then asks a language model."""
+
+VSTAR: OptionReaders = {**OPTIONS, "lmms-eval": _vstar_lmms_eval}
+"""The same in V*Bench."""
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS[:11])}
@@ -193,38 +233,45 @@ def named_choice(text: str, choices: Sequence[str]) -> str | None:
 
 def _same(word: str, choice: str) -> bool:
     if choice.isdigit():
-        as_word = NUMBER_WORDS[int(choice)] if int(choice) < len(NUMBER_WORDS) else None
-        return (word.lstrip("0") or "0") == choice or word.lower() == as_word
+        lower = word.lower()
+        number = str(NUMBER_WORDS.index(lower)) if lower in NUMBER_WORDS else word.lstrip("0")
+        return (number or "0") == choice
     return word == choice if len(choice) == 1 else word.lower() == choice
 
 
-def vqa_punctuation(text: str) -> str:
+_STOP, _KIT_STOP = r"\.(?!\d)", r"(?<!\d)\.(?!\d)"
+"""The full stops that go: the VQA evaluation's, and VLMEvalKit's, which keeps `3.`"""
+
+
+def vqa_punctuation(text: str, stop: str = _STOP) -> str:
     """Punctuation as the VQA evaluation takes it out: gone beside a blank or in a text with a
-    number such as 1,000; elsewhere a blank; full stops gone except before digits."""
+    number such as 1,000; elsewhere a blank; full stops gone except before digits, the first 32."""
     kept = text
     for mark in _PUNCTUATION:
         apart = f"{mark} " in text or f" {mark}" in text or re.search(r"\d,\d", text)
         kept = kept.replace(mark, "" if apart else " ")
-    return re.sub(r"\.(?!\d)", "", kept)
+    return re.sub(stop, "", kept, count=32)
 
 
-def vqa_normalized(text: str) -> str:
+def vqa_normalized(text: str, rules: Rules = "official") -> str:
     """A short answer as the VQA evaluation compares it: lower case, no articles, numbers as
-    digits, forgotten apostrophes put back, `'s` a word of its own.
+    digits, forgotten apostrophes put back, `'s` a word of its own (but for VLMEvalKit).
 
     >>> vqa_normalized("The  STOP-sign, dont!")
     "stop sign don't"
-    >>> vqa_normalized("Two o'clock.")
-    "2 o'clock"
+    >>> vqa_normalized("Two o'clock."), vqa_normalized("Joe's 3.", "vlmevalkit")
+    ("2 o'clock", "joe's 3.")
     """
-    line = re.sub(r"[\n\t]", " ", text.lower()).replace(",", "").replace("?", "")
-    line = vqa_punctuation(line.replace("'s", " 's").strip())
-    words = [_NUMBERS.get(word, "0" if word == "none" else word) for word in line.split()]
+    line, stop = re.sub(r"[\n\t]", " ", text.strip()), _KIT_STOP
+    if rules != "vlmevalkit":
+        line, stop = line.lower().replace(",", "").replace("?", "").replace("'s", " 's"), _STOP
+    words = vqa_punctuation(line.strip(), stop).lower().split()
+    words = [_NUMBERS.get(word, "0" if word == "none" else word) for word in words]
     kept = [word for word in words if word not in ("a", "an", "the")]
     return " ".join(_CONTRACTIONS.get(word, word) for word in kept)
 
 
-def vqa_accuracy(text: str, answers: Sequence[str]) -> float:
+def vqa_accuracy(text: str, answers: Sequence[str], rules: Rules = "official") -> float:
     """Agreement with people's answers: the mean, over leaving out each of them in turn, of
     min(others who say the same / 3, 1). 0 for an empty list.
 
@@ -233,8 +280,8 @@ def vqa_accuracy(text: str, answers: Sequence[str]) -> float:
     >>> vqa_accuracy("stop sign", ["Stop-sign"] * 10)
     1.0
     """
-    reply = vqa_normalized(text)
-    same = [vqa_normalized(answer) == reply for answer in answers]
+    reply = vqa_normalized(text, rules)
+    same = [vqa_normalized(answer, rules) == reply for answer in answers]
     if not same:
         return 0.0
     total = sum(same)

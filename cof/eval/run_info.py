@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import cof
 from cof.client import RemoteCoF
 from cof.engines.base import Engine
 from cof.errors import CofError
-from cof.eval.examples import Example
+from cof.eval.examples import Embedded, Example, image_digest
 from cof.eval.json_files import read_json_object, write_atomically
 
 
@@ -44,8 +45,19 @@ def digest(text: str) -> str:
 
 
 def questions_digest(examples: Iterable[Example]) -> str:
-    """A fingerprint of questions and true answers."""
-    return digest("".join(f"{e.id}\t{e.prompt}\t{e.answer}\n" for e in examples))
+    """A fingerprint of all that changes an answer or a figure: the questions with all their fields,
+    and what their images hold, wherever they lie."""
+    images: dict[Path | Embedded, Path] = {}
+
+    def told(example: Example) -> str:
+        if example.image not in images:
+            try:
+                images[example.image] = Path(image_digest(example.image))
+            except CofError:
+                images[example.image] = Path("unreadable")
+        return repr(replace(example, image=images[example.image]))
+
+    return digest("\n".join(map(told, examples)))
 
 
 def weights_digest(model: Any) -> str:

@@ -13,8 +13,7 @@ from cof.client import RemoteCoF
 from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofError, ServerError
 from cof.eval.data.base import Benchmark
-from cof.eval.examples import Embedded, Example
-from cof.eval.images import open_image, read_image_wh
+from cof.eval.examples import Embedded, Example, open_image, read_image_wh
 from cof.eval.json_files import drop_torn_line
 from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key, system_of
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
@@ -96,7 +95,7 @@ class Runner:
                 no server answers.
         """
         store, examples = Store(self.path), self.task.examples
-        if not store.ids <= {example.id for example in examples}:
+        if not {id for _, id in store} <= {example.id for example in examples}:
             raise CofError(
                 f"{self.path} holds answers to other questions: delete it, or write elsewhere."
             )
@@ -381,7 +380,7 @@ def _answer_record(task: Benchmark, example: Example, key: str, answer: Answer) 
     if answer.error:
         return Record(example.id, key, "", right=False, error=answer.error)
     score, sure = task.score(example, answer.text), _rounded(answer.answer_confidence)
-    return Record(example.id, key, answer.text, score.parsed, score.right, answer.boxes, sure)
+    return Record(example.id, key, answer.text, *score, answer.boxes, sure)
 
 
 def _grounding_record(

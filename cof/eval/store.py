@@ -77,18 +77,9 @@ class Store(dict[tuple[str, str], Record]):
         records = read_json_lines(path, partial(from_json, Record), _ADVICE)
         super().__init__({(record.method, record.id): record for record in records})
 
-    @property
-    def ids(self) -> set[str]:
-        """All questions that have a record."""
-        return {id for _, id in self}
-
     def lacks(self, keys: Iterable[str], examples: Sequence[Example]) -> list[str]:
         """The methods without a record for some of the questions."""
         return [key for key in keys if any((key, e.id) not in self for e in examples)]
-
-    def method(self, key: str) -> dict[str, Record]:
-        """One method's records by question."""
-        return {id: record for (name, id), record in self.items() if name == key}
 
     def append(self, records: Iterable[Record]) -> None:
         """Add those that are new."""

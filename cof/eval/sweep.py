@@ -23,7 +23,13 @@ from cof.eval.examples import Example
 from cof.eval.gate import SURE, choose_threshold, right_answers
 from cof.eval.json_files import parse_json, write_atomically
 from cof.eval.methods import PLAIN, Method, system_of
-from cof.eval.run_info import check_same_run, describe_engine, digest, progress_bar
+from cof.eval.run_info import (
+    check_same_run,
+    describe_engine,
+    digest,
+    progress_bar,
+    questions_digest,
+)
 from cof.eval.runner import Runner
 from cof.eval.store import Store
 from cof.settings import Settings
@@ -162,12 +168,11 @@ def choose(
     about = {
         **describe_engine(engine),
         "prompt_style": first.prompt_style,
-        "validation": digest("".join(e.id + e.prompt for e in examples)),
+        "validation": questions_digest(examples),
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
+        "system": system_of(methods) or None,
     }
-    if system := system_of(methods):
-        about["system"] = system
     folder = path.parent / "validation"
     check_same_run(folder / "run.json", about)
     shares: dict[str, list[float]] = {}  # of right answers, by key, one for each task

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cof.errors import CofError, CofWarning
 from cof.pipeline import CoF
 from cof.query import Query
 from cof.types import Decoding
@@ -18,7 +20,7 @@ class EvalRequest:
     Attributes:
         prompt: the whole prompt, by which lmms-eval caches the answer.
         options: the task's `generation_kwargs`.
-        load_messages: returns the chat, with the task's own system message and all images.
+        load_messages: returns the chat, the task's own system message and all images in it.
     """
 
     prompt: str
@@ -27,19 +29,10 @@ class EvalRequest:
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[Any], documents: Mapping[str, Any]) -> EvalRequest:
-        """A request from an lmms-eval `Instance`.
-
-        Args:
-            arguments: its `(context, messages of a document, options, number, task, split)`.
-            documents: `{task: {split: [document, ...]}}`.
-        """
+        """Of an `Instance`'s `(context, messages of a document, options, number, task, split)` and
+        the documents, `{task: {split: [document, ...]}}`."""
         prompt, messages_of, options, number, task, split = arguments
         return cls(prompt, options, lambda: messages_of(documents[task][split][number]))
-
-    @property
-    def query(self) -> Query:
-        """The query for the pipeline; of several images the last one is looked at."""
-        return Query(messages=self.load_messages())
 
     @property
     def decoding(self) -> Decoding:
@@ -65,23 +58,34 @@ class EvalRequest:
 def answer_requests(
     cof: CoF, requests: Sequence[EvalRequest], *, batch_size: int
 ) -> Iterator[tuple[int, str]]:
-    """Answer all requests; those with the same decoding run together.
-
-    Args:
-        cof: the pipeline.
-        requests: the requests.
-        batch_size: questions in one forward pass.
+    """Answer all requests; those with the same decoding run together. One that is refused, such as
+    for a damaged image, is left out with a warning.
 
     Yields:
         The number of a request and its answer, in the order of answering.
+
+    Raises:
+        CofError: all are refused.
     """
     numbers_by_decoding: dict[Decoding, list[int]] = {}
     for number, request in enumerate(requests):
         numbers_by_decoding.setdefault(request.decoding, []).append(number)
+    refused: dict[int, str] = {}
     for decoding, numbers in numbers_by_decoding.items():
         for start in range(0, len(numbers), batch_size):
-            batch = numbers[start : start + batch_size]
-            queries = [requests[number].query for number in batch]
-            answers = cof.batch(queries, decoding=decoding, batch_size=batch_size)
-            for number, answer in zip(batch, answers, strict=True):
-                yield number, requests[number].cut(answer.text)
+            asked = {}
+            for number in numbers[start : start + batch_size]:
+                try:
+                    asked[number] = Query(messages=requests[number].load_messages())
+                except Exception as error:  # damaged images raise many kinds
+                    refused[number] = repr(error)
+            how: Any = {"decoding": decoding, "batch_size": batch_size, "on_error": "return"}
+            for number, answer in zip(asked, cof.batch(asked.values(), **how), strict=True):
+                if answer.error:
+                    refused[number] = answer.error
+                else:
+                    yield number, requests[number].cut(answer.text)
+    if len(refused) == len(requests) > 0:
+        raise CofError(f"No request can be asked. The first: {refused[min(refused)]}")
+    for number, why in refused.items():
+        warnings.warn(f"Request {number} has no answer: {why}", CofWarning, stacklevel=2)

@@ -45,7 +45,7 @@ class CoFModel(lmms):
             CofError: there is no such option, or a value is refused.
         """
         super().__init__()
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
+        if not str(batch_size).isdigit() or not int(batch_size):
             raise CofError(f"--batch_size takes a number with cof, not {batch_size!r}.")
         self.batch_size = int(batch_size)
         device = device or _own_gpu()
@@ -54,16 +54,12 @@ class CoFModel(lmms):
         self.device = getattr(getattr(self.cof.engine, "model", None), "device", "cpu")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """One answer for each request, in order."""
+        """One answer for each request, in order; empty where it is refused."""
         ours = [EvalRequest.from_arguments(request.args, self.task_dict) for request in requests]
         texts = [""] * len(ours)
-        for number, text in track(
-            answer_requests(self.cof, ours, batch_size=self.batch_size),
-            "cof",
-            total=len(ours),
-            console=Console(stderr=True),
-            disable=self.rank != 0,
-        ):
+        answers = answer_requests(self.cof, ours, batch_size=self.batch_size)
+        bar: Any = {"console": Console(stderr=True), "disable": self.rank != 0}
+        for number, text in track(answers, "cof", total=len(ours), **bar):
             texts[number] = text
             key = (ours[number].prompt, ours[number].options)
             self.cache_hook.add_partial("generate_until", key, text)

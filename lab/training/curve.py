@@ -6,31 +6,19 @@ import argparse
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 SPEAK = ("glyph", "color", "shape", "size", "existence", "position", "verify", "choice")
 BOX = ("x1", "y1", "x2", "y2")
 EARLY = 500  # the step of `tiny-early`
 
 
-def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """`{name: [(step, value), ...]}` of a JSON-lines log; the last line of a step counts."""
-    rows: dict[int, dict[str, Any]] = {}
-    for line in path.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        rows[row["step"]] = row
-    series: dict[str, list[tuple[float, float]]] = {}
-    for step in sorted(rows):
-        for name, value in rows[step].items():
-            series.setdefault(name, []).append((step, value))
-    return series
-
-
 def draw(speak: Path, out: Path) -> None:
-    """Plot accuracy over steps in two panels: answers, and box coordinates (within 0.04)."""
+    """Plot accuracy over steps in two panels: answers, and box coordinates (within 0.04); of a step
+    that is logged twice the last line counts."""
     import matplotlib.pyplot as plt
 
-    series = read_log(speak)
+    logged = map(json.loads, speak.read_text("utf-8").splitlines())
+    rows = sorted({row["step"]: row for row in logged}.items())
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     panels = (
         ("Answers (first token, training scenes)", SPEAK),
@@ -38,8 +26,8 @@ def draw(speak: Path, out: Path) -> None:
     )
     for axis, (title, names) in zip(axes, panels, strict=True):
         for name in names:
-            steps, values = zip(*series[name], strict=True)
-            axis.plot(steps, values, label=name, lw=1.6)
+            known = [(step, row[name]) for step, row in rows if name in row]
+            axis.plot(*zip(*known, strict=True), label=name, lw=1.6)
         axis.set(title=title, xlabel="step", ylim=(0, 1.02))
         axis.axvline(EARLY, color="gray", lw=1, ls=":")
         axis.grid(alpha=0.3)

@@ -12,13 +12,6 @@ from cof.eval.data.scenes import Scenes
 from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
 
-BENCHMARKS: dict[str, type[Benchmark]] = {
-    "mme": MME,
-    "mmbench": MMBench,
-    "pope": POPE,
-    "textvqa": TextVQA,
-    "vstar": VStar,
-    "hrbench": HRBench,
-    "refcoco": RefCOCO,
-    "scenes": Scenes,
-}
+ALL: tuple[type[Benchmark], ...] = (MME, MMBench, POPE, TextVQA, VStar, HRBench, RefCOCO, Scenes)
+
+BENCHMARKS = {each.name: each for each in ALL}

@@ -16,10 +16,8 @@ import numpy as np
 
 from cof.errors import CofError
 from cof.eval.data.files import Row, collect, data_files, read_rows, shards
-from cof.eval.data.refer import is_refer
-from cof.eval.examples import Embedded, Example, Score
+from cof.eval.examples import Embedded, Example, Score, image_digest, open_image, read_image_wh
 from cof.eval.figures import Clusters, Figure, find_clusters, group_right, ratio, share
-from cof.eval.images import image_digest, open_image, read_image_wh
 from cof.eval.json_files import T
 from cof.eval.rules import RULES, Rules
 from cof.geometry.boxes import XYXY
@@ -31,7 +29,8 @@ benchmark's own, a harness's, or those that the embedded model was trained on.""
 
 Part = Literal["all", "validation", "test"]
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_ENDINGS = (*_ENDINGS, *map(str.upper, _ENDINGS))
 
 Replies = Mapping[str, str | None]
 """Question -> reply; None: there is none."""
@@ -132,8 +131,13 @@ class Benchmark(ABC):
         if not 1 <= part <= parts:
             raise CofError(f"A shard is i/n with i from 1 to n, such as 2/4, not {part}/{parts}.")
         for path in filter(None, (self.path, self.images)):
-            if not (path.exists() or shards(path) or is_refer(path)):
+            if not self.is_there(path):
                 raise CofError(f"There is no {path}: name the data set's folder or file.")
+
+    @classmethod
+    def is_there(cls, path: Path) -> bool:
+        """Whether a path, or split of files, of a data set is there."""
+        return path.exists() or bool(shards(path))
 
     @abstractmethod
     def read(self, problems: list[str]) -> list[Example]:
@@ -162,6 +166,15 @@ class Benchmark(ABC):
             for e in examples
         }
         return self.figures_of(Answers(examples, replies, read, rules))
+
+    def judged_boxes(self, text: str, boxes: tuple[XYXY, ...]) -> tuple[XYXY, ...]:
+        """Those of the boxes of stage 1 by which it is judged: the box around them is.
+
+        Args:
+            text: its reply, verbatim.
+            boxes: read from it, in its order, xyxy in 0..1 of the image.
+        """
+        return boxes
 
     def groups(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
         """The questions by the groups that results are broken down to: all of them, those of each
@@ -223,16 +236,18 @@ class Benchmark(ABC):
 
         Args:
             row: of a data file.
-            name: the image's. A file without an ending is tried with the usual ones, and at last
-                without the folders in its name.
+            name: the image's. A file without an ending is tried with the usual ones, one with it in
+                the other case too, and at last without the folders in its name.
             folders: where the file may lie, seen from the folder of the images and from the row's.
         """
         if row.image is not None:
             return replace(row.image, name=name or row.where)
-        endings = ("",) if Path(name).suffix.lower() in IMAGE_ENDINGS else IMAGE_ENDINGS
+        stem, endings, own = name, IMAGE_ENDINGS, Path(name).suffix
+        if own.lower() in IMAGE_ENDINGS:
+            stem, endings = name.removesuffix(own), (own, own.swapcase())
         tried = [
             Path(os.path.normpath(base / folder / f"{each}{ending}"))
-            for each in dict.fromkeys((name, Path(name).name))
+            for each in dict.fromkeys((stem, Path(stem).name))
             for base in filter(None, (self.images, row.file.parent))
             for folder in folders
             for ending in endings

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import csv
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count
@@ -52,9 +54,48 @@ class Row:
     def text(self, *columns: str) -> str:
         """The first of these cells that holds any text but `nan`, without blanks around it; empty
         if none does."""
-        values = (self.fields.get(column) for column in columns)
-        texts = (str(value).strip() for value in values if value is not None)
-        return next((text for text in texts if text not in ("", _NOTHING)), "")
+        for column in columns:
+            text = _as_text(self.fields.get(column), column)
+            if text not in ("", _NOTHING):
+                return text
+        return ""
+
+    def texts(self, column: str) -> tuple[str, ...]:
+        """The texts of a list, some of which may be records `{"answer": ...}`; none: the cell is
+        empty.
+
+        Raises:
+            CofError: it is no list of texts.
+        """
+        values = self.fields.get(column)
+        if not isinstance(values, list | None):
+            raise CofError(f"{column} is no list")
+        return tuple(
+            _as_text(each.get("answer", each) if isinstance(each, dict) else each, f"{column} {n}")
+            for n, each in enumerate(values or (), start=1)
+        )
+
+
+def _as_text(value: Any, name: str) -> str:
+    if isinstance(value, dict | list | tuple):
+        raise CofError(f"{name} is no text: {str(value)[:60]}")
+    return "" if value is None else str(value).strip()
+
+
+def only_one(value: Any) -> Any:
+    """A cell, or the one value of a list in it, which may be spelled as Python does.
+
+    Raises:
+        CofError: it holds several.
+    """
+    if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
+        with suppress(SyntaxError, ValueError):
+            value = ast.literal_eval(value)
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise CofError(f"it holds {len(value)} images, and a question is asked about one")
+        return value[0]
+    return value
 
 
 def collect(
@@ -136,8 +177,13 @@ def data_files(path: Path, patterns: Sequence[str], *, one_split: bool) -> list[
 
 
 def first_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files of the first pattern that has any, sorted."""
-    return next(filter(None, (sorted(folder.glob(pattern)) for pattern in patterns)), [])
+    """The files of the first pattern that has any, sorted; hidden ones, such as `._1.txt`, and what
+    lies in hidden folders are passed over."""
+
+    def seen(file: Path) -> bool:
+        return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+    return next(filter(None, (sorted(filter(seen, folder.glob(p))) for p in patterns)), [])
 
 
 def shards(path: Path) -> list[Path]:
@@ -167,7 +213,10 @@ def _read_tsv(path: Path, need: Sequence[str]) -> Iterator[Row]:
             if len(cells) != len(head):
                 problem = f"{len(cells)} columns instead of {len(head)} (truncated?)"
             if len(fields.get("image", "")) > 64:  # else another row's index
-                del fields["image"]
+                try:
+                    only_one(fields.pop("image"))
+                except CofError as error:
+                    problem = str(error)
                 image = _embedded(
                     path, place, partial(_tsv_cell, path, offset, head.index("image"))
                 )
@@ -192,10 +241,10 @@ def _embedded(path: Path, place: str, cell: Callable[[], Any]) -> Embedded:
 
     def load() -> bytes:
         try:
-            value = cell()
+            value = only_one(cell())
             data = value.get("bytes") if isinstance(value, dict) else value
             if isinstance(data, str):
-                data = base64.b64decode(data, validate=True)
+                data = base64.b64decode(re.sub(r"^\s*data:[^,]*,|\s", "", data), validate=True)
             if not isinstance(data, bytes):
                 raise ValueError("there is none")
         except Exception as error:  # on damaged data readers raise many kinds
@@ -216,12 +265,9 @@ def _read_parquet(path: Path, need: Sequence[str]) -> Iterator[Row]:
     for group in range(file.num_row_groups):
         for n, fields in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
             place = f"row {next(numbers)}"
-            image = _embedded(path, place, partial(_parquet_cell, path, group, n))
-            yield Row(path, place, fields, image if "image" in head else None)
-
-
-def _parquet_cell(path: Path, group: int, n: int) -> Any:
-    return _parquet_images(path, group)[n].as_py()
+            cell = partial(lambda group, n: _parquet_images(path, group)[n].as_py(), group, n)
+            image = _embedded(path, place, cell) if "image" in head else None
+            yield Row(path, place, fields, image)
 
 
 @lru_cache(maxsize=1)  # images are asked for in order

@@ -7,46 +7,40 @@ options in four orders.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from string import ascii_uppercase
 
-from cof.errors import CofError
-from cof.eval.data.choice import ChoiceBenchmark, choice_prompt
+from cof.eval.data.choice import ChoiceTable, choice_prompt, list_options
 from cof.eval.data.files import Row
-from cof.eval.data.mmbench import LETTERS
 from cof.eval.examples import Example
+from cof.eval.rules import HRBENCH
 
 
 @dataclass(frozen=True)
-class HRBench(ChoiceBenchmark):
+class HRBench(ChoiceTable):
     """The benchmark's figure is `average` over the four cycles."""
 
     name = "hrbench"
     headline = ("average", "single", "cross")
-    need = ("index", "question", *LETTERS, "answer", "category", "image")
+    readers = HRBENCH
+    _seen: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
 
     def read(self, problems: list[str]) -> list[Example]:
-        seen: Counter[str] = Counter()
+        self._seen.clear()
+        return super().read(problems)
 
-        def question(row: Row) -> Iterator[Example]:
-            options, answer = tuple(map(row.text, LETTERS)), row.text("answer")
-            if row.image is None or not all(options) or answer not in [*LETTERS]:
-                raise CofError("lacks an image, four options or their letter")
-            # the cycles of a question have no mark of their own; an order of the options that
-            # comes again is another question in the same words, about another image
-            group = f"{row.text('question')} {options[LETTERS.index(answer)]} {sorted(options)}"
-            cycle = f"{group} {options}"
-            seen[cycle] += 1
-            group += f" {seen[cycle] - 1}" * (seen[cycle] > 1)
-            yield Example(
-                id=row.text("index"),
-                image=self.image_of(row, group),
-                prompt=choice_prompt(self.prompt_style, row.text("question"), options),
-                answer=answer,
-                kind=row.text("category"),
-                question=row.text("question"),
-                options=options,
-                group=group,
-            )
+    def group_of(self, row: Row, options: Sequence[str], answer: str) -> str:
+        # the cycles of a question have no mark of their own; an order of the options that comes
+        # again is another question in the same words, about another image
+        right = options[ascii_uppercase.index(answer)]
+        group = f"{row.text('question')} {right} {sorted(options)}"
+        cycle = f"{group} {options}"
+        self._seen[cycle] += 1
+        return group + f" {self._seen[cycle] - 1}" * (self._seen[cycle] > 1)
 
-        return self.collect(question, problems)
+    def ask(self, question: str, options: Sequence[str], hint: str = "") -> str:
+        if self.prompt_style == "lmms-eval":
+            return f"{question}\n{list_options(options)}\nAnswer the option letter directly."
+        style = "vlmevalkit" if self.prompt_style == "official" else self.prompt_style
+        return choice_prompt(style, question, options, hint)

@@ -44,8 +44,7 @@ def local(source: str) -> Path:
             allow_patterns=[within, f"{within}/*", f"{within}-*"] if within else None,
         )
     except (errors.HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        told = f"could not be downloaded: {reason[0].rstrip('.')}"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
         if isinstance(error, errors.GatedRepoError):
             told = "asks for consent: accept its terms on the hub, then log in with `hf auth login`"
@@ -56,5 +55,7 @@ def local(source: str) -> Path:
                 "is not in this machine's cache and the hub cannot be reached: connect, or give "
                 "the path of a copy of the data"
             )
+        else:
+            told = f"could not be downloaded: {reason}"
         raise CofError(f"{source} {told}.") from error
     return Path(root, within or "")

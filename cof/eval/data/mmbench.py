@@ -1,29 +1,30 @@
 """MMBench: multiple choice, right only in every rotation of the options (arXiv 2307.06281).
 
-Read from its TSV files: index, question, hint, A to D, answer, category, l2-category and the
-image as base64 (or the index of the row that has it), or from the hub's parquet files with the
-same columns. Files with rotations (index + k * 10^6) and without are taken; without, the rotations
-are made.
+Read from its TSV files (`cof.eval.data.choice.ChoiceTable`), or from the hub's parquet files with
+the same columns. Files with rotations (index + k * 10^6) and without are taken; without, the
+rotations are made.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from cof.errors import CofError
 from cof.eval.data.base import Answers, split_by
-from cof.eval.data.choice import ROTATION, ChoiceBenchmark, choice_prompt, rotate_options
-from cof.eval.data.files import Row, collect
-from cof.eval.examples import Example
+from cof.eval.data.choice import ROTATION, ChoiceTable, index_of
+from cof.eval.data.files import Row
 from cof.eval.figures import Figure
+from cof.eval.store import Store
 
-LETTERS = "ABCD"
+_DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "L2-category")
+"""Columns of the data that the server does not want, as LLaVA-1.5's script leaves them out."""
 
 
 @dataclass(frozen=True)
-class MMBench(ChoiceBenchmark):
+class MMBench(ChoiceTable):
     """`circular` is the benchmark's figure; `asked once` counts the first rotation alone.
 
     Questions of a split without answers (test) are asked, and only unparsed replies counted.
@@ -31,17 +32,23 @@ class MMBench(ChoiceBenchmark):
 
     name = "mmbench"
     headline = ("circular", "asked once")
-    need = ("index", "question", "A", "B", "image")
+    answered = False
+    rotated = True
 
-    def read(self, problems: list[str]) -> list[Example]:
-        rows = self.collect(lambda row: [row], problems)
-        by_index = {row.text("index"): row for row in rows}
-        rotate = all(len(index) < len(str(ROTATION)) for index in by_index)
-        return collect(lambda row: self._questions(row, by_index, rotate), problems, rows)
+    def group_of(self, row: Row, options: Sequence[str], answer: str) -> str:
+        return str(int(index_of(row)) % ROTATION)
 
     def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """In percent: `circular`, `asked once`, circular by l2-category and by category, and
-        `unparsed`, the share of replies in which no option was found."""
+        `unparsed`, the share of replies in which no option was found. Of a file with several splits
+        the same for each, as `dev: circular`."""
+        splits = split_by("split", answers.examples)
+        if len(splits) > 1:
+            return {
+                f"{split}: {name}": figure
+                for split, asked in splits.items()
+                for name, figure in self.figures_of(replace(answers, examples=asked)).items()
+            }
         unparsed = {"unparsed": answers.unparsed(answers.examples)}
         known = [e for e in answers.examples if e.answer]
         if not known:
@@ -55,30 +62,55 @@ class MMBench(ChoiceBenchmark):
             figures |= {name: answers.share_of_groups(parts[name]) for name in sorted(parts)}
         return figures | unparsed
 
-    def _questions(self, row: Row, by_index: Mapping[str, Row], rotate: bool) -> Iterator[Example]:
-        index, question, answer = row.text("index"), row.text("question"), row.text("answer")
-        texts = [row.text(letter) for letter in LETTERS]
-        options = tuple(texts[: [*texts, ""].index("")])  # up to the first empty one
-        holder = row if row.image else by_index.get(row.text("image"), row)
-        if not re.fullmatch(r"[0-9]{1,12}", index):
-            raise CofError(f"the index {index!r} is no number")
-        if not question or len(options) < 2:
-            raise CofError("no question with two options or more")
-        if answer not in ("", *LETTERS[: len(options)]):
-            raise CofError(f"the answer {answer!r} is no option")
-        if holder.image is None:
-            raise CofError("no image")
-        group = str(int(index) % ROTATION)
-        for turns in range(len(options) if rotate else 1):
-            shown, letter = rotate_options(options, answer, turns)
-            yield Example(
-                id=str(int(index) + turns * ROTATION),
-                image=self.image_of(holder, f"question {group}"),
-                prompt=choice_prompt(self.prompt_style, question, shown, row.text("hint")),
-                answer=letter,
-                kind=row.text("category"),
-                question=question,
-                options=shown,
-                group=group,
-                area=row.text("l2-category", "L2-category"),
-            )
+
+def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
+    """Write the xlsx file that MMBench's server scores, which alone has the answers of the test
+    split: the data's own rows, rotations included, with one method's replies as `prediction`.
+
+    Args:
+        task: the split; its file needs rotations of its own where the server is to see them.
+        answers: the `answers.jsonl` of a run on it.
+        method: key of the method in it, such as `plain`.
+        out: the file; its folder must be there.
+
+    Returns:
+        How many rows it has.
+
+    Raises:
+        CofError: some of the questions lack an answer, the data has problems, or openpyxl is not
+            installed.
+    """
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell import WriteOnlyCell
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    except ModuleNotFoundError as error:
+        raise CofError("Writing xlsx files takes openpyxl: pip install 'cof[eval]'.") from error
+    replies = {id: record for (key, id), record in Store(answers).items() if key == method}
+    _ = task.examples  # refuses data with problems
+    table = task.collect(lambda row: [row], [])
+    missing = [index for index in map(index_of, table) if index not in replies]
+    if missing:
+        raise CofError(
+            f"Without an answer: {len(missing)}, the first is question {missing[0]}: run `cof eval "
+            "mmbench` to its end, without --limit and --shard."
+        )
+    columns = [name for name in table[0].fields if name not in _DROPPED]
+    columns.insert(6, "prediction")  # its place in the files that the server knows
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet()
+    sheet.append(columns)
+
+    def cell(value: object) -> Any:
+        if not isinstance(value, str):
+            return value
+        text = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", value))
+        text.data_type = "s"  # also where it begins as a formula does
+        return text
+
+    for row in table:
+        index = index_of(row)
+        shown = {**row.fields, "index": int(index), "prediction": replies[index].text}
+        sheet.append([cell(shown[name]) for name in columns])
+    book.save(out)
+    return len(table)

@@ -44,6 +44,7 @@ class MME(Benchmark):
 
     def read(self, problems: list[str]) -> list[Example]:
         asked: Counter[str] = Counter()
+        names: dict[str, str] = {}
 
         def question(row: Row) -> Iterator[Example]:
             task, group, answer = map(row.text, ("category", "question_id", "answer"))
@@ -52,17 +53,21 @@ class MME(Benchmark):
                 raise CofError("no question with the answer Yes or No")
             if not group.startswith(f"{task}/"):
                 group = f"{task}/{group}"
+            name = group if row.image else row.text("image")
+            if names.setdefault(group, name) != name:  # `a.jpg` beside `a.png`
+                group = f"{task}/{name}"
             asked[group] += 1
+            pair = (asked[group] + 1) // 2  # the official script takes two at a time
             text = row.text("question")
             folders = (task, f"{task}/images", ".", "images", "../images")
             short = self.prompt_style in ("llava", "lmms-eval")
             yield Example(
                 id=f"{group}-{asked[group]}",
-                image=self.image_of(row, group if row.image else row.text("image"), *folders),
+                image=self.image_of(row, name, *folders),
                 prompt=text.replace(ASKS, "").rstrip() + SHORT_ANSWER if short else text,
                 answer=answer,
                 kind=task,
-                group=group,
+                group=f"{group} ({pair})" if pair > 1 else group,
                 question=text.replace(ASKS, "").strip(),
             )
 
@@ -71,9 +76,9 @@ class MME(Benchmark):
         empty = (task for task in TASKS if (self._root / task).is_dir() and task not in there)
         problems += [f"{task} has no questions" for task in empty]
         problems += [
-            f"{group} has {n} question{'s' * (n > 1)} instead of two"
+            f"{group} has {n} question{'s' * (n > 1)}, and they come in pairs"
             for group, n in asked.items()
-            if n != 2
+            if n % 2
         ]
         return examples
 
@@ -105,7 +110,7 @@ class MME(Benchmark):
         folders = file.relative_to(self._root).parts[:-1]  # none: one text for all images
         task = folders[0] if folders else file.stem
         try:
-            lines = file.read_text("utf-8").splitlines()
+            lines = file.read_text("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise CofError(f"{file} cannot be read: {error}.") from error
         for number, line in enumerate(lines, start=1):

@@ -28,7 +28,7 @@ class POPE(Benchmark):
     """Papers quote F1 with "yes" as the positive answer, in percent."""
 
     name = "pope"
-    headline = tuple(f"{kind} f1" for kind in KINDS)
+    headline = tuple(f"{kind} f1" for kind in (*KINDS, "pooled"))
     # the hub's repository has the same questions in data/ and in Full/
     patterns = (
         *(f"{folder}*pope_*.json*" for folder in ("", "*/", "*/*/")),
@@ -49,7 +49,8 @@ class POPE(Benchmark):
 
     def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """F1 of each kind, then accuracy, precision, recall, yes ratio and unparsed replies, all in
-        percent; and their means over the kinds.
+        percent; their means over the kinds, and those of all questions together (`pooled`), which
+        are the figures of lmms-eval's task `pope`.
 
         An unparsed reply is wrong. VLMEvalKit counts it as "no" in recall; lmms-eval leaves it out
         of recall, and its yes ratio is that of the true answers.
@@ -58,9 +59,11 @@ class POPE(Benchmark):
             kind: yes_no_figures(asked, answers)
             for kind, asked in split_by("kind", answers.examples).items()
         }
-        names = list(next(iter(parts.values()), {}))
+        pooled = yes_no_figures(answers.examples, answers)
+        names = list(pooled)
         return {
             **{f"{kind} {name}": parts[kind][name] for name in names for kind in parts},
+            **{f"pooled {name}": figure for name, figure in pooled.items()},
             **{
                 f"mean {name}": total([figures[name] for figures in parts.values()], 1 / len(parts))
                 for name in names
@@ -98,16 +101,14 @@ def yes_no_figures(examples: Sequence[Example], answers: Answers) -> dict[str, F
 
     lmms = answers.rules == "lmms-eval"
 
-    def missed(answer: str | None, true: str) -> bool:
-        return true == "yes" and (answer == "no" or (answer is None and not lmms))
-
-    def f1(answer: str | None, true: str) -> tuple[float, float]:
-        hit = answer == true == "yes"
-        return 2 * hit, 2 * hit + (answer == "yes" != true) + missed(answer, true)
-
     def recall(answer: str | None, true: str) -> tuple[float, float]:
         hit = answer == true == "yes"
-        return hit, hit + missed(answer, true)
+        missed = true == "yes" and (answer == "no" or (answer is None and not lmms))
+        return hit, hit + missed
+
+    def f1(answer: str | None, true: str) -> tuple[float, float]:
+        hit, positive = recall(answer, true)
+        return 2 * hit, hit + positive + (answer == "yes" != true)
 
     return {
         "f1": figure(f1),

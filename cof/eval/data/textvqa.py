@@ -16,7 +16,7 @@ from typing import Any
 
 from cof.errors import CofError
 from cof.eval.data.base import Answers, Benchmark
-from cof.eval.data.files import Row
+from cof.eval.data.files import Row, first_files
 from cof.eval.examples import Example, Score
 from cof.eval.figures import Figure, ratio
 from cof.eval.json_files import read_json_object
@@ -28,7 +28,7 @@ RECOGNISED = "TextVQA_Rosetta_OCR_v0.2_val.json"
 
 @dataclass(frozen=True)
 class TextVQA(Benchmark):
-    """VQA accuracy after the official normalisation; all rule sets have the same."""
+    """VQA accuracy after the official normalisation; the rules `vlmevalkit` have their own."""
 
     name = "textvqa"
     headline = ("accuracy",)
@@ -40,25 +40,25 @@ class TextVQA(Benchmark):
         return self.collect(self._question, problems)
 
     def parse(self, example: Example, text: str, rules: Rules) -> str | None:
-        return vqa_normalized(text) or None
+        return vqa_normalized(text, rules) or None
 
     def score(self, example: Example, text: str) -> Score:
         """Right: at least half of the VQA accuracy, which two agreeing people give."""
         parsed = self.parse(example, text, self.rules)
-        return Score(parsed, vqa_accuracy(text, example.answers) >= 0.5)
+        return Score(parsed, vqa_accuracy(text, example.answers, self.rules) >= 0.5)
 
     def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """`accuracy`: the mean VQA accuracy in percent."""
         said = ((e, answers.replies[e.id] or "") for e in answers.examples)
-        agreed = ((e.id, vqa_accuracy(text, e.answers), 1) for e, text in said)
+        agreed = ((e.id, vqa_accuracy(text, e.answers, answers.rules), 1) for e, text in said)
         return {"accuracy": ratio(agreed, answers.clusters)}
 
     def _question(self, row: Row) -> Iterator[Example]:
-        answers = _texts(row, "answers")
+        answers = row.texts("answers")
         if not answers:
             raise CofError("no list of answers")
         question, style = row.text("question"), self.prompt_style
-        words = ", ".join(_texts(row, "ocr_tokens"))
+        words = ", ".join(row.texts("ocr_tokens"))
         seen = f"\nReference OCR token: {words}" if style == "llava-ocr" else ""
         asked = question.capitalize() if style == "lmms-eval" else question
         yield Example(
@@ -76,7 +76,7 @@ class TextVQA(Benchmark):
             return
         words: dict[str, Any] = {}
         if self.prompt_style == "llava-ocr":
-            beside = sorted(file.parent.glob("*OCR*val*.json"))
+            beside = first_files(file.parent, ["*OCR*val*.json"])
             if not beside:
                 raise CofError(f"{file.name}: no recognised text ({RECOGNISED}) beside it")
             words = {str(each.get("image_id")): each.get("ocr_tokens") for each in _data(beside[0])}
@@ -90,10 +90,3 @@ def _data(file: Path) -> list[dict[str, Any]]:
     if not isinstance(records, list):
         raise CofError(f"{file.name}: no list `data` in it")
     return [each if isinstance(each, dict) else {} for each in records]
-
-
-def _texts(row: Row, field: str) -> tuple[str, ...]:
-    values = row.fields.get(field) or []
-    if not isinstance(values, list):
-        raise CofError(f"{field} is no list")
-    return tuple(map(str, values))

@@ -8,7 +8,7 @@ for each object asked about).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -20,6 +20,8 @@ from cof.eval.data.choice import ROTATION, ChoiceBenchmark, choice_prompt, rotat
 from cof.eval.data.files import Row
 from cof.eval.examples import Example
 from cof.eval.json_files import read_json_object
+from cof.eval.rules import VSTAR
+from cof.prompting.dialects import OPTION_LETTER
 
 KINDS = ("direct_attributes", "relative_position")
 
@@ -36,6 +38,7 @@ class VStar(ChoiceBenchmark):
 
     name = "vstar"
     headline = ("average", *KINDS)
+    readers = VSTAR
     patterns = ("*/*.json",)
     one_split = False
 
@@ -47,21 +50,27 @@ class VStar(ChoiceBenchmark):
             record = read_json_object(file, "download it again")
             yield Row.of_json(file, "", record, ("question", "options", "bbox"))
 
+    def ask(self, question: str, options: Sequence[str], hint: str = "") -> str:
+        if self.prompt_style == "official":
+            return question
+        if self.prompt_style == "lmms-eval":  # its data end in the sentence that it adds
+            return choice_prompt("llava", question, options) + OPTION_LETTER
+        return super().ask(question, options, hint)
+
     def _questions(self, numbers: Iterator[int], row: Row) -> Iterator[Example]:
-        kind, question, options = row.file.parent.name, row.text("question"), row.fields["options"]
-        if not isinstance(options, list) or not 2 <= len(options) <= 26:
+        kind, question, options = row.file.parent.name, row.text("question"), row.texts("options")
+        if not 2 <= len(options) <= 26:
             raise CofError("options are no list of 2 to 26")
         image = self.image_of(row, row.file.stem, kind, ".")
         region = read_region(row, image)
         number = next(numbers)
         likelihood = self.prompt_style == "official"
         for turns in range(1 if likelihood else len(options)):
-            shown, answer = rotate_options([*map(str, options)], "A", turns)
-            prompt = choice_prompt(self.prompt_style, question, shown)
+            shown, answer = rotate_options(options, "A", turns)
             yield Example(
                 id=str(number + turns * ROTATION),
                 image=image,
-                prompt=question if likelihood else prompt,
+                prompt=self.ask(question, shown),
                 answer=answer,
                 region=region,
                 kind=kind,

@@ -98,15 +98,15 @@ def headline_table(name: str, numbers: Numbers) -> Table:
 
 def _compare(name: str, figures: Numbers, spec: str, *more: str) -> Table:
     """Figures of every method (`cof.eval.figures.compare`); `more` columns as they are."""
-    rows = [
-        [
-            *(figure, method, Number.of(row, spec)),
-            *_difference(row, f"+{spec}"),
-            *(row[column] for column in more),
-        ]
-        for figure, by_method in figures.items()
-        for method, row in by_method.items()
-    ]
+    rows: list[list[Cell]] = []
+    for figure, by_method in figures.items():
+        for method, row in by_method.items():
+            gap = Number.of(row, f"+{spec}", "difference") if "difference" in row else ""
+            tested = (
+                [row["fixed"], row["broken"], Number(row["p"], "p")] if "p" in row else [""] * 3
+            )
+            others = [row[column] for column in more]
+            rows.append([figure, method, Number.of(row, spec), gap, *tested, *others])
     head = ["figure", "method", "value", "against plain", "fixed", "broken", "p", *more]
     return Table(name, head, rows)
 
@@ -159,11 +159,3 @@ def _costs(name: str, numbers: Numbers, about: Numbers) -> list[Block]:
         f"to {about['batch_size']}, on {about['device']}; {versions}."
     )
     return [Table(f"{name}-cost", ["method", "ms a question", "x plain"], rows), Text(text)]
-
-
-def _difference(row: Numbers, spec: str) -> list[Cell]:
-    """Difference from the plain model, fixed, broken and p; blank for the plain model itself."""
-    if "difference" not in row:
-        return ["", "", "", ""]
-    tested = [row["fixed"], row["broken"], Number(row["p"], "p")] if "p" in row else ["", "", ""]
-    return [Number.of(row, spec, "difference"), *tested]

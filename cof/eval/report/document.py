@@ -16,16 +16,11 @@ from typing import Any
 
 from cof.errors import CofError
 
+_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum"}
+_NAMES |= {"<": "less", ">": "greater", "|": "bar"}
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
-    | {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-    }
+    | {character: rf"\text{name}{{}}" for character, name in _NAMES.items()}
 )
 
 
@@ -167,7 +162,10 @@ def _markdown(block: Block, charts: str, deeper: int) -> str:
         case Items(items):
             return "\n".join(f"- **{name}**: {text}" for name, text in items)
         case Table(_, head, rows):
-            lines = [" | ".join(_cell(cell) for cell in row) for row in (head, *rows)]
+            shown = [
+                [str(c).replace("|", "\\|").replace("\n", " ") for c in r] for r in (head, *rows)
+            ]
+            lines = [" | ".join(row) for row in shown]
             rule = f"|---{'|--:' * (len(head) - 1)}|"
             return "\n".join([f"| {lines[0]} |", rule, *(f"| {line} |" for line in lines[1:])])
         case Chart(name, title):
@@ -177,10 +175,6 @@ def _markdown(block: Block, charts: str, deeper: int) -> str:
             given = "; ".join(f"{name}: {text!r}" for name, text, _ in answers)
             # answers may hold what looks like HTML
             return escape(f"- {outcome}: *{asked}* Truth: {truth!r}; {given}.", quote=False)
-
-
-def _cell(cell: Cell) -> str:
-    return str(cell).replace("|", "\\|").replace("\n", " ")
 
 
 def html(title: str, lead: str, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_uppercase
 
 from PIL import Image
 
 from cof.errors import CofError
-from cof.eval.examples import Embedded, Example
-from cof.eval.images import open_image
+from cof.eval.data.choice import list_options
+from cof.eval.examples import Embedded, Example, open_image
 from cof.eval.methods import grounding_key
 from cof.eval.report.document import Block, Card, Heading, Text
 from cof.eval.runs import Run
@@ -29,13 +30,11 @@ def make_gallery(run: Run, task: str) -> list[Block]:
     """Fixed and broken questions of `cof`, the first ones of each kind in turn; a sentence
     where the replies are not there."""
     changed = run.results["tasks"][task]["changed"].get("cof")
-    if not changed:
+    if not changed or not any(changed.values()):
         return []
     kept = run.read_scored(task)
     if kept is None:
         return [Text("The replies are not there, so no questions are shown.")]
-    if not any(changed.values()):
-        return []
     replies, images = kept
     methods = run.methods
     answers = replies.answers({name: methods[name].key for name in ("plain", "cof")})
@@ -44,10 +43,10 @@ def make_gallery(run: Run, task: str) -> list[Block]:
     by_id = {example.id: example for example in replies.examples}
     cards = []
     for outcome, ids in changed.items():
-        for example in map(by_id.__getitem__, ids[:_MOST]):
-            plain, cof = answers["plain"][example.id], answers["cof"][example.id]
-            found, source = boxes.get(example.id), images.get(example.id)
-            cards.append(_make_card(example, outcome, found, plain, cof, source))
+        for id in ids[:_MOST]:
+            said = {name: records[id] for name, records in answers.items()}
+            image = _draw_image(images.get(id), by_id[id], boxes.get(id), said["cof"])
+            cards.append(_make_card(by_id[id], outcome, said, image))
     parts = [f"{len(ids)} {outcome}" for outcome, ids in changed.items()]
     title = "What CoF changed" if len(run.results["tasks"]) == 1 else f"{task}: what CoF changed"
     return [
@@ -61,25 +60,18 @@ def make_gallery(run: Run, task: str) -> list[Block]:
     ]
 
 
-def _make_card(
-    example: Example,
-    outcome: str,
-    found: Record | None,
-    plain: Record,
-    cof: Record,
-    image: Path | Embedded | None,
-) -> Card:
+def _make_card(example: Example, outcome: str, said: Mapping[str, Record], image: str) -> Card:
     options = dict(zip(ascii_uppercase, example.options, strict=False))
-    listed = [f"{letter}. {text}" for letter, text in options.items()]
     asked = example.prompt.removesuffix(SHORT_ANSWER).removesuffix(OPTION_LETTER)
+    listed = f"{example.question}\n{list_options(example.options)}".rstrip("\n")
     true = options.get(example.answer)
     return Card(
         outcome=outcome,
         kind=example.kind,
-        question="\n".join([example.question, *listed]) if example.question else asked,
+        question=listed if example.question else asked,
         truth=f"{example.answer}. {true}" if true else example.answer,
-        answers=[("plain", plain.text, bool(plain.right)), ("cof", cof.text, bool(cof.right))],
-        image=_draw_image(image, example, found, cof),
+        answers=[(name, record.text, bool(record.right)) for name, record in said.items()],
+        image=image,
     )
 
 
@@ -87,11 +79,11 @@ def _draw_image(
     source: Path | Embedded | None, example: Example, found: Record | None, cof: Record
 ) -> str:
     """A WebP file in base64; empty where the image is no longer there."""
-    if source is None:
-        return ""
     try:
-        image = open_image(source)
+        image = None if source is None else open_image(source)
     except CofError:
+        image = None
+    if image is None:
         return ""
     panel = overlay(
         image,

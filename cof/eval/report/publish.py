@@ -9,6 +9,7 @@ from typing import Any
 import cof
 from cof.eval.evaluate import write_results
 from cof.eval.json_files import write_atomically
+from cof.eval.paper import paper_blocks
 from cof.eval.report.blocks import result_blocks
 from cof.eval.report.charts import result_charts
 from cof.eval.report.document import (
@@ -23,7 +24,6 @@ from cof.eval.report.document import (
     markdown,
 )
 from cof.eval.report.gallery import make_gallery
-from cof.eval.report.paper import paper_blocks
 from cof.eval.rules import Rules
 from cof.eval.runs import Run, explain_damage, find_runs
 
@@ -36,9 +36,11 @@ def make_blocks(results: Mapping[str, Any]) -> list[Block]:
     return paper_blocks(results) if "paper" in results else result_blocks(results)
 
 
-def write_table(results: Mapping[str, Any], out: Path) -> None:
-    """`table.md` in the folder of a run."""
-    write_atomically(out / "table.md", markdown(make_blocks(results)))
+def write_table(results: Mapping[str, Any], out: Path) -> str:
+    """Write a run's tables into its folder, as `table.md`, and return them."""
+    table = markdown(make_blocks(results))
+    write_atomically(out / "table.md", table)
+    return table
 
 
 def rescore(out: Path, rules: Rules | None = None) -> list[Path]:
