@@ -133,7 +133,7 @@ $(NEWEST_READY): pyproject.toml constraints-newest.txt
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(NEWEST)/bin/python -m pip install --quiet --constraint constraints-newest.txt \
-		pytest --editable '.[big,peft,smolvlm]'
+		hypothesis pytest --editable '.[big,peft,smolvlm]'
 	touch $@
 
 # Gradio asks for an older Pillow than the rest.
