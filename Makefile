@@ -158,7 +158,7 @@ $(NEWEST_READY): pyproject.toml constraints-newest.txt
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(NEWEST)/bin/python -m pip install --quiet --constraint constraints-newest.txt \
-		pytest --editable '.[big,peft,smolvlm]'
+		hypothesis pytest --editable '.[big,peft,smolvlm]'
 	touch $@
 
 # torchvision, from PyPI, fails to load beside a torch for CPUs.
