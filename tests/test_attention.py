@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 from models import GRID, HEADS, LAYERS, checkpoint, picture
-from test_matrix import furthest
+from test_matrix import BOX, HEAT, WIDE, by_transformers, furthest, ours
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, StaticCache
 from zoo import engine, stock
 
+from cof.attention import bias_mask, registry
 from cof.attention.bias_mask import Bias
 from cof.attention.registry import attach, record_weights, reweight
 from cof.engines.transformers.prefix_cache import CACHE
 from cof.errors import CofError
+from cof.types import Highlight, Request
 
 STRENGTH = 8.0
 CELLS = [row * GRID + column for row in (2, 3, 4) for column in (1, 2)]
@@ -53,6 +55,33 @@ def generate(model: Any, inputs: dict[str, Tensor], **kwargs: Any) -> Any:
     return model.generate(
         **inputs, return_dict_in_generate=True, output_logits=True, **{**settings, **kwargs}
     )
+
+
+@pytest.mark.parametrize("carrier", ["mask", "dimensions"])
+@pytest.mark.parametrize("focus", ["all", "text", "some layers and heads", "no layer", "soft"])
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma4"])
+def test_carriers(name: str, focus: str, carrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to carry the bias through the prompt, as if sequences were short or long."""
+    look = {
+        "all": Highlight(BOX, 12.0),
+        "text": Highlight(BOX, 12.0, "text"),
+        "some layers and heads": Highlight(BOX, 40.0, layers=(1,), heads=(0, 3)),
+        "no layer": Highlight(BOX, 40.0, layers=()),
+        "soft": Highlight(HEAT, 12.0, graded=True),
+    }[focus]
+    calls = []
+    monkeypatch.setattr(bias_mask, "LONG", 2 if carrier == "dimensions" else 10**6)
+    monkeypatch.setattr(
+        registry, "widened", lambda *args: calls.append(1) or bias_mask.widened(*args)
+    )
+    asked = Request(WIDE, "which digit?", look)
+    expected, is_image = by_transformers(name, asked)
+    assert furthest(ours(name, asked), expected.logits) <= 3e-5
+    attention = engine(name).image_attention(asked)[0]
+    theirs = expected.attentions[0][0][0, :, -1, is_image].numpy()
+    assert attention.reshape(theirs.shape) == pytest.approx(theirs, abs=2e-5)
+    if name != "gemma4":  # whose images attend both ways, by a mask
+        assert bool(calls) == (carrier == "dimensions" and focus != "no layer")
 
 
 def test_idle_is_bitwise_stock(model: Any, pair: dict[str, Tensor]) -> None:

@@ -5,7 +5,8 @@ switched to them with `set_attn_implementation`; no class is patched.
 
 * `DECODER`: the stock SDPA function, with a mask function that writes the bias into the mask. The
   mask is built once per forward pass and shared by all layers. Only highlights on a subset of
-  layers or heads change it in each layer.
+  layers or heads change it in each layer. Where the stock function needs no mask and the sequence
+  is long, queries and keys may carry the bias in dimensions of their own.
 * `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
   modules that `attach` has numbered. (Self- and cross-attention share one mask
   function there, so the bias cannot be in the mask.)
@@ -30,7 +31,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows, spread
+from cof.attention.bias_mask import Bias, Branches, make_mask, repeat_rows, spread, widened
 from cof.errors import CofError
 
 DECODER = "cof_decoder"
@@ -152,14 +153,21 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Stock SDPA. A decoder's mask carries the bias, and here loses it in layers and heads that are
-    not chosen; in tagged modules it is added to the mask, `(B, H or 1, Q or 1, K)`."""
+    not chosen; without a mask queries and keys carry it. In tagged modules it is added to the mask,
+    `(B, H or 1, Q or 1, K)`."""
     current, tag = _REWEIGHTING.get(), getattr(module, _TAG, None)
-    gate = None if current is None else current.bias.gate
+    gate, size = None if current is None else current.bias.gate, value.shape[-1]
     if gate is not None and (decoder or tag is not None):
         chosen = gate[:, module.layer_idx if tag is None else tag[0]]
         gate = repeat_rows(chosen, query.shape[0]).to(query)[:, :, None, None]  # (B, H, 1, 1)
     lowest = torch.finfo(query.dtype).min
-    if decoder and gate is not None and attention_mask is not None:
+    if decoder and current is not None and attention_mask is None:
+        kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
+        added, late = spread(current.bias, len(query), range(query.shape[2]), range(key.shape[2]))
+        where = torch.ones(1, 1, 1) if late is None else late[:, None]  # (B, H or 1, Q or 1)
+        where = where if gate is None else where * gate[..., 0]
+        query, key, value = widened(query, key, value, added.float(), where, kwargs["scaling"])
+    elif decoder and gate is not None and attention_mask is not None:
         gated = attention_mask * gate
         attention_mask = torch.where(attention_mask > lowest, gated, lowest)  # (B, H, Q, K)
     if current is not None and tag is not None:
@@ -176,7 +184,8 @@ def _attention(
     if decoder or tag is not None:
         queries = tag[1] if tag else slice(-1, None)
         _record(query[:, :, queries], key, attention_mask, kwargs.get("scaling"))
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return out[..., :size], None
 
 
 def _record(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
