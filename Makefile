@@ -92,7 +92,8 @@ tiny: $(READY)
 STUDY := $(BIN)/python -m lab.studies
 HEADLINE := --split headline
 eval: $(READY)
-	$(STUDY) tiny $(HEADLINE) --model tiny-early --out results/tiny-early
+	$(STUDY) tiny $(HEADLINE) --fine --model tiny-early --out results/tiny-early
+	$(BIN)/python -m lab.studies.promise results/tiny-early
 	$(STUDY) tiny $(HEADLINE) --fine --out results/tiny
 	$(STUDY) tiny $(HEADLINE) --fine --side 200 --out results/tiny-small
 	$(STUDY) grid $(HEADLINE) --model tiny-early --out results/grid
