@@ -155,7 +155,7 @@ class Sample:
         if query.strength is not None:
             settings = settings.changed(strength=query.strength)
         about = query.grounding_question
-        about = chat.prompt if about is None else check_question(about)
+        about = (chat.prompt if about is None else check_question(about)).strip()
         request = Request(image, chat.prompt, region=region, chat=chat.turns, others=others)
         if not isinstance(query.options, (list, tuple)):
             raise CofError(f"options takes a list of replies, not {query.options!r}.")
@@ -193,14 +193,14 @@ class Sample:
 
 
 def check_question(question: str) -> str:
-    """The question, stripped.
+    """The question, as it is.
 
     Raises:
         CofError: it is empty, or no text that a tokenizer takes.
     """
     if not isinstance(question, str) or not question.strip():
         raise CofError("The question is empty: ask something about the image.")
-    return check_text("The question", question).strip()
+    return check_text("The question", question)
 
 
 def as_query(item: QueryLike) -> Query:

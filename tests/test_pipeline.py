@@ -424,6 +424,14 @@ def test_a_question_of_its_own_for_stage_one() -> None:
     assert (answer.question, answer.text, answer.boxes) == (QUESTION, "focused", (BOX,))
 
 
+def test_the_model_reads_a_question_as_it_is_written() -> None:
+    """VLMEvalKit's prompts end with a blank and a line break, as does what it measures."""
+    fake = engine()
+    CoF(fake)(SQUARE, f"{QUESTION} \n")
+    asked = [request.prompt for requests, _ in fake.calls for request in requests]
+    assert asked == [fill(TINY.template, QUESTION)[0], f"{QUESTION} \n"]
+
+
 def test_decoding_is_the_answers_alone() -> None:
     fake = engine()
     decoding = Decoding(max_new_tokens=5, temperature=0.7, seed=1)

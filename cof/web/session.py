@@ -103,7 +103,7 @@ class Session:
         Raises:
             CofError: what `CoF.batch` refuses.
         """
-        question = check_question(view.question)
+        question = check_question(view.question.strip())
         if question != self._known.question:
             self._known = _Known(question)
         with warnings.catch_warnings(record=True) as caught:
