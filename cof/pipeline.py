@@ -48,14 +48,10 @@ class CoF(Asking):
     `CoF(model, processor, strength=4.0)`.
 
     Example:
-        >>> from PIL import Image
-        >>> from cof.engines.fake import FakeEngine
-        >>> box = "[0.2, 0.2, 0.4, 0.4]"
-        >>> engine = FakeEngine(lambda request: "7" if request.highlight else box)
-        >>> cof = CoF(engine, Settings(expand=2.0))
-        >>> answer = cof(Image.new("RGB", (64, 64)), "What digit is on the star?")
-        >>> answer.text, answer.raw_boxes, [round(v, 2) for v in answer.boxes[0]]
-        ('7', ((0.2, 0.2, 0.4, 0.4),), [0.1, 0.1, 0.5, 0.5])
+        >>> cof = CoF.from_pretrained("tiny-early")
+        >>> answer = cof("cof/demo/scene-4.png", "What letter is on the green square?")
+        >>> answer.text, answer.plain(), [round(side, 2) for side in answer.boxes[0]]
+        ('C', 'X', [0.18, 0.11, 0.4, 0.37])
     """
 
     def __init__(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from models import checkpoint, picture
 from PIL import Image
 from typer.testing import CliRunner
 
 from cof.cli import app
 from cof.cli.common import Model
-from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.geometry.regions import Region

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import FakeEngine
 
 from cof import CoF
-from cof.engines.fake import FakeEngine
 from lab.bench import calibrate
 from lab.bench.__main__ import main
 from lab.bench.endurance import endure

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import FakeEngine
 from models import picture
 from PIL import Image
 from zoo import EVERY, engine, stock
 
 import cof
 from cof import CoF, Query, Settings
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.geometry.regions import Region
 from cof.messages import SYSTEMS, read_messages

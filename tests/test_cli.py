@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import typer
+from fakes import FakeEngine
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 import cof
 from cof import Contrast, Prompt, cli
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError, CofWarning
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import FakeEngine
 from models import checkpoint, picture, tokenizer
 from transformers import (
     BertConfig,
@@ -31,7 +32,6 @@ from transformers.models.owlv2.processing_owlv2 import Owlv2Processor
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 from transformers.models.owlvit.processing_owlvit import OwlViTProcessor
 
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.geometry.boxes import clip
 from cof.grounders import Detector

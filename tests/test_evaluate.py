@@ -10,10 +10,9 @@ from typing import Any
 
 import formats
 import pytest
-from fakes import AnyEngine
+from fakes import AnyEngine, FakeEngine
 from rich.console import Console
 
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.data.base import Benchmark
 from cof.eval.data.mmbench import MMBench

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from models import GRID, PATCH, picture
 from zoo import assert_same, engine
 
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.focuses import FOCUSES, Attention, Beside, Crop, Overlay, Soft
 from cof.geometry.regions import EVERYTHING, Region

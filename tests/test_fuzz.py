@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.families.token_coverage import corner_cells
 from cof.geometry.boxes import XYXY, Frame, area

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from models import GRID, LAYERS, checkpoint, picture
 from zoo import zoo
 
-from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.geometry.boxes import centre, contains_point

@@ -46,7 +46,7 @@ by name."""
 LIGHT = [
     "errors geometry.boxes geometry.regions geometry.heatmap",
     "prompting.dialects prompting.box_parsing prompting.box_template prompting.noun_phrases",
-    "types images engines.base engines.fake options grounders focuses settings query pipeline",
+    "types images engines.base options grounders focuses settings query pipeline",
     "limits viz web.render cli lmms client server.app",
 ]
 """Modules that load neither torch nor transformers."""

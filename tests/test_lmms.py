@@ -10,11 +10,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes import FakeEngine
 from models import checkpoint
 from PIL import Image
 
 from cof import Contrast, Prompt
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError, CofWarning
 from cof.lmms.adapter import EvalRequest, answer_requests
 from cof.pipeline import CoF

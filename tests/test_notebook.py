@@ -14,13 +14,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from matplotlib import pyplot
 from models import checkpoint, picture
 from PIL import Image
 
 from cof import CoF, CofError, Settings
 from cof.answer import Answer
-from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.types import Decoding
 from cof.viz.panels import panel_size

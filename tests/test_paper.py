@@ -8,12 +8,12 @@ from typing import Any
 
 import formats
 import pytest
+from fakes import FakeEngine
 from models import checkpoint
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cof.cli import app
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME

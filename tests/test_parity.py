@@ -6,10 +6,10 @@ import random
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from numpy.typing import NDArray
 from PIL import Image
 
-from cof.engines.fake import FakeEngine
 from cof.families.token_coverage import corner_cells
 from cof.geometry.boxes import Frame
 from cof.pipeline import CoF

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from PIL import Image
 
 from cof import pipeline
 from cof.engines.base import Engine
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import CoF

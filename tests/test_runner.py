@@ -12,12 +12,11 @@ from typing import Any
 
 import formats
 import pytest
-from fakes import AnyEngine
+from fakes import AnyEngine, FakeEngine
 from models import checkpoint, picture
 from PIL import Image
 
 from cof.engines.base import Engine
-from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.eval.data.pope import POPE

@@ -20,12 +20,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from fakes import FakeEngine
 from fastapi.testclient import TestClient
 from PIL import Image
 from typer.testing import CliRunner
 
 from cof.cli import app as commands
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError, OutOfMemory
 from cof.images import data_url
 from cof.limits import Limits

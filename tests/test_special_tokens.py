@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import FakeEngine
 from models import BUILDERS as PAPER
 from models import checkpoint, picture
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from zoo import BUILDERS, CROSS_ATTENTION, zoo
 
-from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.generation import collect_generations
 from cof.engines.transformers.prompt_builder import TokenizedRequests

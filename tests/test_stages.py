@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
+from fakes import FakeEngine
 from PIL import Image
 
 from cof.answer import Answer
 from cof.engines.base import Engine
-from cof.engines.fake import FakeEngine
 from cof.geometry.regions import EVERYTHING, Region
 from cof.grounders import GROUNDERS, Grounder
 from cof.pipeline import CoF

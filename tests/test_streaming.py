@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from fakes import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 from models import picture, tokenizer
@@ -17,7 +18,6 @@ from test_matrix import Heard
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from cof.engines.fake import FakeEngine
 from cof.engines.text_stream import BatchStreamer, TextStream
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError, OutOfMemory

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import AnyEngine, describe_image
+from fakes import AnyEngine, FakeEngine, describe_image
 from models import checkpoint
 from rich.console import Console
 
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example, open_image

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import formats
 import pytest
+from fakes import FakeEngine
 from openpyxl import load_workbook
 from rich.console import Console
 from typer.testing import CliRunner
 
 from cof.cli import app
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError
 from cof.eval.data.mmbench import MMBench, submit_mmbench
 from cof.eval.evaluate import Evaluation

@@ -11,12 +11,11 @@ from typing import Any
 
 import formats
 import pytest
-from fakes import AnyEngine
+from fakes import AnyEngine, FakeEngine
 from rich.console import Console
 from typer.testing import CliRunner
 
 from cof.cli import app
-from cof.engines.fake import FakeEngine
 from cof.errors import CofError, CofWarning
 from cof.eval.data.base import Benchmark
 from cof.eval.data.mmbench import MMBench

@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 import pytest
+from fakes import FakeEngine
 from models import picture
 from zoo import engine
 
 from cof import CoF, Settings
-from cof.engines.fake import FakeEngine
 from cof.engines.text_stream import TextStream, apart_from_thoughts
 from cof.families.chat import Chat
 from cof.prompting.thoughts import TAGS, Thoughts, decode, tags_in

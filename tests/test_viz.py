@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from models import GRID, checkpoint, picture
 from numpy.typing import NDArray
 from PIL import Image
 from zoo import zoo
 
-from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
 from cof.geometry.boxes import Frame

@@ -16,13 +16,13 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from models import checkpoint, picture
 from PIL import Image
 from typer.testing import CliRunner
 
 from cof.cli import app
 from cof.cli.common import Model
-from cof.engines.fake import FakeEngine
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError, CofWarning
 from cof.pipeline import Answer, CoF
