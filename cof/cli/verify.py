@@ -56,7 +56,7 @@ def verify(
         trial = Trial(cof, dtype, layers)
         checks = verify(trial)
         if vllm:
-            del cof, trial.cof, trial.engine  # vLLM wants the GPU for itself
+            del cof, trial.cof, trial.own  # vLLM wants the GPU for itself
             torch.cuda.empty_cache()
             load = [*(model.load or ()), "engine=vllm"]
             on_vllm = replace(model, load=load, dtype=about["dtype"], device=None).pipeline()
