@@ -66,10 +66,6 @@ def ask(
         Path | None,
         typer.Option(help="Write an image of where it looked (.png, .jpg or .webp)."),
     ] = None,
-    animate: Annotated[
-        Path | None,
-        typer.Option(help="Write attention and answer over lambda (.webp or .gif)."),
-    ] = None,
     allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,15 +79,12 @@ def ask(
     from cof.images import load_image
     from cof.query import Query, check_question
     from cof.types import Decoding
-    from cof.viz.animation import ANIMATIONS, save_animation
     from cof.viz.page import check_path, save_overlay
     from cof.web.view import read_boxes
 
     # refuse what can be refused before minutes are spent on loading a model
     if save is not None:
         check_path(save)
-    if animate is not None:
-        check_path(animate, ANIMATIONS)
     boxes = read_boxes(";".join(box or ()))
     region = Region(boxes=boxes) if boxes else None
     if region and mask:
@@ -101,8 +94,7 @@ def ask(
     photo = load_image(image, allow_url=allow_url)
     query = Query(photo, check_question(question), region=region)
     cof = model.pipeline()
-    decoding = Decoding(max_new_tokens=max_new_tokens)
-    answer = cof.batch([query], decoding=decoding)[0]
+    (answer,) = cof.batch([query], decoding=Decoding(max_new_tokens=max_new_tokens))
     plain = answer.plain() if compare else None
     try:
         if as_json:
@@ -113,8 +105,6 @@ def ask(
     finally:  # neither a full disk nor a closed console costs an answer that took minutes
         if save is not None:
             save_overlay(save, cof.engine, answer, plain=plain)
-        if animate is not None:
-            save_animation(animate, cof, photo, query.question, region=region, decoding=decoding)
 
 
 @sentences

@@ -6,7 +6,7 @@ import io
 import os
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from cof.engines.base import Engine
 
 RIGHT, WRONG, INK, FAINT = "#007a54", "#c22828", "#1c1e26", "#686c78"
-
-IMAGES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 
 _WIDE = 1.8  # panels of a larger width : height go below one another, not side by side
 _INCHES = 5.0  # width of a panel
@@ -173,22 +171,8 @@ def save_overlay(
     Raises:
         CofError: what `check_path` refuses, or the file cannot be written.
     """
-    kind = check_path(path)
-    save(path, [draw(answer, engine, **known)], kind)
-
-
-def save(
-    path: str | os.PathLike[str], frames: Sequence[Image.Image], kind: str, **options: Any
-) -> None:
-    """Write an image, or an animation, at once.
-
-    Raises:
-        CofError: it cannot be written.
-    """
-    data = io.BytesIO()
-    if len(frames) > 1:
-        options |= {"save_all": True, "append_images": frames[1:]}
-    frames[0].save(data, format=kind, **options)
+    kind, data = check_path(path), io.BytesIO()
+    draw(answer, engine, **known).save(data, kind)
     try:
         Path(path).write_bytes(data.getvalue())
     except OSError as error:
@@ -204,24 +188,19 @@ def webp_url(image: Image.Image) -> str:
     return data_url(data.getvalue(), "webp")
 
 
-def check_path(path: str | os.PathLike[str], kinds: Mapping[str, str] = IMAGES) -> str:
+def check_path(path: str | os.PathLike[str]) -> str:
     """The format of Pillow's that an image with this file name is written in.
 
         >>> check_path("overlay.png")
         'PNG'
 
-    Args:
-        path: the file.
-        kinds: the formats to choose from, with their endings.
-
     Raises:
         CofError: the name has another ending, or it is a folder, or in none.
     """
-    file, (*endings, last) = Path(path), kinds.values()
+    file = Path(path)
     kind = Image.registered_extensions().get(file.suffix.lower())
-    if file.is_dir() or kind is None or kind not in kinds:
-        choices = f"{', '.join(endings)} or {last}"
-        raise CofError(f"{file} is no name for a picture: end it in {choices}.")
+    if file.is_dir() or kind not in ("PNG", "JPEG", "WEBP"):
+        raise CofError(f"{file} is no name for a picture: end it in .png, .jpg or .webp.")
     if not file.parent.is_dir():
         raise CofError(f"There is no folder {file.parent} to write {file.name} in.")
     return kind
