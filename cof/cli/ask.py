@@ -15,7 +15,6 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from cof.cli.common import (
-    NUMBER,
     AllowUrlOption,
     ImageArgument,
     JsonOption,
@@ -30,13 +29,15 @@ if TYPE_CHECKING:
     from cof.geometry.boxes import XYXY
     from cof.pipeline import Answer
 
+_NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
+
 
 class BoxCommand(TyperCommand):
     """A command whose `--box` takes four numbers and may be repeated, which typer's own options
     cannot do at once; `--box x1,y1,x2,y2` works too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        boxes = re.compile(rf"(?<=--box)\0{NUMBER}(?:\0{NUMBER}){{0,3}}(?=\0|$)")
+        boxes = re.compile(rf"(?<=--box)\0{_NUMBER}(?:\0{_NUMBER}){{0,3}}(?=\0|$)")
         joined = boxes.sub(lambda box: "\0" + box[0][1:].replace("\0", ","), "\0".join(args))
         return super().parse_args(ctx, joined.split("\0") if args else args)
 

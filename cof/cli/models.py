@@ -40,9 +40,8 @@ def models() -> None:
     )
     presets = Table("preset", "model", "expand (alpha)", "strength (lambda)", title="Presets")
     for name, rows in PRESETS.items():
-        for row in rows:
-            strength = f"{row.settings.option('strength'):g}"
-            presets.add_row(name, row.model, f"{row.settings.expand:g}", strength)
+        for model, of in ((row.model, row.settings) for row in rows):
+            presets.add_row(name, model, f"{of.expand:g}", f"{of.option('strength'):g}")
     console.print(presets)
 
 
