@@ -73,7 +73,6 @@ def settings(as_json: JsonOption = False) -> None:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns[:-1]:
-        table.add_column(column, no_wrap=True)
-    table.add_column(columns[-1])
+    for column in columns:
+        table.add_column(column, no_wrap=column != columns[-1])
     return table
