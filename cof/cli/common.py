@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import os
 import warnings
@@ -182,15 +183,19 @@ class Model:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         load = pairs("--load", self.load, "quantization=4bit")
         engine = {"engine": load.pop("engine")} if "engine" in load else {}
-        return CoF.from_pretrained(
-            self.model,
-            preset=self.preset,
-            dtype=self.dtype,
-            device_map=self.device,
-            engine_options=load,
-            **engine,
-            **self.settings,
-        )
+        gc.disable()  # collection would take a tenth of the imports' time and find nothing
+        try:
+            return CoF.from_pretrained(
+                self.model,
+                preset=self.preset,
+                dtype=self.dtype,
+                device_map=self.device,
+                engine_options=load,
+                **engine,
+                **self.settings,
+            )
+        finally:
+            gc.enable()
 
 
 def with_model(default: str | None = "tiny") -> Callable[[Command], Command]:
