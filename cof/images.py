@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -149,19 +149,17 @@ def _open(
         return source, "The image"
     if isinstance(source, np.ndarray):
         return _from_array(source), "The array"
-    if isinstance(source, (bytes, bytearray)):
-        return _identify(bytes(source), "The image", formats), "The image"
+    data: Any = source
+    name = "The image"
     if isinstance(source, (str, os.PathLike)):
         address = os.fsdecode(source)
-        if (data := _embedded(address)) is not None:
-            return _identify(data, "The image", formats), "The image"
-        if address.lower().startswith(("http://", "https://")):
-            return _identify(_download(address, allow_url), address, formats), address
-        return _identify(_read(address), address, formats), address
-    raise CofError(
-        "An image must be a path, bytes, a PIL image or a numpy array, not "
-        f"{type(source).__name__}."
-    )
+        if (data := _embedded(address)) is None:
+            is_url, name = address.lower().startswith(("http://", "https://")), address
+            data = _download(address, allow_url) if is_url else _read(address)
+    if not isinstance(data, (bytes, bytearray)):
+        kind = type(source).__name__
+        raise CofError(f"An image must be a path, bytes, a PIL image or a numpy array, not {kind}.")
+    return _identify(bytes(data), name, formats), name
 
 
 def _embedded(text: str) -> bytes | None:
@@ -253,15 +251,12 @@ def _from_array(array: NDArray[np.generic]) -> Image.Image:
 def _to_eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels, dtype=np.uint8)
-    if pixels.dtype == np.uint16:
-        return np.round(pixels.astype(np.float32) / 257).astype(np.uint8)
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.uint8) * 255
-    if pixels.dtype.kind == "f":
-        if np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1:
-            return np.round(pixels.astype(np.float32) * 255).astype(np.uint8)
+    kind, top = pixels.dtype, 65535 if pixels.dtype == np.uint16 else 1
+    if kind != np.uint16 and kind.kind not in "bf":
+        raise CofError(f"An image array must be uint8, uint16 or floats in 0..1, not {kind}.")
+    if not (pixels.min() >= 0 and pixels.max() <= top):  # NaN is neither
         raise CofError("An image array of floats must hold numbers in 0..1: divide 0..255 by 255.")
-    raise CofError(f"An image array must be uint8, uint16 or floats in 0..1, not {pixels.dtype}.")
+    return np.round(pixels.astype(np.float32) * np.float32(255 / top)).astype(np.uint8)
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

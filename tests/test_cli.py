@@ -181,6 +181,10 @@ def test_boxes(loaded: Loaded, image: str, arguments: str) -> None:
         (["ask", "IMAGE", QUESTION, "--box", "1", "2", "3", "4"], "outside 0..1"),
         (["ask", "IMAGE", QUESTION, "--box", "-0.5", "0", "1", "1"], "outside 0..1"),
         (["ask", "IMAGE", QUESTION, "--box", "0.1", "0.2", "0.3"], "four numbers"),
+        (
+            ["ask", "IMAGE", QUESTION, *["--box", "0", "0", "1", "1", "--mask", "m.png"]],
+            "give one of them",
+        ),
         (["ask", "IMAGE", QUESTION, "--strength", "nan"], "lambda"),
         (["ask", "IMAGE", QUESTION, "--set", "layers=5-2"], "layers takes numbers"),
         (["ask", "IMAGE", QUESTION, "--set", "scope=some"], "all, text"),

@@ -14,7 +14,7 @@ from cof.errors import CofError
 from cof.geometry.boxes import Frame
 from cof.grounders import Prompt
 from cof.prompting.box_parsing import parse_boxes, parse_released
-from cof.prompting.dialects import LLAVA, PAPER, TINY
+from cof.prompting.dialects import LLAVA, PAPER, TINY, fill
 from cof.tiny import checkpoint_path, resolve_model
 from cof.tiny.questions import KINDS, YES_NO, absent
 from cof.tiny.scenes import SIDE, make_scene, render
@@ -106,8 +106,8 @@ def test_prompts_that_never_vary_are_one_token(words):
     question = "What digit is on the red star?"
     bare = words(question)
     for dialect in (TINY, PAPER):
-        assert len(words(dialect.grounding_prompt(question))) == len(bare) + 1
-    assert len(words(LLAVA.grounding_prompt(" the red star"))) <= 6
+        assert len(words(fill(dialect.template, question)[0])) == len(bare) + 1
+    assert len(words(fill(LLAVA.template, " the red star")[0])) <= 6
     assert len(words(question + YES_NO)) == len(bare) + 1
 
 
@@ -179,7 +179,7 @@ def test_an_exported_checkpoint_loads_whole_and_runs(tmp_path):
         if "layers.6." not in name and "post_layernorm" not in name:
             torch.testing.assert_close(theirs[name], value.float(), rtol=0, atol=0)
     image = render(make_scene(1, 4))
-    asked = Request(image, TINY.grounding_prompt("the red star"))
+    asked = Request(image, fill(TINY.template, "the red star")[0])
     (reply,) = engine.generate([asked], Decoding(max_new_tokens=3))
     assert 1 <= len(reply.token_ids) <= 3
     (found,) = Prompt(grounding_max_new_tokens=3).locate(engine, [Request(image, "the red star")])

@@ -288,5 +288,5 @@ class TestSaving:
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     def test_full_disk(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").symlink_to("/dev/full")
-        with pytest.raises(CofError, match="No space left"):
+        with pytest.raises(OSError, match="No space left"):
             save_overlay(tmp_path / "a.png", None, scripted())

@@ -15,7 +15,6 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from cof.cli.common import (
-    NUMBER,
     AllowUrlOption,
     ImageArgument,
     JsonOption,
@@ -30,13 +29,15 @@ if TYPE_CHECKING:
     from cof.geometry.boxes import XYXY
     from cof.pipeline import Answer
 
+_NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
+
 
 class BoxCommand(TyperCommand):
     """A command whose `--box` takes four numbers and may be repeated, which typer's own options
     cannot do at once; `--box x1,y1,x2,y2` works too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        boxes = re.compile(rf"(?<=--box)\0{NUMBER}(?:\0{NUMBER}){{0,3}}(?=\0|$)")
+        boxes = re.compile(rf"(?<=--box)\0{_NUMBER}(?:\0{_NUMBER}){{0,3}}(?=\0|$)")
         joined = boxes.sub(lambda box: "\0" + box[0][1:].replace("\0", ","), "\0".join(args))
         return super().parse_args(ctx, joined.split("\0") if args else args)
 
@@ -66,10 +67,6 @@ def ask(
         Path | None,
         typer.Option(help="Write an image of where it looked (.png, .jpg or .webp)."),
     ] = None,
-    animate: Annotated[
-        Path | None,
-        typer.Option(help="Write attention and answer over lambda (.webp or .gif)."),
-    ] = None,
     allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,15 +80,12 @@ def ask(
     from cof.images import load_image
     from cof.query import Query, check_question
     from cof.types import Decoding
-    from cof.viz.animation import ANIMATIONS, save_animation
     from cof.viz.page import check_path, save_overlay
     from cof.web.view import read_boxes
 
     # refuse what can be refused before minutes are spent on loading a model
     if save is not None:
         check_path(save)
-    if animate is not None:
-        check_path(animate, ANIMATIONS)
     boxes = read_boxes(";".join(box or ()))
     region = Region(boxes=boxes) if boxes else None
     if region and mask:
@@ -101,8 +95,7 @@ def ask(
     photo = load_image(image, allow_url=allow_url)
     query = Query(photo, check_question(question), region=region)
     cof = model.pipeline()
-    decoding = Decoding(max_new_tokens=max_new_tokens)
-    answer = cof.batch([query], decoding=decoding)[0]
+    (answer,) = cof.batch([query], decoding=Decoding(max_new_tokens=max_new_tokens))
     plain = answer.plain() if compare else None
     try:
         if as_json:
@@ -113,8 +106,6 @@ def ask(
     finally:  # neither a full disk nor a closed console costs an answer that took minutes
         if save is not None:
             save_overlay(save, cof.engine, answer, plain=plain)
-        if animate is not None:
-            save_animation(animate, cof, photo, query.question, region=region, decoding=decoding)
 
 
 @sentences

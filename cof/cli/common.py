@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from cof.pipeline import CoF
     from cof.settings import Settings
 
-NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
-
-
 Command = Callable[..., None]
+
+SETTINGS = ("grounder", "focus", "strength", "expand")
+"""Those with options of their own."""
 
 
 def sentences(command: Command) -> Command:
@@ -115,9 +115,8 @@ class Questions:
 
 _COMPLETED = {"grounder": lambda: list(GROUNDERS), "focus": lambda: list(FOCUSES)}
 
-_PANELS = dict.fromkeys(("model", "dtype", "device", "load"), "Model") | dict.fromkeys(
-    ("preset", "grounder", "focus", "strength", "expand", "set"), "Looking closer"
-)
+_PANELS = dict.fromkeys(("model", "dtype", "device", "load"), "Model")
+_PANELS |= dict.fromkeys(("preset", *SETTINGS, "set"), "Looking closer")
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,7 @@ class Model:
         Raises:
             CofError: `--set` without a name and a value.
         """
-        named = ("grounder", "focus", "strength", "expand")
-        given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        given = {name: of for name in SETTINGS if (of := getattr(self, name)) is not None}
         return given | pairs("--set", self.set, "scope=text")
 
     def settings_for(self, name: str) -> Settings:
@@ -183,10 +181,10 @@ class Model:
         if self.model is None or self.model in EMBEDDED:  # loads at once
             # read as transformers is imported
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        gc.disable()  # collection would take a fifth of the imports' time and find nothing
+        load = pairs("--load", self.load, "quantization=4bit")
+        engine = {"engine": load.pop("engine")} if "engine" in load else {}
+        gc.disable()  # collection would take a tenth of the imports' time and find nothing
         try:
-            load = pairs("--load", self.load, "quantization=4bit")
-            engine = {"engine": load.pop("engine")} if "engine" in load else {}
             return CoF.from_pretrained(
                 self.model,
                 preset=self.preset,

@@ -40,9 +40,8 @@ def models() -> None:
     )
     presets = Table("preset", "model", "expand (alpha)", "strength (lambda)", title="Presets")
     for name, rows in PRESETS.items():
-        for row in rows:
-            strength = f"{row.settings.option('strength'):g}"
-            presets.add_row(name, row.model, f"{row.settings.expand:g}", strength)
+        for model, of in ((row.model, row.settings) for row in rows):
+            presets.add_row(name, model, f"{of.expand:g}", f"{of.option('strength'):g}")
     console.print(presets)
 
 
@@ -74,7 +73,6 @@ def settings(as_json: JsonOption = False) -> None:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns[:-1]:
-        table.add_column(column, no_wrap=True)
-    table.add_column(columns[-1])
+    for column in columns:
+        table.add_column(column, no_wrap=column != columns[-1])
     return table

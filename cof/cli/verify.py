@@ -51,12 +51,12 @@ def verify(
         dtype, device = cof.engine.model.dtype, str(cof.engine.model.device)
         about = {"model": name, "dtype": str(dtype)[6:], "device": device}
         about |= {of: f"{of} {version(of)}" for of in ("torch", "transformers")}
-        count = cof.engine.adapter.shape[0]
-        layers = (0, count // 2, count - 1) if vllm else ()
+        last = cof.engine.adapter.shape[0] - 1
+        layers = (0, last // 2, last) if vllm else ()
         trial = Trial(cof, dtype, layers)
         checks = verify(trial)
         if vllm:
-            del cof, trial.cof, trial.engine  # vLLM wants the GPU for itself
+            del cof, trial.cof, trial.own  # vLLM wants the GPU for itself
             torch.cuda.empty_cache()
             load = [*(model.load or ()), "engine=vllm"]
             on_vllm = replace(model, load=load, dtype=about["dtype"], device=None).pipeline()

@@ -160,11 +160,9 @@ def verify(scene: Scene, rng: random.Random) -> Question:
     said = getattr(t, aspect)
     if not true:
         said = rng.choice([value for value in _values(t, aspect) if value != said])
-    about = (
-        f"{t.glyph_kind} on the {t.name}"
-        if aspect == "glyph"
-        else f"object with the {t.glyph_name}"
-    )
+    about = f"object with the {t.glyph_name}"
+    if aspect == "glyph":
+        about = f"{t.glyph_kind} on the {t.name}"
     text = f"Is the {about} {a(said) if aspect == 'shape' else said}?"
     return Question("verify", text, "yes" if true else "no", (i,), YES_NO)
 

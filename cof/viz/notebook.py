@@ -79,12 +79,11 @@ def make_detections(answer: Drawable) -> Any:
     region = answer.region
     if region is None:
         return supervision.Detections.empty()
-    count = len(region.boxes)
+    count, sure = len(region.boxes), answer.confidence
     unit = np.array([clip(box) for box in region.boxes], dtype=np.float32)
     mask = None
     if region.mask is not None:
         mask = np.asarray(coverage_image(region, answer.image.size))[None] > 127
-    sure = answer.confidence
     return supervision.Detections(
         xyxy=unit * np.array(answer.image.size * 2, dtype=np.float32),
         mask=mask,

@@ -6,7 +6,7 @@ import io
 import os
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,15 +17,13 @@ from PIL import Image
 
 from cof.errors import CofError
 from cof.images import data_url
-from cof.viz.panels import HEAT, Tokens, heat, overlay
+from cof.viz.panels import HEAT, heat, overlay
 from cof.viz.readout import Drawable, Readout, read
 
 if TYPE_CHECKING:
     from cof.engines.base import Engine
 
 RIGHT, WRONG, INK, FAINT = "#007a54", "#c22828", "#1c1e26", "#686c78"
-
-IMAGES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 
 _WIDE = 1.8  # panels of a larger width : height go below one another, not side by side
 _INCHES = 5.0  # width of a panel
@@ -89,7 +87,11 @@ def draw(
         width, height = figure.get_size_inches()
         note = "\n".join(textwrap.wrap(footnote(answer, readout), int(width / _LETTER * 1.3)))
         figure.text(0, -0.1 / height, note, color=FAINT, size=9, va="top")
-    return render(figure)
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as an empty box
+        figure.savefig(data, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.3)
+    return Image.open(data).convert("RGB")
 
 
 def draw_panels(answer: Drawable, readout: Readout | None) -> list[Panel]:
@@ -102,14 +104,20 @@ def draw_panels(answer: Drawable, readout: Readout | None) -> list[Panel]:
     boxes = _boxes_panel(answer, readout)
     if readout is None:
         return [boxes]
-    top = brightest_share(readout)
-    if readout.after is None:
-        return [boxes, heat_panel(answer, "Attention of the plain model", readout.before, top)]
-    states = {"before": readout.before, "after": readout.after}
-    return [boxes] + [
-        heat_panel(answer, f"Attention {when}: {readout.told(state)}", state, top)
-        for when, state in states.items()
-    ]
+    states = {"of the plain model": readout.before}
+    if readout.after is not None:
+        before, after = (
+            f"{readout.inside(state):.1%} in the region"
+            for state in (readout.before, readout.after)
+        )
+        states = {f"before: {before}": readout.before, f"after: {after}": readout.after}
+    top, panels = _brightest_share(readout), [boxes]
+    for title, state in states.items():
+        more = " or more" if float(state.values.max()) > top else ""
+        image = heat(answer.image, state, top, answer.region)
+        legend = f"0 to {top:.2%}{more} per token"
+        panels.append(Panel(f"Attention {title}", image, legend, top))
+    return panels
 
 
 def lay_out(
@@ -153,15 +161,6 @@ def lay_out(
     return axes
 
 
-def render(figure: Any) -> Image.Image:
-    """A figure with all that stands around it, RGB."""
-    data = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as an empty box
-        figure.savefig(data, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.3)
-    return Image.open(data).convert("RGB")
-
-
 def save_overlay(
     path: str | os.PathLike[str],
     engine: Engine | None,
@@ -171,30 +170,12 @@ def save_overlay(
     """Write the picture of an answer to a file, as `draw` makes it of the same (`plain`, `truth`).
 
     Raises:
-        CofError: what `check_path` refuses, or the file cannot be written.
+        CofError: what `check_path` refuses.
+        OSError: the file cannot be written.
     """
-    kind = check_path(path)
-    save(path, [draw(answer, engine, **known)], kind)
-
-
-def save(
-    path: str | os.PathLike[str], frames: Sequence[Image.Image], kind: str, **options: Any
-) -> None:
-    """Write an image, or an animation, at once.
-
-    Raises:
-        CofError: it cannot be written.
-    """
-    data = io.BytesIO()
-    if len(frames) > 1:
-        options |= {"save_all": True, "append_images": frames[1:]}
-    frames[0].save(data, format=kind, **options)
-    try:
-        Path(path).write_bytes(data.getvalue())
-    except OSError as error:
-        raise CofError(
-            f"{os.fspath(path)} cannot be written ({error.strerror}): choose another place."
-        ) from error
+    kind, data = check_path(path), io.BytesIO()
+    draw(answer, engine, **known).save(data, kind)
+    Path(path).write_bytes(data.getvalue())
 
 
 def webp_url(image: Image.Image) -> str:
@@ -204,49 +185,36 @@ def webp_url(image: Image.Image) -> str:
     return data_url(data.getvalue(), "webp")
 
 
-def check_path(path: str | os.PathLike[str], kinds: Mapping[str, str] = IMAGES) -> str:
+def check_path(path: str | os.PathLike[str]) -> str:
     """The format of Pillow's that an image with this file name is written in.
 
         >>> check_path("overlay.png")
         'PNG'
 
-    Args:
-        path: the file.
-        kinds: the formats to choose from, with their endings.
-
     Raises:
         CofError: the name has another ending, or it is a folder, or in none.
     """
-    file, (*endings, last) = Path(path), kinds.values()
+    file = Path(path)
     kind = Image.registered_extensions().get(file.suffix.lower())
-    if file.is_dir() or kind is None or kind not in kinds:
-        choices = f"{', '.join(endings)} or {last}"
-        raise CofError(f"{file} is no name for a picture: end it in {choices}.")
+    if file.is_dir() or kind not in ("PNG", "JPEG", "WEBP"):
+        raise CofError(f"{file} is no name for a picture: end it in .png, .jpg or .webp.")
     if not file.parent.is_dir():
         raise CofError(f"There is no folder {file.parent} to write {file.name} in.")
     return kind
 
 
-def brightest_share(readout: Readout) -> float:
+def _brightest_share(readout: Readout) -> float:
     """The share drawn brightest, the same before and after.
 
     Not the largest: models pay single tokens, the same for every question, a great share
     ("sinks"), which would leave the others black.
     """
-    tops = [np.quantile(readout.before.values.astype(float), 0.98)]
+    tops = [np.quantile(readout.before.values, 0.98)]
     if readout.after is not None and readout.highlighted is not None:
-        after = readout.after.values.astype(float)
-        tops.append(np.quantile(after, 0.98))
-        if readout.highlighted.values.any():
-            tops.append(np.quantile(after[readout.highlighted.values.astype(bool)], 0.9))
+        tops.append(np.quantile(readout.after.values, 0.98))
+        if (inside := readout.highlighted.values).any():
+            tops.append(np.quantile(readout.after.values[inside], 0.9))
     return float(max(tops))
-
-
-def heat_panel(answer: Drawable, title: str, attention: Tokens, top: float) -> Panel:
-    """Attention over the answer's image."""
-    more = " or more" if float(attention.values.max()) > top else ""
-    image = heat(answer.image, attention, top, answer.region)
-    return Panel(title, image, f"0 to {top:.2%}{more} per token", top)
 
 
 def facts(answer: Drawable, plain: str | None = None) -> list[tuple[str, str]]:

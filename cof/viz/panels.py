@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Tokens:
         frame: where the original lies in 0..1 of what the grid shows.
     """
 
-    values: NDArray[np.generic]
+    values: NDArray[Any]
     frame: Frame
 
 

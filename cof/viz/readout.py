@@ -39,11 +39,7 @@ class Readout:
         """The share of all attention that goes to the highlighted tokens, 0..1."""
         if self.highlighted is None:
             return 0.0
-        return float(attention.values[self.highlighted.values.astype(bool)].sum())
-
-    def told(self, attention: Tokens) -> str:
-        """Such as "12.5% in the region"."""
-        return f"{self.inside(attention):.1%} in the region"
+        return float(attention.values[self.highlighted.values].sum())
 
 
 def read(
@@ -83,12 +79,11 @@ def read(
             frame = Frame(*(side / whole for side, whole in zip(sides, wh * 2, strict=True)))
             tokens = Tokens(before.mean((0, 1)), frame)
             known = Readout(engine.attention_source, tokens, None, None)
-        highlight = None
-        if answer.region is not None:  # what the pipeline had the engine highlight
-            highlight = answer.settings.focus.apply(plain, answer.region).highlight
-        if highlight is None:
+        # what the pipeline had the engine highlight
+        look = answer.region and answer.settings.focus.apply(plain, answer.region).highlight
+        if look is None:
             return replace(known, after=None, highlighted=None)
-        after = engine.image_attention(replace(plain, highlight=highlight))
-        mask = engine.token_mask(answer.image.size, highlight)
+        after = engine.image_attention(replace(plain, highlight=look))
+        mask = engine.token_mask(answer.image.size, look)
     frame = known.before.frame
     return replace(known, after=Tokens(after.mean((0, 1)), frame), highlighted=Tokens(mask, frame))

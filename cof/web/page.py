@@ -67,9 +67,7 @@ class Page:
             model: what the visitor calls its model.
             options: how it is loaded otherwise, for the command lines that the page shows.
         """
-        self.cof = cof
-        self.model = model
-        self.options = options
+        self.cof, self.model, self.options = cof, model, options
         self.blocks = gr.Blocks(title="CoF", analytics_enabled=False, delete_cache=(IDLE, IDLE))
         with self.blocks:
             self._lay_out()
@@ -115,7 +113,11 @@ class Page:
                 self.message = gr.HTML(elem_classes="cof-message-box")
                 self.results = gr.HTML()
                 with gr.Accordion("Reproduce this", open=False):
-                    self._lay_out_record()
+                    self.query = gr.Textbox(visible=False)
+                    copied: Any = {"buttons": ["copy"], "interactive": False}
+                    self.link = gr.Textbox(label="Link", **copied)
+                    self.commands = gr.Textbox(label="Command line", lines=2, **copied)
+                    self.record = gr.Code(label="JSON", language="json", max_lines=16)
             with gr.Column(elem_classes="cof-settings"):
                 self._lay_out_settings()
         gr.HTML("<h2>Examples</h2>", elem_classes="cof-header")
@@ -145,14 +147,6 @@ class Page:
         )
         self.question = gr.Textbox(label="Question", max_lines=4)
         self.ask = gr.Button("Ask", variant="primary")
-
-    def _lay_out_record(self) -> None:
-        self.query = gr.Textbox(visible=False)
-        self.link = gr.Textbox(label="Link", buttons=["copy"], interactive=False)
-        self.commands = gr.Textbox(
-            label="Command line", buttons=["copy"], interactive=False, lines=2
-        )
-        self.record = gr.Code(label="JSON", language="json", max_lines=16)
 
     def _lay_out_settings(self) -> None:
         first = self._lay_out_varied()
@@ -239,18 +233,17 @@ class Page:
     def _open(self, path: str, session: Session | None, *values: Any) -> Update:
         """A file of the visitor's own; what was drawn on another image is dropped."""
         controls = Controls(*values)
+        if session is not None:
+            controls = controls._replace(boxes="")
         try:
             opened = Session(self.cof, Path(path))
         except CofError as error:
             return {self.file: None, **self._say(error)}
-        if session is not None:
-            controls = controls._replace(boxes="")
-        return (
-            {self.file: None}
-            | self._set(opened, controls)
-            | self._say(f"{opened.name}, {opened.image.width} x {opened.image.height} pixels")
-            | self._change(opened, *controls)
-        )
+        return {
+            self.file: None,
+            **self._set(opened, controls),
+            **self._change(opened, *controls),
+        }
 
     def _open_example(
         self, example: Mapping[str, str], session: Session | None, *values: Any

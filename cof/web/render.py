@@ -23,19 +23,17 @@ def render(shown: Shown) -> str:
     Images are data URIs, so that nobody else can fetch them.
     """
     cards = [_card("Plain model", shown.plain, "")]
-    parts = []
-    for answer, panels, who in zip(
-        shown.answers, shown.panels, ("CoF", "CoF, second"), strict=False
-    ):
+    parts: list[str] = []
+    for answer, panels in zip(shown.answers, shown.panels, strict=True):
         how = describe(answer)
+        who = "CoF, second" if parts else "CoF"
         cards.append(_card(who, answer.text, how, answer.reason))
         heading = f'<p class="cof-setting">{escape(how)}</p>' if len(shown.answers) > 1 else ""
         figures = "".join(_figure(panel) for panel in panels)
         parts.append(f'{heading}<div class="cof-panels">{figures}</div>')
     notes = "".join(f'<p class="cof-note">{escape(note)}</p>' for note in shown.notes)
-    return f'<div class="cof-answers" aria-live="polite">{"".join(cards)}</div>{notes}' + "".join(
-        parts
-    )
+    answers = f'<div class="cof-answers" aria-live="polite">{"".join(cards)}</div>'
+    return "".join([answers, notes, *parts])
 
 
 def render_message(text: str, *, error: bool = False) -> str:
@@ -70,12 +68,11 @@ def _card(who: str, text: str, how: str, reason: str = "") -> str:
 
 
 def _figure(panel: Panel) -> str:
-    source = webp_url(panel.image)
     width, height = panel.image.size
     alt = escape(f"{panel.title}. {panel.caption}", quote=True)
     return (
         f"<figure><figcaption>{escape(panel.title)}</figcaption>"
-        f'<img src="{source}" width="{width}" height="{height}" alt="{alt}">'
+        f'<img src="{webp_url(panel.image)}" width="{width}" height="{height}" alt="{alt}">'
         f'<div class="cof-legend">{SCALE if panel.top else ""}'
         f'<p class="cof-note">{escape(panel.caption)}</p></div></figure>'
     )

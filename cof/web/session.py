@@ -72,15 +72,14 @@ class Session:
         Raises:
             CofError: the file is too large, or no image.
         """
-        size = path.stat().st_size
-        if size > MAX_UPLOAD_BYTES:
+        self.cof, self.name, self.example = cof, path.name, example
+        size, most = path.stat().st_size / 2**20, MAX_UPLOAD_BYTES / 2**20
+        if size > most:
             raise CofError(
-                f"{path.name} has {size / 2**20:.1f} MiB, more than the "
-                f"{MAX_UPLOAD_BYTES >> 20} MiB that are taken: save a smaller copy."
+                f"{self.name} has {size:.1f} MiB, more than the {most:.0f} MiB that are taken: "
+                "save a smaller copy."
             )
         data = path.read_bytes()
-        self.cof = cof
-        self.name, self.example = path.name, example
         self.digest = hashlib.sha256(data).hexdigest()
         try:
             image = load_image(data, max_pixels=MAX_UPLOAD_PIXELS, formats=UPLOAD_FORMATS)
@@ -124,9 +123,8 @@ class Session:
         if several or settings.changes_nothing:
             return asked(self.encoded, question)
         name, groundings = settings.grounder_name, self._known.groundings
-        if name not in groundings:
-            groundings[name] = asked.locate(self.encoded, question)
-        grounding = groundings[name]
+        grounding = groundings.get(name) or asked.locate(self.encoded, question)
+        groundings[name] = grounding
         if grounding.region is None:
             return asked(self.encoded, question)
         return replace(

@@ -81,19 +81,17 @@ class Controls(NamedTuple):
         Raises:
             CofError: a value is refused.
         """
-        settings = []
+        settings, offered = [], grounder_choices(defaults)
         for chosen in (self[2:6], self[7:11])[: 1 + self.compare]:
             values: dict[str, Any] = dict(zip(VARIED, chosen, strict=True))
+            grounder = values["grounder"]
             for name, (low, high) in RANGES.items():
                 if values[name] < low or values[name] > high:
                     within = f"from {low:g} to {high:g}"
                     raise CofError(f"The page takes {name} {within}, not {values[name]:g}.")
-            offered = grounder_choices(defaults)
-            if values["grounder"] not in offered:
+            if grounder not in offered:
                 names = ", ".join(offered)
-                raise CofError(
-                    f"The page offers the grounders {names}, not {values['grounder']!r}."
-                )
+                raise CofError(f"The page offers the grounders {names}, not {grounder!r}.")
             if not hasattr(FOCUSES.get(values["focus"], Attention), "strength"):
                 del values["strength"]
             settings.append(defaults.changed(**values))
@@ -120,13 +118,12 @@ def read_query(query: Mapping[str, str], defaults: Settings) -> Controls:
     """
     begin = Controls.of(defaults)
     values: dict[str, Any] = {name: query[name] for name in begin._fields if name in query}
-    for name in values:
-        if isinstance(getattr(begin, name), float):
-            try:
-                values[name] = float(query[name])
-            except ValueError:
-                message = f"The link's {name} must be a number, not {query[name]!r}."
-                raise CofError(message) from None
+    for name in [each for each in values if isinstance(getattr(begin, each), float)]:
+        try:
+            values[name] = float(query[name])
+        except ValueError:
+            message = f"The link's {name} must be a number, not {query[name]!r}."
+            raise CofError(message) from None
     values["compare"] = values.get("compare") == "True"
     for name in VARIED:
         values.setdefault(f"other_{name}", values.get(name, getattr(begin, name)))
