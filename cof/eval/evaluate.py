@@ -19,7 +19,7 @@ from cof.engines.base import Engine
 from cof.eval.data.base import Benchmark
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, system_of
-from cof.eval.replies import Replies, make_portable, write_lines, write_questions
+from cof.eval.replies import Replies, make_portable, write_questions
 from cof.eval.results import collect_results
 from cof.eval.run_info import check_same_run, describe_engine, progress_bar, questions_digest
 from cof.eval.runner import Runner
@@ -151,23 +151,22 @@ def write_results(
     out: Path,
     **more: Any,
 ) -> dict[str, Any]:
-    """Collect all figures of tasks, and write `results.json` and each task's `lines.jsonl`.
+    """Collect all figures of tasks, and write `results.json`.
 
     Args:
         about: what produced the replies; `seed` is that of the bootstrap.
         methods: by the names under which they are reported.
         tasks: know the rules and figures; their data is not read.
         replies: to each task's questions.
-        out: folder; the lines of several tasks go to folders of their names in it.
+        out: folder.
         more: goes into the results as it is.
 
     Returns:
         The content of `results.json`.
     """
-    keys = {name: method.key for name, method in methods.items()}
     results: dict[str, Any] = {
         "about": dict(about),
-        "methods": keys,
+        "methods": {name: method.key for name, method in methods.items()},
         "settings": {
             name: {**method.settings.as_dict(), "given": method.given}
             for name, method in methods.items()
@@ -178,10 +177,6 @@ def write_results(
             for name, task in tasks.items()
         },
     }
-    for name, task in tasks.items():
-        folder = task_folder(out, name, tasks)
-        lines = write_lines(replies[name].score(task), keys, about, task.rules)
-        write_atomically(folder / "lines.jsonl", lines)
     write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
     return results
 
