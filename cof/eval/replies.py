@@ -82,11 +82,6 @@ class Replies:
                 )
         return {name: self.records[key] for name, key in methods.items()}
 
-    @property
-    def groundings(self) -> dict[str, Mapping[str, Record]]:
-        """The outcomes of stage 1, by `grounding_key`."""
-        return {step: records for step, records in self.records.items() if is_grounding(step)}
-
 
 def is_grounding(step: str) -> bool:
     """Whether a step's records are outcomes of stage 1, not answers."""

@@ -28,7 +28,7 @@ def result_charts(results: Numbers) -> list[Chart]:
     """The charts that a run's numbers allow; of more methods than there are colours, none."""
     charts = []
     for name, numbers in results["tasks"].items():
-        groups, costs = numbers["groups"], numbers["costs"]
+        groups = numbers["groups"]
         if not groups or len(results["methods"]) > len(COLORS):
             continue
         main = next(iter(groups))
@@ -43,9 +43,6 @@ def result_charts(results: Numbers) -> list[Chart]:
         if len(levels) > 1:
             title = f"Accuracy against the number of objects ({main})"
             charts.append(draw(f"{name}-objects", title, _plot_levels, levels))
-        if costs:
-            title = f"Accuracy ({main}) against cost"
-            charts.append(draw(f"{name}-cost", title, _plot_costs, groups[main], costs))
     return charts
 
 
@@ -115,11 +112,3 @@ def _plot_levels(figure: Any, levels: Numbers) -> None:
         errorbars(axes, at, [row[method] for row in levels.values()], method)
     axes.set_xticks(range(len(levels)), list(levels))
     axes.set(xlabel="objects in the scene", ylabel="accuracy")
-
-
-def _plot_costs(figure: Any, group: Numbers, costs: Numbers) -> None:
-    axes = figure.subplots()
-    for method, row in group.items():
-        if method in costs and costs[method]["ratio"] is not None:
-            errorbars(axes, [costs[method]["ratio"]], [row], method)
-    axes.set(xlabel="time, x plain", ylabel="accuracy")
