@@ -117,7 +117,20 @@ class Evaluation:
                 advance = partial(bar.advance, counter)
                 runner.run([*self.methods.values()], self.grounded, advance)
                 replies[name] = Replies.read(make_portable(task.examples), [*shards, path])
-        results = write_results(about, self.methods, tasks, replies, out, **more)
+        results: dict[str, Any] = {
+            "about": about,
+            "methods": {name: method.key for name, method in self.methods.items()},
+            "settings": {
+                name: {**method.settings.as_dict(), "given": method.given}
+                for name, method in self.methods.items()
+            },
+            **more,
+            "tasks": {
+                name: collect_results(task, self.methods, replies[name], seed=self.seed)
+                for name, task in tasks.items()
+            },
+        }
+        write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
         for name, numbers in results["tasks"].items():
             if refused := max(numbers["errors"].values(), default=0):
                 console.print(
@@ -141,44 +154,6 @@ def usual_methods(settings: Settings) -> dict[str, Method]:
         "oracle": Method(settings, "oracle"),
         "random": Method(settings, "random"),
     }
-
-
-def write_results(
-    about: Mapping[str, Any],
-    methods: Mapping[str, Method],
-    tasks: Mapping[str, Benchmark],
-    replies: Mapping[str, Replies],
-    out: Path,
-    **more: Any,
-) -> dict[str, Any]:
-    """Collect all figures of tasks, and write `results.json`.
-
-    Args:
-        about: what produced the replies; `seed` is that of the bootstrap.
-        methods: by the names under which they are reported.
-        tasks: know the rules and figures; their data is not read.
-        replies: to each task's questions.
-        out: folder.
-        more: goes into the results as it is.
-
-    Returns:
-        The content of `results.json`.
-    """
-    results: dict[str, Any] = {
-        "about": dict(about),
-        "methods": {name: method.key for name, method in methods.items()},
-        "settings": {
-            name: {**method.settings.as_dict(), "given": method.given}
-            for name, method in methods.items()
-        },
-        **more,
-        "tasks": {
-            name: collect_results(task, methods, replies[name], seed=about["seed"])
-            for name, task in tasks.items()
-        },
-    }
-    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
-    return results
 
 
 def answers_path(out: Path, shard: Sequence[int]) -> Path:

@@ -30,7 +30,7 @@ class Run:
     Attributes:
         folder: the one it wrote to.
         name: short, for files; unique in the report.
-        results: its numbers (`cof.eval.evaluate.write_results`).
+        results: its numbers (`cof.eval.evaluate.Evaluation.run`).
     """
 
     folder: Path
