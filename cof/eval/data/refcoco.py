@@ -20,9 +20,6 @@ from cof.eval.figures import Figure
 from cof.eval.rules import Rules
 from cof.geometry.boxes import XYXY
 
-_FOLDERS = (".", "images", "train2014", "images/mscoco/images/train2014")
-"""Where images lie in a data set's folder."""
-
 _FOUR = re.compile(r"\[\s*" + r",\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*\]")
 
 
@@ -47,7 +44,7 @@ class RefCOCO(Benchmark):
             name = row.text("img_path", "image", "file_name")
             if not (name or row.image) or not (one or several):
                 raise CofError("no image and expression")
-            image = self.image_of(row, name, *_FOLDERS)
+            image = self.image_of(row, name, ".", "images", "train2014")
             # JSON lines have corners, parquet files COCO's width and height
             region = read_region(row, image, corners=row.image is None)
             if one:
