@@ -6,7 +6,6 @@ import base64
 import csv
 import io
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,23 +209,3 @@ def mmbench_parquet(path: Path, **options: Any) -> Path:
         row["image"] = {"bytes": base64.b64decode(row["image"]), "path": None}
         row["L2-category"] = row.pop("l2-category")
     return parquet(path, rows, **options)
-
-
-def refer(folder: Path) -> Path:
-    """REFER's: a partition of references beside COCO's instances."""
-    save(folder / "train2014" / "COCO_1.jpg", 1)
-
-    def ref(number: int, split: str, *said: str) -> dict[str, Any]:
-        sentences = [{"sent_id": 2 * number + n, "sent": each} for n, each in enumerate(said)]
-        ids = {"ref_id": number, "ann_id": 10 + number, "image_id": 1}
-        return {**ids, "split": split, "sentences": sentences, "file_name": "COCO_1_0.jpg"}
-
-    refs = [ref(0, "val", "the dog", "left dog"), ref(1, "testA", "the man")]
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=0))
-    boxes = ([10.0, 15.0, 20.0, 15.0], [0.0, 0.0, 40.0, 15.0])
-    instances = {
-        "images": [{"id": 1, "file_name": "COCO_1.jpg", "width": 40, "height": 30}],
-        "annotations": [{"id": 10 + n, "bbox": box} for n, box in enumerate(boxes)],
-    }
-    (folder / "instances.json").write_text(json.dumps(instances), "utf-8")
-    return folder

@@ -111,7 +111,7 @@ class Tool:
 
 
 def _records(path: Path) -> Any:
-    other = ("questions.jsonl", "lines.jsonl", "annotations.jsonl")
+    other = ("questions.jsonl", "annotations.jsonl")
     if path.name in other or path.name.endswith(".costs.jsonl") or "data" in path.parts:
         return []
     return list(Store(path).values())

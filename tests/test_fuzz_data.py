@@ -56,8 +56,6 @@ SOURCES: list[tuple[str, Callable[[Path], Path], str]] = [
     ("textvqa", formats.textvqa_ocr, "TextVQA_Rosetta_OCR_v0.2_val.json"),
     ("textvqa", lambda f: formats.textvqa_parquet(f / "val.parquet"), "val.parquet"),
     ("refcoco", formats.refcoco, "refcoco_val.jsonl"),
-    ("refcoco", lambda f: formats.refer(f) / "val", "refs(unc).p"),
-    ("refcoco", lambda f: formats.refer(f) / "val", "instances.json"),
     ("scenes", scenes, "questions.jsonl"),
 ]
 # fmt: off

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,7 +14,6 @@ from xml.etree import ElementTree
 import formats
 import pytest
 from fakes import AnyEngine
-from matplotlib.figure import Figure
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -28,7 +26,7 @@ from cof.eval.data.pope import POPE
 from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.textvqa import TextVQA
 from cof.eval.evaluate import Evaluation
-from cof.eval.report.charts import COLORS, draw, errorbars, name_lines
+from cof.eval.report.charts import draw
 from cof.eval.report.document import (
     Card,
     Heading,
@@ -103,19 +101,6 @@ def test_charts_are_well_formed_and_the_same_each_time() -> None:
     assert ElementTree.fromstring(first.svg).tag.endswith("svg")
 
 
-def test_methods_are_named_beside_their_lines() -> None:
-    axes = Figure().subplots()
-    for method in COLORS:
-        errorbars(axes, [0, 1], [{"value": v, "low": 0, "high": 1} for v in (0.3, 0.5)], method)
-    name_lines(axes)
-    heights = [name.xyann[1] for name in axes.texts]
-    assert {name.get_text() for name in axes.texts} == set(COLORS)
-    assert all(above - below > 0.049 for above, below in pairwise(heights))
-    assert max(heights) <= 1
-    assert min(heights) >= 0
-    assert axes.get_legend() is None  # which would cover points
-
-
 @pytest.mark.parametrize("benchmark", DATA, ids=lambda b: b.name)
 def test_the_same_rules_give_the_same_files(benchmark: type[Benchmark], tmp_path: Path) -> None:
     """Without the model, and without the data."""
@@ -176,7 +161,7 @@ def test_a_report_of_several_runs(tmp_path: Path) -> None:
         assert title in page
         assert title in text
     charts = sorted(path.name for path in (tmp_path / "report").glob("*.svg"))
-    assert "study-scenes-objects.svg" in charts
+    assert "study-scenes-kinds.svg" in charts
     assert page.count("<svg") == len(charts)
     for path in (tmp_path / "report").glob("*.csv"):
         assert len(path.read_text("utf-8").splitlines()) > 1

@@ -1,9 +1,8 @@
-"""Where data comes from: the hub, parquet, REFER's files, recognised text; and its parts."""
+"""Where data comes from: the hub, parquet, recognised text; and its parts."""
 
 from __future__ import annotations
 
 import json
-import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from cof.eval.data.hrbench import HRBench
 from cof.eval.data.hub import local
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.pope import POPE
-from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
@@ -162,48 +160,6 @@ def test_textvqa_parquet_with_recognised_text(tmp_path: Path) -> None:
     assert task.examples[0].prompt.startswith(f"{prompt}\n")
     shown = replace(task, prompt_style="lmms-eval").examples[0].prompt
     assert shown.startswith("What brand is it?\n")
-
-
-def test_refer(tmp_path: Path) -> None:
-    folder = formats.refer(tmp_path / "refcoco")
-    task = RefCOCO(folder / "val")
-    assert task.check() == []
-    assert [(e.id, e.prompt, e.region) for e in task.examples] == [
-        ("0", "the dog", (0.25, 0.5, 0.75, 1.0)),
-        ("1", "left dog", (0.25, 0.5, 0.75, 1.0)),
-    ]
-    assert task.examples[0].image == folder / "train2014" / "COCO_1.jpg"
-    assert [e.prompt for e in RefCOCO(folder / "unc-testA").examples] == ["the man"]
-    (folder / "refs(google).p").write_bytes((folder / "refs(unc).p").read_bytes())
-    with pytest.raises(CofError, match="names none of"):
-        _ = RefCOCO(folder / "val").examples
-    assert len(RefCOCO(folder / "google-val").examples) == 2
-    with pytest.raises(CofError, match="has no split 'train', but testA, val"):
-        _ = RefCOCO(folder / "unc-train").examples
-    images = (folder / "train2014").rename(tmp_path / "coco")
-    assert RefCOCO(folder / "unc-val", images=images).check() == []
-
-
-class _Runs:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (print, ("run",))
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "problem"),
-    [
-        ("refs(unc).p", pickle.dumps([_Runs()]), "cannot be read"),
-        ("refs(unc).p", b"\x80no pickle", "cannot be read"),
-        ("instances.json", b'{"images": [], "annotations": []}', "do not belong together"),
-    ],
-)
-def test_refer_that_is_damaged_runs_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: bytes, problem: str
-) -> None:
-    folder = formats.refer(tmp_path)
-    (folder / file).write_bytes(content)
-    assert any(problem in each for each in RefCOCO(folder / "val").check())
-    assert capsys.readouterr().out == ""
 
 
 def test_boxes_are_fractions_of_the_upright_image(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import AnyEngine, FakeEngine, describe_image
+from matplotlib.figure import Figure
 from models import checkpoint
 from rich.console import Console
 
@@ -19,6 +21,7 @@ from cof.errors import CofError
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example, open_image
 from cof.eval.methods import sample_box_elsewhere
+from cof.eval.report.charts import COLORS
 from cof.eval.report.document import markdown
 from cof.eval.report.publish import make_blocks
 from cof.focuses import FOCUSES
@@ -28,6 +31,7 @@ from cof.prompting.dialects import TINY, Dialect, fill
 from cof.settings import Settings
 from cof.types import Generation, Request
 from lab.studies.__main__ import main
+from lab.studies.charts import errorbars, name_lines
 from lab.studies.scenes import (
     FOCUSES_COMPARED,
     SOURCES,
@@ -113,7 +117,8 @@ def effect(
 
 
 def test_effect(effect: tuple[Path, dict[str, Any]]) -> None:
-    results = effect[1]
+    out, results = effect
+    assert (out / "objects.svg").read_text("utf-8").startswith("<svg")
     (boxes, tried), numbers = results["tables"], results["tasks"]["scenes"]
     assert list(results["methods"]) == [
         *("plain", "whole", "cof", "attention", "two looks", "cof, if unsure", "oracle", "random")
@@ -295,3 +300,16 @@ def test_commands_on_a_random_model(tmp_path: Path) -> None:
         results = json.loads((folder / "results.json").read_text("utf-8"))
         assert str(tmp_path) not in json.dumps(results) + (out / "table.md").read_text("utf-8")
     assert (out / "effect.svg").is_file()
+
+
+def test_methods_are_named_beside_their_lines() -> None:
+    axes = Figure().subplots()
+    for method in COLORS:
+        errorbars(axes, [0, 1], [{"value": v, "low": 0, "high": 1} for v in (0.3, 0.5)], method)
+    name_lines(axes)
+    heights = [name.xyann[1] for name in axes.texts]
+    assert {name.get_text() for name in axes.texts} == set(COLORS)
+    assert all(above - below > 0.049 for above, below in pairwise(heights))
+    assert max(heights) <= 1
+    assert min(heights) >= 0
+    assert axes.get_legend() is None  # which would cover points

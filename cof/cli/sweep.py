@@ -82,7 +82,7 @@ def sweep(
     Every combination answers every question. DIR/chosen.json goes to `cof eval --settings`.
     """
     from cof.eval.evaluate import Evaluation
-    from cof.eval.sweep import CHOSEN, Gate, choose, make_candidates, tabulate_choices
+    from cof.eval.sweep import CHOSEN, choose, make_candidates, tabulate_choices
 
     folder = out or Path("results") / f"sweep-{benchmark}"
     validation = asked.read(
@@ -102,18 +102,19 @@ def sweep(
         validation = replace(validation, prompt_style="tiny")
     console = Console(stderr=True)
     how = {"batch_size": asked.batch_size, "max_new_tokens": asked.max_new_tokens}
-    settings, gate, first = cof.settings, None, validation
-    if break_at_most is not None:
-        settings, gate = settings.changed(max_plain_confidence=1.0), Gate(validation, break_at_most)
-        first = replace(validation, share=share / 2)
-    methods, tasks = make_candidates(settings, **values), {benchmark: first}
-    choice = choose(cof.engine, tasks, methods, folder / CHOSEN, console=console, gate=gate, **how)
+    settings, at_most = cof.settings, break_at_most
+    if at_most is not None:
+        settings = settings.changed(max_plain_confidence=1.0)
+    methods, tasks = make_candidates(settings, **values), {benchmark: validation}
+    choice = choose(
+        cof.engine, tasks, methods, folder / CHOSEN, console=console, at_most=at_most, **how
+    )
     best, which = choice.tried[choice.best], choice.about["asked"][benchmark]
     typer.echo(
         f"Chosen of {len(choice.tried)}: {choice.key}; accuracy {best:.3f}, plain "
-        f"{choice.plain:.3f} on the {len(first.examples)} questions that chose ({which})"
+        f"{choice.plain:.3f} on the {choice.about['count']} questions that chose ({which})"
     )
-    if gate is not None:
+    if at_most is not None:
         typer.echo(f"{choice.about['promise']}.")
     if best <= choice.plain:
         typer.echo("No setting answers more of these questions than the plain model.")

@@ -19,7 +19,7 @@ from cof.engines.base import Engine
 from cof.eval.data.base import Benchmark
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, system_of
-from cof.eval.replies import Replies, make_portable, write_lines, write_questions
+from cof.eval.replies import Replies, make_portable, write_questions
 from cof.eval.results import collect_results
 from cof.eval.run_info import check_same_run, describe_engine, progress_bar, questions_digest
 from cof.eval.runner import Runner
@@ -117,7 +117,20 @@ class Evaluation:
                 advance = partial(bar.advance, counter)
                 runner.run([*self.methods.values()], self.grounded, advance)
                 replies[name] = Replies.read(make_portable(task.examples), [*shards, path])
-        results = write_results(about, self.methods, tasks, replies, out, **more)
+        results: dict[str, Any] = {
+            "about": about,
+            "methods": {name: method.key for name, method in self.methods.items()},
+            "settings": {
+                name: {**method.settings.as_dict(), "given": method.given}
+                for name, method in self.methods.items()
+            },
+            **more,
+            "tasks": {
+                name: collect_results(task, self.methods, replies[name], seed=self.seed)
+                for name, task in tasks.items()
+            },
+        }
+        write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
         for name, numbers in results["tasks"].items():
             if refused := max(numbers["errors"].values(), default=0):
                 console.print(
@@ -141,49 +154,6 @@ def usual_methods(settings: Settings) -> dict[str, Method]:
         "oracle": Method(settings, "oracle"),
         "random": Method(settings, "random"),
     }
-
-
-def write_results(
-    about: Mapping[str, Any],
-    methods: Mapping[str, Method],
-    tasks: Mapping[str, Benchmark],
-    replies: Mapping[str, Replies],
-    out: Path,
-    **more: Any,
-) -> dict[str, Any]:
-    """Collect all figures of tasks, and write `results.json` and each task's `lines.jsonl`.
-
-    Args:
-        about: what produced the replies; `seed` is that of the bootstrap.
-        methods: by the names under which they are reported.
-        tasks: know the rules and figures; their data is not read.
-        replies: to each task's questions.
-        out: folder; the lines of several tasks go to folders of their names in it.
-        more: goes into the results as it is.
-
-    Returns:
-        The content of `results.json`.
-    """
-    keys = {name: method.key for name, method in methods.items()}
-    results: dict[str, Any] = {
-        "about": dict(about),
-        "methods": keys,
-        "settings": {
-            name: {**method.settings.as_dict(), "given": method.given}
-            for name, method in methods.items()
-        },
-        **more,
-        "tasks": {
-            name: collect_results(task, methods, replies[name], seed=about["seed"])
-            for name, task in tasks.items()
-        },
-    }
-    for name, task in tasks.items():
-        folder = task_folder(out, name, tasks)
-        lines = write_lines(replies[name].score(task), keys, about, task.rules)
-        write_atomically(folder / "lines.jsonl", lines)
-    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
-    return results
 
 
 def answers_path(out: Path, shard: Sequence[int]) -> Path:

@@ -134,18 +134,16 @@ def group_right(examples: Iterable[Example], right: Mapping[str, bool]) -> dict[
     return together
 
 
-def compare(
-    figures: Mapping[str, Figure], *, baseline: str = "plain", seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """One figure of several methods, with 95 % intervals, and each against the baseline.
+def compare(figures: Mapping[str, Figure], *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """One figure of several methods, with 95 % intervals, and each against the plain model's, if
+    that is among them.
 
     Args:
         figures: by method, of the same questions.
-        baseline: what the others are compared with, if it is among them.
         seed: of the resampling; the same seed, the same intervals.
 
     Returns:
-        `{method: {value, low, high}}`; of all but the baseline also `difference` with its bounds,
+        `{method: {value, low, high}}`; of all but `plain` also `difference` with its bounds,
         and where the figure has units `fixed`, `broken` and `p` (`sign_flip_test`). Of every
         figure with units `n`, their number.
     """
@@ -156,9 +154,9 @@ def compare(
     for name, figure in figures.items():
         row = table[name] = {"n": len(figure.units)} if figure.units else {}
         row |= _rounded(("value", "low", "high"), figure.value, _bounds(figure, draws[name]))
-        if name != baseline and baseline in figures:
-            old = figures[baseline]
-            ends = np.quantile(draws[name] - draws[baseline], [0.025, 0.975])
+        if name != "plain" and "plain" in figures:
+            old = figures["plain"]
+            ends = np.quantile(draws[name] - draws["plain"], [0.025, 0.975])
             names = ("difference", "difference_low", "difference_high")
             row |= _rounded(names, figure.value - old.value, ends)
             if figure.units:

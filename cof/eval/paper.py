@@ -92,18 +92,13 @@ def find_parts(data: Path, **how: Any) -> Parts:
     """
     if not data.is_dir():
         raise CofError(f"There is no folder {data}: name the one that holds mme/, mmbench/, pope/.")
-    parts: dict[str, Benchmark | None] = {}
-    for name, (reader, pattern, _) in LAYOUT.items():
-        place = next(
-            (
-                path
-                for path in sorted((*data.iterdir(), *data.glob("*/*.tsv")))
-                if not path.name.startswith(".")
-                and re.fullmatch(pattern, path.relative_to(data).as_posix(), re.IGNORECASE)
-            ),
-            None,
-        )
-        parts[name] = reader(place, **how) if place else None
+    parts: dict[str, Benchmark | None] = dict.fromkeys(LAYOUT)
+    for path in sorted((*data.iterdir(), *data.glob("*/*.tsv"))):
+        place = path.relative_to(data).as_posix()
+        for name, (reader, pattern, _) in LAYOUT.items():
+            there = not path.name.startswith(".") and re.fullmatch(pattern, place, re.IGNORECASE)
+            if there and parts[name] is None:
+                parts[name] = reader(path, **how)
     return parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from cof.errors import CofError
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Embedded, Example
 from cof.eval.json_files import from_json, read_json_lines
-from cof.eval.store import ENCODING, Costs, Record, Store, read_costs
+from cof.eval.store import Costs, Record, Store, read_costs
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,6 @@ class Replies:
                 )
         return {name: self.records[key] for name, key in methods.items()}
 
-    @property
-    def groundings(self) -> dict[str, Mapping[str, Record]]:
-        """The outcomes of stage 1, by `grounding_key`."""
-        return {step: records for step, records in self.records.items() if is_grounding(step)}
-
 
 def is_grounding(step: str) -> bool:
     """Whether a step's records are outcomes of stage 1, not answers."""
@@ -106,7 +101,12 @@ def make_portable(examples: Sequence[Example]) -> list[Example]:
 
 def write_questions(examples: Sequence[Example]) -> str:
     """Questions as JSON lines; a field that is left out has its default."""
-    return "".join(json.dumps(_fields(example)) + "\n" for example in make_portable(examples))
+
+    def told(example: Example) -> dict[str, Any]:
+        values = {k: v for k, v in vars(example).items() if v != getattr(Example, k, None)}
+        return {**values, "image": Path(str(example.image)).as_posix()}
+
+    return "".join(json.dumps(told(example)) + "\n" for example in make_portable(examples))
 
 
 def read_questions(path: Path) -> list[Example]:
@@ -118,50 +118,3 @@ def read_questions(path: Path) -> list[Example]:
     if not path.is_file():
         raise CofError(f"There is no {path}: run the evaluation again to write it.")
     return read_json_lines(path, partial(from_json, Example), "run the evaluation again")
-
-
-def write_lines(
-    replies: Replies, methods: Mapping[str, str], about: Mapping[str, Any], rules: str
-) -> str:
-    """One JSON line for each question, complete in itself: the question, the outcome of stage 1,
-    every method's answer, boxes and seconds, the rules, the model and the versions.
-
-    Args:
-        replies: scored, to all questions.
-        methods: name and key of each method.
-        about: what produced the answers.
-        rules: by which they were read.
-    """
-
-    def shown(step: str, id: str) -> dict[str, Any]:
-        record, cost = replies.records.get(step, {}).get(id), replies.costs.get(step, {}).get(id)
-        values = (
-            {k: v for k, v in vars(record).items() if k not in ("id", "method")} if record else {}
-        )
-        return values | {"seconds": None if cost is None else round(cost, 4)}
-
-    lines = []
-    for example in make_portable(replies.examples):
-        id = example.id
-        line = {
-            "question": _fields(example),
-            **shown(ENCODING, id),
-            "groundings": {
-                step: shown(step, id) for step, each in replies.groundings.items() if id in each
-            },
-            "answers": {n: {"settings": key, **shown(key, id)} for n, key in methods.items()},
-            "rules": rules,
-            "about": about,
-        }
-        lines.append(json.dumps(line) + "\n")
-    return "".join(lines)
-
-
-def _fields(example: Example) -> dict[str, Any]:
-    """Those that are not at their defaults."""
-    values = {
-        field.name: value
-        for field in fields(example)
-        if (value := getattr(example, field.name)) != field.default
-    }
-    return {**values, "image": Path(str(example.image)).as_posix()}

@@ -11,7 +11,7 @@ from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
 from cof.eval.figures import changed_units, compare, find_clusters, ratio, share
 from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
-from cof.eval.replies import Replies
+from cof.eval.replies import Replies, is_grounding
 from cof.eval.rules import RULES
 from cof.eval.store import ENCODING, Costs, Record
 from cof.geometry.boxes import FULL, centre, contains_point, iou, union
@@ -74,8 +74,8 @@ def collect_results(
         "errors": {name: sum(r.error is not None for r in each) for name, each in asked.items()},
         "grounding": {
             step: _grounding(task, records, examples, seed)
-            for step, records in replies.groundings.items()
-            if all(example.id in records for example in examples)
+            for step, records in replies.records.items()
+            if is_grounding(step) and all(example.id in records for example in examples)
         },
         "costs": _costs(methods, answers, replies.costs, examples),
     }

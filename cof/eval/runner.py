@@ -18,7 +18,7 @@ from cof.eval.json_files import drop_torn_line
 from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key, system_of
 from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
 from cof.geometry.boxes import XYXY
-from cof.geometry.regions import EVERYTHING
+from cof.geometry.regions import EVERYTHING, Region
 from cof.grounders import Grounder
 from cof.pipeline import CoF
 from cof.query import NO_IMAGE, Query
@@ -347,7 +347,8 @@ class Once(Grounder):
             examples.setdefault(place, []).append(example)
             record = batch.store.get((key, example.id))
             if record is not None and record.error is None and not self.exact:
-                known[place] = Grounding(record.region, record.text, record.confidence)
+                region = Region(boxes=record.boxes) if record.boxes else None
+                known[place] = Grounding(region, record.text, record.confidence)
         kept = batch.found.setdefault(key, {})
         known |= kept
         places = [(id(request.pil_image), request.prompt) for request in requests]

@@ -22,9 +22,6 @@ from cof.settings import Settings
 
 RESULTS = "results.json"
 
-Images = Mapping[str, Path | Embedded]
-"""The image of each question, by its id; empty where the data is no longer there."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -33,7 +30,7 @@ class Run:
     Attributes:
         folder: the one it wrote to.
         name: short, for files; unique in the report.
-        results: its numbers (`cof.eval.evaluate.write_results`).
+        results: its numbers (`cof.eval.evaluate.Evaluation.run`).
     """
 
     folder: Path
@@ -85,18 +82,9 @@ class Run:
         records = {names.get(step, step): each for step, each in replies.records.items()}
         return task, replace(replies, records=records)
 
-    def read_scored(self, name: str) -> tuple[Replies, Images] | None:
-        """Replies to a task, scored, and its images; None where the replies are not there, or are
-        those of another run."""
-        try:
-            task, replies = self.read_task(name)
-            replies.answers({name: method.key for name, method in self.methods.items()})
-        except CofError:
-            return None
-        return replies.score(task), self._find_images(name)
-
-    def _find_images(self, name: str) -> Images:
-        """The images of the data, if it is still where the run found it."""
+    def find_images(self, name: str) -> Mapping[str, Path | Embedded]:
+        """The image of each question of a task, by its id; empty where the data is no longer where
+        the run found it."""
         tasks = self.results["tasks"]
         numbers, folder = tasks[name], task_folder(self.folder, name, tasks).resolve()
         place = read_json_object(folder / "data.json")
@@ -125,7 +113,11 @@ def find_runs(out: Path) -> list[Run]:
         name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
         taken = sum(re.fullmatch(rf"{name}(--\d+)?", run.name) is not None for run in runs)
         name = f"{name}--{taken + 1}" if taken else name
-        runs.append(Run(folder, name, _read_results(folder / RESULTS)))
+        runs.append(Run(folder, name, read_json_object(folder / RESULTS)))
+        with explain_damage(runs[-1]):
+            # names of tasks are names of files
+            if not all(re.fullmatch(r"[\w-]+", task) for task in runs[-1].results["tasks"]):
+                raise ValueError("a task's name is no file's")
     if not runs:
         raise CofError(
             f"There is no finished run in {out}: name the folder that `cof eval` or "
@@ -148,16 +140,3 @@ def explain_damage(run: Run) -> Iterator[None]:
             f"{run.folder / RESULTS} is damaged, or of another version of cof ({error!r}): run the "
             "evaluation again."
         ) from error
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    results = read_json_object(path)
-    complete = {"about", "methods", "settings", "tasks"} <= results.keys()
-    tasks = results["tasks"] if complete else None
-    # names of tasks are names of files
-    if not (isinstance(tasks, dict) and all(re.fullmatch(r"[\w-]+", task) for task in tasks)):
-        raise CofError(
-            f"{path} holds no results, or those of another version of cof: run the evaluation "
-            "again."
-        )
-    return results

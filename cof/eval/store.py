@@ -12,7 +12,6 @@ from typing import Any
 from cof.eval.examples import Example
 from cof.eval.json_files import drop_torn_line, from_json, read_json_lines, write_atomically
 from cof.geometry.boxes import XYXY
-from cof.geometry.regions import Region
 
 ENCODING = "encoding"
 """In the costs: the vision encoder and the decoder's prefix, once for all methods."""
@@ -51,11 +50,6 @@ class Record:
     boxes: tuple[XYXY, ...] = ()
     confidence: float | None = None
     error: str | None = None
-
-    @property
-    def region(self) -> Region | None:
-        """The region that its boxes are."""
-        return Region(boxes=self.boxes) if self.boxes else None
 
 
 class Store(dict[tuple[str, str], Record]):

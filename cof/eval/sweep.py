@@ -49,7 +49,7 @@ class Choice:
         plain: the plain model's accuracy on them.
         tried: the accuracy of every candidate, by its key.
         about: the model, the data, the versions and the date, for people; as `asked` the first and
-            the last question of each task.
+            the last question of each task, as `count` how many chose the method.
     """
 
     settings: Settings
@@ -140,7 +140,7 @@ def choose(
     console: Console,
     batch_size: int = 48,
     max_new_tokens: int = 16,
-    gate: Gate | None = None,
+    at_most: float | None = None,
 ) -> Choice:
     """Choose one of several methods on validation tasks, and freeze the choice in a file. A run
     that was interrupted goes on, and choices in one folder ask nothing twice.
@@ -153,12 +153,16 @@ def choose(
         console: for progress.
         batch_size: questions in one forward pass.
         max_new_tokens: the longest answer.
-        gate: chooses when the method looks, on other questions.
+        at_most: the share of right answers that looking may break, 0..1: half of the images choose
+            the method, and the others when it looks; None: it always does.
 
     Raises:
-        CofError: the tasks have no answers, or the folder or file belongs to another choice; the
-            gate has too few questions.
+        CofError: the tasks have no answers, or too few for the share; the folder or file belongs
+            to another choice.
     """
+    whole = tasks
+    if at_most is not None:
+        tasks = {name: replace(task, share=task.share / 2) for name, task in tasks.items()}
     answered = {name: [e for e in task.examples if e.answer] for name, task in tasks.items()}
     for name, task in tasks.items():
         if not answered[name]:
@@ -195,12 +199,16 @@ def choose(
         first.share if first.part == "validation" else 1.0,
         accuracy[PLAIN.key],
         {method.key: accuracy[method.key] for method in methods},
-        about | {"asked": {name: f"{a[0].id} to {a[-1].id}" for name, a in answered.items()}},
+        {
+            **about,
+            "asked": {name: f"{a[0].id} to {a[-1].id}" for name, a in answered.items()},
+            "count": len(examples),
+        },
     )
-    if gate is not None:
-        method = Method(choice.settings).without_threshold
-        store = ask(path.parent / "calibration", gate.task.name, gate.task, [method])
-        choice = gate.close(choice, store)
+    if at_most is not None:
+        ((name, task),) = whole.items()
+        store = ask(path.parent / "calibration", name, task, [Method(choice.settings)])
+        choice = _choose_threshold(choice, task, store, at_most)
     if not path.exists():
         choice.write(path)
     elif Choice.read(path).key != choice.key:
@@ -208,53 +216,34 @@ def choose(
     return choice
 
 
-@dataclass(frozen=True)
-class Gate:
-    """When the chosen method looks, so that it breaks few right answers (`cof.eval.gate`).
-
-    Attributes:
-        task: questions of which those that chose the method are left out.
-        at_most: the share of right answers that may be broken, 0..1.
-    """
-
-    task: Benchmark
-    at_most: float
-
-    def close(self, choice: Choice, store: Store) -> Choice:
-        """The choice with its threshold.
-
-        Args:
-            store: the task's answers, plain and of the chosen method without a threshold.
-
-        Raises:
-            CofError: the questions are too few for the promise.
-        """
-        asked = [e for e in self.task.examples if e.answer and not choice.seen([e])]
-        keys = PLAIN.key, Method(choice.settings).without_threshold.key
-        plain, looked = ({e.id: store[key, e.id] for e in asked} for key in keys)
-        right = right_answers(asked, plain, looked)
-        limit = choose_threshold(right, self.at_most)
-        broken = sum(each.broken and each.confidence <= limit for each in right)
-        promise = (
-            f"Looking where the plain answer is at most {limit:g} sure breaks at most "
-            f"{self.at_most:.1%} of right answers (mean over images), with {SURE:.0%} confidence, "
-            f"on other questions like these: {broken} of {len(right)} right answers about "
-            f"{len({each.cluster for each in right})} images were broken"
-        )
-        return replace(
-            choice,
-            settings=choice.settings.changed(max_plain_confidence=limit),
-            questions=choice.questions | set(map(fingerprint, asked)),
-            share=self.task.share if self.task.part == "validation" else 1.0,
-            about={**choice.about, "promise": promise, "calibrated": len(asked)},
-        )
+def _choose_threshold(choice: Choice, task: Benchmark, store: Store, at_most: float) -> Choice:
+    """The choice, looking only where it breaks at most such a share of right answers to the task's
+    questions that did not choose (`cof.eval.gate`)."""
+    asked = [e for e in task.examples if e.answer and not choice.seen([e])]
+    plain, looked = ({e.id: store[key, e.id] for e in asked} for key in (PLAIN.key, choice.key))
+    right = right_answers(asked, plain, looked)
+    limit = choose_threshold(right, at_most)
+    broken = sum(each.broken and each.confidence <= limit for each in right)
+    promise = (
+        f"Looking where the plain answer is at most {limit:g} sure breaks at most {at_most:.1%} of "
+        f"right answers (mean over images), with {SURE:.0%} confidence, on other questions like "
+        f"these: {broken} of {len(right)} right answers about "
+        f"{len({each.cluster for each in right})} images were broken"
+    )
+    return replace(
+        choice,
+        settings=choice.settings.changed(max_plain_confidence=limit),
+        questions=choice.questions | set(map(fingerprint, asked)),
+        share=task.share,
+        about={**choice.about, "promise": promise},
+    )
 
 
 def tabulate_choices(choices: Mapping[str, Choice]) -> dict[str, Any]:
     """Which settings were tried on which questions, by what they are for: a table of a report."""
     first = next(iter(choices.values()))
     promised = [choice.about["promise"] for choice in choices.values() if "promise" in choice.about]
-    n = len(first.questions) - first.about.get("calibrated", 0)
+    n = first.about.get("count", len(first.questions))
     asked = "; ".join(map(" ".join, first.about.get("asked", {}).items()))
     rows = [["", "plain", n, f"{first.plain:.3f}"]]
     for name, each in choices.items():
@@ -263,8 +252,8 @@ def tabulate_choices(choices: Mapping[str, Choice]) -> dict[str, Any]:
     return {
         "name": "tried",
         "title": "Settings tried",
-        "text": f"Chosen on {n} questions ({asked}): {RULE}. None of them is among those of the "
-        f"figures above. {'. '.join(promised)}",
+        "text": f"Chosen on {n} questions ({asked}): {RULE}. None of them is among those "
+        f"of the figures above. {'. '.join(promised)}",
         "head": ["for", "settings", "n", "accuracy"],
         "rows": rows,
     }

@@ -19,10 +19,11 @@ from cof.eval.evaluate import Evaluation, usual_methods
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import Method, grounding_key
 from cof.eval.report.blocks import STATISTICS
-from cof.eval.report.charts import draw, errorbars
+from cof.eval.report.charts import draw
 from cof.eval.report.document import Block, Cell, Heading, Number, Table, Text, markdown
 from cof.pipeline import CoF
 from cof.tiny.benchmark import FINE, write_benchmark
+from lab.studies.charts import errorbars, name_lines
 
 COMPARED = ("cof", "two looks", "oracle", "random")
 ENDS = {"value": "", "low": "_low", "high": "_high"}
@@ -99,6 +100,7 @@ def write_effect(points: Sequence[Mapping[str, Any]], out: Path) -> None:
         axes.set(
             xlabel="boxes with their centre in the object", ylabel="accuracy gained over plain"
         )
+        name_lines(axes)
 
     chart = draw("effect", "Gain on small details over the model's training", plot)
     write_atomically(out / "effect.json", json.dumps(list(points), indent=1) + "\n")

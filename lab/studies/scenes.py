@@ -32,6 +32,7 @@ from cof.settings import Settings
 from cof.tiny.benchmark import NUM_OBJECTS, write_benchmark
 from cof.tiny.scenes import SIDE
 from cof.types import Scope
+from lab.studies.charts import draw_objects
 from lab.studies.synthetic import FIRST, write_synthetic
 
 Tasks = dict[str, dict[str, Benchmark]]
@@ -195,6 +196,7 @@ def run_effect(
     }
     results = study.measure(methods)
     task, replies = Run(out, "", results).read_task("scenes")
+    write_atomically(out / "objects.svg", f"{draw_objects(results).svg}\n")
     return study.write(results, *tabulate_boxes(task, replies.score(task), methods))
 
 

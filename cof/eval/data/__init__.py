@@ -12,6 +12,6 @@ from cof.eval.data.scenes import Scenes
 from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
 
-ALL: tuple[type[Benchmark], ...] = (MME, MMBench, POPE, TextVQA, VStar, HRBench, RefCOCO, Scenes)
-
-BENCHMARKS = {each.name: each for each in ALL}
+BENCHMARKS: dict[str, type[Benchmark]] = {
+    each.name: each for each in (MME, MMBench, POPE, TextVQA, VStar, HRBench, RefCOCO, Scenes)
+}

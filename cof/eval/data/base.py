@@ -131,13 +131,8 @@ class Benchmark(ABC):
         if not 1 <= part <= parts:
             raise CofError(f"A shard is i/n with i from 1 to n, such as 2/4, not {part}/{parts}.")
         for path in filter(None, (self.path, self.images)):
-            if not self.is_there(path):
+            if not (path.exists() or shards(path)):
                 raise CofError(f"There is no {path}: name the data set's folder or file.")
-
-    @classmethod
-    def is_there(cls, path: Path) -> bool:
-        """Whether a path, or split of files, of a data set is there."""
-        return path.exists() or bool(shards(path))
 
     @abstractmethod
     def read(self, problems: list[str]) -> list[Example]:

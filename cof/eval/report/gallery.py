@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -19,7 +18,6 @@ from cof.eval.runs import Run
 from cof.eval.store import Record
 from cof.geometry.boxes import FULL
 from cof.geometry.regions import Region
-from cof.prompting.dialects import OPTION_LETTER, SHORT_ANSWER
 from cof.viz.panels import overlay
 
 _MOST = 12  # fixed questions of a run that are shown, and broken ones
@@ -27,26 +25,38 @@ _SIDE = 420  # of an image's longer side in the page, pixels
 
 
 def make_gallery(run: Run, task: str) -> list[Block]:
-    """Fixed and broken questions of `cof`, the first ones of each kind in turn; a sentence
-    where the replies are not there."""
+    """Fixed and broken questions of `cof`, the first ones; a sentence where the replies are not
+    there, or are those of another run."""
     changed = run.results["tasks"][task]["changed"].get("cof")
     if not changed or not any(changed.values()):
         return []
-    kept = run.read_scored(task)
-    if kept is None:
+    methods = {name: run.methods[name] for name in ("plain", "cof")}
+    try:
+        benchmark, replies = run.read_task(task)
+        replies = replies.score(benchmark)
+        answers = replies.answers({name: method.key for name, method in methods.items()})
+    except CofError:
         return [Text("The replies are not there, so no questions are shown.")]
-    replies, images = kept
-    methods = run.methods
-    answers = replies.answers({name: methods[name].key for name in ("plain", "cof")})
     # of several grounders the first one's
     boxes = replies.records.get(grounding_key(methods["cof"].settings.grounders[0]), {})
-    by_id = {example.id: example for example in replies.examples}
+    by_id, images = {example.id: example for example in replies.examples}, run.find_images(task)
     cards = []
     for outcome, ids in changed.items():
         for id in ids[:_MOST]:
-            said = {name: records[id] for name, records in answers.items()}
-            image = _draw_image(images.get(id), by_id[id], boxes.get(id), said["cof"])
-            cards.append(_make_card(by_id[id], outcome, said, image))
+            example, said = by_id[id], {name: records[id] for name, records in answers.items()}
+            image = _draw_image(images.get(id), example, boxes.get(id), said["cof"])
+            options = dict(zip(ascii_uppercase, example.options, strict=False))
+            true = options.get(example.answer)
+            listed = f"{example.question or example.prompt}\n{list_options(example.options)}"
+            card = Card(
+                outcome=outcome,
+                kind=example.kind,
+                question=listed.rstrip("\n"),
+                truth=f"{example.answer}. {true}" if true else example.answer,
+                answers=[(name, each.text, bool(each.right)) for name, each in said.items()],
+                image=image,
+            )
+            cards.append(card)
     parts = [f"{len(ids)} {outcome}" for outcome, ids in changed.items()]
     title = "What CoF changed" if len(run.results["tasks"]) == 1 else f"{task}: what CoF changed"
     return [
@@ -60,30 +70,15 @@ def make_gallery(run: Run, task: str) -> list[Block]:
     ]
 
 
-def _make_card(example: Example, outcome: str, said: Mapping[str, Record], image: str) -> Card:
-    options = dict(zip(ascii_uppercase, example.options, strict=False))
-    asked = example.prompt.removesuffix(SHORT_ANSWER).removesuffix(OPTION_LETTER)
-    listed = f"{example.question}\n{list_options(example.options)}".rstrip("\n")
-    true = options.get(example.answer)
-    return Card(
-        outcome=outcome,
-        kind=example.kind,
-        question=listed if example.question else asked,
-        truth=f"{example.answer}. {true}" if true else example.answer,
-        answers=[(name, record.text, bool(record.right)) for name, record in said.items()],
-        image=image,
-    )
-
-
 def _draw_image(
     source: Path | Embedded | None, example: Example, found: Record | None, cof: Record
 ) -> str:
     """A WebP file in base64; empty where the image is no longer there."""
+    if source is None:
+        return ""
     try:
-        image = None if source is None else open_image(source)
+        image = open_image(source)
     except CofError:
-        image = None
-    if image is None:
         return ""
     panel = overlay(
         image,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cof
-from cof.eval.evaluate import write_results
 from cof.eval.json_files import write_atomically
 from cof.eval.paper import paper_blocks
 from cof.eval.report.blocks import result_blocks
@@ -24,8 +24,9 @@ from cof.eval.report.document import (
     markdown,
 )
 from cof.eval.report.gallery import make_gallery
+from cof.eval.results import collect_results
 from cof.eval.rules import Rules
-from cof.eval.runs import Run, explain_damage, find_runs
+from cof.eval.runs import RESULTS, Run, explain_damage, find_runs
 
 PAGE, TEXT, PARTS = "report.html", "report.md", "report"
 """The page, the same as Markdown, and the folder of its charts and tables."""
@@ -57,16 +58,15 @@ def rescore(out: Path, rules: Rules | None = None) -> list[Path]:
     Raises:
         CofError: there is no finished run, or files of one are missing or damaged.
     """
-    collected = ("about", "methods", "settings", "tasks")
     runs = find_runs(out)
     for run in runs:
         with explain_damage(run):
-            read = {name: run.read_task(name, rules) for name in run.results["tasks"]}
-            tasks = {name: task for name, (task, _) in read.items()}
-            replies = {name: replies for name, (_, replies) in read.items()}
-            more = {name: value for name, value in run.results.items() if name not in collected}
-            about = run.results["about"]
-            results = write_results(about, run.methods, tasks, replies, run.folder, **more)
+            seed, read = run.results["about"]["seed"], {}
+            for name in run.results["tasks"]:
+                task, replies = run.read_task(name, rules)
+                read[name] = collect_results(task, run.methods, replies, seed=seed)
+            results = {**run.results, "tasks": read}
+            write_atomically(run.folder / RESULTS, json.dumps(results, indent=1) + "\n")
             write_table(results, run.folder)
     return [run.folder for run in runs]
 
