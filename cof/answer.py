@@ -119,12 +119,6 @@ class Answer:
 
         return plot_answer(self, engine)
 
-    def to_detections(self) -> Any:
-        """The boxes as `supervision.Detections`; see `cof.viz.notebook.make_detections`."""
-        from cof.viz.notebook import make_detections
-
-        return make_detections(self)
-
 
 class Asking(ABC):
     """What answers batches of queries, asked for a single answer."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from cof.answer import Answer, Asking, refused_answer
-from cof.errors import CofError, CofWarning, ServerError
+from cof.errors import CofError, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
 from cof.images import MAX_PIXELS, check_image, data_url, load_image
@@ -76,7 +75,7 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
             settings: any field of `cof.settings.Settings`, over the server's.
 
         Raises:
-            CofError: an unknown setting, no such server, or servers of different models.
+            CofError: an unknown setting, or no such server.
         """
         try:
             import httpx2
@@ -93,7 +92,7 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
         try:
-            self.model = self._find_model()
+            self.model = str(self._ask("GET", _MODELS)["data"][0]["id"])
         except CofError:
             self.close()
             raise
@@ -227,22 +226,6 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
         given = {name: getattr(query, name) for name in names}
         given["image"] = query.image if query.messages is not None else None
         return own | {name: value for name, value in given.items() if value is not None}
-
-    def _find_model(self) -> str:
-        """The name of the model that all servers have. One that is away is asked again later;
-        should it have another model then, it refuses the first request."""
-        model = str(self._ask("GET", _MODELS)["data"][0]["id"])
-        for url in self.urls if len(self.urls) > 1 else ():
-            try:
-                other = self._send(url, "GET", _MODELS)["data"][0]["id"]
-            except Away as problem:
-                warnings.warn(f"{problem} It is asked again later.", CofWarning, stacklevel=4)
-                continue
-            if other != model:
-                raise ServerError(
-                    f"{url} serves {other}, and another server {model}: name servers of one model."
-                )
-        return model
 
     def _ask(self, *request: Any) -> dict[str, Any]:
         """The reply to a request (`_send`), of the first server that gives one."""

@@ -157,7 +157,7 @@ class CoF(Asking):
             options: what `cof.client.RemoteCoF` takes: `api_key`, `allow_url`, settings, ...
 
         Raises:
-            CofError: an unknown setting, no such server, or servers of different models.
+            CofError: an unknown setting, or no such server.
         """
         from cof.client import RemoteCoF
 

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from cof.answer import Answer
 from cof.client import RemoteCoF
-from cof.errors import CofError, CofWarning, ServerError
+from cof.errors import CofError, ServerError
 from cof.images import load_image
 from cof.server.images import from_data
 from cof.settings import Settings
@@ -169,21 +169,10 @@ def test_a_refusal_lies_in_the_question_and_other_errors_in_the_server() -> None
 
 
 def test_what_a_server_had_begun_is_sent_to_another() -> None:
-    models = [(200, MODELS)] * 2
-    with serving(*models, (0, None)) as dies, serving(models[0], (400, REFUSAL)) as lives:  # noqa: SIM117
+    with serving((200, MODELS), (0, None)) as dies, serving((400, REFUSAL)) as lives:  # noqa: SIM117
         with RemoteCoF([dies, lives], retry_s=0) as remote:
             with pytest.raises(CofError, match=r"^It is too much\.$"):
                 remote(IMAGE, "What?")
-
-
-def test_servers_have_one_model() -> None:
-    other = {"data": [{"id": "another"}]}
-    with serving((200, MODELS), (200, MODELS)) as one, serving((200, other)) as two:  # noqa: SIM117
-        with pytest.raises(CofError, match=f"{two} serves another, and another server fake"):
-            RemoteCoF(f"{one},{two}")
-    with serving((200, MODELS), (200, MODELS)) as one, serving((503, BUSY)) as two:  # noqa: SIM117
-        with pytest.warns(CofWarning, match="Too many.*It is asked again later"):
-            RemoteCoF(f"{one}, {two}").close()
 
 
 def test_a_chat_without_images() -> None:

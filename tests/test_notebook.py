@@ -134,41 +134,6 @@ class TestPlot:
             replace(asked(), error="too big").plot()
 
 
-@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")
-class TestDetections:
-    @pytest.fixture(autouse=True)
-    def _needs(self) -> None:
-        pytest.importorskip("supervision")
-
-    def test_boxes_are_pixels_of_the_image(self) -> None:
-        answer = asked(wh=(80, 40))
-        found = replace(answer, confidence=0.5).to_detections()
-        np.testing.assert_allclose(found.xyxy, [[20, 10, 60, 20]])
-        np.testing.assert_allclose(found.confidence, [0.5])
-        assert found.data["class_name"].tolist() == ["7"]
-        assert found.mask is None
-        beyond = replace(answer, region=replace(answer.region, boxes=((-0.5, 0.0, 0.5, 1.5),)))
-        np.testing.assert_allclose(beyond.to_detections().xyxy, [[0, 0, 40, 40]])
-
-    def test_a_mask_is_one_of_the_image(self) -> None:
-        mask = np.zeros((4, 8), bool)
-        mask[1:3, 2:4] = True
-        found = asked(wh=(80, 40), mask=mask).to_detections()
-        assert found.mask.shape == (1, 40, 80)
-        assert (found.mask[0, 20, 30], found.mask[0, 0, 0]) == (True, False)
-        assert found.confidence is None
-
-    def test_nothing_looked_at_is_empty(self) -> None:
-        cof = CoF(FakeEngine(lambda request: "7"), Settings(grounder="none"))
-        assert cof(Image.new("RGB", (64, 64)), "?").to_detections().is_empty()
-
-
-def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "supervision", None)
-    with pytest.raises(CofError, match=r"pip install 'cof\[supervision\]'"):
-        asked().to_detections()
-
-
 NOTEBOOK = ROOT / "examples" / "look_closer.ipynb"
 
 

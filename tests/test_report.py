@@ -36,7 +36,6 @@ from cof.eval.report.document import (
     Text,
     csv_text,
     html,
-    latex,
     markdown,
 )
 from cof.eval.report.publish import publish, rescore, write_table
@@ -79,10 +78,6 @@ def test_tables_in_every_format() -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(TABLE))))
     assert rows[0]["accuracy low"] == "0.25"
     assert rows[1]["accuracy low"] == ""
-    text = latex(TABLE, "t", "50 %")
-    assert r"plain & 3 & 0.50 {\scriptsize [0.25, 0.75]} \\" in text
-    assert r"a\textbar{}b\_c & 4 & $-1.5$ \\" in text
-    assert r"\caption{50 \%}" in text
 
 
 def test_the_page_escapes_what_it_shows() -> None:

@@ -22,11 +22,6 @@ from cof.cli.serve import serve, web
 from cof.cli.sweep import sweep
 from cof.cli.verify import verify
 
-
-def _group(help: str) -> typer.Typer:
-    return typer.Typer(help=help, no_args_is_help=True)
-
-
 app = typer.Typer(
     name="cof",
     help="Make a vision-language model look closer, without training it (arXiv 2412.16869).",
@@ -54,31 +49,19 @@ def _options(
 
 
 app.command(cls=BoxCommand)(ask)
-for _command in (
-    ground,
-    demo,
-    web,
-    models,
-    settings,
-    verify,
-    scenes,
-    serve,
-    sweep,
-    report,
-    rescore,
-):
-    app.command()(_command)
+for _each in (ground, demo, web, models, settings, verify, scenes, serve, sweep, report, rescore):
+    app.command()(_each)
 
-eval_app = _group("Measure the effect on a benchmark.")
+eval_app = typer.Typer(help="Measure the effect on a benchmark.", no_args_is_help=True)
 for _name, _about in BENCHMARKS.items():
     add_benchmark(eval_app, _name, _about)
 app.add_typer(eval_app, name="eval")
 
-submit_app = _group("Write what a benchmark's server scores.")
+submit_app = typer.Typer(help="Write what a benchmark's server scores.", no_args_is_help=True)
 submit_app.command("mmbench")(submit_mmbench)
 app.add_typer(submit_app, name="submit")
 
-reproduce_app = _group("Run published experiments again.")
+reproduce_app = typer.Typer(help="Run published experiments again.", no_args_is_help=True)
 reproduce_app.command("paper")(reproduce_paper)
 app.add_typer(reproduce_app, name="reproduce")
 

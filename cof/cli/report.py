@@ -26,7 +26,7 @@ def report(directory: DirectoryArgument) -> None:
     page, text = publish(_there(directory))[:2]
     typer.echo(page)
     parts = directory / PARTS
-    typer.echo(f"The same as Markdown: {text}; tables as CSV and LaTeX, charts as SVG: {parts}")
+    typer.echo(f"The same as Markdown: {text}; tables as CSV, charts as SVG: {parts}")
 
 
 @sentences

@@ -1,4 +1,4 @@
-"""How an answer shows itself: as HTML in a notebook, as a plot, as another library's detections."""
+"""How an answer shows itself: as HTML in a notebook, and as a plot."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cof.errors import CofError
-from cof.geometry.boxes import clip
-from cof.geometry.regions import coverage_image
 from cof.viz.page import INK, draw_panels, facts, lay_out, webp_url
 from cof.viz.readout import Drawable, read
 
@@ -54,47 +50,11 @@ def plot_answer(answer: Drawable, engine: Engine | None = None) -> list[Any]:
     """
     from matplotlib import pyplot
 
-    _check_answered(answer)
+    if answer.error:
+        raise CofError(f"There is nothing to show, for the query was refused: {answer.error}")
     figure = pyplot.figure()
     said = [(f"{answer.question}  {answer.text}", INK)]
     return lay_out(figure, answer.image.size, draw_panels(answer, read(engine, answer)), said)
-
-
-def make_detections(answer: Drawable) -> Any:
-    """The boxes looked at as `supervision.Detections`, for that library's annotators and metrics.
-
-    Returns:
-        `xyxy` `(N, 4)` in pixels of `answer.image`, clipped to it; `confidence` `(N,)` of the box,
-        if known; `mask` `(N, H, W)` where the region is a mask; `data["class_name"]`, which
-        annotators write, is the answer. Empty where nothing was looked at.
-
-    Raises:
-        CofError: supervision is not installed, or the query was refused.
-    """
-    try:
-        import supervision
-    except ModuleNotFoundError as error:
-        raise CofError("Detections need supervision: pip install 'cof[supervision]'.") from error
-    _check_answered(answer)
-    region = answer.region
-    if region is None:
-        return supervision.Detections.empty()
-    count, sure = len(region.boxes), answer.confidence
-    unit = np.array([clip(box) for box in region.boxes], dtype=np.float32)
-    mask = None
-    if region.mask is not None:
-        mask = np.asarray(coverage_image(region, answer.image.size))[None] > 127
-    return supervision.Detections(
-        xyxy=unit * np.array(answer.image.size * 2, dtype=np.float32),
-        mask=mask,
-        confidence=None if sure is None else np.full(count, sure, dtype=np.float32),
-        data={"class_name": np.array([answer.text] * count)},
-    )
-
-
-def _check_answered(answer: Drawable) -> None:
-    if answer.error:
-        raise CofError(f"There is nothing to show, for the query was refused: {answer.error}")
 
 
 def _table(lines: Sequence[tuple[str, str]]) -> str:

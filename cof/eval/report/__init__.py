@@ -1,1 +1,1 @@
-"""Reports of runs: tables, charts, one HTML page, LaTeX."""
+"""Reports of runs: tables, charts, one HTML page."""

@@ -1,4 +1,4 @@
-"""A report as a list of blocks: built once, written as Markdown, HTML, CSV and LaTeX.
+"""A report as a list of blocks: built once, written as Markdown, HTML and CSV.
 
 Text is Markdown with `code` in it and nothing else.
 """
@@ -15,13 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-
-_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum"}
-_NAMES |= {"<": "less", ">": "greater", "|": "bar"}
-_LATEX = str.maketrans(
-    {character: f"\\{character}" for character in "&%$#_{}"}
-    | {character: rf"\text{name}{{}}" for character, name in _NAMES.items()}
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ class Table:
     """A table.
 
     Attributes:
-        name: of its CSV and LaTeX files; unique in the run.
+        name: of its CSV file; unique in the run.
         head: names of the columns; the first one is aligned to the left.
         rows: their cells.
     """
@@ -223,46 +216,3 @@ def csv_text(table: Table) -> str:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
     return file.getvalue()
-
-
-def latex(table: Table, label: str, caption: str) -> str:
-    r"""A `table` environment; the preamble needs `\usepackage{booktabs}`.
-
-    >>> print(latex(Table("t", ["method", "n"], [["CoF & co", 3]]), "t", "All."))
-    \begin{table}
-    \centering
-    \caption{All.}
-    \label{tab:t}
-    \begin{tabular}{lr}
-    \toprule
-    method & n \\
-    \midrule
-    CoF \& co & 3 \\
-    \bottomrule
-    \end{tabular}
-    \end{table}
-    <BLANKLINE>
-    """
-    head, *rows = [" & ".join(map(_latex_cell, row)) + r" \\" for row in (table.head, *table.rows)]
-    body = "\n".join(rows)
-    return rf"""\begin{{table}}
-\centering
-\caption{{{caption.translate(_LATEX)}}}
-\label{{tab:{label}}}
-\begin{{tabular}}{{l{"r" * (len(table.head) - 1)}}}
-\toprule
-{head}
-\midrule
-{body}
-\bottomrule
-\end{{tabular}}
-\end{{table}}
-"""
-
-
-def _latex_cell(cell: Cell) -> str:
-    if not isinstance(cell, Number):
-        return "--" if cell == "-" else str(cell).translate(_LATEX)
-    shown, beside = cell.parts
-    figure = f"${shown}$" if shown[:1] in "+-" else shown  # a true minus sign
-    return figure + (rf" {{\scriptsize {beside.strip()}}}" if beside else "")

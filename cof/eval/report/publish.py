@@ -20,7 +20,6 @@ from cof.eval.report.document import (
     Text,
     csv_text,
     html,
-    latex,
     markdown,
 )
 from cof.eval.report.gallery import make_gallery
@@ -95,19 +94,15 @@ def publish(out: Path) -> list[Path]:
         with explain_damage(run):
             (heading, *body) = blocks = _body(run)
             texts.append(markdown(blocks, f"{PARTS}/{run.name}-", deeper=1))  # shows every cell
-        name = below = heading.text if isinstance(heading, Heading) else run.name
+        name = heading.text if isinstance(heading, Heading) else run.name
         inside = run.folder.relative_to(out).as_posix()  # tells runs with equal titles apart
         place = f" ({inside})" if len(runs) > 1 and inside != "." else ""
         sections.append((run.name, f"{name}{place}", body))
         for block in body:
-            if isinstance(block, Heading):
-                below = block.text
-            elif isinstance(block, Chart):
+            if isinstance(block, Chart):
                 parts[out / PARTS / f"{run.name}-{block.name}.svg"] = f"{block.svg}\n"
             elif isinstance(block, Table):
-                label = f"{run.name}-{block.name}"
-                parts[out / PARTS / f"{label}.csv"] = csv_text(block)
-                parts[out / PARTS / f"{label}.tex"] = latex(block, label, f"{name}: {below}.")
+                parts[out / PARTS / f"{run.name}-{block.name}.csv"] = csv_text(block)
     files = {out / PAGE: html(title, lead, sections), out / TEXT: "\n".join(texts), **parts}
     for path, text in files.items():
         write_atomically(path, text)
