@@ -148,10 +148,8 @@ def test_streams_are_the_whole_text(family: str, monkeypatch: pytest.MonkeyPatch
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     end = made._generation_config(SHORT).eos_token_id[0]
     forced = LogitsProcessorList([Forced([[*ids, end] for ids in wanted], end)])
-    decode = made.decode
-    monkeypatch.setattr(
-        made, "decode", lambda *given, **more: decode(*given, **more, logits_processor=forced)
-    )
+    say = functools.partial(made.adapter.generate, logits_processor=forced)
+    monkeypatch.setattr(made.adapter, "generate", say)
     rows = [Request(WIDE, QUESTIONS[0]) for _ in TEXTS]
     longest = Decoding(max_new_tokens=max(map(len, wanted)) + 1)
     replies = made.generate(rows, longest, lambda place, piece: pieces[place].append(piece))
