@@ -19,7 +19,7 @@ import pytest
 from processes import KEY, ROOT, Server, free_port
 from typer.testing import CliRunner, Result
 
-from cof import CoF, CofError, CofWarning, Settings, cli
+from cof import CoF, CofError, Settings, cli
 from cof.client import RemoteCoF
 from cof.eval.data.base import Benchmark
 from cof.eval.data.pope import POPE
@@ -266,6 +266,5 @@ def test_servers_are_killed_and_come_back(
     with pytest.raises(CofError, match="None of 2 servers answers; the last one: http"):
         RemoteCoF([first.url, last.url], api_key=KEY, retry_s=0.2)
     last.start()
-    with pytest.warns(CofWarning, match="cannot be reached.*It is asked again later"):  # noqa: SIM117
-        with asking(pair, task, path) as run:
-            check_same(run.run(MANY, [TWO_LOOKS]), local)
+    with asking(pair, task, path) as run:  # one of them is away
+        check_same(run.run(MANY, [TWO_LOOKS]), local)

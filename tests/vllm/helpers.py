@@ -14,6 +14,7 @@ from PIL import Image
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.vllm.engine import VllmEngine
+from cof.families.processors import image_options
 from cof.geometry.regions import Region
 from cof.types import Decoding, Generation, Highlight, Request
 
@@ -43,7 +44,7 @@ def show_the_same(reference: TransformersEngine, engine: VllmEngine) -> None:
     """Give the reference the pixels that vLLM computes: of families that also take videos it loads
     torchvision's image processor, which rounds otherwise than PIL where it resizes."""
     images = engine.client.llm.llm_engine.renderer.get_mm_processor().info.get_hf_processor()
-    options = reference.tokens._options
+    options = image_options(reference.processor)
 
     def pixels(image: Image.Image, **more: Any) -> dict[str, Any]:
         made = images.image_processor(images=image, return_tensors="pt", **options, **more)
