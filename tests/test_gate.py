@@ -8,14 +8,22 @@ import re
 from pathlib import Path
 from statistics import median
 
+import formats
 import pytest
+from fakes import FakeEngine
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cof.cli import app
 from cof.errors import CofError
+from cof.eval.data.pope import POPE
+from cof.eval.evaluate import Evaluation
 from cof.eval.gate import RightAnswer, choose_threshold
 from cof.eval.sweep import CHOSEN, Choice
+from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
+from cof.types import Request
+from lab.studies import promise
 
 
 def population(rng: random.Random, images: int, most: int) -> list[RightAnswer]:
@@ -54,6 +62,34 @@ def test_few_data_promise_nothing() -> None:
         choose_threshold(answers, 1.0)
 
 
+def test_promises_are_tried_on_the_other_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking breaks the answers about every second image."""
+
+    def says(request: Request) -> str:
+        if "bounding box" in request.prompt:
+            return "[0.25, 0.25, 0.5, 0.5]"
+        odd = int(re.findall(r"\d+", request.prompt)[0]) % 2
+        return "no" if request.highlight and odd else "yes"
+
+    for number in range(40):
+        formats.save(tmp_path / "data" / f"{number}.png", number)
+    rows = [
+        {"question_id": n, "image": f"{n}.png", "text": f"Is it {n}?", "label": "yes"}
+        for n in range(40)
+    ]
+    formats.json_lines(tmp_path / "data" / "coco_pope_random.json", rows)
+    task, out = POPE(tmp_path / "data"), tmp_path / "out"
+    evaluation = Evaluation.compare_usual(Settings(), task)
+    evaluation.run(FakeEngine(says), {"scenes": task}, out, console=Console(quiet=True))
+    monkeypatch.setattr(promise, "PROMISED", (0.9,))
+    promise.main(out)
+    (row,) = json.loads((out / "promise.json").read_text("utf-8"))
+    assert (row["kept"], row["images"], row["threshold"]) == (1.0, 20, 1.0)
+    assert row["share"] == pytest.approx(0.5, abs=0.1)
+
+
 def test_a_sweep_with_a_promise(tmp_path: Path) -> None:
     """Choosing, promising and measuring are done on different images; a second run asks nothing."""
     data, out = tmp_path / "data", tmp_path / "out"
@@ -67,10 +103,10 @@ def test_a_sweep_with_a_promise(tmp_path: Path) -> None:
 
     first = sweep("--break-at-most", "0.99", "--then-test")
     assert first.exit_code == 0, first.output
-    promise = re.search(r"breaks at most 99.0% of right answers", first.output)
+    told = re.search(r"breaks at most 99.0% of right answers", first.output)
     choice = Choice.read(out / CHOSEN)
-    assert promise is not None
-    assert promise[0] in choice.about["promise"]
+    assert told is not None
+    assert told[0] in choice.about["promise"]
     assert 0 < choice.settings.max_plain_confidence <= 1
     results = json.loads((out / "test" / "results.json").read_text("utf-8"))
     assert results["settings"]["cof"] == {**choice.settings.as_dict(), "given": ""}
