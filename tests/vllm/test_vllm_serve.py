@@ -7,10 +7,10 @@ import base64
 import io
 import json
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -333,14 +333,13 @@ def test_refusals_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_was_begun_is_answered_when_the_server_is_stopped(server: Server, local: CoF) -> None:
-    """The last test of this server."""
-    asked = queries()[:4] * 4
+    """The last test of this server: it is stopped as soon as one of the answers has begun."""
+    asked, first = queries()[:4] * 4, Event()
     with CoF.connect(server.url, api_key=KEY) as remote, ThreadPoolExecutor(16) as pool:
         remote._servers._retry_s = 0
-        begun = [pool.submit(remote.batch, [query], decoding=SHORT) for query in asked]
-        ends = time.monotonic() + 30
-        while server.metric("cof_under_way") < 8 and time.monotonic() < ends:
-            time.sleep(0.01)
+        how: Any = {"decoding": SHORT, "on_text": lambda *_: first.set()}
+        begun = [pool.submit(remote.batch, [query], **how) for query in asked]
+        assert first.wait(30)
         server.process.send_signal(signal.SIGTERM)
         outcomes = [future.exception() or future.result()[0].text for future in begun]
     expected = [answer.text for answer in local.batch(asked, decoding=SHORT)]
