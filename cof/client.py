@@ -256,7 +256,8 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ServerError(f"{url} cannot be asked: {error}.") from None
         if status == 200 and content:
-            if "choices" in content and content["choices"][0].get("finish_reason") == "abort":
+            choice = content.get("choices", [{}])[0]
+            if choice.get("finish_reason", "stop") in (None, "abort"):
                 raise Away(f"{url} is being stopped.")
             return content
         told = content.get("error")  # vLLM's 401 has a text there

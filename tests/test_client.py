@@ -74,6 +74,7 @@ def events(*pieces: str, last: Any = None, done: bool = True) -> bytes:
 
 LOOK = Answer(image=IMAGE, question="", settings=Settings()).as_dict()
 LAST = {"choices": [{"delta": {}}], "cof": LOOK}
+UNENDED = {"choices": [{"delta": {"content": ""}, "finish_reason": None}]}
 FAILED = {"error": {"message": "It failed."}}
 BUSY = {"error": {"message": "Too many requests are waiting: ask again in a moment."}}
 
@@ -98,6 +99,7 @@ def test_it_asks_again_while_the_server_is_busy_or_away() -> None:
         ([(200, MODELS), (200, events("a"))], "without looking"),
         ([(200, MODELS), (200, b"<html>")], "so it is no cof serve"),
         ([(200, MODELS), (200, {"choices": [{"finish_reason": "abort"}]})], "being stopped"),
+        ([(200, MODELS), (200, events(last=UNENDED))], "being stopped"),  # vLLM's
     ],
 )
 def test_what_is_no_answer(replies: list[Reply], sentence: str) -> None:
