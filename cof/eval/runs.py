@@ -11,13 +11,13 @@ from typing import Any
 
 from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
-from cof.eval.data.base import Benchmark, select
-from cof.eval.evaluate import answers_path, find_shards, task_folder
+from cof.eval.data.base import Benchmark
+from cof.eval.evaluate import task_folder
 from cof.eval.examples import Embedded
 from cof.eval.json_files import read_json_object
 from cof.eval.methods import Method
-from cof.eval.replies import Replies, read_questions
 from cof.eval.rules import Rules
+from cof.eval.store import Replies
 from cof.settings import Settings
 
 RESULTS = "results.json"
@@ -72,11 +72,7 @@ class Run:
             limit=about["limit"],
             shard=(part, parts),
         )
-        examples = select(read_questions(folder / "questions.jsonl"), None, (part, parts))
-        if not examples:
-            raise CofError(f"{folder / 'questions.jsonl'} is empty: run the evaluation again.")
-        stores = find_shards(folder) if parts == 1 else []
-        replies = Replies.read(examples, [*stores, answers_path(folder, (part, parts))])
+        replies = Replies.read(folder, task.shard)
         # an earlier version may have named a method otherwise
         names = {self.results["methods"][name]: each.key for name, each in self.methods.items()}
         records = {names.get(step, step): each for step, each in replies.records.items()}

@@ -22,9 +22,9 @@ from cof.eval.data.scenes import Scenes
 from cof.eval.evaluate import Evaluation, usual_methods
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, grounding_key
-from cof.eval.replies import Replies
 from cof.eval.results import judge_box
 from cof.eval.runs import RESULTS, Run
+from cof.eval.store import Replies
 from cof.eval.sweep import Choice, choose, make_candidates, tabulate_choices
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
@@ -197,7 +197,7 @@ def run_effect(
     results = study.measure(methods)
     task, replies = Run(out, "", results).read_task("scenes")
     write_atomically(out / "objects.svg", f"{draw_objects(results).svg}\n")
-    return study.write(results, *tabulate_boxes(task, replies.score(task), methods))
+    return study.write(results, *tabulate_boxes(task, replies.score(task.score), methods))
 
 
 def run_grid(

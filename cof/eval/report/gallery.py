@@ -33,7 +33,7 @@ def make_gallery(run: Run, task: str) -> list[Block]:
     methods = {name: run.methods[name] for name in ("plain", "cof")}
     try:
         benchmark, replies = run.read_task(task)
-        replies = replies.score(benchmark)
+        replies = replies.score(benchmark.score)
         answers = replies.answers({name: method.key for name, method in methods.items()})
     except CofError:
         return [Text("The replies are not there, so no questions are shown.")]
