@@ -167,7 +167,7 @@ def test_dry_run(synthetic: Path, tmp_path: Path) -> None:
     result = invoke("--data", synthetic, *llava(), "--dry-run", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "mmbench-test is not there and left out: put it at" in result.output
-    assert "pope: 4 questions" not in result.output  # but all of them
+    assert "pope: 18 questions in" in result.output
     assert "Weights: 0.00 GiB in torch.float32 on cpu." in result.output
     assert "pope: about" in result.output
     assert "In all about" in result.output

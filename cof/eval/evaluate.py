@@ -78,10 +78,7 @@ class Evaluation:
             tasks: benchmarks by name; the answers of several go to folders of their names.
             out: folder; a run that was interrupted goes on from there.
             console: for progress.
-            more: goes into the results as it is.
-
-        Returns:
-            The content of `results.json`, which is written too.
+            more: goes into the results (`results.json`) as it is.
 
         Raises:
             CofError: the data has problems, `out` holds answers of another run, or no server
@@ -238,11 +235,10 @@ def check_same_run(path: Path, about: dict[str, Any]) -> None:
 def _locate_data(task: Benchmark, out: Path) -> str:
     """The paths of the data, relative to `out`, as JSON: for images in a report."""
 
-    def relative(path: Path | None) -> str | None:
-        if path is None:
-            return None
+    def relative(path: Path) -> str:
         # folders as they really lie, or ".." would lead elsewhere; a file's link keeps its name
         real = os.path.join(os.path.realpath(path.parent), path.name)
         return Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
 
-    return json.dumps({"path": relative(task.path), "images": relative(task.images)}) + "\n"
+    images = task.images and relative(task.images)
+    return json.dumps({"path": relative(task.path), "images": images}) + "\n"

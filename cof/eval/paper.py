@@ -134,22 +134,8 @@ def run_paper(
     console: Console,
     **how: Any,
 ) -> dict[str, Any]:
-    """Run the rows on every part that is there.
-
-    Args:
-        engine: the model.
-        settings: of the row "cof".
-        parts: `find_parts` of the data.
-        out: folder; a run that was interrupted goes on from there.
-        console: for progress.
-        how: `batch_size`, `max_new_tokens` and `seed` of `Evaluation`.
-
-    Returns:
-        The content of `results.json`.
-
-    Raises:
-        CofError: a part has problems.
-    """
+    """Run the rows on every part that is there, as `Evaluation(**how).run` does; `settings` are those
+    of the row "cof"."""
     paper = {
         "published": {
             row: dict(zip(FIGURES, values, strict=False))

@@ -21,13 +21,7 @@ Answers = Mapping[str, Mapping[str, Record]]
 def collect_results(
     task: Benchmark, methods: Mapping[str, Method], replies: Replies, *, seed: int
 ) -> dict[str, Any]:
-    """All numbers of one task.
-
-    Args:
-        task: knows the rules and the figures; its data is not read.
-        methods: by the names under which they are reported.
-        replies: to the questions of the task's shard.
-        seed: of the bootstrap.
+    """All numbers of one task, whose data is not read, by the names of the methods.
 
     Raises:
         CofError: a method has not answered every question.

@@ -84,15 +84,13 @@ class Run:
         tasks = self.results["tasks"]
         numbers, folder = tasks[name], task_folder(self.folder, name, tasks).resolve()
         place = read_json_object(folder / "data.json")
-        if not place:
-            return {}
-        images = None if place["images"] is None else folder / place["images"]
         try:
+            images = place["images"] and folder / place["images"]
             task = BENCHMARKS[numbers["benchmark"]](
                 folder / place["path"], prompt_style=numbers["prompt_style"], images=images
             )
             return {example.id: example.image for example in task.read([])}
-        except (CofError, OSError):
+        except (CofError, KeyError, OSError):
             return {}
 
 
@@ -124,11 +122,7 @@ def find_runs(out: Path) -> list[Run]:
 
 @contextmanager
 def explain_damage(run: Run) -> Iterator[None]:
-    """Errors about what is missing or of another type in a run's results become one sentence.
-
-    Raises:
-        CofError: there was such an error.
-    """
+    """Errors about what is missing or of another type in a run's results become a `CofError`."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -137,11 +137,9 @@ def choose(
     that was interrupted goes on, and choices in one folder ask nothing twice.
 
     Args:
-        engine: the model.
-        tasks: the tasks to choose on.
+        engine, tasks, console: of `Evaluation.ask`.
         methods: the candidates.
         path: of the choice; the answers go to `validation/` beside it.
-        console: for progress.
         at_most: the share of right answers that looking may break, 0..1: half of the images choose
             the method, and the others when it looks; None: it always does.
         how: `batch_size` and `max_new_tokens` of `Evaluation`.
