@@ -194,7 +194,7 @@ def test_the_embedded_model_ends_with_the_same_answers_wherever_its_store_is_cut
     folder: Path, tmp_path: Path
 ) -> None:
     engine = CoF.from_pretrained("tiny-early").engine
-    task = Scenes(folder, limit=6, kinds=("digit", "color"))
+    task = Scenes(folder, limit=6)
     two_looks = Method(BASE.changed(grounder="prompt+attention", strength=16.0, scope="text"))
     unsure = Method(two_looks.settings.changed(max_plain_confidence=0.8))
     methods = [*METHODS, two_looks, unsure, Method(BASE.changed(focus="soft", boxes="template"))]

@@ -134,8 +134,8 @@ def run_paper(
     console: Console,
     **how: Any,
 ) -> dict[str, Any]:
-    """Run the rows on every part that is there, as `Evaluation(**how).run` does; `settings` are those
-    of the row "cof"."""
+    """Run the rows on every part that is there, as `Evaluation(**how).run` does; `settings` are
+    those of the row "cof"."""
     paper = {
         "published": {
             row: dict(zip(FIGURES, values, strict=False))

@@ -140,7 +140,7 @@ def like_batches(
     Args:
         examples: a window of the task: however many may be exchanged between batches.
         batch_size: questions in a batch; the last one may have fewer.
-        engine: the measure of an image: in its tokens, or in pixels if it does not tell.
+        engine: tells an image's size in tokens; if it does not, that is in pixels.
     """
     by_image: dict[Image, list[Example]] = {}
     for example in sorted(examples, key=lambda example: len(example.prompt)):
@@ -163,9 +163,7 @@ class Batch:
     """Questions that run together.
 
     Attributes:
-        runner: the options.
         store: gets the replies.
-        examples: the questions.
         system: the system message of all chats.
         images: by source, encoded; or why the image cannot be used.
         found: by `grounding_key` what stage 1 has found, heat maps included.

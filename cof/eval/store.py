@@ -15,7 +15,7 @@ from typing import Any
 from cof.errors import CofError
 from cof.eval.data.base import select
 from cof.eval.examples import Embedded, Example, Score
-from cof.eval.json_files import drop_torn_line, from_json, read_json_lines, write_atomically
+from cof.eval.json_files import from_json, read_json_lines, write_atomically
 from cof.geometry.boxes import XYXY
 
 QUESTIONS = "questions.jsonl"
@@ -65,7 +65,10 @@ class Store(dict[tuple[str, str], Record]):
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        drop_torn_line(path)
+        content = path.read_bytes() if path.is_file() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            os.truncate(path, whole)
         advice = "delete the file to begin anew"
         records = read_json_lines(path, partial(from_json, Record), advice)
         super().__init__({(record.method, record.id): record for record in records})
