@@ -55,9 +55,6 @@ def submit_mmbench(
         Path, typer.Argument(metavar="DIR", help="Where `cof eval mmbench` wrote (--out).")
     ],
     data: Annotated[Path, typer.Option(help="The split's TSV file.")],
-    method: Annotated[
-        str | None, typer.Option(help="plain, whole, cof, ... \\[default: all of them]")
-    ] = None,
 ) -> None:
     """Write DIR/submission-METHOD.xlsx: the split's columns with the replies as predictions."""
     from cof.eval.data.mmbench import MMBench, submit_mmbench
@@ -69,9 +66,7 @@ def submit_mmbench(
             f"There is no finished run in {directory}: run `cof eval mmbench` with --out "
             f"{directory}."
         )
-    if method is not None and method not in methods:
-        raise CofError(f"There is no method {method!r} in {directory}, but {', '.join(methods)}.")
-    for name in [method] if method else methods:
+    for name, key in methods.items():
         path = directory / f"submission-{name}.xlsx"
-        n = submit_mmbench(MMBench(data), directory / "answers.jsonl", methods[name], path)
+        n = submit_mmbench(MMBench(data), directory / "answers.jsonl", key, path)
         typer.echo(f"{path}: {n} rows")

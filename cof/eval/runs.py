@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,7 @@ class Run:
         return methods
 
     def read_task(self, name: str, rules: Rules | None = None) -> tuple[Benchmark, Replies]:
-        """A task of the run, without its data, and the replies to it.
-
-        Args:
-            name: of the task.
-            rules: by which answers are read; None: the run's.
+        """A task of the run, without its data, and the replies to it, by these rules or the run's.
 
         Raises:
             CofError: questions or replies are missing, damaged or of another run.
@@ -72,11 +68,7 @@ class Run:
             limit=about["limit"],
             shard=(part, parts),
         )
-        replies = Replies.read(folder, task.shard)
-        # an earlier version may have named a method otherwise
-        names = {self.results["methods"][name]: each.key for name, each in self.methods.items()}
-        records = {names.get(step, step): each for step, each in replies.records.items()}
-        return task, replace(replies, records=records)
+        return task, Replies.read(folder, task.shard)
 
     def find_images(self, name: str) -> Mapping[str, Path | Embedded]:
         """The image of each question of a task, by its id; empty where the data is no longer where

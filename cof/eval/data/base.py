@@ -40,14 +40,8 @@ _MOST_SHOWN = 3  # problems in a refusal; --check shows all
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers read out of replies, and figures in percent of them.
-
-    Attributes:
-        examples: the questions.
-        replies: to each, by its id.
-        read: the answer in each; None: unparsed.
-        rules: how they were read.
-    """
+    """The answers read out of replies by a rule set (None: unparsed), by question, and figures in
+    percent of them."""
 
     examples: Sequence[Example]
     replies: Replies

@@ -61,12 +61,8 @@ def write_table(results: Mapping[str, Any], out: Path) -> str:
 
 
 def rescore(out: Path, rules: Rules | None = None) -> list[Path]:
-    """Score all runs in a folder again and write their results anew, without model and data: with
-    the same version of this package what the run itself wrote.
-
-    Args:
-        out: the folder of a run, or one with several of them in it.
-        rules: by which answers are read; None: those of the run.
+    """Score the run of a folder again, or all runs in it, by these rules or the run's own, without
+    model and data; the same version of this package writes what the run itself wrote.
 
     Returns:
         The folders of the runs.
@@ -92,9 +88,6 @@ def publish(out: Path) -> list[Path]:
 
     Neither the model nor the data is needed; images of questions are shown where they still are.
     The same results give the same files.
-
-    Args:
-        out: the folder of a run, or one with several of them in it.
 
     Returns:
         All that was written, the page first.
