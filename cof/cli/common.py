@@ -113,6 +113,8 @@ class Questions:
         )
 
 
+_COMPLETED = {"grounder": lambda: list(GROUNDERS), "focus": lambda: list(FOCUSES)}
+
 _PANELS = dict.fromkeys(("model", "dtype", "device", "load"), "Model")
 _PANELS |= dict.fromkeys(("preset", *SETTINGS, "set"), "Looking closer")
 
@@ -225,6 +227,7 @@ def parameters_of(kind: type, **defaults: Any) -> list[inspect.Parameter]:
                 min=1 if isinstance(each.default, int | float) else None,
                 show_default=each.default is not None,
                 rich_help_panel=_PANELS.get(each.name),
+                autocompletion=_COMPLETED.get(each.name),
             )
             hint = Annotated[hint.__origin__, option]
         if about is not None:

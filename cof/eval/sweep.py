@@ -243,11 +243,8 @@ def tabulate_choices(choices: Mapping[str, Choice]) -> dict[str, Any]:
 
 
 def make_candidates(settings: Settings, **values: Sequence[Any]) -> list[Method]:
-    """Every combination of values, without those that differ in nothing that matters.
-
-    Args:
-        settings: everything else.
-        values: by option, the values to try.
+    """Every combination of the values of options, all else being as in `settings`, without those
+    that differ in nothing that matters.
 
     >>> [each.key for each in make_candidates(Settings(focus="crop"), expand=(1, 2))]
     ['prompt x crop expand=1', 'prompt x crop expand=2']

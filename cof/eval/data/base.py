@@ -307,12 +307,7 @@ def part_of(examples: Sequence[Example], part: Part, share: float) -> list[Examp
 
     The fingerprint of a question's image file decides its part, so that questions about one image
     are in the same part, in whatever file they stand; and more data changes nothing for those that
-    were there before.
-
-    Args:
-        examples: of all parts.
-        part: which.
-        share: the share of the images that `validation` gets, 0..1.
+    were there before. `validation` gets a share (0..1) of the images.
 
     Raises:
         CofError: an image cannot be read.
