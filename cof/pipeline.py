@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from cof.ahead import process_images, work_ahead
 from cof.answer import Answer, Asking, refused_answer
 from cof.engines.base import Engine, LengthChecker, ReplyScorer
 from cof.errors import CofError
@@ -41,6 +42,15 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 
 _NO_REPLY = Generation("")
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Queries of a batch by their places: those that can be asked, and answers to the others."""
+
+    samples: dict[int, Sample] = field(default_factory=dict)
+    answers: dict[int, Answer] = field(default_factory=dict)
+    processed: dict[int, Any] = field(default_factory=dict)  # of `process_images`
 
 
 class CoF(Asking):
@@ -206,10 +216,10 @@ class CoF(Asking):
         if batch_size < 1:
             raise CofError(f"batch_size must be at least 1, not {batch_size}.")
         items, decoding = list(enumerate(queries)), decoding or Decoding()
+        batches = [items[at : at + batch_size] for at in range(0, len(items), batch_size)]
         answers: list[Answer] = []
-        for start in range(0, len(items), batch_size):
-            batch = items[start : start + batch_size]
-            answers += self._answer_batch(batch, decoding, on_error, on_text, on_thought)
+        for read in work_ahead(partial(self._read_batch, on_error=on_error), batches):
+            answers += self._answer_batch(read, decoding, on_error, on_text, on_thought)
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
@@ -237,19 +247,11 @@ class CoF(Asking):
         (looks,) = locate(self.engine, [sample], self._encoded([sample]), [None])
         return sample, next((look for look in looks if look.region), looks[0])
 
-    def _answer_batch(
-        self,
-        items: Sequence[tuple[int, QueryLike]],
-        decoding: Decoding,
-        on_error: str,
-        on_text: OnText | None,
-        on_thought: OnText | None,
-    ) -> list[Answer]:
-        """One batch, each item with its place among all."""
+    def _read_batch(self, items: Sequence[tuple[int, QueryLike]], on_error: str) -> _Batch:
+        """The queries of one batch, checked and their images processed, each with its place among
+        all."""
         images: dict[object, Image] = {}
-        samples: dict[int, Sample] = {}
-        texts: dict[Sample, SentText] = {}
-        answers: dict[int, Answer] = {}
+        batch = _Batch()
         for place, item in items:
             question = ""
             try:
@@ -259,13 +261,27 @@ class CoF(Asking):
             except CofError as error:
                 if on_error == "raise":
                     raise
-                answers[place] = refused_answer(NO_IMAGE, question, self.settings, error)
+                batch.answers[place] = refused_answer(NO_IMAGE, question, self.settings, error)
                 continue
-            samples[place] = sample
-            if on_text is not None:
+            batch.samples[place] = sample
+        batch.processed = process_images(self.engine, images.values())
+        return batch
+
+    def _answer_batch(
+        self,
+        batch: _Batch,
+        decoding: Decoding,
+        on_error: str,
+        on_text: OnText | None,
+        on_thought: OnText | None,
+    ) -> list[Answer]:
+        samples, answers = batch.samples, batch.answers
+        texts: dict[Sample, SentText] = {}
+        if on_text is not None:
+            for place, sample in samples.items():
                 thought = None if on_thought is None else partial(on_thought, place)
                 texts[sample] = SentText(partial(on_text, place), thought)
-        run = partial(self._run, decoding=decoding, texts=texts)
+        run = partial(self._run, decoding=decoding, texts=texts, processed=batch.processed)
         checked = list(samples.values())
         raising = on_error == "raise"
         replies = (
@@ -276,14 +292,18 @@ class CoF(Asking):
             if isinstance(reply, CofError):
                 reply = refused_answer(request.pil_image, request.prompt, sample.settings, reply)
             answers[place] = reply
-        return [answers[place] for place, _ in items]
+        return [answers[place] for place in sorted(answers)]
 
     def _run(
-        self, samples: Sequence[Sample], decoding: Decoding, texts: Mapping[Sample, SentText]
+        self,
+        samples: Sequence[Sample],
+        decoding: Decoding,
+        texts: Mapping[Sample, SentText],
+        processed: Mapping[int, Any],
     ) -> list[Answer]:
         """Both stages."""
         start = time.perf_counter()
-        requests = self._encoded(samples)
+        requests = self._encoded(samples, processed)
         if isinstance(self.engine, LengthChecker):
             self.engine.check_lengths(requests, decoding)
         before = time.perf_counter()
@@ -360,7 +380,9 @@ class CoF(Asking):
             text.begin()
         return self.engine.generate(requests, decoding, tell)
 
-    def _encoded(self, samples: Sequence[Sample]) -> list[Request]:
+    def _encoded(
+        self, samples: Sequence[Sample], processed: Mapping[int, Any] | None = None
+    ) -> list[Request]:
         """The plain requests, each distinct image encoded once.
 
         Prefill all images or none, because the prefixes of a batch have one length.
@@ -372,7 +394,8 @@ class CoF(Asking):
         calls = sum(s.engine_calls for s in samples if id(s.request.image) in fresh)
         prefilled = any(isinstance(of, EncodedImage) and of.prefix is not None for of in images)
         prefill = prefilled or calls > len({id(s.request.image) for s in samples} & fresh.keys())
-        encoded = self.engine.encode(list(fresh.values()), prefill=prefill) if fresh else []
+        given = [(processed or {}).get(id(image), image) for image in fresh.values()]
+        encoded = self.engine.encode(given, prefill=prefill) if given else []
         known = dict(zip(fresh, encoded, strict=True))
         return [
             replace(

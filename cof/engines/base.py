@@ -65,6 +65,16 @@ class LengthChecker(Protocol):
 
 
 @runtime_checkable
+class ImageProcessor(Protocol):
+    """What an engine offers besides if images can be processed while its model runs."""
+
+    def process(self, images: Sequence[Image]) -> list[EncodedImage]:
+        """What `encode` does of each image before the vision encoder runs, and takes in its place;
+        any thread may call it."""
+        ...
+
+
+@runtime_checkable
 class AttentionReader(Protocol):
     """What an engine offers besides if it can show its attention; `cof.viz` draws it.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cof.ahead import process_images, work_ahead
 from cof.answer import Answer, refused_answer
 from cof.client import RemoteCoF
 from cof.engines.base import AttentionReader, Engine
@@ -109,21 +110,27 @@ class Runner:
         system = system_of(methods, grounded)
         keys = [*by_key, *grounders]
         size = self.batch_size * (self.servers * AT_SERVERS or 1)
-        for start in range(0, len(examples), size * WINDOW):
-            window = examples[start : start + size * WINDOW]
-            # the images of a window that is done are not looked at
-            parts = (
-                like_batches(window, size, self.engine) if store.lacks(keys, window) else [window]
-            )
-            for part in parts:
-                if store.lacks(keys, part):
-                    batch = Batch(self, store, part, system)
-                    batch.encode()
-                    for method in ordered:
-                        batch.answer(method)
-                    for grounder in grounders.values():
-                        batch.locate(grounder)
-                advance(len(part))
+
+        def parts() -> Iterator[Batch]:
+            for start in range(0, len(examples), size * WINDOW):
+                window = examples[start : start + size * WINDOW]
+                if not store.lacks(keys, window):  # its images are not looked at
+                    advance(len(window))
+                    continue
+                for part in like_batches(window, size, self.engine):
+                    if store.lacks(keys, part):
+                        yield Batch(self, store, part, system)
+                    else:
+                        advance(len(part))
+
+        # servers' batches are large, and answered by many threads
+        for batch in (map if self.servers else work_ahead)(Batch.open, parts()):
+            batch.encode()
+            for method in ordered:
+                batch.answer(method)
+            for grounder in grounders.values():
+                batch.locate(grounder)
+            advance(len(batch.examples))
         store.sort([example.id for example in examples])
         return store
 
@@ -166,6 +173,7 @@ class Batch:
         store: gets the replies.
         system: the system message of all chats.
         images: by source, encoded; or why the image cannot be used.
+        processed: see `process_images`.
         found: by `grounding_key` what stage 1 has found, heat maps included.
     """
 
@@ -174,24 +182,35 @@ class Batch:
     examples: Sequence[Example]
     system: str = ""
     images: dict[Image, Any] = field(default_factory=dict)
+    processed: dict[int, Any] = field(default_factory=dict)
     found: dict[str, dict[Place, Grounding]] = field(default_factory=dict)
 
-    def encode(self) -> None:
-        """Load and encode the images, each once."""
-        opened = {}
+    def open(self) -> Batch:
+        """Load and process the images, each once."""
         for source in dict.fromkeys(example.image for example in self.examples):
             try:
-                opened[source] = open_image(source)
+                self.images[source] = open_image(source)
             except CofError as error:
                 self.images[source] = error
+        self.processed = process_images(self.runner.engine, self._opened.values())
+        return self
+
+    @property
+    def _opened(self) -> dict[Image, Any]:
+        return {of: image for of, image in self.images.items() if not isinstance(image, CofError)}
+
+    def encode(self) -> None:
+        """Encode the images."""
         engine: Any = self.runner.engine
+        opened = self._opened
         if self.runner.servers:
             self.images |= {source: engine.encode(image) for source, image in opened.items()}
             return
+        given = [self.processed.get(id(image), image) for image in opened.values()]
         try:
-            encoded = engine.encode(list(opened.values()), prefill=True) if opened else []
+            encoded = engine.encode(given, prefill=True) if given else []
         except CofError:
-            encoded = list(opened.values())  # the pipeline finds out which of them is refused
+            return  # the pipeline finds out which of them is refused
         self.images |= zip(opened, encoded, strict=True)
 
     def answer(self, method: Method) -> None:

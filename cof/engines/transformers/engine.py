@@ -163,7 +163,9 @@ class TransformersEngine:
         config = self.adapter.generator.config.get_text_config(decoder=True)
         return getattr(config, "max_position_embeddings", None)
 
-    def encode(self, images: Sequence[Image.Image], *, prefill: bool = False) -> list[EncodedImage]:
+    def encode(
+        self, images: Sequence[Image.Image | EncodedImage], *, prefill: bool = False
+    ) -> list[EncodedImage]:
         """Run the image processor and the vision encoder, once for each distinct image object.
 
         With `prefill` each image also gets a prefix, where the family allows it
@@ -513,6 +515,10 @@ class TransformersEngine:
                 )
             torch.set_num_threads(1)  # its threads are not here, and it would wait for them
             self._process_id = os.getpid()
+        return self.process(images)
+
+    def process(self, images: Sequence[Image.Image | EncodedImage]) -> list[EncodedImage]:
+        """See `ImageProcessor`; images that were processed with other settings are so anew."""
         setting = self.tokens.setting
 
         def process(image: Image.Image | EncodedImage) -> EncodedImage:
