@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from PIL.Image import Image
 
 from cof.engines.base import ImageProcessor
 from cof.errors import CofError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -48,13 +47,13 @@ def _start(work: Callable[[Part], Result], part: Part) -> Future[Result]:
     return future
 
 
-def process_images(engine: Any, images: Iterable[Image]) -> dict[int, Any]:
-    """What the engine takes in place of each image, by the image's `id`; empty if it does not
+def process_images(engine: Any, images: Iterable[object]) -> dict[int, Any]:
+    """What the engine takes in place of each PIL image, by the image's `id`; empty if it does not
     process images apart from encoding them, or refuses one: encoding them says so again."""
-    distinct = {id(image): image for image in images}
-    if not distinct or not isinstance(engine, ImageProcessor):
+    given = {id(image): image for image in images if isinstance(image, Image)}
+    if not given or not isinstance(engine, ImageProcessor):
         return {}
     try:
-        return dict(zip(distinct, engine.process(list(distinct.values())), strict=True))
+        return dict(zip(given, engine.process(list(given.values())), strict=True))
     except CofError:
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from statistics import fmean
@@ -42,15 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 
 _NO_REPLY = Generation("")
-
-
-@dataclass(eq=False)
-class _Batch:
-    """Queries of a batch by their places: those that can be asked, and answers to the others."""
-
-    samples: dict[int, Sample] = field(default_factory=dict)
-    answers: dict[int, Answer] = field(default_factory=dict)
-    processed: dict[int, Any] = field(default_factory=dict)  # of `process_images`
 
 
 class CoF(Asking):
@@ -219,7 +210,7 @@ class CoF(Asking):
         batches = [items[at : at + batch_size] for at in range(0, len(items), batch_size)]
         answers: list[Answer] = []
         for read in work_ahead(partial(self._read_batch, on_error=on_error), batches):
-            answers += self._answer_batch(read, decoding, on_error, on_text, on_thought)
+            answers += self._answer_batch(*read, decoding, on_error, on_text, on_thought)
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
@@ -247,41 +238,42 @@ class CoF(Asking):
         (looks,) = locate(self.engine, [sample], self._encoded([sample]), [None])
         return sample, next((look for look in looks if look.region), looks[0])
 
-    def _read_batch(self, items: Sequence[tuple[int, QueryLike]], on_error: str) -> _Batch:
-        """The queries of one batch, checked and their images processed, each with its place among
-        all."""
+    def _read_batch(
+        self, items: Sequence[tuple[int, QueryLike]], on_error: str
+    ) -> tuple[dict[int, Sample | Answer], dict[int, Any]]:
+        """The queries of one batch, checked, each by its place among all; or the answers to those
+        that are refused. And their images: see `process_images`."""
         images: dict[object, Image] = {}
-        batch = _Batch()
+        read: dict[int, Sample | Answer] = {}
         for place, item in items:
             question = ""
             try:
                 query = as_query(item)
                 question = query.question
-                sample = Sample.from_query(query, self.settings, self.allow_url, images)
+                read[place] = Sample.from_query(query, self.settings, self.allow_url, images)
             except CofError as error:
                 if on_error == "raise":
                     raise
-                batch.answers[place] = refused_answer(NO_IMAGE, question, self.settings, error)
-                continue
-            batch.samples[place] = sample
-        batch.processed = process_images(self.engine, images.values())
-        return batch
+                read[place] = refused_answer(NO_IMAGE, question, self.settings, error)
+        return read, process_images(self.engine, images.values())
 
     def _answer_batch(
         self,
-        batch: _Batch,
+        read: Mapping[int, Sample | Answer],
+        processed: Mapping[int, Any],
         decoding: Decoding,
         on_error: str,
         on_text: OnText | None,
         on_thought: OnText | None,
     ) -> list[Answer]:
-        samples, answers = batch.samples, batch.answers
+        samples = {place: each for place, each in read.items() if isinstance(each, Sample)}
+        answers = {place: each for place, each in read.items() if isinstance(each, Answer)}
         texts: dict[Sample, SentText] = {}
         if on_text is not None:
             for place, sample in samples.items():
                 thought = None if on_thought is None else partial(on_thought, place)
                 texts[sample] = SentText(partial(on_text, place), thought)
-        run = partial(self._run, decoding=decoding, texts=texts, processed=batch.processed)
+        run = partial(self._run, decoding=decoding, texts=texts, processed=processed)
         checked = list(samples.values())
         raising = on_error == "raise"
         replies = (
@@ -292,7 +284,7 @@ class CoF(Asking):
             if isinstance(reply, CofError):
                 reply = refused_answer(request.pil_image, request.prompt, sample.settings, reply)
             answers[place] = reply
-        return [answers[place] for place in sorted(answers)]
+        return [answers[place] for place in read]
 
     def _run(
         self,

@@ -69,8 +69,7 @@ class ImageProcessor(Protocol):
     """What an engine offers besides if images can be processed while its model runs."""
 
     def process(self, images: Sequence[Image]) -> list[EncodedImage]:
-        """What `encode` does of each image before the vision encoder runs, and takes in its place;
-        any thread may call it."""
+        """The images as `encode` takes them too, in any thread, before the vision encoder runs."""
         ...
 
 

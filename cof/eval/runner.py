@@ -192,17 +192,13 @@ class Batch:
                 self.images[source] = open_image(source)
             except CofError as error:
                 self.images[source] = error
-        self.processed = process_images(self.runner.engine, self._opened.values())
+        self.processed = process_images(self.runner.engine, self.images.values())
         return self
-
-    @property
-    def _opened(self) -> dict[Image, Any]:
-        return {of: image for of, image in self.images.items() if not isinstance(image, CofError)}
 
     def encode(self) -> None:
         """Encode the images."""
         engine: Any = self.runner.engine
-        opened = self._opened
+        opened = {of: image for of, image in self.images.items() if not isinstance(image, CofError)}
         if self.runner.servers:
             self.images |= {source: engine.encode(image) for source, image in opened.items()}
             return
