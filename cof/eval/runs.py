@@ -43,7 +43,7 @@ class Run:
         methods = {}
         for name, values in self.results["settings"].items():
             settings = {k: v for k, v in values.items() if k != "given"}
-            methods[name] = Method(Settings.read(settings), values["given"])
+            methods[name] = Method(Settings(**settings), values["given"])
         return methods
 
     def read_task(self, name: str, rules: Rules | None = None) -> tuple[Benchmark, Replies]:

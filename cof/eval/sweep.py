@@ -81,7 +81,7 @@ class Choice:
         try:
             record = parse_json(path.read_bytes())
             return cls(
-                Settings.read(record["settings"]),
+                Settings(**record["settings"]),
                 frozenset(map(str, record["questions"])),
                 float(record["share"]),
                 float(record["plain"]),
