@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from cof.errors import CofError
 from cof.focuses import FOCUSES
 from cof.limits import MAX_UPLOAD_BYTES
 from cof.web.render import render, render_message
-from cof.web.session import DEMO, Session, load_examples, open_example, write_record
+from cof.web.session import DEMO, Session, load_examples, open_example
 from cof.web.view import (
     RANGES,
     Controls,
@@ -117,7 +116,6 @@ class Page:
                     copied: Any = {"buttons": ["copy"], "interactive": False}
                     self.link = gr.Textbox(label="Link", **copied)
                     self.commands = gr.Textbox(label="Command line", lines=2, **copied)
-                    self.record = gr.Code(label="JSON", language="json", max_lines=16)
             with gr.Column(elem_classes="cof-settings"):
                 self._lay_out_settings()
         gr.HTML("<h2>Examples</h2>", elem_classes="cof-header")
@@ -196,7 +194,7 @@ class Page:
         show_progress: Literal["minimal", "hidden"] = "minimal",
     ) -> None:
         """Whoever asks, one computation runs at a time, and of a slider's moves the last counts."""
-        shown = [self.message, self.results, self.commands, self.query, self.record]
+        shown = [self.message, self.results, self.commands, self.query]
         gr.on(
             triggers,
             function,
@@ -292,7 +290,6 @@ class Page:
             self.results: render(shown),
             self.commands: "\n".join(commands),
             self.query: write_query(controls, session.name, session.example),
-            self.record: json.dumps(write_record(session, shown, self.model), indent=2),
         }
 
     def _set(self, session: Session | None, controls: Controls) -> Update:
