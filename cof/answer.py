@@ -106,16 +106,16 @@ class Answer:
 
     def _repr_html_(self) -> str:
         """What a notebook shows; with the plain answer if it was asked for before."""
-        from cof.viz.notebook import write_html
+        from cof.viz.page import write_html
 
         return write_html(self, vars(self).get("_plain_text"))
 
     def plot(self, engine: Engine | None = None) -> list[Any]:
         """Plot the image with the boxes, and the attention if the engine is given: `cof.engine`.
 
-        See `cof.viz.notebook.plot_answer`.
+        See `cof.viz.page.plot_answer`.
         """
-        from cof.viz.notebook import plot_answer
+        from cof.viz.page import plot_answer
 
         return plot_answer(self, engine)
 

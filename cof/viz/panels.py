@@ -36,15 +36,10 @@ HEAT = "inferno"
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Values of image tokens, and where their grid lies.
+    """Values of image tokens, and where their grid lies."""
 
-    Attributes:
-        values: `(grid_h, grid_w)`: True for the highlighted ones, or shares of attention.
-        frame: where the original lies in 0..1 of what the grid shows.
-    """
-
-    values: NDArray[Any]
-    frame: Frame
+    values: NDArray[Any]  # (grid_h, grid_w): True for the highlighted ones, or shares of attention
+    frame: Frame  # where the original lies in 0..1 of what the grid shows
 
 
 def panel_size(image_wh: tuple[int, int]) -> tuple[int, int]:
@@ -67,18 +62,10 @@ def overlay(
     true: XYXY | None = None,
     highlighted: Tokens | None = None,
 ) -> Image.Image:
-    """The image with what was looked at: the tokens bright, the box solid, the box found dashed,
-    the true one dotted.
+    """The image, in RGB of `panel_size`, with what was looked at: the highlighted tokens bright in
+    their grid, the region solid, the boxes found dashed, the true one dotted.
 
-    Args:
-        image: upright RGB.
-        region: what was looked at, after expansion; None: nothing.
-        found: boxes as the grounder found them, `(x1, y1, x2, y2)` in 0..1 of the image.
-        true: the true region, likewise, where it is known.
-        highlighted: which image tokens have the bias; their grid is drawn, the rest dimmed.
-
-    Returns:
-        RGB of size `panel_size(image.size)`.
+    Boxes are `(x1, y1, x2, y2)` in 0..1 of the image.
     """
     panel = image.resize(panel_size(image.size), Image.Resampling.LANCZOS)
     if highlighted is not None:
@@ -96,17 +83,8 @@ def overlay(
 def heat(
     image: Image.Image, attention: Tokens, top: float, region: Region | None = None
 ) -> Image.Image:
-    """The image in grey under the attention that each token gets, with the region's outline.
-
-    Args:
-        image: upright RGB.
-        attention: a share for each token.
-        top: the share that is drawn in the brightest colour; larger ones are too.
-        region: what was looked at, after expansion; None: no outline.
-
-    Returns:
-        RGB of size `panel_size(image.size)`.
-    """
+    """The image in grey, in RGB of `panel_size`, under the share of attention that each token gets,
+    with the region's outline. Shares of `top` and above have the brightest colour."""
     from matplotlib import colormaps
 
     size = panel_size(image.size)

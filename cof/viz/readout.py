@@ -52,15 +52,11 @@ def read(
     """Two forward passes: the prompt without the highlight, and with it.
 
     Args:
-        engine: that answered.
-        answer: its answer.
         image: the answer's image as the engine has encoded it; None: it is encoded here.
-        known: a readout of the same question and image, which spares the pass without the
-            highlight.
+        known: a readout of the same question and image, which spares the first pass.
 
     Returns:
-        None without an engine, for one that cannot tell, and for a model whose image tokens are no
-        single raster.
+        None where there is no engine that can tell, and for image tokens that are no single raster.
     """
     if engine is None or not isinstance(engine, AttentionReader):
         return None
