@@ -213,18 +213,10 @@ class CoF(Asking):
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
-        """Stage 1 alone: where the settings' grounder looks, before post-processing.
-
-        Of several grounders it is the first that finds something.
-        """
-        sample = Sample.from_query(Query(image, question), self.settings, self.allow_url, {})
-        asked = [sample.request.asking(sample.grounding_question)]
-        groundings = []
-        for grounder in self.settings.grounders:
-            groundings += grounder.locate(self.engine, asked)
-            if groundings[-1].region is not None:
-                return groundings[-1]
-        return groundings[0]
+        """Stage 1 alone: where the settings' grounder looks, before post-processing; of several
+        the first that finds something."""
+        looking = self.settings.changed(focus="crop")  # one that is never idle
+        return self.look_for(Query(image, question, settings=looking))[1].grounding
 
     def look_for(self, query: QueryLike) -> tuple[Sample, Look]:
         """The whole of stage 1 for one query, which somebody else answers: the checked query, and

@@ -384,7 +384,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a part with a path": (text_of([{"type": "image", "path": "/x"}]), "of the type image_url"),
     "a file": (url("file:///etc/passwd"), "takes a data: URL"),
     "an address": (url("https://example.com/a.png"), "fetches no addresses"),
-    "no base64": (url("data:image/png;base64,@@@"), "not valid base64"),
+    "no base64": (url("data:image/png;base64,@@@"), "nor valid base64"),
     "another encoding": (url("data:image/png,abc"), "begins data:image/png;base64,"),
     "no image data": (url("data:image/png;base64,aGVsbG8="), "not an image of the kinds PNG"),
     "TIFF": (url("data:image/tiff;base64," + TIFF), "not an image of the kinds PNG"),

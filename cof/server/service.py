@@ -13,11 +13,11 @@ from fastapi import Request
 from PIL.Image import Image
 from starlette.requests import ClientDisconnect
 
-from cof.errors import CofError
-from cof.images import load_image
+from cof.errors import CofError, TooLarge
+from cof.images import embedded, load_image
 from cof.limits import UPLOAD_FORMATS, Limits
 from cof.server.errors import ApiError
-from cof.server.images import Fetcher, from_data
+from cof.server.images import TOO_LARGE, Fetcher
 from cof.server.logs import Metrics
 from cof.settings import Settings
 
@@ -96,7 +96,10 @@ class Service:
     async def image_data(self, address: str) -> bytes:
         """The bytes of an image; no path is ever opened."""
         if address[:5].lower() == "data:":
-            return from_data(address, self.limits.max_image_bytes)
+            data = embedded(address) or b""
+            if len(data) > self.limits.max_image_bytes:
+                raise TooLarge(TOO_LARGE.format(self.limits.max_image_bytes))
+            return data
         if not address.lower().startswith(("http://", "https://")):
             raise CofError("image_url takes a data: URL with the image in base64.")
         if self._fetcher is None:
