@@ -144,9 +144,7 @@ class CoF(Asking):
             signature(load).bind(model, **given)
         except TypeError as error:
             raise CofError(f"The engine {engine} does not load a model so: {error}.") from None
-        loaded = load(model, **given)
-        chosen = named or default_settings(loaded.name, loaded.dialect.name)
-        return cls(loaded, chosen, allow_url=allow_url, **settings)
+        return cls(load(model, **given), named, allow_url=allow_url, **settings)
 
     @staticmethod
     def connect(url: str | Sequence[str], **options: Any) -> RemoteCoF:

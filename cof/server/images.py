@@ -53,19 +53,12 @@ def is_public(address: str) -> bool:
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Fetches images from public addresses.
+    """Fetches images from public addresses."""
 
-    Attributes:
-        max_bytes: of one image.
-        timeout_s: for one image, redirects included.
-        resolve: looks hosts up.
-        transport: connects; None: httpx2's own.
-    """
-
-    max_bytes: int
-    timeout_s: float = 20.0
+    max_bytes: int  # of one image
+    timeout_s: float = 20.0  # for one image, redirects included
     resolve: Resolve = resolve
-    transport: httpx2.AsyncBaseTransport | None = None
+    transport: httpx2.AsyncBaseTransport | None = None  # None: httpx2's own
 
     async def fetch(self, address: str) -> bytes:
         """The bytes at an address.

@@ -31,8 +31,6 @@ class Service:
 
     Args:
         settings: those that requests change.
-        metrics: the counters.
-        limits: beyond them a request is refused.
         fetcher: fetches images from addresses; None: they are refused.
         most: how many requests may be under way.
     """

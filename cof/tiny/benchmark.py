@@ -127,8 +127,7 @@ def write_benchmark(
 
 
 def check_scenes(num_objects: Sequence[int], scenes: int, side: int) -> None:
-    """Check the arguments of a function that draws scenes (`write_benchmark`).
-
+    """
     Raises:
         CofError: a number is out of range.
     """
