@@ -48,11 +48,8 @@ class Servers:
         self._lock = Lock()
 
     def ask(self, send: Callable[[str], Reply]) -> Reply:
-        """What a request brings from one of the servers.
-
-        Args:
-            send: sends the request to a URL, and returns the reply; raises `Away` where it has to
-                be sent again.
+        """What a request brings from one of the servers. `send` sends it to a URL, and raises
+        `Away` where it has to be sent again.
 
         Raises:
             CofError: what `send` raises; `Away` only after `retry_s`.

@@ -145,10 +145,6 @@ class Settings(Options):
 
         With `released` boxes follow the released code and may leave 0..1 (into the padding).
 
-        Args:
-            region: as it was found, in 0..1 of the image.
-            image_wh: of the original image.
-
         Example: alpha = 2 about the centre, moved inside.
 
             >>> corner = Region(boxes=((0.0, 0.75, 0.25, 1.0),))

@@ -334,7 +334,7 @@ def bad_queries() -> list[tuple[Any, str]]:
         *(
             (Query(SQUARE, QUESTION, **given), says)
             for given, says in (
-                ({"boxes": []}, "empty"),
+                ({"boxes": []}, "at least one"),
                 ({"boxes": [BOX], "mask": np.ones((2, 2))}, "one of boxes, mask"),
                 ({"mask": np.zeros((2, 2))}, "empty"),
                 ({"polygon": [(0, 0)]}, "three"),

@@ -395,7 +395,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "cof: a list": ({"cof": []}, "cof: Input should be an object"),
     "cof: unknown": ({"cof": {"lambda": 2}}, "no option 'lambda'"),
     "cof: a bad value": ({"cof": {"strength": "much"}}, r"strength \(lambda\) must be"),
-    "cof: no box": ({"cof": {"boxes": []}}, "boxes is empty"),
+    "cof: no box": ({"cof": {"boxes": []}}, "at least one"),
     "cof: many boxes": ({"cof": {"boxes": [[0, 0, 1, 1]] * 65}}, "length of 65, above 64"),
     "cof: a polygon": ({"cof": {"polygon": [[0, 0], [1, 1]]}}, "at least three"),
     "cof: a detector": ({"cof": {"grounder": "detector", "detector": "/x"}}, "by the server"),

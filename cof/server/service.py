@@ -55,9 +55,8 @@ class Service:
             ApiError: it is one too many.
         """
         if self._under_way >= self._most:
-            raise ApiError(
-                429, "Too many requests are waiting: ask again in a moment.", "queue_full"
-            )
+            message = "Too many requests are waiting: ask again in a moment."
+            raise ApiError(429, message, "queue_full")
         self._under_way += 1
         try:
             with self.metrics.under_way.track_inprogress():

@@ -96,7 +96,6 @@ def write_benchmark(
 
     Args:
         folder: gets `images/` and `questions.jsonl`; files of the same names are replaced.
-        split: a key of `SPLITS`.
         num_objects: numbers of objects, 1..16 each.
         scenes: scenes for each number; every fourth one with at most 8 objects is not square.
         side: side of the canvases in pixels; above `SIDE` details are smaller than in training.
