@@ -19,8 +19,7 @@ from PIL import Image
 
 from cof.errors import CofError
 from cof.images import data_url
-from cof.viz.panels import HEAT, heat, overlay
-from cof.viz.readout import Drawable, Readout, read
+from cof.viz.panels import HEAT, Drawable, Readout, heat, overlay, read
 
 if TYPE_CHECKING:
     from cof.engines.base import Engine
@@ -134,7 +133,7 @@ def plot_answer(answer: Drawable, engine: Engine | None = None) -> list[Any]:
 
 
 def draw_panels(answer: Drawable, readout: Readout | None) -> list[Panel]:
-    """What was looked at and, as far as an engine has told (`cof.viz.readout.read`), the attention
+    """What was looked at and, as far as an engine has told (`cof.viz.panels.read`), the attention
     before and after."""
     boxes = _boxes_panel(answer, readout)
     if readout is None:

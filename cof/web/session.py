@@ -14,7 +14,7 @@ from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
 from cof.pipeline import CoF
 from cof.query import check_question
 from cof.viz.page import Panel, draw_panels
-from cof.viz.readout import Readout, read
+from cof.viz.panels import Readout, read
 
 if TYPE_CHECKING:
     from PIL.Image import Image
