@@ -165,8 +165,6 @@ class Asking(ABC):
 
         Args:
             messages: in the format of transformers and OpenAI (`cof.messages.read_messages`).
-            decoding: as of `__call__`.
-            on_text: likewise.
             query: any other field of `Query`. `image` is the number of the image that is looked
                 at, from 0 or, below 0, from the end (None: the last one); `boxes`, `polygon` and
                 `mask` are of that image.

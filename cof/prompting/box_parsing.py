@@ -119,7 +119,6 @@ def parse_boxes(
     outside, has no area, is not finite, or lies beyond twice the scale.
 
     Args:
-        text: the model's reply.
         frame: the original image's rectangle in the model's native coordinates.
         units: what the model's numbers measure (`dialects.Dialect.units`).
         order: the order of four numbers without keys.

@@ -55,7 +55,6 @@ def draw(
     """The picture of an answer.
 
     Args:
-        answer: what to show.
         engine: the one that answered; None, or one that cannot tell its attention
             (`cof.engines.base.AttentionReader`): only the boxes are drawn.
         plain: the plain model's answer, if known.
@@ -112,7 +111,6 @@ def plot_answer(answer: Drawable, engine: Engine | None = None) -> list[Any]:
     """Plot the image with the boxes and, if an engine is given, its attention.
 
     Args:
-        answer: what to plot.
         engine: the one that answered, asked for its attention before and after (two forward
             passes); None, or one that cannot tell: only the boxes are plotted.
 

@@ -55,17 +55,13 @@ Drawing: TypeAlias = "dict[str, Any]"
 class Page:
     """The page for one model.
 
-    Attributes:
-        blocks: the Gradio application.
+    Args:
+        cof: answers; its settings are where the controls begin.
+        model: what the visitor calls its model.
+        options: how it is loaded otherwise, for the command lines that the page shows.
     """
 
     def __init__(self, cof: CoF, model: str, options: Sequence[str] = ()) -> None:
-        """
-        Args:
-            cof: answers; its settings are where the controls begin.
-            model: what the visitor calls its model.
-            options: how it is loaded otherwise, for the command lines that the page shows.
-        """
         self.cof, self.model, self.options = cof, model, options
         self.blocks = gr.Blocks(title="CoF", analytics_enabled=False, delete_cache=(IDLE, IDLE))
         with self.blocks:
@@ -307,6 +303,6 @@ def _drawing(session: Session | None) -> Drawing | None:
     """The image to draw on."""
     if session is None:
         return None
-    image = session.image.copy()
+    image = session.encoded.image.copy()
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     return {"background": image, "layers": [], "composite": None}

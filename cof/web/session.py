@@ -17,8 +17,6 @@ from cof.viz.page import Panel, draw_panels
 from cof.viz.panels import Readout, read
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from cof.pipeline import Answer
     from cof.settings import Settings
     from cof.types import EncodedImage, Grounding
@@ -73,11 +71,6 @@ class Session:
             raise CofError(str(error).replace("The image", self.name, 1)) from error
         self.encoded: EncodedImage = cof.encode(image)
         self._known = _Known("")
-
-    @property
-    def image(self) -> Image:
-        """The image, upright RGB."""
-        return self.encoded.image
 
     def show(self, view: View) -> Shown:
         """Answer a view's question plainly and with each of its settings.
