@@ -70,7 +70,8 @@ class Servers:
                 # not all that ask a server come back to it at once
                 self._away_until[url] = now + _PAUSE_S * random.uniform(0.5, 1)
                 if now >= ends and (again or min(self._away_until.values()) > now):
-                    raise self._none(problem) from None
+                    several = f"None of {len(self.urls)} servers answers; the last one: {problem}"
+                    raise (problem if len(self.urls) == 1 else Away(several)) from None
                 again = True
             else:
                 self._away_until[url] = 0.0
@@ -78,8 +79,3 @@ class Servers:
             finally:
                 with self._lock:
                     self._under_way[url] -= 1
-
-    def _none(self, problem: Away) -> Away:
-        if len(self.urls) == 1:
-            return problem
-        return Away(f"None of {len(self.urls)} servers answers; the last one: {problem}")
