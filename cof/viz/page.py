@@ -9,7 +9,6 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ _LINE = 0.27  # inches from line to line
 _LETTER = 0.1  # inches, of a usual letter
 _MOST_LINES = 6  # of one text
 _FONTS = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK JP", "Arial Unicode MS", "Microsoft YaHei")
+"""Characters are looked for in one after another, of those that a machine has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +167,7 @@ def lay_out(
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    from matplotlib.font_manager import get_font_names
     from matplotlib.ticker import PercentFormatter
 
     width, height = panels[0].image.size
@@ -186,9 +187,10 @@ def lay_out(
             bar.ax.xaxis.set_major_formatter(PercentFormatter(1.0))
             bar.set_label(panel.caption)
     lines = [(part, colour) for text, colour in said for part in _broken(text, inches[0])]
+    fonts = [name for name in _FONTS if name in get_font_names()]
     for number, (text, colour) in enumerate(reversed(lines)):
         y = 1 + (number + 0.9) * _LINE / inches[1]
-        figure.text(0, y, text, color=colour, size=13, parse_math=False, family=_fonts())
+        figure.text(0, y, text, color=colour, size=13, parse_math=False, family=fonts)
     return axes
 
 
@@ -310,11 +312,3 @@ def _broken(text: str, inches: float) -> list[str]:
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES - 1 :] = [f"{lines[_MOST_LINES - 1]} …"]
     return lines
-
-
-@cache
-def _fonts() -> list[str]:
-    """The fonts of this machine, in which characters are looked for one after another."""
-    from matplotlib.font_manager import get_font_names
-
-    return [name for name in _FONTS if name in get_font_names()]
