@@ -225,7 +225,7 @@ class CoF(Asking):
         """
         sample = Sample.from_query(as_query(query), self.settings, self.allow_url, {})
         (looks,) = locate(self.engine, [sample], self._encoded([sample]), [None])
-        return sample, next((look for look in looks if look.region), looks[0])
+        return sample, next((look for look in looks if look.grounding.region), looks[0])
 
     def _answer_batch(
         self,
