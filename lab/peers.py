@@ -120,8 +120,10 @@ def compare_prompts(rng: random.Random, folder: Path) -> Iterator[Pair]:
 
 def compare_kit(rng: random.Random, folder: Path) -> Iterator[Pair]:
     said = list(replies(rng, N))
-    boxes = ([round(rng.random(), 2) for _ in range(4)] for _ in range(2 * N))
-    shown = [f"It is at {one}, or {two}" for one, two in zip(boxes, boxes, strict=True)]
+    corners = ([round(rng.random() / 2, 2) for _ in range(4)] for _ in range(2 * N))
+    ends = ([x, y, round(x + w + 0.01, 2), round(y + h + 0.01, 2)] for x, y, w, h in corners)
+    boxes = (box[2:] + box[:2] if rng.random() < 0.3 else box for box in ends)  # some reversed
+    shown = [f"It is at {box}, or {next(boxes)}" for box in boxes]
     yield from kit_replies(rng, said, TEXTS)
     yield from kit_boxes(shown, folder)
     yield from kit_prompts(rng, folder, TEXTS, N // 10)

@@ -82,8 +82,9 @@ def kit_boxes(said: Sequence[str], folder: Path) -> Iterator[Pair]:
     task = RefCOCO(folder, **STYLE)
     for text in said:
         (box,) = task.judged_boxes(text, parse_boxes(text, WHOLE).boxes)
-        theirs = REFCOCO.RefCOCODataset._parse_prediction(text).tolist()
-        yield "RefCOCO", list(box), theirs, text
+        data = REFCOCO.RefCOCODataset
+        theirs = data._to_absolute(data._parse_prediction(text), 1.0, 1.0)
+        yield "RefCOCO", list(box), theirs.tolist(), text
 
 
 def kit_prompts(rng: random.Random, folder: Path, texts: Sequence[str], n: int) -> Iterator[Pair]:
