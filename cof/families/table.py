@@ -90,6 +90,7 @@ _BLIP = Family(
 FAMILIES: tuple[Family, ...] = (
     _LLAVA,
     Family("LLaVA-NeXT", ("llava_next",), token_means.llava_next, chat_template=_VICUNA),
+    # cuts each of several images into tiles, as its processor does for a flat list of them
     Family(
         "LLaVA-OneVision",
         ("llava_onevision",),
