@@ -29,7 +29,7 @@ def test_torchvision_alone_is_refused(
         pytest.skip("this transformers does not have it")
     monkeypatch.setattr("cof.families.processors.is_torchvision_available", lambda: False)
     config = CONFIG_MAPPING[kind]()
-    told = "need torchvision: pip install torchvision" if kind in TORCHVISION else "not proven"
+    told = "need torchvision: pip install" if kind in TORCHVISION else "not proven"
     with pytest.raises(CofError, match=f"of type '{kind}' .*{told}"):
         load_processor(str(tmp_path), config)
     config.save_pretrained(tmp_path)  # the same from a folder, before weights are looked for

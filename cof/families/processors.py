@@ -171,7 +171,9 @@ def load_processor(name: str, config: Any) -> Any:
         if kind in TORCHVISION and is_torchvision_available():
             return AutoProcessor.from_pretrained(name, backend="torchvision")
         if kind in TORCHVISION:
-            raise CofError(f"Models of type {kind!r} need torchvision: pip install torchvision.")
+            raise CofError(
+                f"Models of type {kind!r} need torchvision: pip install 'cof[torchvision]'."
+            )
         raise CofError(
             f"Models of type {kind!r} are not supported: transformers processes their images with "
             "torchvision alone, and where boxes land is not proven."
