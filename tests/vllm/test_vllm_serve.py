@@ -102,9 +102,7 @@ def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None
     ours = local.batch(asked, decoding=SHORT)
     assert [told(answer) for answer in theirs] == [told(answer) for answer in ours]
     for their, our in zip(theirs, ours, strict=True):
-        # by a template: among the tokens that it allows
-        close = 1e-3 if our.settings.option("boxes") == "template" else 1e-5
-        assert their.confidence == pytest.approx(our.confidence, abs=close)
+        assert their.confidence == pytest.approx(our.confidence, abs=1e-5)
         assert their.answer_confidence == pytest.approx(our.answer_confidence, abs=1e-4)
     assert [answer.plain() for answer in theirs[::3]] == [answer.plain() for answer in ours[::3]]
     assert len({answer.text for answer in ours}) > 3
