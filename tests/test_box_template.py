@@ -172,15 +172,19 @@ def test_vllm_chooses_among_what_the_template_allows(knows: bool) -> None:
 
     def ask(parts: Mapping[int, vllm_boxes.Part]) -> list[Any]:
         counts.update(list(parts))
-        return [write(row, part) for row, part in parts.items()]
+        return [write(row, *part) for row, part in parts.items()]
 
-    def write(row: int, part: vllm_boxes.Part) -> Any:
-        ids, logprobs = list(part.box.tokens), []
-        while len(logprobs) < part.most and not (logprobs and ids[-1] in part.ends):
-            values = {token: logprob(row, tuple(ids), token) for token in part.allowed}
+    def write(row: int, before: tuple[int, ...], fields: dict[str, Any]) -> Any:
+        ids, logprobs = list(before), []
+        while len(logprobs) < fields["max_tokens"]:
+            values = {
+                token: logprob(row, tuple(ids), token) for token in fields["allowed_token_ids"]
+            }
             ids.append(max(values, key=values.__getitem__))
             logprobs.append({ids[-1]: SimpleNamespace(logprob=values[ids[-1]])})
-        return SimpleNamespace(token_ids=ids[-len(logprobs) :], logprobs=logprobs)
+            if ids[-1] in fields.get("stop_token_ids", ()):
+                break
+        return SimpleNamespace(token_ids=ids[len(before) :], logprobs=logprobs)
 
     counts: Counter[int] = Counter()
     for row, box in enumerate(vllm_boxes.decode_boxes([compiled.start()] * 20, ask)):

@@ -90,6 +90,13 @@ def succeeded(server: Server) -> list[float]:
     return [sum(server.metric(name % (rank, how)) for how in ended) for rank in (0, 1)]
 
 
+PREFIX_TOKENS = [
+    f'cof_prefix_cache_{what}_total{{stage="{stage}"}}'
+    for stage in ("ground", "answer")
+    for what in ("queries", "hits")
+]
+
+
 def post(server: Server, path: str, body: bytes, key: str = KEY) -> tuple[int, str]:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     reply = httpx2.post(server.url + path, content=body, headers=headers, timeout=60)
@@ -111,6 +118,7 @@ def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None
 def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: RemoteCoF) -> None:
     stages = ("cof_ground_seconds_count", "cof_answer_seconds_count")
     before, told = succeeded(server), [server.metric(stage) for stage in stages]
+    tokens = [server.metric(name) for name in PREFIX_TOKENS]
     hits = 'vllm:prefix_cache_hits_total{engine="%d",model_name="tiny-early"}'
     found = [server.metric(hits % rank) for rank in (0, 1)]
     for number in range(6):  # stage 2 finds the prefix that stage 1 has left
@@ -121,6 +129,10 @@ def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: Remote
     assert [server.metric(stage) for stage in stages] == [count + 6 for count in told]
     for rank, past in enumerate(found):
         assert server.metric(hits % rank) - past >= 3 * 32
+    grown = zip(map(server.metric, PREFIX_TOKENS), tokens, strict=True)
+    asked, first, answered_tokens, second = (after - past for after, past in grown)
+    assert (first, second) == (0, 6 * 96)  # the image's last whole block; these images are new
+    assert 6 * 100 < asked < answered_tokens + 6 * 10
 
 
 def test_requests_without_cof_are_vllms(client: openai.OpenAI, local: CoF) -> None:

@@ -198,23 +198,21 @@ class VllmEngine:
     ) -> list[Generation]:
         from vllm.sampling_params import RequestOutputKind
 
-        prompts = [self._prompt(request) for request in requests]
+        prompts, kind = [self._prompt(request) for request in requests], RequestOutputKind
+        frames = [self.frame(request.pil_image.size) for request in requests]
+        limits = [self.dialect.limits(template.template, frame) for frame in frames]
 
         def ask(parts: Mapping[int, Part]) -> list[Any]:
             asked, params = [], []
-            for row, part in parts.items():
-                ids = [*prompts[row]["prompt_token_ids"], *part.box.tokens]
+            for row, (tokens, more) in parts.items():
+                ids = [*prompts[row]["prompt_token_ids"], *tokens]
                 asked.append({**prompts[row], "prompt_token_ids": ids})
-                made = self._sampling_params(
-                    requests[row], Decoding(part.most), RequestOutputKind.FINAL_ONLY
-                )
-                made.allowed_token_ids, made.stop_token_ids = part.allowed, part.ends
-                made.repetition_penalty = 1.0
-                params.append(made)
+                params.append(self._sampling_params(requests[row], Decoding(), kind.FINAL_ONLY))
+                fields = {"repetition_penalty": 1.0, "detokenize": False, **more}
+                for name, value in fields.items():
+                    setattr(params[-1], name, value)
             return self._run(asked, params)
 
-        frames = [self.frame(request.pil_image.size) for request in requests]
-        limits = [self.dialect.limits(template.template, frame) for frame in frames]
         boxes = decode_boxes([template.start(each) for each in limits], ask)
         if on_text is not None:
             for place, box in enumerate(boxes):
