@@ -48,6 +48,8 @@ KINDS: dict[str, dict[str, Any] | None] = {
 """What requests have as `cof`."""
 
 AIMS = {"CoF, own box": 0.8, "CoF, box by template": 0.5, "CoF, free box": 0.5}
+BOX_STEPS = {"CoF, own box": 0, "CoF, box by template": 4, "CoF, free box": 5}
+"""Of `tiny-early`, which writes a number with a token; the end token is a free box's fifth."""
 CONCURRENCY = (1, 8, 32)
 BAD = (
     {"cof": {}, "n": 2},
@@ -143,6 +145,28 @@ async def measure(client: httpx2.AsyncClient, requests: int, rounds: int) -> lis
     return records
 
 
+async def floors(client: httpx2.AsyncClient, requests: int) -> dict[str, float]:
+    """The ratio to plain that one client alone could get where each token takes a step, as in vLLM.
+
+    A plain answer is its first token's step, with the image, and the end's. A box adds its steps
+    to the first, and then there is a plain answer about an image that is known. (HTTP, which is
+    counted with both, is needed once: the ratio is a little low.)
+    """
+    fresh = [body(query, None) for query in islice(fresh_queries(), requests)]
+    long = [each | {"ignore_eos": True, "max_tokens": 18} for each in fresh]
+    short = [each | {"max_tokens": 2} for each in long]
+    spent = {}
+    for name, bodies in {"new": fresh, "known": fresh, "long": long, "short": short}.items():
+        load = Load(client, bodies)
+        await load.run(1)
+        spent[name] = statistics.median(load.seconds)
+    step = (spent["long"] - spent["short"]) / 16
+    return {
+        kind: spent["new"] / (spent["new"] + (steps - 2) * step + spent["known"]) if steps else 1.0
+        for kind, steps in BOX_STEPS.items()
+    }
+
+
 async def endure(client: httpx2.AsyncClient, total: int, pid: int, port: int) -> dict[str, Any]:
     """Mixed requests at a concurrency of 8, a tenth of them bad, beside clients that misbehave."""
     kinds = list(KINDS.values())
@@ -214,7 +238,7 @@ def serving(port: int, engine: str) -> Iterator[int]:
 
 def report(content: dict[str, Any]) -> str:
     """The records as Markdown."""
-    head = ["requests", "at a time", "per second", "ratio to plain", "aim", "asked again"]
+    head = ["requests", "at a time", "per second", "ratio to plain", "floor", "aim", "asked again"]
     head += ["p50", "p90", "p99 (s)"]
     rows: list[list[Cell]] = []
     for record in content["records"]:
@@ -223,6 +247,10 @@ def report(content: dict[str, Any]) -> str:
         rates = [f"{record['per_second']:.1f}", f"{record['ratio']:.2f}", met]
         latency = [f"{record['latency_s'][name]:.3f}" for name in ("p50", "p90", "p99")]
         again = f"{record['ratio_again']:.2f}"
+        floor = (
+            content.get("floors", {}).get(record["kind"]) if record["concurrency"] == 1 else None
+        )
+        rates.insert(2, "" if floor is None else f"{floor:.2f}")
         rows.append([record["kind"], record["concurrency"], *rates, again, *latency])
     mixed, about = content["mixed"], content["machine"]
     start, end = about["load"]
@@ -231,7 +259,10 @@ def report(content: dict[str, Any]) -> str:
 {about["server_threads"]}, on {about["cores"]}
 cores that other work shared: the load average was {start:.1f} at the start and {end:.1f} at the
 end. Ratios are medians over {content["rounds"]} rounds, in each of which every kind had its turn
-with images that are new to the server; *asked again* is the ratio when the same requests follow."""
+with images that are new to the server; *asked again* is the ratio when the same requests follow.
+*floor*: what one client could get if nothing but the steps of the engine took time."""
+    if mixed is None:
+        return markdown([Text(above), Table("serving", head, rows)])
     below = f"""\
 {mixed["requests"]} mixed requests, 8 at a time, a tenth of them bad, beside slow and broken
 clients: {mixed["lost"]} lost, {mixed["wrong"]} answered otherwise than before,
@@ -252,14 +283,15 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
             for cof in KINDS.values():  # warm up
                 await Load(client, [body(q, cof) for q in islice(scene_queries(), 8)]).run(8)
             records = await measure(client, args.requests, args.rounds)
-            mixed = await endure(client, args.mixed, pid, args.port)
+            known = await floors(client, args.requests) if args.engine == "vllm" else {}
+            mixed = await endure(client, args.mixed, pid, args.port) if args.mixed else None
     about = {
         **machine("cpu"),
         "cores": os.cpu_count(),
         "server_threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "load": [load, os.getloadavg()[0]],
     }
-    measured = {"rounds": args.rounds, "records": records, "mixed": mixed}
+    measured = {"rounds": args.rounds, "records": records, "floors": known, "mixed": mixed}
     return {"machine": about, "engine": args.engine, **measured}
 
 
