@@ -219,7 +219,7 @@ class _WithCof:
         reply = json.loads(begin + rest)
         whole, choices = reply.get("object") == "chat.completion", reply.get("choices", ())
         if (whole or not choices) and (usage := reply.get("usage")):
-            found = (usage["prompt_tokens_details"] or {}).get("cached_tokens") or 0
+            found = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
             self._metrics.prompt("answer", usage["prompt_tokens"], found)
         if self._left <= 0:
             return event

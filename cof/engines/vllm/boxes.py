@@ -17,6 +17,8 @@ from cof.types import Generation
 Part = tuple[tuple[int, ...], dict[str, Any]]
 """The tokens of a box so far, which follow the prompt, and fields of vLLM's `SamplingParams`."""
 
+_GREEDY = {"repetition_penalty": 1.0, "detokenize": False}
+
 
 def decode_boxes(
     starts: Sequence[PartialBox], ask: Callable[[Mapping[int, Part]], Sequence[Any]]
@@ -31,7 +33,7 @@ def decode_boxes(
         outputs = ask({row: (boxes[row].tokens, fields[row]) for row in left})
         for row, output in zip(left, outputs, strict=True):
             boxes[row], chosen[row] = _follow(boxes[row], chosen[row], output)
-            fields[row] = {"max_tokens": 1, "allowed_token_ids": boxes[row].choices}
+            fields[row] = _GREEDY | {"max_tokens": 1, "allowed_token_ids": boxes[row].choices}
     return chosen
 
 
@@ -55,7 +57,7 @@ def _whole(template: CompiledBoxTemplate) -> dict[str, Any]:
     *before, last = template.slots
     others = {token for slot in before for ids in slot for token in ids}
     others.update(token for ids in last for token in ids[:-1])
-    return {
+    return _GREEDY | {
         "max_tokens": sum(max(map(len, slot)) for slot in template.slots),
         "allowed_token_ids": sorted(others.union(ids[-1] for ids in last)),
         "stop_token_ids": sorted({ids[-1] for ids in last} - others),

@@ -158,7 +158,10 @@ class ServedClient:
         if output.finish_reason == "abort":  # with a part of the answer, or none
             raise RequestAborted(_STOPPING)
         asked, found = self.prefix_tokens
-        self.prefix_tokens = asked + len(step.prompt_token_ids), found + step.num_cached_tokens
+        self.prefix_tokens = (
+            asked + len(step.prompt_token_ids),
+            found + (step.num_cached_tokens or 0),
+        )
         return output
 
 

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from functools import cache, partial
+from functools import cache
 from os import PathLike
 from typing import Any
 
@@ -30,7 +30,7 @@ from cof.families.image_tokens import ImageTokens, processed_wh
 from cof.families.special_tokens import token_ids
 from cof.geometry.boxes import Frame
 from cof.images import is_plain, png
-from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
+from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate
 from cof.prompting.thoughts import decode
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
@@ -187,52 +187,52 @@ class VllmEngine:
         template = decoding.box_template
         if template is not None and (compiled := self._compiled(template)):
             return self._decode_boxes(requests, compiled, on_text)
-        prompts = [self._prompt(request) for request in requests]
-        tell = on_text and self._streamed(len(prompts), on_text)
+        tell = on_text and self._streamed(len(requests), on_text)
         kind = RequestOutputKind.CUMULATIVE if tell else RequestOutputKind.FINAL_ONLY
         params = [self._sampling_params(request, decoding, kind) for request in requests]
-        return [self._generation(output) for output in self._run(prompts, params, tell)]
+        return [self._generation(output) for output in self._run(requests, params, tell)]
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        params: Sequence[Any],
+        tell: OnOutput | None = None,
+        begun: Sequence[Sequence[int]] = (),
+    ) -> list[Any]:
+        """vLLM's outputs; `begun`: the tokens with which each reply begins.
+
+        Raises:
+            CofError: vLLM refuses a request.
+        """
+        from vllm.exceptions import VLLMValidationError
+
+        prompts = [self._prompt(request) for request in requests]
+        for prompt, tokens in zip(prompts, begun, strict=False):
+            prompt["prompt_token_ids"] += tokens
+        try:
+            return self.client.run(prompts, params, tell)
+        except (ValueError, VLLMValidationError) as error:
+            raise CofError(f"vLLM refuses a request: {error}") from error
 
     def _decode_boxes(
         self, requests: Sequence[Request], template: CompiledBoxTemplate, on_text: OnText | None
     ) -> list[Generation]:
         from vllm.sampling_params import RequestOutputKind
 
-        prompts, kind = [self._prompt(request) for request in requests], RequestOutputKind
+        def ask(parts: Mapping[int, Part]) -> list[Any]:
+            asked, kind = [requests[row] for row in parts], RequestOutputKind.FINAL_ONLY
+            begun, fields = zip(*parts.values(), strict=True)
+            pairs = zip(asked, fields, strict=True)
+            params = [self._sampling_params(one, Decoding(), kind, **more) for one, more in pairs]
+            return self._run(asked, params, begun=begun)
+
         frames = [self.frame(request.pil_image.size) for request in requests]
         limits = [self.dialect.limits(template.template, frame) for frame in frames]
-
-        def ask(parts: Mapping[int, Part]) -> list[Any]:
-            asked, params = [], []
-            for row, (tokens, more) in parts.items():
-                ids = [*prompts[row]["prompt_token_ids"], *tokens]
-                asked.append({**prompts[row], "prompt_token_ids": ids})
-                params.append(self._sampling_params(requests[row], Decoding(), kind.FINAL_ONLY))
-                fields = {"repetition_penalty": 1.0, "detokenize": False, **more}
-                for name, value in fields.items():
-                    setattr(params[-1], name, value)
-            return self._run(asked, params)
-
         boxes = decode_boxes([template.start(each) for each in limits], ask)
-        if on_text is not None:
-            for place, box in enumerate(boxes):
+        for place, box in enumerate(boxes):
+            if on_text is not None:
                 on_text(place, box.text)
         return boxes
-
-    def _run(
-        self, prompts: Sequence[Any], params: Sequence[Any], tell: OnOutput | None = None
-    ) -> list[Any]:
-        """vLLM's outputs.
-
-        Raises:
-            CofError: it refuses a request.
-        """
-        from vllm.exceptions import VLLMValidationError
-
-        try:
-            return self.client.run(prompts, params, tell)
-        except (ValueError, VLLMValidationError) as error:
-            raise CofError(f"vLLM refuses a request: {error}") from error
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         text = self.chat.text(request)
@@ -263,7 +263,9 @@ class VllmEngine:
         square.paste(image, ((side - wh[0]) // 2, (side - wh[1]) // 2))
         return square
 
-    def _sampling_params(self, request: Request, decoding: Decoding, output_kind: Any) -> Any:
+    def _sampling_params(
+        self, request: Request, decoding: Decoding, output_kind: Any, **fields: Any
+    ) -> Any:
         from vllm.sampling_params import SamplingParams
 
         params = SamplingParams.from_optional(**self._default_params)
@@ -277,6 +279,8 @@ class VllmEngine:
             params.extra_args = highlight_args(
                 self.tokens, request.pil_image.size, highlight, request.number
             )
+        for name, value in fields.items():
+            setattr(params, name, value)
         return params.clone()  # checked anew
 
     def _streamed(self, count: int, on_text: OnText) -> OnOutput:
@@ -298,10 +302,7 @@ class VllmEngine:
         return Generation(text, tuple(ids), tuple(logprobs))
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        encode = partial(self.processor.tokenizer, add_special_tokens=False)
-        compiled = compile_box_template(
-            template, lambda texts: encode(texts)["input_ids"], self.chat.opening(thinks=False)
-        )
+        compiled = self.chat.compile(template)
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not follow the "
