@@ -283,7 +283,9 @@ def test_chats_have_the_answers_of_transformers(
     assert told.usage.prompt_tokens == ours.num_prompt_tokens
 
 
-def test_everything_of_vllms_own_goes_with_cof(client: openai.OpenAI, local: CoF) -> None:
+def test_everything_of_vllms_own_goes_with_cof(
+    server: Server, client: openai.OpenAI, local: CoF
+) -> None:
     def ask(**more: Any) -> Any:
         asked = {**chat(), "temperature": 0, "max_tokens": 8, "extra_body": {"cof": {}}}
         return client.chat.completions.create(**{**asked, **more})
@@ -303,7 +305,9 @@ def test_everything_of_vllms_own_goes_with_cof(client: openai.OpenAI, local: CoF
     (cut,) = ask(stop=ours.text).choices
     assert (cut.message.content.strip(), cut.stop_reason) == ("", ours.text)
     usage = {"stream": True, "stream_options": {"include_usage": True}}
+    counted = server.metric(PREFIX_TOKENS[2])
     chunks = list(ask(n=2, temperature=0.01, **usage))
+    assert server.metric(PREFIX_TOKENS[2]) - counted == chunks[-1].usage.prompt_tokens
     looks = [chunk for chunk in chunks if hasattr(chunk, "cof")]
     assert [chunk.choices[0].finish_reason for chunk in looks] == ["stop"]
     assert looks == [chunk for chunk in chunks if chunk.choices][-1:]
