@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -117,7 +118,16 @@ def _run(step: Step, seconds: float) -> dict[str, Any]:
         outcome = f"failed with {process.returncode}" if process.returncode else "done"
         outcome = "unfinished" if UNFINISHED in output else outcome
     except subprocess.TimeoutExpired:
-        process.terminate()
-        output, outcome = process.communicate()[0], "unfinished"
+        output, outcome = _stop(process), "unfinished"
     spent = time.monotonic() - start
     return {"outcome": outcome, "seconds": spent, "command": step.command, "output": output[-TAIL:]}
+
+
+def _stop(process: subprocess.Popen[str]) -> str:
+    """End it as Ctrl-C does, so that it ends what it has started; its output."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=20)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
