@@ -52,7 +52,7 @@ BOX_STEPS = {"CoF, own box": 0, "CoF, box by template": 4, "CoF, free box": 5}
 """Of `tiny-early`, which writes a number with a token; the end token is a free box's fifth."""
 CONCURRENCY = (1, 8, 32)
 BAD = (
-    {"cof": {}, "n": 2},
+    {"cof": {}, "temperature": -1},
     {"cof": {"lambda": 2}},
     {"cof": {"boxes": [[0, 0, 9, 9]]}},
     {"cof": {"layers": [99]}},
@@ -112,18 +112,21 @@ def fresh_queries() -> Iterator[Query]:
 
 
 async def measure(client: httpx2.AsyncClient, requests: int, rounds: int) -> list[dict[str, Any]]:
-    """Every kind at every concurrency, in turn, several rounds of so many requests each.
+    """Every kind at every concurrency, in turn, several rounds of so many requests each; one client
+    alone asks one request of each kind after the other, so that all meet the same other work.
 
     Each image is new to the server. Then the same requests are sent once more: what of them is
     still in its caches costs plain answers less than others.
     """
     records: list[dict[str, Any]] = []
     fresh = fresh_queries()
+    total = requests * rounds
     for concurrency in CONCURRENCY:
+        size = 1 if concurrency == 1 else requests
         seconds, again, waits = ({kind: [] for kind in KINDS} for _ in range(3))
-        for number in range(rounds):
+        for number in range(total // size):
             for kind in list(KINDS)[:: 1 if number % 2 == 0 else -1]:
-                load = Load(client, [body(query, KINDS[kind]) for query in islice(fresh, requests)])
+                load = Load(client, [body(query, KINDS[kind]) for query in islice(fresh, size)])
                 seconds[kind].append(await load.run(concurrency))
                 waits[kind] += load.seconds
                 again[kind].append(await Load(client, load.bodies).run(concurrency))
@@ -133,8 +136,8 @@ async def measure(client: httpx2.AsyncClient, requests: int, rounds: int) -> lis
             record = {
                 "kind": kind,
                 "concurrency": concurrency,
-                "requests": requests * rounds,
-                "per_second": requests * rounds / sum(seconds[kind]),
+                "requests": total,
+                "per_second": total / sum(seconds[kind]),
                 "latency_s": {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]},
             }
             for end, of in (("", seconds), ("_again", again)):
@@ -152,17 +155,18 @@ async def floors(client: httpx2.AsyncClient, requests: int) -> dict[str, float]:
     to the first, and then there is a plain answer about an image that is known. (HTTP, which is
     counted with both, is needed once: the ratio is a little low.)
     """
-    fresh = [body(query, None) for query in islice(fresh_queries(), requests)]
-    long = [each | {"ignore_eos": True, "max_tokens": 18} for each in fresh]
-    short = [each | {"max_tokens": 2} for each in long]
-    spent = {}
-    for name, bodies in {"new": fresh, "known": fresh, "long": long, "short": short}.items():
-        load = Load(client, bodies)
+    spent: dict[str, list[float]] = {"new": [], "known": [], "long": [], "short": []}
+    for query in islice(fresh_queries(), requests):
+        plain = body(query, None)
+        long = plain | {"ignore_eos": True, "max_tokens": 18}
+        load = Load(client, [plain, plain, long, long | {"max_tokens": 2}])
         await load.run(1)
-        spent[name] = statistics.median(load.seconds)
-    step = (spent["long"] - spent["short"]) / 16
+        for each, seconds in zip(spent.values(), load.seconds, strict=True):
+            each.append(seconds)
+    new, known, longer, shorter = map(statistics.median, spent.values())
+    step = (longer - shorter) / 16
     return {
-        kind: spent["new"] / (spent["new"] + (steps - 2) * step + spent["known"]) if steps else 1.0
+        kind: new / (new + (steps - 2) * step + known) if steps else 1.0
         for kind, steps in BOX_STEPS.items()
     }
 
@@ -258,8 +262,9 @@ def report(content: dict[str, Any]) -> str:
 `tiny-early` with {content["engine"]} on {about["device"]}, threads of torch: \
 {about["server_threads"]}, on {about["cores"]}
 cores that other work shared: the load average was {start:.1f} at the start and {end:.1f} at the
-end. Ratios are medians over {content["rounds"]} rounds, in each of which every kind had its turn
-with images that are new to the server; *asked again* is the ratio when the same requests follow.
+end. Ratios are medians over {content["rounds"]} rounds (with one client over its requests), in each
+of which every kind had its turn with images that are new to the server; *asked again* is the ratio
+when the same requests follow.
 *floor*: what one client could get if nothing but the steps of the engine took time."""
     if mixed is None:
         return markdown([Text(above), Table("serving", head, rows)])
