@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -156,18 +157,27 @@ class TestCompiling:
         assert sorted(texts) == sorted(expected)
 
 
-@pytest.mark.parametrize("knows", [True, False], ids=["knows the format", "writes anything"])
-def test_vllm_chooses_among_what_the_template_allows(knows: bool) -> None:
+@pytest.mark.parametrize(
+    ("numbers", "knows"),
+    [(["0", "1", "12", "2"], True), (["0", "1", "12", "2"], False), (map(str, range(400)), True)],
+    ids=["knows the format", "writes anything", "more tokens than vLLM takes"],
+)
+def test_vllm_chooses_among_what_the_template_allows(numbers: Iterable[str], knows: bool) -> None:
     """Given one set of allowed tokens for a request; a model that knows the format needs one."""
-    template = BoxTemplate("[{}, {}, {}, {}]", ("0", "1", "12", "2"))
-    compiled = compile_box_template(
-        template, lambda texts: [[ord(c) for c in t] for t in texts], "Where?"
-    )
+    template = BoxTemplate("[{}, {}, {}, {}]", tuple(numbers))
+    few = len(template.numbers) == 4
+    words: dict[str, int] = {}
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        pieces = (re.findall("." if few else r"[ \[,]+\d+|.", text) for text in texts)
+        return [[words.setdefault(piece, len(words)) for piece in each] for each in pieces]
+
+    compiled = compile_box_template(template, encode, "Where?")
     assert compiled is not None
 
     def logprob(seed: int, before: tuple[int, ...], token: int) -> float:
-        wish = f" {template.text((seed % 2, 0, 2, 1 + seed % 3))}"
-        wanted = knows and wish[len(before) :][:1] == chr(token)
+        (wish,) = encode([f"Where? {template.text((seed % 2, 0, 2, 1 + seed % 3))}"])
+        wanted = knows and wish[6:][len(before) :][:1] == [token]
         return random.Random(f"{seed}{before}{token}").random() + wanted
 
     def ask(parts: Mapping[int, vllm_boxes.Part]) -> list[Any]:
@@ -187,7 +197,9 @@ def test_vllm_chooses_among_what_the_template_allows(knows: bool) -> None:
         return SimpleNamespace(token_ids=ids[len(before) :], logprobs=logprobs)
 
     counts: Counter[int] = Counter()
-    for row, box in enumerate(vllm_boxes.decode_boxes([compiled.start()] * 20, ask)):
+    for row, box in enumerate(
+        vllm_boxes.decode_boxes([compiled.start()] * (20 if few else 2), ask)
+    ):
         one, logprobs = compiled.start(), []
         while not one.done:
             values = {token: logprob(row, one.tokens, token) for token in one.choices}

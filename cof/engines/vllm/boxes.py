@@ -17,6 +17,9 @@ from cof.types import Generation
 Part = tuple[tuple[int, ...], dict[str, Any]]
 """The tokens of a box so far, which follow the prompt, and fields of vLLM's `SamplingParams`."""
 
+MOST_ALLOWED, MOST_ENDS = 1024, 128
+"""Of the tokens of a request: vLLM's model runner V2 ends with the engine if there are more."""
+
 _GREEDY = {"repetition_penalty": 1.0, "detokenize": False}
 
 
@@ -57,8 +60,9 @@ def _whole(template: CompiledBoxTemplate) -> dict[str, Any]:
     *before, last = template.slots
     others = {token for slot in before for ids in slot for token in ids}
     others.update(token for ids in last for token in ids[:-1])
+    allowed = sorted(others.union(ids[-1] for ids in last))
     return _GREEDY | {
         "max_tokens": sum(max(map(len, slot)) for slot in template.slots),
-        "allowed_token_ids": sorted(others.union(ids[-1] for ids in last)),
-        "stop_token_ids": sorted({ids[-1] for ids in last} - others),
+        "allowed_token_ids": allowed if len(allowed) <= MOST_ALLOWED else None,
+        "stop_token_ids": sorted({ids[-1] for ids in last} - others)[:MOST_ENDS],
     }
