@@ -66,18 +66,6 @@ def test_boxes_in_a_template(name: str) -> None:
     assert max(map(difference, boxes, expected)) < CLOSE
 
 
-def test_numbers_of_more_tokens_than_vllm_takes(
-    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = [Request(SCENES[0], fill(engine.dialect.template, "What digit is on the star?")[0])]
-    monkeypatch.setattr("cof.engines.vllm.engine.MOST_ALLOWED", 3)
-    engine._compiled.cache_clear()
-    with pytest.warns(CofWarning, match="or are too many"):
-        boxes = engine.generate(asked, Decoding(box_template=engine.dialect.box_template))
-    engine._compiled.cache_clear()
-    assert boxes == engine.generate(asked, Decoding())
-
-
 def test_the_pipeline_is_that_of_the_transformers_engine(
     engine: VllmEngine, reference: TransformersEngine
 ) -> None:

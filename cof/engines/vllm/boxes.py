@@ -17,8 +17,7 @@ from cof.types import Generation
 Part = tuple[tuple[int, ...], dict[str, Any]]
 """The tokens of a box so far, which follow the prompt, and fields of vLLM's `SamplingParams`."""
 
-MOST_ALLOWED, MOST_ENDS = 1024, 128
-"""Of the tokens of a request: vLLM's model runner V2 ends with the engine if there are more."""
+MOST_ALLOWED, MOST_ENDS = 1024, 128  # with more, vLLM's model runner V2 ends, and the engine too
 
 _GREEDY = {"repetition_penalty": 1.0, "detokenize": False}
 

@@ -20,7 +20,7 @@ from cof.engines.text_stream import TextStream, apart_from_thoughts
 from cof.engines.transformers.generation import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
-from cof.engines.vllm.boxes import MOST_ALLOWED, Part, decode_boxes
+from cof.engines.vllm.boxes import Part, decode_boxes
 from cof.engines.vllm.clients import Client, OfflineClient, OnOutput
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError, CofWarning
@@ -303,12 +303,10 @@ class VllmEngine:
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
         compiled = self.chat.compile(template)
-        if compiled and any(len(root.follow) > MOST_ALLOWED for root in compiled.roots):
-            compiled = None
         if compiled is None:
             warnings.warn(
-                f"{self.name} cannot decode boxes by a template (its tokens do not keep the "
-                "numbers apart, or are too many), so it writes them freely.",
+                f"{self.name} cannot decode boxes by a template (its tokens do not follow the "
+                "numbers), so they are written freely.",
                 CofWarning,
                 stacklevel=4,
             )
