@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cof.engines.transformers.engine import TransformersEngine
-from cof.eval.store import write_atomically
+from cof.eval.json_files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 UNFINISHED = "The time is up"

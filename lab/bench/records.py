@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cof.eval.store import write_atomically
+from cof.eval.json_files import write_atomically
 from lab.bench.limits import Limits, Sizes, floor, operations, traffic
 from lab.bench.meter import Cost
 from lab.bench.setups import Setup

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cof.eval.json_files import write_atomically
 from cof.eval.report.document import Block, Cell, Table, Text, markdown
-from cof.eval.store import write_atomically
 from lab.bench.records import Records, ratios
 from lab.bench.setups import GROWTH, IMAGE_TOKENS, Setup
 from lab.bench.ways import GROWING

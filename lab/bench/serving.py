@@ -30,8 +30,8 @@ from typing import Any
 
 import httpx2
 
+from cof.eval.json_files import write_atomically
 from cof.eval.report.document import Cell, Table, Text, markdown
-from cof.eval.store import write_atomically
 from cof.images import data_url
 from cof.query import Query
 from lab.bench.endurance import scene_queries
