@@ -47,7 +47,7 @@ KINDS: dict[str, dict[str, Any] | None] = {
 }
 """What requests have as `cof`."""
 
-AIMS = {"CoF, own box": 0.8, "CoF, box by template": 0.5, "CoF, free box": 0.5}
+AIMS = {"CoF, own box": 0.8, "CoF, box by template": 0.6, "CoF, free box": 0.5}
 BOX_STEPS = {"CoF, own box": 0, "CoF, box by template": 4, "CoF, free box": 5}
 """Of `tiny-early`, which writes a number with a token; the end token is a free box's fifth."""
 CONCURRENCY = (1, 8, 32)
