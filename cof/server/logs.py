@@ -72,12 +72,20 @@ class Metrics:
         self._batch = Histogram(*about, buckets=_SIZES, registry=own)
         about = ("cof_under_way", "Chat requests that were begun")
         self.under_way = Gauge(*about, registry=own, multiprocess_mode="livesum")
+        prefix = partial(Counter, labelnames=["stage"], registry=own)
+        self._asked = prefix("cof_prefix_cache_queries", "Tokens of prompts with cof")
+        self._found = prefix("cof_prefix_cache_hits", "Those found in the prefix cache")
 
     def batch(self, size: int, timings: Timings) -> None:
         """Count a batch that was answered."""
         self._batch.observe(size)
         self._ground.observe(timings.ground)
         self._answer.observe(timings.answer)
+
+    def prompt(self, stage: str, asked: int, found: int) -> None:
+        """Count a prompt's tokens, and those that were found in the prefix cache."""
+        self._asked.labels(stage).inc(asked)
+        self._found.labels(stage).inc(found)
 
     def failure(self, error: Exception, about: dict[str, Any]) -> ApiError:
         """Count an error; what a client is told of it. `about` is what its log line says."""

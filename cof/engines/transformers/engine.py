@@ -34,7 +34,6 @@ from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
 from cof.options import count
-from cof.prompting import box_template
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, PartialBox
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
@@ -541,13 +540,7 @@ class TransformersEngine:
         return seen
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        compiled = None
-        if self.adapter.reuses_states:
-            read = partial(self.processor.tokenizer, add_special_tokens=False)
-            opening = self.chat.opening(thinks=False)
-            compiled = box_template.compile_box_template(
-                template, lambda text: read(text)["input_ids"], opening
-            )
+        compiled = self.chat.compile(template) if self.adapter.reuses_states else None
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not keep the "

@@ -81,6 +81,8 @@ class ServedClient:
         model_config: vLLM's `ModelConfig`.
         rank: of the data-parallel engine that gets all of its requests, which share prefixes;
             None: vLLM chooses.
+        prefix_tokens: of all of its prompts so far, and of these the ones that vLLM found in its
+            prefix cache.
     """
 
     _numbers = count()
@@ -89,6 +91,7 @@ class ServedClient:
         """`loop` is the one that `engine` runs in."""
         self.model_config = engine.model_config
         self.rank = rank
+        self.prefix_tokens = (0, 0)
         self._engine, self._loop = engine, loop
         self._cancelled = threading.Event()
         self._under_way: Future[list[Any]] | None = None
@@ -147,6 +150,11 @@ class ServedClient:
             raise RequestAborted("The engine is full: ask again in a moment.") from None
         if output.finish_reason == "abort":  # with a part of the answer, or none
             raise RequestAborted(_STOPPING)
+        asked, found = self.prefix_tokens
+        self.prefix_tokens = (
+            asked + len(step.prompt_token_ids),
+            found + (step.num_cached_tokens or 0),
+        )
         return output
 
 
