@@ -147,9 +147,9 @@ class TestAttention:
         seen: list[list[str]] = []
         read = TransformersEngine.image_attentions
 
-        def counting(self: TransformersEngine, requests: list[Request]) -> object:
+        def counting(self: TransformersEngine, requests: list[Request], layers: Any) -> object:
             seen.append([request.prompt for request in requests])
-            return read(self, requests)
+            return read(self, requests, layers)
 
         monkeypatch.setattr(TransformersEngine, "image_attentions", counting)
         image, encoded = picture((64, 64)), engine().encode([picture((40, 40))])[0]

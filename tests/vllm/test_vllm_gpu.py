@@ -15,7 +15,14 @@ pytest.importorskip("triton")
 
 import torch
 from checkpoints import checkpoint
-from helpers import HIGHLIGHTS, assert_equal, mixed_requests, reference_engine, vllm_engine
+from helpers import (
+    HIGHLIGHTS,
+    assert_equal,
+    assert_same_maps,
+    mixed_requests,
+    reference_engine,
+    vllm_engine,
+)
 from vllm.config import CompilationConfig, CUDAGraphMode
 from vllm.v1.attention import selector
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -38,7 +45,9 @@ def test_vllm_with_the_interpreted_kernel(monkeypatch: pytest.MonkeyPatch) -> No
         selector._cached_get_attn_backend.cache_clear()
     some = (None, *HIGHLIGHTS[3::3], HIGHLIGHTS[-1])
     requests = [request for request in mixed_requests(images=1) if request.highlight in some]
-    assert_equal(engine, reference_engine(checkpoint("llava")), requests)
+    reference = reference_engine(checkpoint("llava"))
+    assert_equal(engine, reference, requests)
+    assert_same_maps(engine, reference, requests)
 
 
 def bias(start: int, values: list[float], **scope: tuple[int, ...]) -> PlacedBias:

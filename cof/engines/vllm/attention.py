@@ -1,7 +1,8 @@
 """What vLLM's attention needs to know to be biased, whatever computes it.
 
 The stock kernel runs for the whole batch. Then the queries that are biased are computed again, from
-the same paged keys and values, with the bias added to their scores: by `cpu` or by `gpu`.
+the same paged keys and values, with the bias added to their scores: by `cpu` or by `gpu`. Where a
+map is asked for (`maps`), the weights of its query are kept.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.model_executor.models.utils import extract_layer_index
 
-from cof.engines.vllm.bias import PlacedBias, place_bias
+from cof.engines.vllm.bias import PlacedBias, chosen, place_bias
+from cof.engines.vllm.maps import KeptMaps, PlacedMap, attention_weights, place_map
 
 
 class BiasedAttention:
     """A layer's attention that adds the bias; mixed into vLLM's own, which has these attributes."""
 
+    num_heads: int
     scale: float
     kv_cache_dtype: str
     logits_soft_cap: float
@@ -46,7 +52,49 @@ class BiasedAttention:
         )
         if attn_metadata is not None and attn_metadata.biased:
             self.attend_again(layer, query, kv_cache, attn_metadata, output)
+        batch = _batch.get()
+        if attn_metadata is not None and attn_metadata.maps and batch is not None:
+            number = extract_layer_index(layer.layer_name)
+            for row in attn_metadata.maps:
+                order = row.wanted.order
+                if number in order.layers:
+                    blocks = attn_metadata.block_table[row.row]
+                    weights = self._weights(layer, number, query[row.token], kv_cache, blocks, row)
+                    batch.kept.keep(order.key, number, weights)
         return stock
+
+    @property
+    def first_head(self) -> int:
+        """The number of this worker's first head in the model."""
+        return int(get_tensor_model_parallel_rank()) * self.num_heads
+
+    def _weights(
+        self, layer: Any, number: int, query: Tensor, kv_cache: Tensor, blocks: Tensor, row: MapRow
+    ) -> Tensor:
+        """What the query of a map gives to its keys, `(heads, K)`."""
+        length, bias = row.wanted.query + 1, row.bias
+        keys = self.read_keys(layer, kv_cache, blocks[: -(-length // kv_cache.shape[2])].long())
+        added = np.zeros((self.num_heads, length), dtype=np.float32)
+        if bias is not None and (bias.layers is None or number in bias.layers):
+            heads, values = chosen(bias.heads, self.first_head, self.num_heads), bias.values
+            added[heads, : len(values)] = values[:length]
+        weights = attention_weights(
+            query,
+            keys[:, :length],
+            torch.from_numpy(added).to(query.device),
+            scale=self.scale,
+            window=self.window,
+        )
+        return weights[:, torch.from_numpy(row.wanted.keys).to(query.device)]
+
+    @property
+    def window(self) -> int:
+        """How many keys a query attends to, itself included; 0 or less: all."""
+        raise NotImplementedError
+
+    def read_keys(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Tensor:
+        """`(KV heads, N * block size, D)` of the N blocks `(N,)`."""
+        raise NotImplementedError
 
     def attend_again(
         self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
@@ -72,10 +120,14 @@ class Batch:
     Attributes:
         request_ids: `CommonAttentionMetadata` -> the request of each of its rows.
         biases: by request.
+        maps: that are asked for, by request.
+        kept: those that have been read.
     """
 
     request_ids: Callable[[Any], list[str]]
     biases: dict[str, PlacedBias] = field(default_factory=dict)
+    maps: dict[str, PlacedMap] = field(default_factory=dict)
+    kept: KeptMaps = field(default_factory=KeptMaps)
 
     @contextmanager
     def step(self, scheduled: Any) -> Iterator[None]:
@@ -85,10 +137,14 @@ class Batch:
         """
         for request_id in scheduled.finished_req_ids:
             self.biases.pop(request_id, None)
+            self.maps.pop(request_id, None)
         for new in scheduled.scheduled_new_reqs:
             bias = place_bias(new.sampling_params, new.mm_features)
             if bias is not None:
                 self.biases[new.req_id] = bias
+            wanted = place_map(new.sampling_params, new.mm_features, new.prompt_len)
+            if wanted is not None:
+                self.maps[new.req_id] = wanted
         token = _batch.set(self)
         try:
             yield
@@ -161,4 +217,38 @@ def biased_rows(common: Any, *, whole_images: bool = True) -> list[BiasedRow]:
             for begin, end in spans:
                 last_keys[(last_keys >= begin) & (last_keys <= end)] = end
             rows.append(BiasedRow(row, start + first - position, stop, first, bias, last_keys))
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class MapRow:
+    """A query of a step whose attention is wanted.
+
+    Attributes:
+        row: of its request in the step's block table.
+        token: its row among the step's tokens.
+        wanted: the map.
+        bias: its request's, if that is on its scores.
+    """
+
+    row: int
+    token: int
+    wanted: PlacedMap
+    bias: PlacedBias | None
+
+
+def map_rows(common: Any) -> list[MapRow]:
+    """Those of a `CommonAttentionMetadata`, where prompts end of which a map is wanted."""
+    batch = _batch.get()
+    if batch is None or not batch.maps:
+        return []
+    rows = []
+    starts = common.query_start_loc_cpu.tolist()
+    lengths = common.seq_lens_cpu_upper_bound.tolist()
+    for row, request_id in enumerate(batch.request_ids(common)):
+        wanted = batch.maps.get(request_id)
+        if wanted is not None and 0 < lengths[row] - wanted.query <= starts[row + 1] - starts[row]:
+            bias = batch.biases.get(request_id)
+            bias = bias if bias is not None and bias.start <= wanted.query else None
+            rows.append(MapRow(row, starts[row + 1] - lengths[row] + wanted.query, wanted, bias))
     return rows

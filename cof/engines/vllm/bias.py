@@ -115,17 +115,27 @@ def place_bias(sampling_params: Any, mm_features: Sequence[Any]) -> PlacedBias |
     text = (getattr(sampling_params, "extra_args", None) or {}).get(KEY)
     if text is None or not mm_features:
         return None
-    positions = [feature.mm_position for feature in mm_features]
-    masks = (position.is_embed for position in positions)
-    spans = tuple(
-        (position.offset, position.length, None if mask is None else mask.numpy().tobytes())
-        for position, mask in zip(positions, masks, strict=True)
-    )
-    return _placed(text, spans)
+    return _placed(text, tuple(map(_span, mm_features)))
+
+
+def chosen(numbers: tuple[int, ...] | None, first: int, count: int) -> NDArray[np.bool_]:
+    """Which of `first ... first + count - 1` are among the numbers; None: all."""
+    span = np.arange(first, first + count)
+    return np.full(count, True) if numbers is None else np.isin(span, numbers)
 
 
 Span = tuple[int, int, bytes | None]
 """A `PlaceholderRange` as a value that can be hashed."""
+
+
+def _span(feature: Any) -> Span:
+    position, mask = feature.mm_position, feature.mm_position.is_embed
+    return (position.offset, position.length, None if mask is None else mask.numpy().tobytes())
+
+
+def embedding_positions(feature: Any) -> NDArray[np.intp]:
+    """Where the embeddings of an image stand in a prompt, of a `MultiModalFeatureSpec`."""
+    return _positions(*_span(feature))
 
 
 @lru_cache(maxsize=4096)

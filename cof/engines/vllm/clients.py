@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio import FIRST_COMPLETED
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from itertools import count
 from typing import Any
@@ -72,6 +72,11 @@ class OfflineClient:
                 raise
         return [outputs[place] for place in range(len(prompts))]
 
+    def take_maps(self, keys: Sequence[str]) -> Any:
+        """What each worker has of the maps with these keys (`BiasedWorker.take_maps`)."""
+        with self._running:
+            return self.llm.collective_rpc("take_maps", args=(list(keys),))
+
 
 class ServedClient:
     """Runs requests on vLLM's `AsyncLLM`, called from threads; one of these serves one question.
@@ -90,7 +95,7 @@ class ServedClient:
         self.rank = rank
         self._engine, self._loop = engine, loop
         self._cancelled = threading.Event()
-        self._under_way: Future[list[Any]] | None = None
+        self._under_way: Future[Any] | None = None
 
     def run(
         self,
@@ -103,11 +108,22 @@ class ServedClient:
         Raises:
             RequestAborted: by `cancel`, or because the engine is being stopped.
         """
+        outputs: list[Any] = self._result(self._run(prompts, params, on_output))
+        return outputs
+
+    def take_maps(self, keys: Sequence[str]) -> Any:
+        """As `OfflineClient.take_maps`, of the data-parallel engine that has run the requests."""
+        core = self._engine.engine_core
+        engine, call = core.core_engines[self.rank or 0], ("take_maps", None, (list(keys),), None)
+        asked = core._call_utility_async("collective_rpc", *call, engine=engine)
+        return self._result(self._unless_stopped(asked))
+
+    def _result(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What is made in vLLM's loop, unless the request is cancelled."""
         if self._cancelled.is_set():
+            work.close()
             raise RequestAborted("The request was cancelled.")
-        self._under_way = asyncio.run_coroutine_threadsafe(
-            self._run(prompts, params, on_output), self._loop
-        )
+        self._under_way = asyncio.run_coroutine_threadsafe(work, self._loop)
         if self._cancelled.is_set():  # in between
             self._under_way.cancel()
         try:
@@ -127,17 +143,21 @@ class ServedClient:
         """One after another, as a question asks for one thing at a time."""
         outputs = []
         for place, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
-            asked = asyncio.ensure_future(self._one(place, prompt, each, on_output))
-            # a request that comes as the engine is stopped would wait for ever
-            engine = {self._engine.output_handler} - {None}
-            try:
-                await asyncio.wait({asked} | engine, return_when=FIRST_COMPLETED)
-                if not asked.done():
-                    raise RequestAborted(_STOPPING)
-                outputs.append(asked.result())
-            finally:
-                asked.cancel()
+            work = self._one(place, prompt, each, on_output)
+            outputs.append(await self._unless_stopped(work))
         return outputs
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What comes as the engine is stopped would wait for ever."""
+        asked = asyncio.ensure_future(work)
+        engine = {self._engine.output_handler} - {None}
+        try:
+            await asyncio.wait({asked} | engine, return_when=FIRST_COMPLETED)
+            if not asked.done():
+                raise RequestAborted(_STOPPING)
+            return asked.result()
+        finally:
+            asked.cancel()
 
     async def _one(self, place: int, prompt: Any, params: Any, on_output: OnOutput | None) -> Any:
         from vllm.exceptions import GracefulHTTPError

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm import _custom_ops
-from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_backend, biased_rows
+from cof.engines.vllm.attention import (
+    BiasedAttention,
+    BiasedRow,
+    biased_backend,
+    biased_rows,
+    map_rows,
+)
+from cof.engines.vllm.bias import chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +68,7 @@ class BiasedCPUBuilder:
         for row in biased_rows(common_attn_metadata, whole_images=False):
             blocks = metadata.block_table[row.row, : -(-row.length // self.block_size)]
             metadata.biased.append(MaskedRow(row, blocks.long()))
+        metadata.maps = map_rows(common_attn_metadata)
         return metadata
 
 
@@ -70,7 +77,14 @@ class BiasedCPUAttention(BiasedAttention):
 
     sliding_window: int
     head_size: int
-    num_heads: int
+
+    @property
+    def window(self) -> int:
+        return self.sliding_window
+
+    def read_keys(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Tensor:
+        order = key_order(layer.isa, kv_cache.dtype, kv_cache.shape[2], self.head_size)
+        return read_blocks(kv_cache, blocks, order)[0]
 
     def attend_again(
         self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
@@ -94,15 +108,14 @@ class BiasedCPUAttention(BiasedAttention):
 
     def _mask(self, masked: MaskedRow, layer: int) -> Tensor | None:
         """This layer's, `(heads or 1, Q, S)`; None where the stock kernel's output is right."""
-        row, bias, window = masked.row, masked.row.bias, self.sliding_window
+        row, bias, window = masked.row, masked.row.bias, self.window
         if bias is None or (bias.layers is not None and layer not in bias.layers):
             return masked.mask(window, False)[None] if row.looks_ahead else None
         if bias.heads is None:
             return masked.mask(window, True)[None]
-        first = get_tensor_model_parallel_rank() * self.num_heads
-        chosen = torch.tensor([first + head in bias.heads for head in range(self.num_heads)])
+        heads = torch.from_numpy(chosen(bias.heads, self.first_head, self.num_heads))
         return torch.where(
-            chosen[:, None, None], masked.mask(window, True), masked.mask(window, False)
+            heads[:, None, None], masked.mask(window, True), masked.mask(window, False)
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
@@ -10,17 +11,23 @@ from copy import copy
 from functools import cache, partial
 from os import PathLike
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoConfig
 
 from cof.attention.bias_mask import make_gates
+from cof.engines.base import Layers
 from cof.engines.text_stream import TextStream, apart_from_thoughts
+from cof.engines.transformers.batching import group_by_size
 from cof.engines.transformers.generation import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
 from cof.engines.vllm.clients import Client, OfflineClient, OnOutput
+from cof.engines.vllm.maps import HELD, ORDER, MapOrder, join_parts
+from cof.engines.vllm.maps import KEY as MAP
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
@@ -52,7 +59,7 @@ MAX_IMAGES = 8
 
 
 class VllmEngine:
-    """Answers requests with vLLM; implements `cof.engines.base.Engine`.
+    """Answers requests with vLLM; implements `Engine` and `AttentionReader` of `cof.engines.base`.
 
     Requests in one call may differ in image, prompt, region, strength, scope, layers and heads.
     vLLM batches them, and reuses what is the same of them: image features, and the decoder's state
@@ -64,10 +71,13 @@ class VllmEngine:
         family: what is known of its kind of model.
         tokens: which of its tokens show what of an image.
         takes_two: whether it can be shown two images at once.
+        attention_source: see `AttentionReader`.
         client: runs the requests.
 
     Threads may share an engine.
     """
+
+    attention_source = "the answer's first token"
 
     def __init__(self, client: Client, config: Any, processor: Any, *, name: str) -> None:
         """Wrap an engine that has our worker; `processor` has a PIL image processor."""
@@ -189,19 +199,70 @@ class VllmEngine:
             )
         if not requests:
             return []
-        from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
-        prompts = [self._prompt(request) for request in requests]
-        tell = on_text and self._streamed(len(prompts), decoding, on_text)
+        tell = on_text and self._streamed(len(requests), decoding, on_text)
         kind = RequestOutputKind.CUMULATIVE if tell else RequestOutputKind.FINAL_ONLY
         params = [self._sampling_params(request, decoding, kind) for request in requests]
+        pairs = zip(requests, self._run(requests, params, tell), strict=True)
+        return [self._generation(request, output, decoding) for request, output in pairs]
+
+    def _run(
+        self, requests: Sequence[Request], params: Sequence[Any], tell: OnOutput | None = None
+    ) -> list[Any]:
+        """vLLM's outputs.
+
+        Raises:
+            CofError: vLLM refuses a request.
+        """
+        from vllm.exceptions import VLLMValidationError
+
         try:
-            outputs = self.client.run(prompts, params, tell)
+            return self.client.run([self._prompt(asked) for asked in requests], params, tell)
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
-        pairs = zip(requests, outputs, strict=True)
-        return [self._generation(request, output, decoding) for request, output in pairs]
+
+    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
+        """See `AttentionReader`."""
+        return self.tokens.mask(image_wh, highlight)
+
+    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
+        """See `AttentionReader`."""
+        return self.tokens.centres(image_wh)
+
+    def image_attention(self, request: Request) -> NDArray[np.float32]:
+        """See `AttentionReader`."""
+        return self.image_attentions([request])[0]
+
+    def image_attentions(
+        self, requests: Sequence[Request], layers: Layers | None = None
+    ) -> list[NDArray[np.float32]]:
+        """See `AttentionReader`: what vLLM's workers read in each prompt's own pass.
+
+        Raises:
+            CofError: vLLM refuses a request, or others have asked for more maps than are kept.
+        """
+        from vllm.sampling_params import RequestOutputKind
+
+        text, kind = self.tokens.config.get_text_config(), RequestOutputKind.FINAL_ONLY
+        wanted = tuple((layers or range)(text.num_hidden_layers))
+        layouts = [self.tokens.layout(request.pil_image.size) for request in requests]
+        sizes = [len(wanted) * text.num_attention_heads * math.prod(each) for each in layouts]
+        first = self.family.num_prefix_features(self.tokens.config)
+        maps: dict[int, NDArray[np.float32]] = {}
+        for rows in group_by_size(sizes, HELD // 4):  # as others may ask at the same time
+            asked = [requests[row] for row in rows]
+            orders = [MapOrder(uuid4().hex, wanted, request.number) for request in asked]
+            params = [self._sampling_params(each, Decoding(1), kind) for each in asked]
+            for each, order in zip(params, orders, strict=True):
+                json = ORDER.dump_json(order).decode()
+                each.extra_args = {**(each.extra_args or {}), MAP: json}
+            self._run(asked, params)
+            taken = zip(*self.client.take_maps([order.key for order in orders]), strict=True)
+            for row, parts in zip(rows, taken, strict=True):
+                found = join_parts(parts, wanted)[..., first:]
+                maps[row] = found.reshape(*found.shape[:2], *layouts[row])
+        return [maps[row] for row in range(len(requests))]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         text = self.chat.text(request)

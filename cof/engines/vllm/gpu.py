@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import extract_layer_index
@@ -19,8 +18,14 @@ from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
 from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
 
-from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_backend, biased_rows
-from cof.engines.vllm.bias import PlacedBias
+from cof.engines.vllm.attention import (
+    BiasedAttention,
+    BiasedRow,
+    biased_backend,
+    biased_rows,
+    map_rows,
+)
+from cof.engines.vllm.bias import PlacedBias, chosen
 from cof.engines.vllm.kernel import TILE, BiasedTiles, attend
 
 
@@ -66,16 +71,10 @@ def _pack_biases(
     gates = np.zeros((len(biases), *shape), dtype=bool)
     for row, bias in enumerate(biases):
         values[row, : len(bias.values)] = bias.values
-        gates[row] = _chosen(bias.layers, 0, shape[0])[:, None] & _chosen(
+        gates[row] = chosen(bias.layers, 0, shape[0])[:, None] & chosen(
             bias.heads, first_head, shape[1]
         )
     return async_tensor_h2d(values, device), async_tensor_h2d(gates, device)
-
-
-def _chosen(numbers: tuple[int, ...] | None, first: int, count: int) -> NDArray[np.bool_]:
-    """Which of `first ... first + count - 1` are among the numbers; None: all."""
-    span = np.arange(first, first + count)
-    return np.full(count, True) if numbers is None else np.isin(span, numbers)
 
 
 class BiasedBuilder:
@@ -99,6 +98,7 @@ class BiasedBuilder:
             get_tensor_model_parallel_rank() * self.num_heads_q,
             self.device,
         )
+        metadata.maps = map_rows(common_attn_metadata)
         return metadata
 
 
@@ -106,6 +106,14 @@ class BiasedGPUAttention(BiasedAttention):
     """One layer's attention."""
 
     sliding_window: tuple[int, int]
+
+    @property
+    def window(self) -> int:
+        return self.sliding_window[0] + 1
+
+    def read_keys(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Tensor:
+        keys = kv_cache[blocks, ..., : kv_cache.shape[-1] // 2]
+        return keys.transpose(0, 1).flatten(1, 2)
 
     def attend_again(
         self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
@@ -118,7 +126,7 @@ class BiasedGPUAttention(BiasedAttention):
             metadata.biased,
             layer=extract_layer_index(layer.layer_name),
             scale=self.scale,
-            window=self.sliding_window[0] + 1,
+            window=self.window,
         )
 
 

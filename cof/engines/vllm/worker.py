@@ -1,4 +1,4 @@
-"""vLLM's worker, which also follows the biases of its requests."""
+"""vLLM's worker, which also follows the biases and maps of its requests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from cof.engines.vllm.attention import Batch, BiasedAttention
+from cof.engines.vllm.maps import Part
 from cof.engines.vllm.plugin import check_hashes
 
 if current_platform.is_cpu():
@@ -66,6 +67,10 @@ class BiasedWorker(StockWorker):
     def execute_model(self, scheduler_output: Any) -> Any:
         with self.batch.step(scheduler_output):
             return super().execute_model(scheduler_output)
+
+    def take_maps(self, keys: list[str]) -> list[list[Part]]:
+        """What this worker has of the maps of some orders, which it then forgets."""
+        return list(map(self.batch.kept.take, keys))
 
 
 def request_ids(model_runner: Any, common: Any) -> list[str]:
