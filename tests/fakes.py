@@ -105,9 +105,6 @@ class AnyEngine(FakeEngine):
         line = (np.arange(GRID) + 0.5) / GRID
         return np.stack(np.meshgrid(line, line), -1)
 
-    def image_attention(self, request: Request) -> NDArray[np.float32]:
-        return self.image_attentions([request])[0]
-
     def image_attentions(
         self, requests: Sequence[Request], layers: Layers | None = None
     ) -> list[NDArray[np.float32]]:

@@ -133,7 +133,7 @@ class TestAttention:
         request = rows()[0]
         (grounding,) = RelativeAttention(layers).locate(engine(), [request])
         asked, generic = (
-            engine().image_attention(Request(request.image, text + SHORT_ANSWER))
+            engine().image_attentions([Request(request.image, text + SHORT_ANSWER)])[0]
             for text in ("What color is the red bus?", GENERIC)
         )
         chosen = [1] if layers is None else list(layers)  # 14/32 of three layers

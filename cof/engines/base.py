@@ -70,11 +70,10 @@ class LengthChecker(Protocol):
 
 @runtime_checkable
 class AttentionReader(Protocol):
-    """What an engine offers besides if it can show its attention: grounders read it, and `cof.viz`
-    draws it.
+    """What an engine offers besides if it can show its attention: to `cof.viz`, and to grounders.
 
     Attributes:
-        attention_source: whose attention `image_attention` is, such as "the answer's first token".
+        attention_source: whose attention it is, such as "the answer's first token".
     """
 
     attention_source: str
@@ -87,10 +86,6 @@ class AttentionReader(Protocol):
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         """The centre of what each image token shows, `(*tokens, 2)`: `(x, y)` in 0..1 of an image
         of this size; NaN for padding."""
-        ...
-
-    def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """`image_attentions` of one request, in all layers."""
         ...
 
     def image_attentions(

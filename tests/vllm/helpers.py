@@ -117,5 +117,5 @@ def assert_same_maps(engine: Any, reference: Any, requests: Sequence[Request]) -
     stock = reference.image_attentions(plain)
     moved = [np.abs(a - b).max() > 0.003 for a, b in zip(theirs, stock, strict=True)]
     assert moved == [bool(r.highlight) for r in requests]
-    kept = engine.client.llm.collective_rpc(lambda worker: len(worker.batch.kept.by_key))
+    kept = engine.client.llm.collective_rpc(lambda worker: len(worker.batch.kept))
     assert not any(kept)

@@ -318,14 +318,10 @@ class TransformersEngine:
         """See `AttentionReader`: the paper's M."""
         return self.tokens.mask(image_wh, highlight)
 
-    def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """See `AttentionReader`; for a Q-Former it is the mean attention of its queries."""
-        return self.image_attentions([request])[0]
-
     def image_attentions(
         self, requests: Sequence[Request], layers: Layers | None = None
     ) -> list[NDArray[np.float32]]:
-        """See `AttentionReader`; prefixes are reused."""
+        """See `AttentionReader`; prefixes are reused. Of a Q-Former it is its queries' mean."""
         maps = self._read(requests, lambda prompts, _, one: self.adapter.weights(prompts, one))
         return [of[list((layers or range)(len(of)))] for of in maps]
 

@@ -2,12 +2,12 @@
 
 The stock kernel runs for the whole batch. Then the queries that are biased are computed again, from
 the same paged keys and values, with the bias added to their scores: by `cpu` or by `gpu`. Where a
-map is asked for (`maps`), the weights of its query are kept.
+map is asked for, the weights of its query are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,13 +21,14 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import extract_layer_index
 
 from cof.engines.vllm.bias import PlacedBias, chosen, place_bias
-from cof.engines.vllm.maps import KeptMaps, PlacedMap, attention_weights, place_map
+from cof.engines.vllm.maps import MOST, PlacedMap, place_map
 
 
 class BiasedAttention:
     """A layer's attention that adds the bias; mixed into vLLM's own, which has these attributes."""
 
     num_heads: int
+    sliding_window: Any
     scale: float
     kv_cache_dtype: str
     logits_soft_cap: float
@@ -46,21 +47,20 @@ class BiasedAttention:
         *scales: Tensor | None,
         **kwargs: Any,
     ) -> Tensor:
-        """vLLM's own, and then what `metadata.biased` names once more."""
+        """vLLM's own, then what `metadata.biased` names once more, and the maps."""
         stock: Tensor = super().forward(  # type: ignore[misc]
             layer, query, key, value, kv_cache, attn_metadata, output, *scales, **kwargs
         )
         if attn_metadata is not None and attn_metadata.biased:
             self.attend_again(layer, query, kv_cache, attn_metadata, output)
         batch = _batch.get()
-        if attn_metadata is not None and attn_metadata.maps and batch is not None:
+        for row, token, wanted in batch.reading if batch is not None else ():
             number = extract_layer_index(layer.layer_name)
-            for row in attn_metadata.maps:
-                order = row.wanted.order
-                if number in order.layers:
-                    blocks = attn_metadata.block_table[row.row]
-                    weights = self._weights(layer, number, query[row.token], kv_cache, blocks, row)
-                    batch.kept.keep(order.key, number, weights)
+            if number in wanted.layers:
+                blocks = attn_metadata.block_table[row, : wanted.query // kv_cache.shape[2] + 1]
+                keys, _ = self.read_cache(layer, kv_cache, blocks.long())
+                keys = keys[:, : wanted.query + 1]
+                wanted.found[number] = self._weights(number, query[token], keys, wanted)
         return stock
 
     @property
@@ -68,32 +68,28 @@ class BiasedAttention:
         """The number of this worker's first head in the model."""
         return int(get_tensor_model_parallel_rank()) * self.num_heads
 
-    def _weights(
-        self, layer: Any, number: int, query: Tensor, kv_cache: Tensor, blocks: Tensor, row: MapRow
-    ) -> Tensor:
-        """What the query of a map gives to its keys, `(heads, K)`."""
-        length, bias = row.wanted.query + 1, row.bias
-        keys = self.read_keys(layer, kv_cache, blocks[: -(-length // kv_cache.shape[2])].long())
-        added = np.zeros((self.num_heads, length), dtype=np.float32)
-        if bias is not None and (bias.layers is None or number in bias.layers):
-            heads, values = chosen(bias.heads, self.first_head, self.num_heads), bias.values
-            added[heads, : len(values)] = values[:length]
-        weights = attention_weights(
-            query,
-            keys[:, :length],
-            torch.from_numpy(added).to(query.device),
-            scale=self.scale,
-            window=self.window,
-        )
-        return weights[:, torch.from_numpy(row.wanted.keys).to(query.device)]
-
     @property
     def window(self) -> int:
         """How many keys a query attends to, itself included; 0 or less: all."""
-        raise NotImplementedError
+        span = self.sliding_window  # on GPUs: how many before it, and after it
+        return int(span[0] + 1 if isinstance(span, tuple) else span)
 
-    def read_keys(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Tensor:
-        """`(KV heads, N * block size, D)` of the N blocks `(N,)`."""
+    def _weights(self, layer: int, query: Tensor, keys: Tensor, wanted: PlacedMap) -> Tensor:
+        """The share of its attention that a query `(heads, D)` gives to the image's keys,
+        `(heads, K)`. It is the last of the S tokens of `keys`, `(KV heads, S, D)`."""
+        asked = query.float().unflatten(0, (len(keys), -1))  # (KV heads, heads of each, D)
+        scores = (asked @ keys.float().transpose(1, 2)).flatten(0, 1) * self.scale
+        bias = wanted.bias
+        if bias is not None and (bias.layers is None or layer in bias.layers):
+            heads = chosen(bias.heads, self.first_head, self.num_heads)
+            added = torch.from_numpy(heads[:, None] * bias.values)
+            scores[:, : added.shape[1]] += added.to(scores)
+        if self.window > 0:
+            scores[:, : -self.window] = -torch.inf
+        return torch.softmax(scores, -1)[:, torch.from_numpy(wanted.keys).to(scores.device)]
+
+    def read_cache(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Sequence[Tensor]:
+        """Keys and values `(KV heads, N * block size, D)` of N blocks `(N,)`."""
         raise NotImplementedError
 
     def attend_again(
@@ -120,14 +116,17 @@ class Batch:
     Attributes:
         request_ids: `CommonAttentionMetadata` -> the request of each of its rows.
         biases: by request.
-        maps: that are asked for, by request.
-        kept: those that have been read.
+        maps: what is to be read, by request.
+        reading: of these in this step: for each the request's row in the block table, and the
+            query's among the step's tokens.
+        kept: the newest maps, by name.
     """
 
     request_ids: Callable[[Any], list[str]]
     biases: dict[str, PlacedBias] = field(default_factory=dict)
     maps: dict[str, PlacedMap] = field(default_factory=dict)
-    kept: KeptMaps = field(default_factory=KeptMaps)
+    reading: list[tuple[int, int, PlacedMap]] = field(default_factory=list)
+    kept: dict[str, PlacedMap] = field(default_factory=dict)
 
     @contextmanager
     def step(self, scheduled: Any) -> Iterator[None]:
@@ -142,9 +141,10 @@ class Batch:
             bias = place_bias(new.sampling_params, new.mm_features)
             if bias is not None:
                 self.biases[new.req_id] = bias
-            wanted = place_map(new.sampling_params, new.mm_features, new.prompt_len)
-            if wanted is not None:
-                self.maps[new.req_id] = wanted
+            if (wanted := place_map(new, bias)) is not None:
+                self.maps[new.req_id] = self.kept[wanted.name] = wanted
+                if len(self.kept) > MOST:  # whoever asked for the oldest has gone
+                    del self.kept[next(iter(self.kept))]
         token = _batch.set(self)
         try:
             yield
@@ -187,7 +187,7 @@ class BiasedRow:
 
 
 def biased_rows(common: Any, *, whole_images: bool = True) -> list[BiasedRow]:
-    """Those of a `CommonAttentionMetadata`.
+    """Those of a `CommonAttentionMetadata`; `Batch.reading` is written beside.
 
     Args:
         common: of one step.
@@ -197,8 +197,8 @@ def biased_rows(common: Any, *, whole_images: bool = True) -> list[BiasedRow]:
     batch = _batch.get()
     if batch is None:
         return []
-    images = common.mm_req_doc_ranges or {}
-    if not batch.biases and (whole_images or not any(images.values())):
+    batch.reading, images = [], common.mm_req_doc_ranges or {}
+    if not batch.biases and not batch.maps and (whole_images or not any(images.values())):
         return []
     rows = []
     starts = common.query_start_loc_cpu.tolist()
@@ -206,7 +206,9 @@ def biased_rows(common: Any, *, whole_images: bool = True) -> list[BiasedRow]:
     for row, request_id in enumerate(batch.request_ids(common)):
         start, stop, length = starts[row], starts[row + 1], lengths[row]
         position = length - (stop - start)
-        bias = batch.biases.get(request_id)
+        bias, wanted = batch.biases.get(request_id), batch.maps.get(request_id)
+        if wanted is not None and position <= wanted.query < length:
+            batch.reading.append((row, start + wanted.query - position, wanted))
         begins = [] if bias is None else [bias.start]
         spans = [span for span in images.get(row, ()) if span[0] < length and position <= span[1]]
         if not whole_images:
@@ -217,38 +219,4 @@ def biased_rows(common: Any, *, whole_images: bool = True) -> list[BiasedRow]:
             for begin, end in spans:
                 last_keys[(last_keys >= begin) & (last_keys <= end)] = end
             rows.append(BiasedRow(row, start + first - position, stop, first, bias, last_keys))
-    return rows
-
-
-@dataclass(frozen=True, eq=False)
-class MapRow:
-    """A query of a step whose attention is wanted.
-
-    Attributes:
-        row: of its request in the step's block table.
-        token: its row among the step's tokens.
-        wanted: the map.
-        bias: its request's, if that is on its scores.
-    """
-
-    row: int
-    token: int
-    wanted: PlacedMap
-    bias: PlacedBias | None
-
-
-def map_rows(common: Any) -> list[MapRow]:
-    """Those of a `CommonAttentionMetadata`, where prompts end of which a map is wanted."""
-    batch = _batch.get()
-    if batch is None or not batch.maps:
-        return []
-    rows = []
-    starts = common.query_start_loc_cpu.tolist()
-    lengths = common.seq_lens_cpu_upper_bound.tolist()
-    for row, request_id in enumerate(batch.request_ids(common)):
-        wanted = batch.maps.get(request_id)
-        if wanted is not None and 0 < lengths[row] - wanted.query <= starts[row + 1] - starts[row]:
-            bias = batch.biases.get(request_id)
-            bias = bias if bias is not None and bias.start <= wanted.query else None
-            rows.append(MapRow(row, starts[row + 1] - lengths[row] + wanted.query, wanted, bias))
     return rows

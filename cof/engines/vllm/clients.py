@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio import FIRST_COMPLETED
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from itertools import count
 from typing import Any
 
+from cof.engines.vllm.maps import KEY
 from cof.errors import CofError
 
 OnOutput = Callable[[int, Any], object]
@@ -41,7 +42,8 @@ class OfflineClient:
         params: Sequence[Any],
         on_output: OnOutput | None = None,
     ) -> list[Any]:
-        """vLLM's `CompletionOutput` for each of its prompts and `SamplingParams`.
+        """vLLM's `CompletionOutput` for each of its prompts and `SamplingParams`; where these ask
+        for a map, it has what each worker has of it as `map`.
 
         Args:
             prompts: of the requests.
@@ -67,15 +69,12 @@ class OfflineClient:
                             on_output(place, output)
                         if step.finished:
                             outputs[place] = output
+                            if call := _take_map(params[place]):
+                                output.map = engine.collective_rpc(*call)
             except BaseException:
                 engine.abort_request(list(places))
                 raise
         return [outputs[place] for place in range(len(prompts))]
-
-    def take_maps(self, keys: Sequence[str]) -> Any:
-        """What each worker has of the maps with these keys (`BiasedWorker.take_maps`)."""
-        with self._running:
-            return self.llm.collective_rpc("take_maps", args=(list(keys),))
 
 
 class ServedClient:
@@ -95,7 +94,7 @@ class ServedClient:
         self.rank = rank
         self._engine, self._loop = engine, loop
         self._cancelled = threading.Event()
-        self._under_way: Future[Any] | None = None
+        self._under_way: Future[list[Any]] | None = None
 
     def run(
         self,
@@ -108,22 +107,11 @@ class ServedClient:
         Raises:
             RequestAborted: by `cancel`, or because the engine is being stopped.
         """
-        outputs: list[Any] = self._result(self._run(prompts, params, on_output))
-        return outputs
-
-    def take_maps(self, keys: Sequence[str]) -> Any:
-        """As `OfflineClient.take_maps`, of the data-parallel engine that has run the requests."""
-        core = self._engine.engine_core
-        engine, call = core.core_engines[self.rank or 0], ("take_maps", None, (list(keys),), None)
-        asked = core._call_utility_async("collective_rpc", *call, engine=engine)
-        return self._result(self._unless_stopped(asked))
-
-    def _result(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """What is made in vLLM's loop, unless the request is cancelled."""
         if self._cancelled.is_set():
-            work.close()
             raise RequestAborted("The request was cancelled.")
-        self._under_way = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._under_way = asyncio.run_coroutine_threadsafe(
+            self._run(prompts, params, on_output), self._loop
+        )
         if self._cancelled.is_set():  # in between
             self._under_way.cancel()
         try:
@@ -143,21 +131,17 @@ class ServedClient:
         """One after another, as a question asks for one thing at a time."""
         outputs = []
         for place, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
-            work = self._one(place, prompt, each, on_output)
-            outputs.append(await self._unless_stopped(work))
+            asked = asyncio.ensure_future(self._one(place, prompt, each, on_output))
+            # a request that comes as the engine is stopped would wait for ever
+            engine = {self._engine.output_handler} - {None}
+            try:
+                await asyncio.wait({asked} | engine, return_when=FIRST_COMPLETED)
+                if not asked.done():
+                    raise RequestAborted(_STOPPING)
+                outputs.append(asked.result())
+            finally:
+                asked.cancel()
         return outputs
-
-    async def _unless_stopped(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """What comes as the engine is stopped would wait for ever."""
-        asked = asyncio.ensure_future(work)
-        engine = {self._engine.output_handler} - {None}
-        try:
-            await asyncio.wait({asked} | engine, return_when=FIRST_COMPLETED)
-            if not asked.done():
-                raise RequestAborted(_STOPPING)
-            return asked.result()
-        finally:
-            asked.cancel()
 
     async def _one(self, place: int, prompt: Any, params: Any, on_output: OnOutput | None) -> Any:
         from vllm.exceptions import GracefulHTTPError
@@ -174,7 +158,17 @@ class ServedClient:
             raise RequestAborted("The engine is full: ask again in a moment.") from None
         if output.finish_reason == "abort":  # with a part of the answer, or none
             raise RequestAborted(_STOPPING)
+        if call := _take_map(params):
+            core = self._engine.engine_core  # whose own method asks the first engine alone
+            ours = core.core_engines[self.rank or 0]
+            output.map = await core._call_utility_async("collective_rpc", *call, {}, engine=ours)
         return output
+
+
+def _take_map(params: Any) -> tuple[str, None, tuple[str]] | None:
+    """The call of the workers that gives the map of a request; None if it has not asked for one."""
+    asked = (params.extra_args or {}).get(KEY)
+    return asked and ("take_map", None, (asked[0],))
 
 
 Client = OfflineClient | ServedClient

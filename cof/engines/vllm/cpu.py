@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -12,13 +13,7 @@ from vllm import _custom_ops
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from cof.engines.vllm.attention import (
-    BiasedAttention,
-    BiasedRow,
-    biased_backend,
-    biased_rows,
-    map_rows,
-)
+from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_backend, biased_rows
 from cof.engines.vllm.bias import chosen
 
 
@@ -68,34 +63,27 @@ class BiasedCPUBuilder:
         for row in biased_rows(common_attn_metadata, whole_images=False):
             blocks = metadata.block_table[row.row, : -(-row.length // self.block_size)]
             metadata.biased.append(MaskedRow(row, blocks.long()))
-        metadata.maps = map_rows(common_attn_metadata)
         return metadata
 
 
 class BiasedCPUAttention(BiasedAttention):
     """One layer's attention."""
 
-    sliding_window: int
     head_size: int
 
-    @property
-    def window(self) -> int:
-        return self.sliding_window
-
-    def read_keys(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Tensor:
+    def read_cache(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Sequence[Tensor]:
         order = key_order(layer.isa, kv_cache.dtype, kv_cache.shape[2], self.head_size)
-        return read_blocks(kv_cache, blocks, order)[0]
+        return read_blocks(kv_cache, blocks, order)
 
     def attend_again(
         self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
     ) -> None:
         index = extract_layer_index(layer.layer_name)
-        order = key_order(layer.isa, kv_cache.dtype, kv_cache.shape[2], self.head_size)
         for masked in metadata.biased:
             row, mask = masked.row, self._mask(masked, index)
             if mask is None:
                 continue
-            keys, values = read_blocks(kv_cache, masked.blocks, order)
+            keys, values = self.read_cache(layer, kv_cache, masked.blocks)
             attended = nn.functional.scaled_dot_product_attention(
                 query[row.start : row.stop].transpose(0, 1)[None],
                 keys[None, :, : row.length],

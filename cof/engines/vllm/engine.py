@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import warnings
@@ -21,13 +20,12 @@ from transformers import AutoConfig
 from cof.attention.bias_mask import make_gates
 from cof.engines.base import Layers
 from cof.engines.text_stream import TextStream, apart_from_thoughts
-from cof.engines.transformers.batching import group_by_size
 from cof.engines.transformers.generation import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
 from cof.engines.vllm.clients import Client, OfflineClient, OnOutput
-from cof.engines.vllm.maps import HELD, ORDER, MapOrder, join_parts
 from cof.engines.vllm.maps import KEY as MAP
+from cof.engines.vllm.maps import join_parts
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
@@ -199,26 +197,26 @@ class VllmEngine:
             )
         if not requests:
             return []
-        from vllm.sampling_params import RequestOutputKind
-
         tell = on_text and self._streamed(len(requests), decoding, on_text)
-        kind = RequestOutputKind.CUMULATIVE if tell else RequestOutputKind.FINAL_ONLY
-        params = [self._sampling_params(request, decoding, kind) for request in requests]
-        pairs = zip(requests, self._run(requests, params, tell), strict=True)
+        outputs = self._run(requests, decoding, tell)
+        pairs = zip(requests, outputs, strict=True)
         return [self._generation(request, output, decoding) for request, output in pairs]
 
     def _run(
-        self, requests: Sequence[Request], params: Sequence[Any], tell: OnOutput | None = None
+        self, requests: Sequence[Request], decoding: Decoding, tell: OnOutput | None, maps: Any = ()
     ) -> list[Any]:
-        """vLLM's outputs.
-
-        Raises:
-            CofError: vLLM refuses a request.
-        """
+        """vLLM's outputs, with the maps of some layers."""
         from vllm.exceptions import VLLMValidationError
+        from vllm.sampling_params import RequestOutputKind
 
+        prompts = [self._prompt(request) for request in requests]
+        kind = RequestOutputKind.CUMULATIVE if tell else RequestOutputKind.FINAL_ONLY
+        params = [self._sampling_params(request, decoding, kind) for request in requests]
+        for each, request in zip(params, requests, strict=True) if maps else ():
+            asked = (uuid4().hex, request.number, list(maps))
+            each.extra_args = {**(each.extra_args or {}), MAP: asked}
         try:
-            return self.client.run([self._prompt(asked) for asked in requests], params, tell)
+            return self.client.run(prompts, params, tell)
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
 
@@ -230,39 +228,21 @@ class VllmEngine:
         """See `AttentionReader`."""
         return self.tokens.centres(image_wh)
 
-    def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """See `AttentionReader`."""
-        return self.image_attentions([request])[0]
-
     def image_attentions(
         self, requests: Sequence[Request], layers: Layers | None = None
     ) -> list[NDArray[np.float32]]:
-        """See `AttentionReader`: what vLLM's workers read in each prompt's own pass.
-
-        Raises:
-            CofError: vLLM refuses a request, or others have asked for more maps than are kept.
-        """
-        from vllm.sampling_params import RequestOutputKind
-
-        text, kind = self.tokens.config.get_text_config(), RequestOutputKind.FINAL_ONLY
-        wanted = tuple((layers or range)(text.num_hidden_layers))
+        """See `AttentionReader`: vLLM's workers read it in each prompt's own pass."""
+        text, first = (
+            self.tokens.config.get_text_config(),
+            self.family.num_prefix_features(self.tokens.config),
+        )
+        wanted, heads = list((layers or range)(text.num_hidden_layers)), text.num_attention_heads
+        outputs = self._run(requests, Decoding(max_new_tokens=1), None, wanted)
         layouts = [self.tokens.layout(request.pil_image.size) for request in requests]
-        sizes = [len(wanted) * text.num_attention_heads * math.prod(each) for each in layouts]
-        first = self.family.num_prefix_features(self.tokens.config)
-        maps: dict[int, NDArray[np.float32]] = {}
-        for rows in group_by_size(sizes, HELD // 4):  # as others may ask at the same time
-            asked = [requests[row] for row in rows]
-            orders = [MapOrder(uuid4().hex, wanted, request.number) for request in asked]
-            params = [self._sampling_params(each, Decoding(1), kind) for each in asked]
-            for each, order in zip(params, orders, strict=True):
-                json = ORDER.dump_json(order).decode()
-                each.extra_args = {**(each.extra_args or {}), MAP: json}
-            self._run(asked, params)
-            taken = zip(*self.client.take_maps([order.key for order in orders]), strict=True)
-            for row, parts in zip(rows, taken, strict=True):
-                found = join_parts(parts, wanted)[..., first:]
-                maps[row] = found.reshape(*found.shape[:2], *layouts[row])
-        return [maps[row] for row in range(len(requests))]
+        return [
+            join_parts(output.map, wanted, heads)[..., first:].reshape(len(wanted), heads, *layout)
+            for output, layout in zip(outputs, layouts, strict=True)
+        ]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         text = self.chat.text(request)

@@ -18,13 +18,7 @@ from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
 from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
 
-from cof.engines.vllm.attention import (
-    BiasedAttention,
-    BiasedRow,
-    biased_backend,
-    biased_rows,
-    map_rows,
-)
+from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_backend, biased_rows
 from cof.engines.vllm.bias import PlacedBias, chosen
 from cof.engines.vllm.kernel import TILE, BiasedTiles, attend
 
@@ -98,22 +92,14 @@ class BiasedBuilder:
             get_tensor_model_parallel_rank() * self.num_heads_q,
             self.device,
         )
-        metadata.maps = map_rows(common_attn_metadata)
         return metadata
 
 
 class BiasedGPUAttention(BiasedAttention):
     """One layer's attention."""
 
-    sliding_window: tuple[int, int]
-
-    @property
-    def window(self) -> int:
-        return self.sliding_window[0] + 1
-
-    def read_keys(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Tensor:
-        keys = kv_cache[blocks, ..., : kv_cache.shape[-1] // 2]
-        return keys.transpose(0, 1).flatten(1, 2)
+    def read_cache(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Sequence[Tensor]:
+        return kv_cache[blocks].transpose(0, 1).flatten(1, 2).chunk(2, -1)
 
     def attend_again(
         self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor

@@ -59,10 +59,9 @@ def hook() -> None:
 def _verify_extra_args(sampling_params: SamplingParams) -> None:
     """Refuse what is no bias or map where a request is made: later, it would end the engine."""
     _stock_verify(sampling_params)
-    for key, read in ((KEY, RequestBias.from_json), (maps.KEY, maps.ORDER.validate_json)):
-        text = sampling_params.extra_args.get(key)
-        if text is not None:
-            read(text)
+    for key, read in ((KEY, RequestBias.from_json), (maps.KEY, maps.ORDER.validate_python)):
+        if (asked := sampling_params.extra_args.get(key)) is not None:
+            read(asked)
 
 
 def _hash_keys(request: Any, start: int, end: int) -> list[Any]:

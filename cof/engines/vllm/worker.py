@@ -10,7 +10,6 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from cof.engines.vllm.attention import Batch, BiasedAttention
-from cof.engines.vllm.maps import Part
 from cof.engines.vllm.plugin import check_hashes
 
 if current_platform.is_cpu():
@@ -68,9 +67,11 @@ class BiasedWorker(StockWorker):
         with self.batch.step(scheduler_output):
             return super().execute_model(scheduler_output)
 
-    def take_maps(self, keys: list[str]) -> list[list[Part]]:
-        """What this worker has of the maps of some orders, which it then forgets."""
-        return list(map(self.batch.kept.take, keys))
+    def take_map(self, name: str) -> dict[int, bytes]:
+        """What this worker has of a map, which it then forgets: its heads' part by layer."""
+        kept = self.batch.kept.pop(name, None)
+        found = {} if kept is None else kept.found
+        return {layer: part.cpu().numpy().tobytes() for layer, part in found.items()}
 
 
 def request_ids(model_runner: Any, common: Any) -> list[str]:
