@@ -186,8 +186,8 @@ class BiasedRow:
         return bool((self.last_keys > np.arange(self.position, self.length)).any())
 
 
-def biased_rows(common: Any, *, whole_images: bool = True) -> list[BiasedRow]:
-    """Those of a `CommonAttentionMetadata`; `Batch.reading` is written beside.
+def biased_rows(common: Any, *, whole_images: bool = True) -> list[BiasedRow] | None:
+    """Those of a `CommonAttentionMetadata`; None outside a step. `Batch.reading` is written beside.
 
     Args:
         common: of one step.
@@ -196,7 +196,7 @@ def biased_rows(common: Any, *, whole_images: bool = True) -> list[BiasedRow]:
     """
     batch = _batch.get()
     if batch is None:
-        return []
+        return None
     batch.reading, images = [], common.mm_req_doc_ranges or {}
     if not batch.biases and not batch.maps and (whole_images or not any(images.values())):
         return []

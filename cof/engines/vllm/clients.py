@@ -69,8 +69,8 @@ class OfflineClient:
                             on_output(place, output)
                         if step.finished:
                             outputs[place] = output
-                            if call := _take_map(params[place]):
-                                output.map = engine.collective_rpc(*call)
+                            if asked := (params[place].extra_args or {}).get(KEY):
+                                output.map = engine.collective_rpc("take_map", None, asked[:1])
             except BaseException:
                 engine.abort_request(list(places))
                 raise
@@ -158,17 +158,12 @@ class ServedClient:
             raise RequestAborted("The engine is full: ask again in a moment.") from None
         if output.finish_reason == "abort":  # with a part of the answer, or none
             raise RequestAborted(_STOPPING)
-        if call := _take_map(params):
+        if asked := (params.extra_args or {}).get(KEY):
             core = self._engine.engine_core  # whose own method asks the first engine alone
+            call = ("collective_rpc", "take_map", None, asked[:1], None)
             ours = core.core_engines[self.rank or 0]
-            output.map = await core._call_utility_async("collective_rpc", *call, {}, engine=ours)
+            output.map = await core._call_utility_async(*call, engine=ours)
         return output
-
-
-def _take_map(params: Any) -> tuple[str, None, tuple[str]] | None:
-    """The call of the workers that gives the map of a request; None if it has not asked for one."""
-    asked = (params.extra_args or {}).get(KEY)
-    return asked and ("take_map", None, (asked[0],))
 
 
 Client = OfflineClient | ServedClient

@@ -60,7 +60,7 @@ class BiasedCPUBuilder:
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         # the stock kernel is causal in images too
         metadata.biased = []
-        for row in biased_rows(common_attn_metadata, whole_images=False):
+        for row in biased_rows(common_attn_metadata, whole_images=False) or ():
             blocks = metadata.block_table[row.row, : -(-row.length // self.block_size)]
             metadata.biased.append(MaskedRow(row, blocks.long()))
         return metadata
