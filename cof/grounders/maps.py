@@ -129,9 +129,8 @@ class RelativeAttention(MapGrounder):
             yield ours / np.maximum(divisor, 1e-12)
 
     def _layers(self, count: int) -> list[int]:
-        return choose_layers(
-            count, self.grounder_layers, [min(round(self.depth * count), count - 1)]
-        )
+        default = min(round(self.depth * count), count - 1)
+        return choose_layers(count, self.grounder_layers, [default])
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ from helpers import (
     vllm_engine,
 )
 from test_vllm_kernel import plain
+from vllm import SamplingParams
 from vllm.config import CompilationConfig, CUDAGraphMode
 from vllm.v1.attention import selector
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
-from cof.engines.vllm import gpu, worker
+from cof.engines.vllm import attention, gpu, maps, worker
 from cof.engines.vllm.attention import Batch, biased_rows
 from cof.engines.vllm.bias import PlacedBias
 from cof.engines.vllm.gpu import (
@@ -40,6 +41,7 @@ from cof.engines.vllm.gpu import (
     TileBuffer,
 )
 from cof.engines.vllm.kernel import TILE, attend
+from cof.errors import CofError
 
 
 def test_vllm_with_the_interpreted_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +93,7 @@ def test_rows_and_tiles_of_a_step() -> None:
     assert found == [(1, 30, 31, 49), (2, 33, 111, 12)]
     buffer = TileBuffer(sum(queries), (2, 2), 2, "cpu")  # of a worker's heads 2 and 3
     place = buffer.tiles.data_ptr()
-    packed = buffer.write(rows, sum(queries))
+    packed = buffer.write(rows, sum(queries), 0)
     assert packed is not None
     assert packed.count == 1 + len(range(0, 78, TILE))
     assert packed.last_keys is None
@@ -104,11 +106,11 @@ def test_rows_and_tiles_of_a_step() -> None:
     assert packs[0].tolist() == [0, 1, 0, 1, 0, 0, 0, 1.5]  # head 3 of both layers
     assert packs[1].tolist() == [0, 0, 1, 1, *[0] * 12, 0.5]
     # later steps leave nothing of earlier ones, at the same place
-    again = buffer.write(rows[:1], 1)
+    again = buffer.write(rows[:1], 1, 0)
     assert again is not None
     assert (again.count, again.tiles[0, :4].tolist()) == (1, first)
     assert not again.tiles[1:].any()
-    assert buffer.write([], 9) is None
+    assert buffer.write([], 9, 0) is None
     assert not buffer.tiles.any()
     assert buffer.tiles.data_ptr() == place
 
@@ -167,9 +169,42 @@ def test_queries_of_images_see_all_of_it() -> None:
         (whole,) = biased_rows(common, whole_images=False) or ()  # the plain one is past its image
     assert (row.position, row.last_keys.tolist()) == (3, [5, 5, 5, 6, 7, 8])
     assert (whole.position, whole.last_keys.tolist()) == (2, [5, 5, 5, 5, 6, 7, 8])
-    packed = TileBuffer(12, (1, 1), 0, "cpu").write([row], 12)
+    packed = TileBuffer(12, (1, 1), 0, "cpu").write([row], 12, 0)
     assert packed is not None
     assert packed.last_keys.tolist() == [0, 0, 0, 5, 5, 5, 6, 7, 8, 0, 0, 0]
+
+
+def test_maps_are_read_where_their_prompts_end_and_kept_until_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def new(name: str, image: int = 0) -> SimpleNamespace:
+        order = SamplingParams(extra_args={maps.KEY: (name, image, [1])})
+        position = SimpleNamespace(offset=2, length=3, is_embed=None)
+        images = [SimpleNamespace(mm_position=position)]
+        return SimpleNamespace(req_id=name, sampling_params=order, mm_features=images, prompt_len=9)
+
+    monkeypatch.setattr(attention, "MOST", 2)
+    batch = Batch(lambda common: ["a", "b", "c", "plain"])
+    several = SimpleNamespace(
+        finished_req_ids=[], scheduled_new_reqs=[*map(new, "abc"), new("d", image=1)]
+    )
+    with batch.step(several):
+        biased_rows(step_of([9, 8, 10, 9], [4, 8, 2, 9]))  # the second is in parts
+        assert [(row, token, of.name) for row, token, of in batch.reading] == [
+            (0, 3, "a"),
+            (2, 12, "c"),
+        ]
+        assert batch.maps["a"].keys.tolist() == [2, 3, 4]
+    assert list(batch.kept) == ["b", "c"]
+    with batch.step(SimpleNamespace(finished_req_ids=["a", "b"], scheduled_new_reqs=[])):
+        assert list(batch.maps) == ["c"]
+    half = np.arange(6, dtype=np.float32)
+    found = maps.join_parts([{1: half.tobytes()}, {1: (half + 6).tobytes()}, {}], [1], 4)
+    assert found.tolist() == np.arange(12).reshape(1, 4, 3).tolist()
+    with pytest.raises(CofError, match="is full"):
+        maps.join_parts([{}, {}], [1], 4)
+    with pytest.raises(ValueError, match="validation error"):
+        SamplingParams(extra_args={maps.KEY: "a"})
 
 
 def test_rows_of_model_runner_2() -> None:
@@ -195,9 +230,9 @@ def test_maps_are_read_outside_of_cuda_graphs(runner: str, graphs: Any) -> None:
     made = graphs.__new__(graphs)
     flag = "keys_initialized" if graphs is CudagraphDispatcher else "_graphs_captured"
     setattr(made, flag, True)
-    for maps in ({}, {"a": None}):
-        with worker.without_graphs(SimpleNamespace(**{runner: made}), maps):
-            assert getattr(made, flag) == (not maps)
+    for wanted in ({}, {"a": None}):
+        with worker.without_graphs(SimpleNamespace(**{runner: made}), wanted):
+            assert getattr(made, flag) == (not wanted)
     assert getattr(made, flag)
 
 

@@ -34,6 +34,8 @@ class BiasedAttention:
     logits_soft_cap: float
     alibi_slopes: Any
     sinks: Any
+    captured = False
+    """Whether it is in a CUDA graph."""
 
     def forward(
         self,
@@ -58,8 +60,7 @@ class BiasedAttention:
             number = extract_layer_index(layer.layer_name)
             if number in wanted.layers:
                 blocks = attn_metadata.block_table[row, : wanted.query // kv_cache.shape[2] + 1]
-                keys, _ = self.read_cache(layer, kv_cache, blocks.long())
-                keys = keys[:, : wanted.query + 1]
+                keys = self.read_cache(layer, kv_cache, blocks.long())[0][:, : wanted.query + 1]
                 wanted.found[number] = self._weights(number, query[token], keys, wanted)
         return stock
 

@@ -232,10 +232,8 @@ class VllmEngine:
         self, requests: Sequence[Request], layers: Layers | None = None
     ) -> list[NDArray[np.float32]]:
         """See `AttentionReader`: vLLM's workers read it in each prompt's own pass."""
-        text, first = (
-            self.tokens.config.get_text_config(),
-            self.family.num_prefix_features(self.tokens.config),
-        )
+        first = self.family.num_prefix_features(self.tokens.config)
+        text = self.tokens.config.get_text_config()
         wanted, heads = list((layers or range)(text.num_hidden_layers)), text.num_attention_heads
         outputs = self._run(requests, Decoding(max_new_tokens=1), None, wanted)
         layouts = [self.tokens.layout(request.pil_image.size) for request in requests]

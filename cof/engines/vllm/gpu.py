@@ -1,6 +1,6 @@
 """vLLM's attention on GPUs, biased: FlashAttention's backend and Triton's, whose caches are alike.
 
-Written for vLLM's model runners V1 and V2; only the kernel has been run on a GPU.
+For vLLM's model runners V1 and V2; of it, a GPU has run the kernel alone, and not in graphs.
 """
 
 from __future__ import annotations
@@ -28,28 +28,16 @@ class TileBuffer:
     """Tells the kernel of each step's biased queries in one place, from which CUDA graphs read."""
 
     def __init__(self, most: int, shape: tuple[int, int], first_head: int, device: Any) -> None:
-        """
-        Args:
-            most: the tiles of a step.
-            shape: the model's layers, and this worker's heads.
-            first_head: the number of this worker's first head in the model.
-            device: where the tensors go.
-        """
+        """For at `most` so many tiles. `shape`: the model's layers, and this worker's heads, of
+        which `first_head` is the first one's number in the model."""
         self.tiles = torch.zeros(most, 6, dtype=torch.int64, device=device)
         self._shape, self._first_head = shape, first_head
         self._bias = lru_cache(maxsize=1024)(self._pack_bias)
         self._used, self._biases = 0, list[Tensor]()
 
-    def write(
-        self, rows: Sequence[BiasedRow], num_tokens: int, count: int = 0
-    ) -> BiasedTiles | None:
-        """What the kernel takes; None if there is nothing to look at.
-
-        Args:
-            rows: of one step, in the place of all before; each has a bias.
-            num_tokens: of the step.
-            count: the fewest tiles to look at.
-        """
+    def write(self, rows: Sequence[BiasedRow], num_tokens: int, least: int) -> BiasedTiles | None:
+        """Rows of a step, in the place of those before, as the kernel takes them: so many tiles at
+        `least`. None if that is none."""
         self._biases = [self._bias(row.bias) for row in rows if row.bias is not None]  # kept alive
         gates = self._shape[0] * self._shape[1]
         tiles = [
@@ -68,7 +56,7 @@ class TileBuffer:
             for row in rows:
                 numbers[row.start : row.stop] = row.last_keys
             last_keys = async_tensor_h2d(numbers, self.tiles.device)
-        count = max(count, len(tiles))
+        count = max(least, len(tiles))
         return BiasedTiles(self.tiles, count, self._shape[0], last_keys) if count else None
 
     def _pack_bias(self, bias: PlacedBias) -> Tensor:
@@ -104,17 +92,14 @@ class BiasedBuilder:
             get_tensor_model_parallel_rank() * self.num_heads_q,
             self.device,
         )
-        # made-up batches are captured: all that a request of theirs might have is looked at
-        count = common.num_reqs if rows is None else 0
-        metadata.biased = buffer.write(rows or (), common.num_actual_tokens, count)
+        # a graph captures a made-up batch, of which any request may be biased in later steps
+        least = common.num_reqs if rows is None else 0
+        metadata.biased = buffer.write(rows or (), common.num_actual_tokens, least)
         return metadata
 
 
 class BiasedGPUAttention(BiasedAttention):
     """One layer's attention."""
-
-    captured = False
-    """Whether it is in a CUDA graph."""
 
     def read_cache(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Sequence[Tensor]:
         return kv_cache[blocks].transpose(0, 1).flatten(1, 2).chunk(2, -1)

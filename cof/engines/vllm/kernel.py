@@ -1,7 +1,7 @@
 """Attention with a bias by key position over vLLM's paged KV cache, as one Triton kernel.
 
-Tested interpreted (`TRITON_INTERPRET=1`), compiled for compute capability 8.0 and 9.0, and on an
-H200. Its block sizes are not tuned.
+Tested interpreted (`TRITON_INTERPRET=1`) and compiled for compute capability 8.0 and 9.0; before it
+read its tiles and biases at addresses, also on an H200. Its block sizes are not tuned.
 """
 
 from __future__ import annotations
