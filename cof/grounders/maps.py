@@ -129,8 +129,8 @@ class RelativeAttention(MapGrounder):
             yield ours / np.maximum(divisor, 1e-12)
 
     def _layers(self, count: int) -> list[int]:
-        default = min(round(self.depth * count), count - 1)
-        return choose_layers(count, self.grounder_layers, [default])
+        default = [min(round(self.depth * count), count - 1)]
+        return [*map(int, select_layers(np.arange(count), self.grounder_layers, default))]
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Relevance(MapGrounder):
     def _combine(self, similarity: NDArray[np.float32], visible: Visible) -> NDArray[np.float64]:
         """The map of one object: `(layers, T, *tokens)` -> `(*tokens,)`, 0..1."""
         default = range(round(self.depth * len(similarity)), len(similarity))
-        chosen = similarity[choose_layers(len(similarity), self.grounder_layers, default)]
+        chosen = select_layers(similarity, self.grounder_layers, default)
         cached = chosen[np.isfinite(chosen).all(axis=tuple(range(1, chosen.ndim)))]
         if not len(cached):
             raise CofError(
@@ -238,16 +238,20 @@ class Logits(MapGrounder):
             yield np.max(maps, axis=0)
 
 
-def choose_layers(count: int, wanted: Sequence[int] | None, default: Sequence[int]) -> list[int]:
-    """The wanted ones of a model's layers; None: the default ones.
+def select_layers(
+    states: NDArray[Any], wanted: Sequence[int] | None, default: Sequence[int]
+) -> NDArray[Any]:
+    """The wanted layers of `(layers, ...)` states; None: the default ones.
 
     Raises:
         CofError: the model has no such layer.
     """
     chosen = list(default if wanted is None else wanted)
-    if max(chosen) >= count:
-        raise CofError(f"grounder_layers must be numbers from 0 to {count - 1}, not {chosen}.")
-    return chosen
+    if max(chosen) >= len(states):
+        raise CofError(
+            f"grounder_layers must be numbers from 0 to {len(states) - 1}, not {chosen}."
+        )
+    return np.asarray(states[chosen])
 
 
 def scale_to_unit(maps: NDArray[np.floating], visible: Visible) -> NDArray[np.float64]:
