@@ -197,26 +197,26 @@ class VllmEngine:
             )
         if not requests:
             return []
+        from vllm.sampling_params import RequestOutputKind
+
         tell = on_text and self._streamed(len(requests), decoding, on_text)
-        outputs = self._run(requests, decoding, tell)
-        pairs = zip(requests, outputs, strict=True)
+        kind = RequestOutputKind.CUMULATIVE if tell else RequestOutputKind.FINAL_ONLY
+        params = [self._sampling_params(request, decoding, kind) for request in requests]
+        pairs = zip(requests, self._run(requests, params, tell), strict=True)
         return [self._generation(request, output, decoding) for request, output in pairs]
 
     def _run(
-        self, requests: Sequence[Request], decoding: Decoding, tell: OnOutput | None, maps: Any = ()
+        self, requests: Sequence[Request], params: Sequence[Any], tell: OnOutput | None = None
     ) -> list[Any]:
-        """vLLM's outputs, with the maps of some layers."""
-        from vllm.exceptions import VLLMValidationError
-        from vllm.sampling_params import RequestOutputKind
+        """vLLM's outputs.
 
-        prompts = [self._prompt(request) for request in requests]
-        kind = RequestOutputKind.CUMULATIVE if tell else RequestOutputKind.FINAL_ONLY
-        params = [self._sampling_params(request, decoding, kind) for request in requests]
-        for each, request in zip(params, requests, strict=True) if maps else ():
-            asked = (uuid4().hex, request.number, list(maps))
-            each.extra_args = {**(each.extra_args or {}), MAP: asked}
+        Raises:
+            CofError: vLLM refuses a request.
+        """
+        from vllm.exceptions import VLLMValidationError
+
         try:
-            return self.client.run(prompts, params, tell)
+            return self.client.run([self._prompt(each) for each in requests], params, tell)
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
 
@@ -232,10 +232,17 @@ class VllmEngine:
         self, requests: Sequence[Request], layers: Layers | None = None
     ) -> list[NDArray[np.float32]]:
         """See `AttentionReader`: vLLM's workers read it in each prompt's own pass."""
+        from vllm.sampling_params import RequestOutputKind
+
         first = self.family.num_prefix_features(self.tokens.config)
         text = self.tokens.config.get_text_config()
         wanted, heads = list((layers or range)(text.num_hidden_layers)), text.num_attention_heads
-        outputs = self._run(requests, Decoding(max_new_tokens=1), None, wanted)
+        one, kind = Decoding(max_new_tokens=1), RequestOutputKind.FINAL_ONLY
+        params = [self._sampling_params(request, one, kind) for request in requests]
+        for each, request in zip(params, requests, strict=True):
+            asked = (uuid4().hex, request.number, wanted)
+            each.extra_args = {**(each.extra_args or {}), MAP: asked}
+        outputs = self._run(requests, params)
         layouts = [self.tokens.layout(request.pil_image.size) for request in requests]
         return [
             join_parts(output.map, wanted, heads)[..., first:].reshape(len(wanted), heads, *layout)
