@@ -144,9 +144,7 @@ class CoF(Asking):
             signature(load).bind(model, **given)
         except TypeError as error:
             raise CofError(f"The engine {engine} does not load a model so: {error}.") from None
-        loaded = load(model, **given)
-        chosen = named or default_settings(loaded.name, loaded.dialect.name)
-        return cls(loaded, chosen, allow_url=allow_url, **settings)
+        return cls(load(model, **given), named, allow_url=allow_url, **settings)
 
     @staticmethod
     def connect(url: str | Sequence[str], **options: Any) -> RemoteCoF:
@@ -213,18 +211,10 @@ class CoF(Asking):
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
-        """Stage 1 alone: where the settings' grounder looks, before post-processing.
-
-        Of several grounders it is the first that finds something.
-        """
-        sample = Sample.from_query(Query(image, question), self.settings, self.allow_url, {})
-        asked = [sample.request.asking(sample.grounding_question)]
-        groundings = []
-        for grounder in self.settings.grounders:
-            groundings += grounder.locate(self.engine, asked)
-            if groundings[-1].region is not None:
-                return groundings[-1]
-        return groundings[0]
+        """Stage 1 alone: where the settings' grounder looks, before post-processing; of several
+        the first that finds something."""
+        looking = self.settings.changed(focus="crop")  # one that is never idle
+        return self.look_for(Query(image, question, settings=looking))[1].grounding
 
     def look_for(self, query: QueryLike) -> tuple[Sample, Look]:
         """The whole of stage 1 for one query, which somebody else answers: the checked query, and
@@ -235,7 +225,7 @@ class CoF(Asking):
         """
         sample = Sample.from_query(as_query(query), self.settings, self.allow_url, {})
         (looks,) = locate(self.engine, [sample], self._encoded([sample]), [None])
-        return sample, next((look for look in looks if look.region), looks[0])
+        return sample, next((look for look in looks if look.grounding.region), looks[0])
 
     def _answer_batch(
         self,

@@ -204,7 +204,6 @@ def test_the_command_is_killed_and_goes_on(
     results = json.loads(text)
     assert results["about"]["model"] == "tiny-early"
     assert list(results["methods"]) == ["plain", "whole", "cof", "oracle", "random"]
-    assert results["tasks"]["scenes"]["costs"] == {}
     for path in (tmp_path / "two").iterdir():
         content = path.read_text("utf-8")
         assert "127.0.0.1" not in content

@@ -111,8 +111,7 @@ class Tool:
 
 
 def _records(path: Path) -> Any:
-    other = ("questions.jsonl", "annotations.jsonl")
-    if path.name in other or path.name.endswith(".costs.jsonl") or "data" in path.parts:
+    if path.name in ("questions.jsonl", "annotations.jsonl") or "data" in path.parts:
         return []
     return list(Store(path).values())
 

@@ -21,11 +21,10 @@ from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
 from cof.eval.data.base import Benchmark
 from cof.eval.data.vstar import VStar
-from cof.eval.evaluate import Evaluation
-from cof.eval.replies import write_questions
+from cof.eval.evaluate import Evaluation, questions_digest
 from cof.eval.report.publish import publish, rescore, write_table
 from cof.eval.rules import RULES
-from cof.eval.run_info import questions_digest
+from cof.eval.store import write_questions
 from cof.settings import Settings
 from cof.tiny.benchmark import write_benchmark
 
@@ -120,17 +119,17 @@ def test_damaged_data_are_problems(
     def check(kind: str, seed: int) -> None:
         (tmp_path / file).write_bytes(damage(content, kind, seed))
         task = BENCHMARKS[name]
-        assert "\n\n" not in sentence(lambda: use(task(path, prompt_style=style)))
+        assert "\n\n" not in sentence(lambda: use(task(path, prompt_style=style), tmp_path / "out"))
 
     check()
 
 
-def use(task: Benchmark) -> None:
+def use(task: Benchmark, folder: Path) -> None:
     """What a run does with questions before and after it asks them."""
     if task.check():
         return
     questions_digest(task.examples)
-    write_questions(task.examples)
+    write_questions(task.examples, folder)
     for rules in RULES:
         task.figures(task.examples, {e.id: "yes" for e in task.examples}, rules)
     for example in task.examples:
@@ -139,7 +138,7 @@ def use(task: Benchmark) -> None:
 
 # Finished runs
 
-FILES = "results.json answers.jsonl answers.costs.jsonl questions.jsonl run.json data.json"
+FILES = "results.json answers.jsonl questions.jsonl run.json data.json"
 
 
 @pytest.fixture(scope="module")

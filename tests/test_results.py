@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,14 @@ from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.examples import Example
 from cof.eval.methods import PLAIN, Method, grounding_key
-from cof.eval.replies import Replies
 from cof.eval.results import collect_results, judge_box
 from cof.eval.rules import RULES
-from cof.eval.store import ENCODING, Record
+from cof.eval.store import Record, Replies
 from cof.geometry.boxes import XYXY
 from cof.settings import Settings
 
 BOX: XYXY = (0.25, 0.25, 0.5, 0.5)
 COF = Method(Settings(strength=4.0))
-UNSURE = Method(COF.settings.changed(max_plain_confidence=0.5))
 FOUND = grounding_key(COF.settings.grounders[0])
 EXAMPLES = [
     Example(f"{n}", Path(f"{n % 2}.png"), "?", "7", BOX, "digit", 4, single=n < 4) for n in range(5)
@@ -58,7 +55,6 @@ def results(tmp_path: Path) -> dict[str, Any]:
             COF.key: records(COF.key, "+.++."),
             FOUND: {f"{n}": Record(f"{n}", FOUND, "", boxes=(box,)) for n, box in enumerate(boxes)},
         },
-        {},
     )
     return collect_results(Scenes(tmp_path), {"plain": PLAIN, "cof": COF}, replies, seed=0)
 
@@ -79,7 +75,6 @@ def test_a_small_case(results: dict[str, Any]) -> None:
     assert values == [1.0, 0.5, 0.5, 0.5]
     assert results["figures"]["fine"]["cof"]["value"] == 60
     assert results["metrics"].keys() == set(RULES)
-    assert results["costs"] == {}
 
 
 def test_a_refused_question_is_wrong_and_unparsed_under_every_rule_set(tmp_path: Path) -> None:
@@ -91,7 +86,7 @@ def test_a_refused_question_is_wrong_and_unparsed_under_every_rule_set(tmp_path:
     empty = yes | {id: Record(id, "cof", "") for id in ids}
 
     def f1(records: Mapping[str, Record]) -> dict[str, float]:
-        replies = Replies(task.examples, {"plain": yes, COF.key: records}, {})
+        replies = Replies(task.examples, {"plain": yes, COF.key: records})
         numbers = collect_results(task, {"plain": PLAIN, "cof": COF}, replies, seed=0)
         assert numbers["errors"]["plain"] == 0
         assert numbers["unparsed"]["cof"] == numbers["errors"]["cof"]
@@ -100,33 +95,3 @@ def test_a_refused_question_is_wrong_and_unparsed_under_every_rule_set(tmp_path:
 
     assert set(f1(refused).values()) == {0}
     assert f1(empty)["official"] == pytest.approx(200 / 3, abs=1e-3)
-
-
-def costs_of(
-    tmp_path: Path, methods: Mapping[str, Method], plain: Mapping[str, Record]
-) -> dict[str, Any]:
-    """With 1 s for the image, 1 for plain, 0.5 for stage 1 and 3.5 for an answer of CoF."""
-    spent = {ENCODING: 1.0, "plain": 1.0, FOUND: 0.5, COF.key: 3.5}
-    answers = {m.key: records(m.key, "+++++") for m in methods.values()} | {"plain": plain}
-    costs = {step: {e.id: seconds for e in EXAMPLES} for step, seconds in spent.items()}
-    replies = Replies(EXAMPLES, answers, costs)
-    return dict(collect_results(Scenes(tmp_path), methods, replies, seed=0)["costs"])
-
-
-def test_costs_are_compared_with_the_plain_answers(tmp_path: Path) -> None:
-    methods = {
-        "plain": PLAIN,
-        "cof": COF,
-        "cof, if unsure": UNSURE,
-        "oracle": Method(COF.settings, "oracle"),
-    }
-    sure = records("plain", "+++++", confidence=0.9)
-    costs = costs_of(tmp_path, methods, sure | {"0": replace(sure["0"], confidence=0.4)})
-    assert costs == {
-        "plain": {"seconds": 10.0, "ratio": 1.0},
-        "cof": {"seconds": 25.0, "ratio": 2.5},
-        # the plain answer of all five, and one that looks
-        "cof, if unsure": {"seconds": 14.0, "ratio": 1.4},
-    }  # the oracle was not measured
-    refused = sure | {"1": Record("1", "plain", "", right=False, error="no")}
-    assert costs_of(tmp_path, methods, refused)["plain"]["ratio"] == 1.0

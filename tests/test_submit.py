@@ -54,9 +54,6 @@ def test_columns_and_predictions(tmp_path: Path) -> None:
         assert [row[0] for row in rows] == [0, 10**6, 2 * 10**6, 3 * 10**6, 1, 1 + 10**6]
         assert {row[6] for row in rows} == {reply}
         assert rows[1][2:6] == ["blue", "green", "cyan", "red"]
-    wrong = CliRunner().invoke(app, [*arguments, "--method", "mine"])
-    assert wrong.exit_code == 2
-    assert "There is no method 'mine'" in wrong.stderr
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"methods": {}}', None])

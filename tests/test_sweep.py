@@ -131,7 +131,7 @@ def test_the_best_is_chosen_frozen_and_written(tmp_path: Path, validation: POPE)
     asked = [request for requests, _ in engine.calls for request in requests]
     assert sum("bounding box" in request.prompt for request in asked) == n
     assert len(asked) == n * (2 + len(CANDIDATES))
-    (store,) = (Store(path) for path in (out / "validation").glob("pope-0.jsonl"))
+    (store,) = (Store(path) for path in (out / "validation").glob("answers.jsonl"))
     assert len({id for _, id in store}) == n
     chosen = Choice.read(out / CHOSEN)
     assert (chosen.settings, chosen.share, len(chosen.questions)) == (settings, 0.7, n)
@@ -148,7 +148,7 @@ def test_killed_and_resumed(tmp_path: Path, validation: POPE, calls: int) -> Non
         chosen_of(tmp_path / "killed", validation, engine=AnyEngine(dies_after=calls))
     assert not (tmp_path / "killed" / CHOSEN).exists()
     assert chosen_of(tmp_path / "killed", validation, engine=AnyEngine()) == whole
-    for path in (CHOSEN, "validation/pope-0.jsonl"):
+    for path in (CHOSEN, "validation/answers.jsonl"):
         first, second = (tmp_path / name / path for name in ("whole", "killed"))
         assert first.read_bytes() == second.read_bytes()
 
@@ -199,8 +199,8 @@ def test_what_cannot_be_chosen_by(tmp_path: Path, validation: POPE) -> None:
     rows = [{k: v for k, v in row.items() if k != "answer"} for row in formats.mmbench_rows()]
     with pytest.raises(CofError, match="has no answers to choose settings by"):
         chosen_of(tmp_path / "out", MMBench(formats.tsv(tmp_path / "test.tsv", rows)))
-    with pytest.raises(CofError, match="these kinds; it has the kinds: random, popular"):
-        chosen_of(tmp_path / "out", replace(validation, kinds=("smell",)))
+    with pytest.raises(CofError, match="leaves no questions for this part"):
+        chosen_of(tmp_path / "out", replace(validation, share=1e-9))
 
 
 # The file of a choice
@@ -273,7 +273,7 @@ def test_sweep_then_eval_with_its_settings(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "b" / "results.json").read_text("utf-8"))
     assert results["about"]["prompt_style"] == "llava"
     assert results["settings"]["cof"]["strength"] == 4.0
-    chosen_on = {id for _, id in Store(out / "validation" / "scenes.jsonl")}
+    chosen_on = {id for _, id in Store(out / "validation" / "answers.jsonl")}
     for folder in (out / "test", tmp_path / "b"):
         report = (folder / "table.md").read_text("utf-8")
         assert re.search(r"Chosen on \d+ questions \(scenes test-04-\d+-\S+ to test-04-", report)

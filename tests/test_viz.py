@@ -24,8 +24,7 @@ from cof.settings import Settings
 from cof.types import Decoding, Request
 from cof.viz import draw, page, save_overlay
 from cof.viz.page import check_path
-from cof.viz.panels import FOUND, TRUE, USED, Tokens, heat, lines, overlay, spread
-from cof.viz.readout import read
+from cof.viz.panels import FOUND, TRUE, USED, Tokens, heat, lines, overlay, read, spread
 
 BOX = (0.25, 0.25, 0.75, 0.5)
 REGION = Region(boxes=(BOX,))

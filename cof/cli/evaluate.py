@@ -150,8 +150,3 @@ def finish(results: dict[str, Any], out: Path) -> None:
         title = f"{numbers['benchmark']}, {numbers['rules']}"
         Console().print(Markdown(f"**{title}**\n\n{markdown([shown])}"))
     typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
-
-
-def split_names(text: str | None) -> tuple[str, ...]:
-    """`prompt, whole` -> `("prompt", "whole")`."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())

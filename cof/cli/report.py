@@ -23,7 +23,7 @@ def report(directory: DirectoryArgument) -> None:
     """Write DIR/report.html (one page, opens offline), report.md, and all tables and charts."""
     from cof.eval.report.publish import PARTS, publish
 
-    page, text = publish(_there(directory))[:2]
+    page, text = publish(directory)[:2]
     typer.echo(page)
     parts = directory / PARTS
     typer.echo(f"The same as Markdown: {text}; tables as CSV, charts as SVG: {parts}")
@@ -42,21 +42,11 @@ def rescore(
     """Score the replies of finished runs again, without model and data, and rewrite the results."""
     from cof.eval.report.publish import PAGE, publish
     from cof.eval.report.publish import rescore as score_again
-    from cof.eval.rules import RULES
 
-    known = next((name for name in RULES if name == rules), None)
-    if rules is not None and known is None:
-        raise CofError(f"There are no rules {rules!r}; there are {', '.join(RULES)}.")
-    for run in score_again(_there(directory), known):
+    for run in score_again(directory, rules):  # type: ignore[arg-type]  # checked there
         typer.echo(f"{run / 'results.json'}, {run / 'table.md'}")
     if (directory / PAGE).is_file():
         typer.echo(publish(directory)[0])
-
-
-def _there(directory: Path) -> Path:
-    if not directory.is_dir():
-        raise CofError(f"There is no folder {directory}: name one that a run wrote to (--out).")
-    return directory
 
 
 @sentences
@@ -65,9 +55,6 @@ def submit_mmbench(
         Path, typer.Argument(metavar="DIR", help="Where `cof eval mmbench` wrote (--out).")
     ],
     data: Annotated[Path, typer.Option(help="The split's TSV file.")],
-    method: Annotated[
-        str | None, typer.Option(help="plain, whole, cof, ... \\[default: all of them]")
-    ] = None,
 ) -> None:
     """Write DIR/submission-METHOD.xlsx: the split's columns with the replies as predictions."""
     from cof.eval.data.mmbench import MMBench, submit_mmbench
@@ -79,9 +66,7 @@ def submit_mmbench(
             f"There is no finished run in {directory}: run `cof eval mmbench` with --out "
             f"{directory}."
         )
-    if method is not None and method not in methods:
-        raise CofError(f"There is no method {method!r} in {directory}, but {', '.join(methods)}.")
-    for name in [method] if method else methods:
+    for name, key in methods.items():
         path = directory / f"submission-{name}.xlsx"
-        n = submit_mmbench(MMBench(data), directory / "answers.jsonl", methods[name], path)
+        n = submit_mmbench(MMBench(data), directory / "answers.jsonl", key, path)
         typer.echo(f"{path}: {n} rows")

@@ -19,7 +19,7 @@ from cof.cli.common import (
     with_model,
     with_questions,
 )
-from cof.cli.evaluate import finish, split_names
+from cof.cli.evaluate import finish
 from cof.errors import CofError
 from cof.options import read_value
 
@@ -60,10 +60,6 @@ def sweep(
             "strength=1.5,2,4,8,16,32 expand=1,1.3,1.6 scope=all,text]",
         ),
     ] = None,
-    kinds: Annotated[
-        str | None,
-        typer.Option(help="Choose by questions of these kinds. \\[default: all]"),
-    ] = None,
     then_test: Annotated[
         bool, typer.Option("--then-test", help="Then measure on the others, in DIR/test.")
     ] = False,
@@ -85,10 +81,8 @@ def sweep(
     from cof.eval.sweep import CHOSEN, choose, make_candidates, tabulate_choices
 
     folder = out or Path("results") / f"sweep-{benchmark}"
-    validation = asked.read(
-        benchmark, path, part="validation", share=share, kinds=split_names(kinds)
-    )
-    others = replace(validation, part="test", kinds=())
+    validation = asked.read(benchmark, path, part="validation", share=share)
+    others = replace(validation, part="test")
     for task in (validation, others)[: 1 + then_test]:
         _ = task.examples  # so that data with problems is refused before a model is loaded
     values: dict[str, Sequence[Any]] = {**values_of(tried)}
@@ -99,32 +93,35 @@ def sweep(
         known = cof.settings.option
         values = {name: each for name, each in USUAL.items() if known(name) is not None}
     if asked.prompt_style is None and cof.engine.dialect.name == "tiny":
-        validation = replace(validation, prompt_style="tiny")
+        validation, others = (replace(each, prompt_style="tiny") for each in (validation, others))
     console = Console(stderr=True)
     how = {"batch_size": asked.batch_size, "max_new_tokens": asked.max_new_tokens}
-    settings, at_most = cof.settings, break_at_most
-    if at_most is not None:
+    settings = cof.settings
+    if break_at_most is not None:
         settings = settings.changed(max_plain_confidence=1.0)
-    methods, tasks = make_candidates(settings, **values), {benchmark: validation}
     choice = choose(
-        cof.engine, tasks, methods, folder / CHOSEN, console=console, at_most=at_most, **how
+        cof.engine,
+        {benchmark: validation},
+        make_candidates(settings, **values),
+        folder / CHOSEN,
+        console=console,
+        at_most=break_at_most,
+        **how,
     )
     best, which = choice.tried[choice.best], choice.about["asked"][benchmark]
     typer.echo(
         f"Chosen of {len(choice.tried)}: {choice.key}; accuracy {best:.3f}, plain "
         f"{choice.plain:.3f} on the {choice.about['count']} questions that chose ({which})"
     )
-    if at_most is not None:
+    if "promise" in choice.about:
         typer.echo(f"{choice.about['promise']}.")
     if best <= choice.plain:
         typer.echo("No setting answers more of these questions than the plain model.")
     typer.echo(f"Frozen in {folder / CHOSEN}, with all settings that were tried")
     if then_test:
-        others, out = replace(others, prompt_style=validation.prompt_style), folder / "test"
-        tables = [tabulate_choices({"cof": choice})]
-        evaluation = Evaluation.compare_usual(choice.settings, others, **how)
-        tasks = {benchmark: others}
-        finish(evaluation.run(cof.engine, tasks, out, console=console, tables=tables), out)
+        more: Any = {"console": console, "tables": [tabulate_choices({"cof": choice})]}
+        evaluation, test = Evaluation.compare_usual(choice.settings, others, **how), folder / "test"
+        finish(evaluation.run(cof.engine, {benchmark: others}, test, **more), test)
 
 
 def values_of(texts: Sequence[str] | None) -> dict[str, list[Any]]:

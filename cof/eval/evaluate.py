@@ -1,29 +1,34 @@
-"""Methods compared on benchmarks: one pass over the questions, all figures, one results file."""
+"""Methods compared on benchmarks: one pass over the questions, all figures, one results file; and
+what a run records of itself, to be checked before it goes on."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
+import cof
 from cof.client import RemoteCoF
 from cof.engines.base import Engine
+from cof.errors import CofError
 from cof.eval.data.base import Benchmark
-from cof.eval.json_files import write_atomically
+from cof.eval.examples import Embedded, Example, image_digest
+from cof.eval.json_files import read_json_object, write_atomically
 from cof.eval.methods import PLAIN, Method, system_of
-from cof.eval.replies import Replies, make_portable, write_questions
 from cof.eval.results import collect_results
-from cof.eval.run_info import check_same_run, describe_engine, progress_bar, questions_digest
 from cof.eval.runner import Runner
-from cof.eval.store import Store
+from cof.eval.store import Replies, Store, answers_path, find_shards, write_questions
 from cof.settings import Settings
 
 
@@ -68,22 +73,51 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Ask everything that `out` does not hold yet, and collect all figures.
 
-        A shard's answers have a file of their own; a run without shards begins with those of all
-        shards that `out` holds.
-
         Args:
             engine: the model, or servers that have it.
             tasks: benchmarks by name; the answers of several go to folders of their names.
             out: folder; a run that was interrupted goes on from there.
             console: for progress.
-            more: goes into the results as it is.
-
-        Returns:
-            The content of `results.json`, which is written too.
+            more: goes into the results (`results.json`) as it is.
 
         Raises:
             CofError: the data has problems, `out` holds answers of another run, or no server
                 answers.
+        """
+        results: dict[str, Any] = {
+            "about": self.ask(engine, tasks, out, console=console),
+            "methods": {name: method.key for name, method in self.methods.items()},
+            "settings": {
+                name: {**method.settings.as_dict(), "given": method.given}
+                for name, method in self.methods.items()
+            },
+            **more,
+            "tasks": {},
+        }
+        for name, task in tasks.items():
+            replies = Replies.read(task_folder(out, name, tasks), task.shard)
+            numbers = collect_results(task, self.methods, replies, seed=self.seed)
+            results["tasks"][name] = numbers
+            if refused := max(numbers["errors"].values(), default=0):
+                console.print(
+                    f"{name}: {refused} question{'s' * (refused > 1)} could not be asked and count "
+                    "as wrong; `error` in answers.jsonl says why."
+                )
+        write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+        return results
+
+    def ask(
+        self,
+        engine: Engine | RemoteCoF,
+        tasks: Mapping[str, Benchmark],
+        out: Path,
+        *,
+        console: Console,
+    ) -> dict[str, Any]:
+        """Ask without collecting figures (see `run`), and tell what answers depend on.
+
+        A shard's answers have a file of their own; a run without shards begins with those of all
+        shards that `out` holds.
         """
         first = next(iter(tasks.values()))
         everything = {  # the questions of all shards
@@ -102,42 +136,19 @@ class Evaluation:
             "system": system_of(self.methods.values(), self.grounded) or None,
         }
         check_same_run(out / "run.json", about)
-        replies = {}
-        with progress_bar(console) as bar:
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("questions"))
+        with Progress(*columns, console=console) as bar:
             for name, task in tasks.items():
                 folder = task_folder(out, name, tasks)
-                write_atomically(folder / "questions.jsonl", write_questions(everything[name]))
+                write_questions(everything[name], folder)
                 write_atomically(folder / "data.json", _locate_data(task, folder))
                 path = answers_path(folder, task.shard)
-                runner = Runner(engine, task, path, self.batch_size, self.max_new_tokens, self.seed)
-                shards = [] if task.shard[1] > 1 else find_shards(folder)
-                for each in shards:
+                for each in find_shards(folder) if task.shard == (1, 1) else ():
                     Store(path).append(Store(each).values())
-                counter = bar.add_task(name, total=len(task.examples))
-                advance = partial(bar.advance, counter)
+                runner = Runner(engine, task, path, self.batch_size, self.max_new_tokens, self.seed)
+                advance = partial(bar.advance, bar.add_task(name, total=len(task.examples)))
                 runner.run([*self.methods.values()], self.grounded, advance)
-                replies[name] = Replies.read(make_portable(task.examples), [*shards, path])
-        results: dict[str, Any] = {
-            "about": about,
-            "methods": {name: method.key for name, method in self.methods.items()},
-            "settings": {
-                name: {**method.settings.as_dict(), "given": method.given}
-                for name, method in self.methods.items()
-            },
-            **more,
-            "tasks": {
-                name: collect_results(task, self.methods, replies[name], seed=self.seed)
-                for name, task in tasks.items()
-            },
-        }
-        write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
-        for name, numbers in results["tasks"].items():
-            if refused := max(numbers["errors"].values(), default=0):
-                console.print(
-                    f"{name}: {refused} question{'s' * (refused > 1)} could not be asked and count "
-                    "as wrong; `error` in answers.jsonl says why."
-                )
-        return results
+        return about
 
 
 def task_folder(out: Path, name: str, tasks: Mapping[str, Any]) -> Path:
@@ -156,26 +167,78 @@ def usual_methods(settings: Settings) -> dict[str, Method]:
     }
 
 
-def answers_path(out: Path, shard: Sequence[int]) -> Path:
-    """The file of a shard's replies in `out`."""
-    part, parts = shard
-    return out / ("answers.jsonl" if parts == 1 else f"answers-{part}-of-{parts}.jsonl")
+def describe_engine(engine: Engine | RemoteCoF) -> dict[str, Any]:
+    """The model by name and fingerprint, its dtype and device, and the versions of all software;
+    of servers the model's name, which is all that they tell, and the versions here."""
+    remote = isinstance(engine, RemoteCoF)
+    name = engine.model if isinstance(engine, RemoteCoF) else engine.name
+    model = None if remote else getattr(engine, "model", None)
+    packages = ("numpy", "pillow") if remote else ("torch", "transformers", "numpy", "pillow")
+    versions = {"cof": cof.__version__, "python": platform.python_version()}
+    return {
+        "model": Path(name).name,
+        "weights": None if model is None else weights_digest(model),
+        "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
+        "device": "cof serve" if remote else None if model is None else str(model.device.type),
+        "versions": versions | {each: version(each) for each in packages},
+    }
 
 
-def find_shards(out: Path) -> list[Path]:
-    """The replies of all shards that `out` holds."""
-    pattern = re.compile(r"answers-\d+-of-\d+\.jsonl")
-    return sorted(path for path in out.glob("answers-*.jsonl") if pattern.fullmatch(path.name))
+def digest(text: str) -> str:
+    """Sixteen hexadecimal digits that differ where the text does."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def questions_digest(examples: Iterable[Example]) -> str:
+    """A fingerprint of all that changes an answer or a figure: the questions with all their fields,
+    and what their images hold, wherever they lie."""
+    images: dict[Path | Embedded, Path] = {}
+
+    def told(example: Example) -> str:
+        if example.image not in images:
+            try:
+                images[example.image] = Path(image_digest(example.image))
+            except CofError:
+                images[example.image] = Path("unreadable")
+        return repr(replace(example, image=images[example.image]))
+
+    return digest("\n".join(map(told, examples)))
+
+
+def weights_digest(model: Any) -> str:
+    """A fingerprint of a model from the beginning of each of its parameters."""
+    parts = (
+        name.encode() + parameter.detach().flatten()[:4096].float().cpu().numpy().tobytes()
+        for name, parameter in model.named_parameters()
+    )
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def check_same_run(path: Path, about: dict[str, Any]) -> None:
+    """Keep `about` in a file; refuse where the file has another.
+
+    Raises:
+        CofError: it has, and the message names what differs; or the file is damaged.
+    """
+    about = json.loads(json.dumps(about))  # tuples are lists there
+    if path.exists():
+        before = read_json_object(path)
+        other = [name for name in about if about[name] != before.get(name)]
+        if other:
+            raise CofError(
+                f"{path.parent} holds answers of another run ({', '.join(other)} differ): write "
+                "to another folder with --out, or delete that one."
+            )
+    write_atomically(path, json.dumps(about, indent=1) + "\n")
 
 
 def _locate_data(task: Benchmark, out: Path) -> str:
     """The paths of the data, relative to `out`, as JSON: for images in a report."""
 
-    def relative(path: Path | None) -> str | None:
-        if path is None:
-            return None
+    def relative(path: Path) -> str:
         # folders as they really lie, or ".." would lead elsewhere; a file's link keeps its name
         real = os.path.join(os.path.realpath(path.parent), path.name)
         return Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
 
-    return json.dumps({"path": relative(task.path), "images": relative(task.images)}) + "\n"
+    images = task.images and relative(task.images)
+    return json.dumps({"path": relative(task.path), "images": images}) + "\n"

@@ -54,13 +54,9 @@ def read_json_object(path: Path, advice: str = "run the evaluation again") -> di
 def read_json_lines(path: Path, read: Callable[[Any], T], advice: str) -> list[T]:
     """The values of a file of JSON lines; empty if there is no such file.
 
-    Args:
-        path: the file.
-        read: makes a value of a line's JSON, or raises a ValueError or TypeError.
-        advice: what to do about a damaged file, for the message.
-
     Raises:
-        CofError: a line cannot be read.
+        CofError: `read` raises a ValueError or TypeError about a line's JSON; `advice` says what to
+            do then.
     """
     values = []
     lines = path.read_bytes().splitlines() if path.is_file() else []
@@ -70,15 +66,6 @@ def read_json_lines(path: Path, read: Callable[[Any], T], advice: str) -> list[T
         except (TypeError, ValueError) as error:
             raise CofError(f"{path}, line {number} is damaged ({error}): {advice}.") from error
     return values
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cut off a last line without an end, as a run leaves it that is killed."""
-    content = path.read_bytes() if path.is_file() else b""
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
 
 
 def write_atomically(path: Path, text: str) -> None:

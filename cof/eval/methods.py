@@ -145,13 +145,8 @@ def sample_box_elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
 def _write_options(
     methods: Sequence[Options], settings: Settings | None = None, own: Collection[str] = ()
 ) -> str:
-    """` name=value` of each option that is not at its default, and of those always shown.
-
-    Args:
-        methods: all of their options count.
-        settings: of these the options named in `own` do.
-        own: their names.
-    """
+    """` name=value` of each option that is not at its default, and of those always shown: all
+    options of the methods, and of the settings those named in `own`."""
     shown: dict[str, str] = {}
     for owner in filter(None, (*methods, settings)):
         for each in options_of(owner):

@@ -76,45 +76,26 @@ LAYOUT: Mapping[str, tuple[type[Benchmark], str, str]] = {
 }
 """Part -> reader, where it lies in the data folder (a pattern, whatever the case), in words."""
 
-Parts = Mapping[str, Benchmark | None]
-"""By name, those of `LAYOUT`; None: it is not there."""
 
-
-def find_parts(data: Path, **how: Any) -> Parts:
-    """The parts of the paper's data that a folder holds.
-
-    Args:
-        data: the folder.
-        how: `prompt_style` and `limit` of each `Benchmark`.
+def find_parts(data: Path) -> dict[str, Benchmark]:
+    """The parts of the paper's data that a folder holds, by name.
 
     Raises:
-        CofError: there is no such folder.
+        CofError: there is no such folder, or nothing of it is there.
     """
     if not data.is_dir():
         raise CofError(f"There is no folder {data}: name the one that holds mme/, mmbench/, pope/.")
-    parts: dict[str, Benchmark | None] = dict.fromkeys(LAYOUT)
-    for path in sorted((*data.iterdir(), *data.glob("*/*.tsv"))):
-        place = path.relative_to(data).as_posix()
-        for name, (reader, pattern, _) in LAYOUT.items():
-            there = not path.name.startswith(".") and re.fullmatch(pattern, place, re.IGNORECASE)
-            if there and parts[name] is None:
-                parts[name] = reader(path, **how)
-    return parts
-
-
-def check_parts(parts: Parts) -> dict[str, Benchmark]:
-    """The parts that are there, by name, each read once.
-
-    Raises:
-        CofError: none is, or one has problems.
-    """
-    tasks = {name: task for name, task in parts.items() if task is not None}
-    if not tasks:
+    parts: dict[str, Benchmark] = {}
+    paths = [path for path in (*data.iterdir(), *data.glob("*/*.tsv")) if path.name[0] != "."]
+    for name, (reader, pattern, _) in LAYOUT.items():
+        for path in sorted(paths):
+            place = path.relative_to(data).as_posix()
+            if name not in parts and re.fullmatch(pattern, place, re.IGNORECASE):
+                parts[name] = reader(path)
+    if not parts:
         needed = "; ".join(place for _, _, place in LAYOUT.values())
         raise CofError(f"None of the paper's data is there. It is looked for as: {needed}.")
-    for task in tasks.values():
-        _ = task.examples
-    return tasks
+    return parts
 
 
 def published(model_name: str) -> Mapping[str, tuple[float, ...]]:
@@ -147,39 +128,24 @@ def paper_methods(settings: Settings, model_name: str) -> dict[str, Method]:
 def run_paper(
     engine: Engine,
     settings: Settings,
-    parts: Parts,
+    parts: Mapping[str, Benchmark],
     out: Path,
     *,
     console: Console,
     **how: Any,
 ) -> dict[str, Any]:
-    """Run the rows on every part that is there.
-
-    Args:
-        engine: the model.
-        settings: of the row "cof".
-        parts: `find_parts` of the data.
-        out: folder; a run that was interrupted goes on from there.
-        console: for progress.
-        how: `batch_size`, `max_new_tokens` and `seed` of `Evaluation`.
-
-    Returns:
-        The content of `results.json`.
-
-    Raises:
-        CofError: no part is there, or one has problems.
-    """
-    tasks = check_parts(parts)
+    """Run the rows on every part that is there, as `Evaluation(**how).run` does; `settings` are
+    those of the row "cof"."""
     paper = {
         "published": {
             row: dict(zip(FIGURES, values, strict=False))
             for row, values in published(engine.name).items()
         },
-        "missing": [name for name, task in parts.items() if task is None],
+        "missing": [name for name in LAYOUT if name not in parts],
     }
     evaluation = Evaluation(paper_methods(settings, engine.name), (settings,), **how)
     study = "Tables I and II of the paper"
-    return evaluation.run(engine, tasks, out, console=console, study=study, paper=paper)
+    return evaluation.run(engine, parts, out, console=console, study=study, paper=paper)
 
 
 def estimate_seconds(engine: Engine, settings: Settings, task: Benchmark, **how: Any) -> float:
@@ -190,11 +156,11 @@ def estimate_seconds(engine: Engine, settings: Settings, task: Benchmark, **how:
     evaluation = Evaluation(paper_methods(settings, engine.name), (settings,), **how)
     seconds, asked = 0.0, 1
     for limit in (1, evaluation.batch_size):
-        sample = replace(task, limit=limit)
+        sample = {"part": replace(task, limit=limit)}
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            evaluation.run(engine, {"part": sample}, Path(folder), console=Console(quiet=True))
-            seconds, asked = time.perf_counter() - start, len(sample.examples)
+            evaluation.ask(engine, sample, Path(folder), console=Console(quiet=True))
+            seconds, asked = time.perf_counter() - start, len(sample["part"].examples)
     return seconds * len(task.examples) / asked
 
 

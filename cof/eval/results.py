@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Example
 from cof.eval.figures import changed_units, compare, find_clusters, ratio, share
-from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key
-from cof.eval.replies import Replies, is_grounding
+from cof.eval.methods import Method
 from cof.eval.rules import RULES
-from cof.eval.store import ENCODING, Costs, Record
+from cof.eval.store import Record, Replies, is_grounding
 from cof.geometry.boxes import FULL, centre, contains_point, iou, union
 
 Answers = Mapping[str, Mapping[str, Record]]
@@ -23,18 +21,12 @@ Answers = Mapping[str, Mapping[str, Record]]
 def collect_results(
     task: Benchmark, methods: Mapping[str, Method], replies: Replies, *, seed: int
 ) -> dict[str, Any]:
-    """All numbers of one task.
-
-    Args:
-        task: knows the rules and the figures; its data is not read.
-        methods: by the names under which they are reported.
-        replies: to the questions of the task's shard.
-        seed: of the bootstrap.
+    """All numbers of one task, whose data is not read, by the names of the methods.
 
     Raises:
         CofError: a method has not answered every question.
     """
-    replies = replies.score(task)
+    replies = replies.score(task.score)
     examples = replies.examples
     answers = replies.answers({name: method.key for name, method in methods.items()})
     known = [example for example in examples if example.answer]
@@ -77,7 +69,6 @@ def collect_results(
             for step, records in replies.records.items()
             if is_grounding(step) and all(example.id in records for example in examples)
         },
-        "costs": _costs(methods, answers, replies.costs, examples),
     }
 
 
@@ -147,34 +138,3 @@ def _grounding(
             name: compare({"": figure}, seed=seed)[""] for name, figure in figures.items()
         }
     return table
-
-
-def _costs(
-    methods: Mapping[str, Method], answers: Answers, costs: Costs, examples: Sequence[Example]
-) -> dict[str, dict[str, Any]]:
-    """What each method takes, with the images encoded and stage 1: `seconds` in all, and their
-    `ratio` to the plain answers' in the same run; without those of which a step's cost is unknown.
-    A method with a threshold pays for the plain answers, and for looking where it looks."""
-    means: dict[str, float] = {}
-    for name, method in methods.items():
-        ids = looking = [e.id for e in examples if answers[name][e.id].error is None]
-        steps, limit = [(ENCODING, ids)], method.settings.max_plain_confidence
-        if not method.is_plain and not method.given:
-            if limit < 1:
-                plain = answers.get("plain")
-                if plain is None:
-                    continue
-                looking = [id for id in ids if (plain[id].confidence or 0.0) <= limit]
-                steps.append((PLAIN.key, ids))
-            steps += [(grounding_key(each), looking) for each in box_grounders(method.settings)]
-        steps.append((method.key if method.key in costs else method.without_threshold.key, looking))
-        with suppress(KeyError, ZeroDivisionError):
-            means[name] = sum(costs[step][id] for step, of in steps for id in of) / len(ids)
-    base = means.get("plain")
-    return {
-        name: {
-            "seconds": round(mean * len(examples), 2),
-            "ratio": round(mean / base, 3) if base else None,
-        }
-        for name, mean in means.items()
-    }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +13,8 @@ from cof.engines.base import AttentionReader, Engine
 from cof.errors import CofError, ServerError
 from cof.eval.data.base import Benchmark
 from cof.eval.examples import Embedded, Example, open_image, read_image_wh
-from cof.eval.json_files import drop_torn_line
 from cof.eval.methods import PLAIN, Method, box_grounders, grounding_key, system_of
-from cof.eval.store import ENCODING, Record, Store, costs_path, log_cost
+from cof.eval.store import Record, Store
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
 from cof.grounders import Grounder
@@ -49,13 +47,12 @@ class Runner:
     with its error, counts as wrong, and is not asked again. Where every question of a batch is
     refused, the run ends.
 
-    Servers are asked the same questions, and their answers leave the same records; what a question
-    costs is not recorded then, because its time depends on what else a server does.
+    Servers are asked the same questions, and their answers leave the same records.
 
     Attributes:
         engine: answers; or servers that have it.
         task: asks.
-        path: of the store; `costs_path` of it holds what each batch took.
+        path: of the store.
         batch_size: questions in one forward pass; under way at each server.
         max_new_tokens: the longest answer.
         seed: of the control's boxes.
@@ -99,7 +96,6 @@ class Runner:
             raise CofError(
                 f"{self.path} holds answers to other questions: delete it, or write elsewhere."
             )
-        drop_torn_line(costs_path(self.path))
         by_key = {method.key: method for method in methods}
         if any(method.settings.max_plain_confidence < 1 for method in by_key.values()):
             by_key[PLAIN.key] = PLAIN
@@ -144,7 +140,7 @@ def like_batches(
     Args:
         examples: a window of the task: however many may be exchanged between batches.
         batch_size: questions in a batch; the last one may have fewer.
-        engine: the measure of an image: in its tokens, or in pixels if it does not tell.
+        engine: tells an image's size in tokens; if it does not, that is in pixels.
     """
     by_image: dict[Image, list[Example]] = {}
     for example in sorted(examples, key=lambda example: len(example.prompt)):
@@ -167,9 +163,7 @@ class Batch:
     """Questions that run together.
 
     Attributes:
-        runner: the options.
         store: gets the replies.
-        examples: the questions.
         system: the system message of all chats.
         images: by source, encoded; or why the image cannot be used.
         found: by `grounding_key` what stage 1 has found, heat maps included.
@@ -194,18 +188,11 @@ class Batch:
         if self.runner.servers:
             self.images |= {source: engine.encode(image) for source, image in opened.items()}
             return
-        start = time.perf_counter()
         try:
             encoded = engine.encode(list(opened.values()), prefill=True) if opened else []
-            # the decoder's state after an image may be left to the first question about it: it is
-            # asked one here, so that the time is the encoding's and not that of a method
-            lazy = [Request(image, "?") for image in encoded if image.prefix is not None]
-            if lazy:
-                engine.generate(lazy, Decoding(max_new_tokens=1))
         except CofError:
             encoded = list(opened.values())  # the pipeline finds out which of them is refused
         self.images |= zip(opened, encoded, strict=True)
-        self.log(ENCODING, self.examples, time.perf_counter() - start)
 
     def answer(self, method: Method) -> None:
         """Ask what has no answer yet in one way, and store the answers.
@@ -234,8 +221,6 @@ class Batch:
         answers = dict(zip(asked, self._ask(queries, self.runner.max_new_tokens), strict=True))
         self.store.append(_answer_record(self.runner.task, e, key, a) for e, a in answers.items())
         done = {example: answer for example, answer in answers.items() if not answer.error}
-        parts = {id(answer.timings): answer.timings.answer for answer in done.values()}
-        self.log(key, done, sum(parts.values()))
         boxes = box_grounders(settings)
         if len(boxes) == len(settings.grounders) == 1 and not (method.is_plain or method.given):
             self._keep(grounding_key(boxes[0]), done)
@@ -254,12 +239,6 @@ class Batch:
             for each in asked
         ]
         self._keep(key, dict(zip(asked, self._ask(queries, 1), strict=True)))
-
-    def log(self, step: str, examples: Iterable[Example], seconds: float) -> None:
-        """Note what a step took here."""
-        ids = [example.id for example in examples]
-        if ids and not self.runner.servers:
-            log_cost(self.runner.path, step, ids, seconds)
 
     def _known(self, method: Method, id: str) -> Record | None:
         """The answer that other methods have given already: a threshold on the plain answer's
@@ -354,21 +333,18 @@ class Once(Grounder):
         places = [(id(request.pil_image), request.prompt) for request in requests]
         new = {number: place for number, place in enumerate(places) if place not in known}
         if new:
-            start = time.perf_counter()
             found = self.grounder.locate(engine, [requests[number] for number in new])
-            seconds = time.perf_counter() - start
             fresh = dict(zip(new.values(), found, strict=True))
             known |= fresh
             # an image that could not be encoded here may be another object by the next time
             kept |= {place: of for place, of in fresh.items() if place in examples}
-            asked = {e: of for place, of in fresh.items() for e in examples.get(place, ())}
             batch.store.append(
                 _grounding_record(
                     e, key, of.region.boxes if of.region else (), of.text, of.confidence
                 )
-                for e, of in asked.items()
+                for place, of in fresh.items()
+                for e in examples.get(place, ())
             )
-            batch.log(key, asked, seconds)
         return [known[place] for place in places]
 
 

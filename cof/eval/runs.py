@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
-from cof.eval.data.base import Benchmark, select
-from cof.eval.evaluate import answers_path, find_shards, task_folder
+from cof.eval.data.base import Benchmark
+from cof.eval.evaluate import task_folder
 from cof.eval.examples import Embedded
 from cof.eval.json_files import read_json_object
 from cof.eval.methods import Method
-from cof.eval.replies import Replies, read_questions
 from cof.eval.rules import Rules
+from cof.eval.store import Replies
 from cof.settings import Settings
 
 RESULTS = "results.json"
@@ -43,15 +43,17 @@ class Run:
         methods = {}
         for name, values in self.results["settings"].items():
             settings = {k: v for k, v in values.items() if k != "given"}
-            methods[name] = Method(Settings.read(settings), values["given"])
+            try:
+                methods[name] = Method(Settings(**settings), values["given"])
+            except CofError as error:
+                raise CofError(
+                    f"{self.folder / RESULTS} is of another version of cof: run cof eval again, "
+                    f"or read it with that version ({str(error).rstrip('.')})."
+                ) from None
         return methods
 
     def read_task(self, name: str, rules: Rules | None = None) -> tuple[Benchmark, Replies]:
-        """A task of the run, without its data, and the replies to it.
-
-        Args:
-            name: of the task.
-            rules: by which answers are read; None: the run's.
+        """A task of the run, without its data, and the replies to it, by these rules or the run's.
 
         Raises:
             CofError: questions or replies are missing, damaged or of another run.
@@ -72,15 +74,7 @@ class Run:
             limit=about["limit"],
             shard=(part, parts),
         )
-        examples = select(read_questions(folder / "questions.jsonl"), None, (part, parts))
-        if not examples:
-            raise CofError(f"{folder / 'questions.jsonl'} is empty: run the evaluation again.")
-        stores = find_shards(folder) if parts == 1 else []
-        replies = Replies.read(examples, [*stores, answers_path(folder, (part, parts))])
-        # an earlier version may have named a method otherwise
-        names = {self.results["methods"][name]: each.key for name, each in self.methods.items()}
-        records = {names.get(step, step): each for step, each in replies.records.items()}
-        return task, replace(replies, records=records)
+        return task, Replies.read(folder, task.shard)
 
     def find_images(self, name: str) -> Mapping[str, Path | Embedded]:
         """The image of each question of a task, by its id; empty where the data is no longer where
@@ -88,15 +82,13 @@ class Run:
         tasks = self.results["tasks"]
         numbers, folder = tasks[name], task_folder(self.folder, name, tasks).resolve()
         place = read_json_object(folder / "data.json")
-        if not place:
-            return {}
-        images = None if place["images"] is None else folder / place["images"]
         try:
+            images = place["images"] and folder / place["images"]
             task = BENCHMARKS[numbers["benchmark"]](
                 folder / place["path"], prompt_style=numbers["prompt_style"], images=images
             )
             return {example.id: example.image for example in task.read([])}
-        except (CofError, OSError):
+        except (CofError, KeyError, OSError):
             return {}
 
 
@@ -128,11 +120,7 @@ def find_runs(out: Path) -> list[Run]:
 
 @contextmanager
 def explain_damage(run: Run) -> Iterator[None]:
-    """Errors about what is missing or of another type in a run's results become one sentence.
-
-    Raises:
-        CofError: there was such an error.
-    """
+    """Errors about what is missing or of another type in a run's results become a `CofError`."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

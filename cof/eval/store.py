@@ -1,27 +1,25 @@
-"""Answers on disk, one JSON line each: appended as they come, sorted when all are there."""
+"""Questions and replies on disk, one JSON line each: enough to score a run again without model and
+data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cof.eval.examples import Example
-from cof.eval.json_files import drop_torn_line, from_json, read_json_lines, write_atomically
+from cof.errors import CofError
+from cof.eval.data.base import select
+from cof.eval.examples import Embedded, Example, Score
+from cof.eval.json_files import from_json, read_json_lines, write_atomically
 from cof.geometry.boxes import XYXY
 
-ENCODING = "encoding"
-"""In the costs: the vision encoder and the decoder's prefix, once for all methods."""
-
-_ADVICE = "delete the file to begin anew"
-
-
-Costs = dict[str, dict[str, float]]
-"""By step (a method's key, a grounding's key, `encoding`) and question: seconds of wall clock, its
-share of its batch."""
+QUESTIONS = "questions.jsonl"
+"""The questions of all shards, in the folder of a task."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,12 @@ class Store(dict[tuple[str, str], Record]):
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        drop_torn_line(path)
-        records = read_json_lines(path, partial(from_json, Record), _ADVICE)
+        content = path.read_bytes() if path.is_file() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            os.truncate(path, whole)
+        advice = "delete the file to begin anew"
+        records = read_json_lines(path, partial(from_json, Record), advice)
         super().__init__({(record.method, record.id): record for record in records})
 
     def lacks(self, keys: Iterable[str], examples: Sequence[Example]) -> list[str]:
@@ -91,38 +93,102 @@ class Store(dict[tuple[str, str], Record]):
         write_atomically(self.path, "".join(map(_line, ordered)))
 
 
-def costs_path(answers: Path) -> Path:
-    """The file beside a store with the costs of its batches."""
-    return answers.with_suffix(".costs.jsonl")
-
-
-def log_cost(answers: Path, step: str, ids: Sequence[str], seconds: float) -> None:
-    """Add the cost of a batch to the file beside a store."""
-    line = json.dumps([step, list(ids), round(seconds, 4)])
-    with costs_path(answers).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def read_costs(answers: Path) -> Costs:
-    """The costs of a store's replies; of a batch that was repeated the last time counts.
-
-    Raises:
-        CofError: a line, other than a torn last one, cannot be read.
-    """
-    drop_torn_line(costs_path(answers))
-    costs: Costs = {}
-    for step, ids, seconds in read_json_lines(costs_path(answers), _batch_cost, _ADVICE):
-        costs.setdefault(step, {}).update(dict.fromkeys(ids, seconds / len(ids)))
-    return costs
-
-
-def _batch_cost(values: Any) -> tuple[str, list[str], float]:
-    step, ids, seconds, *_ = values  # release 0.2.0 counted passes, too
-    if not (isinstance(ids, list) and ids and all(isinstance(id, str) for id in (step, *ids))):
-        raise ValueError("no batch of questions")
-    return step, ids, float(seconds)
-
-
 def _line(record: Record) -> str:
     shown = {k: v for k, v in asdict(record).items() if v is not None and v != ()}
     return json.dumps(shown) + "\n"
+
+
+@dataclass(frozen=True)
+class Replies:
+    """Questions and the replies to them, by step (a method's key, or a grounding's), then by
+    question."""
+
+    examples: Sequence[Example]
+    records: Mapping[str, Mapping[str, Record]]
+
+    @classmethod
+    def read(cls, folder: Path, shard: tuple[int, int]) -> Replies:
+        """Of a shard of a task, out of the task's folder.
+
+        Raises:
+            CofError: there are none, or a file is damaged.
+        """
+        questions, answers = folder / QUESTIONS, answers_path(folder, shard)
+        for path in (questions, answers):
+            if not path.is_file():
+                raise CofError(f"There is no {path}: run the evaluation again.")
+        every = read_json_lines(questions, partial(from_json, Example), "run the evaluation again")
+        if not (examples := select(every, None, shard)):
+            raise CofError(f"{questions} is empty: run the evaluation again.")
+        records: dict[str, dict[str, Record]] = {}
+        for record in Store(answers).values():
+            records.setdefault(record.method, {})[record.id] = record
+        return cls(examples, records)
+
+    def score(self, read: Callable[[Example, str], Score]) -> Replies:
+        """With every answer read and compared anew, as by a task's `score`."""
+        by_id = {example.id: example for example in self.examples}
+
+        def score(record: Record) -> Record:
+            if record.error is not None:
+                return record
+            return replace(record, **read(by_id[record.id], record.text)._asdict())
+
+        records = {
+            step: each
+            if is_grounding(step)
+            else {id: score(record) for id, record in each.items() if id in by_id}
+            for step, each in self.records.items()
+        }
+        return replace(self, records=records)
+
+    def answers(self, methods: Mapping[str, str]) -> dict[str, Mapping[str, Record]]:
+        """The answers of methods, given as names and keys, by name.
+
+        Raises:
+            CofError: a method has not answered every question.
+        """
+        for key in methods.values():
+            records = self.records.get(key, {})
+            missing = [example.id for example in self.examples if example.id not in records]
+            if missing:
+                raise CofError(
+                    f"{len(missing)} questions lack an answer of `{key}`, the first is "
+                    f"{missing[0]}: run the evaluation to its end."
+                )
+        return {name: self.records[key] for name, key in methods.items()}
+
+
+def is_grounding(step: str) -> bool:
+    """Whether a step's records are outcomes of stage 1, not answers."""
+    return step.startswith("grounding ")
+
+
+def answers_path(folder: Path, shard: tuple[int, int]) -> Path:
+    """The file of a shard's replies in the folder of a task."""
+    part, parts = shard
+    return folder / ("answers.jsonl" if parts == 1 else f"answers-{part}-of-{parts}.jsonl")
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The replies of all shards that a task's folder holds."""
+    pattern = re.compile(r"answers-\d+-of-\d+\.jsonl")
+    return sorted(path for path in folder.glob("answers-*.jsonl") if pattern.fullmatch(path.name))
+
+
+def write_questions(examples: Sequence[Example], folder: Path) -> None:
+    """Keep questions as JSON lines, their images named from the folder that holds all of them,
+    wherever that lies; a field that is left out has its default."""
+    folders = [os.path.abspath(e.image.parent) for e in examples if isinstance(e.image, Path)]
+    common = os.path.commonpath(folders) if folders else ""
+
+    def name(image: Path | Embedded) -> str:
+        path = os.path.relpath(image, common) if isinstance(image, Path) else image.name
+        return Path(path).as_posix()
+
+    def told(example: Example) -> dict[str, Any]:
+        values = {k: v for k, v in vars(example).items() if v != getattr(Example, k, None)}
+        return {**values, "image": name(example.image)}
+
+    text = "".join(json.dumps(told(example)) + "\n" for example in examples)
+    write_atomically(folder / QUESTIONS, text)

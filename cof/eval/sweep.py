@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,19 +18,12 @@ from rich.console import Console
 from cof.engines.base import Engine
 from cof.errors import CofError, CofWarning
 from cof.eval.data.base import Benchmark
+from cof.eval.evaluate import Evaluation, digest, task_folder
 from cof.eval.examples import Example
 from cof.eval.gate import SURE, choose_threshold, right_answers
 from cof.eval.json_files import parse_json, write_atomically
-from cof.eval.methods import PLAIN, Method, system_of
-from cof.eval.run_info import (
-    check_same_run,
-    describe_engine,
-    digest,
-    progress_bar,
-    questions_digest,
-)
-from cof.eval.runner import Runner
-from cof.eval.store import Store
+from cof.eval.methods import PLAIN, Method
+from cof.eval.store import Record, Replies
 from cof.settings import Settings
 
 CHOSEN = "chosen.json"
@@ -81,7 +73,7 @@ class Choice:
         try:
             record = parse_json(path.read_bytes())
             return cls(
-                Settings.read(record["settings"]),
+                Settings(**record["settings"]),
                 frozenset(map(str, record["questions"])),
                 float(record["share"]),
                 float(record["plain"]),
@@ -138,23 +130,19 @@ def choose(
     path: Path,
     *,
     console: Console,
-    batch_size: int = 48,
-    max_new_tokens: int = 16,
     at_most: float | None = None,
+    **how: Any,
 ) -> Choice:
     """Choose one of several methods on validation tasks, and freeze the choice in a file. A run
     that was interrupted goes on, and choices in one folder ask nothing twice.
 
     Args:
-        engine: the model.
-        tasks: the tasks to choose on.
+        engine, tasks, console: of `Evaluation.ask`.
         methods: the candidates.
         path: of the choice; the answers go to `validation/` beside it.
-        console: for progress.
-        batch_size: questions in one forward pass.
-        max_new_tokens: the longest answer.
         at_most: the share of right answers that looking may break, 0..1: half of the images choose
             the method, and the others when it looks; None: it always does.
+        how: `batch_size` and `max_new_tokens` of `Evaluation`.
 
     Raises:
         CofError: the tasks have no answers, or too few for the share; the folder or file belongs
@@ -168,31 +156,18 @@ def choose(
         if not answered[name]:
             raise CofError(f"{task.path} has no answers to choose settings by.")
     examples = list(itertools.chain.from_iterable(answered.values()))
-    first = next(iter(tasks.values()))
-    about = {
-        **describe_engine(engine),
-        "prompt_style": first.prompt_style,
-        "validation": questions_digest(examples),
-        "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "system": system_of(methods) or None,
-    }
+    asked = [PLAIN, *(method.without_threshold for method in methods), *methods]
+    evaluation = Evaluation({method.key: method for method in asked}, **how)
     folder = path.parent / "validation"
-    check_same_run(folder / "run.json", about)
+    about = evaluation.ask(engine, tasks, folder, console=console)
     shares: dict[str, list[float]] = {}  # of right answers, by key, one for each task
-
-    def ask(folder: Path, name: str, task: Benchmark, methods: Sequence[Method]) -> Store:
-        runner = Runner(engine, task, folder / f"{name}.jsonl", batch_size, max_new_tokens)
-        with progress_bar(console) as bar:
-            counter = bar.add_task(name, total=len(task.examples))
-            return runner.run([PLAIN, *methods], advance=partial(bar.advance, counter))
-
     for name, task in tasks.items():
-        store = ask(folder, name, task, [*(m.without_threshold for m in methods), *methods])
-        for key in dict.fromkeys([PLAIN.key, *(method.key for method in methods)]):
-            right = [bool(store[key, example.id].right) for example in answered[name]]
+        replies = _read(task, task_folder(folder, name, tasks), evaluation)
+        for key, records in replies.items():
+            right = [bool(records[example.id].right) for example in answered[name]]
             shares.setdefault(key, []).append(fmean(right))
     accuracy = {key: round(fmean(each), 6) for key, each in shares.items()}
+    first = next(iter(tasks.values()))
     choice = Choice(
         rank(methods, accuracy)[0].settings,
         frozenset(map(fingerprint, examples)),
@@ -206,9 +181,11 @@ def choose(
         },
     )
     if at_most is not None:
-        ((name, task),) = whole.items()
-        store = ask(path.parent / "calibration", name, task, [Method(choice.settings)])
-        choice = _choose_threshold(choice, task, store, at_most)
+        ((_, task),) = whole.items()
+        folder, chosen = path.parent / "calibration", Method(choice.settings)
+        evaluation = replace(evaluation, methods={PLAIN.key: PLAIN, chosen.key: chosen})
+        evaluation.ask(engine, whole, folder, console=console)
+        choice = _choose_threshold(choice, task, _read(task, folder, evaluation), at_most)
     if not path.exists():
         choice.write(path)
     elif Choice.read(path).key != choice.key:
@@ -216,12 +193,18 @@ def choose(
     return choice
 
 
-def _choose_threshold(choice: Choice, task: Benchmark, store: Store, at_most: float) -> Choice:
+def _read(task: Benchmark, folder: Path, asked: Evaluation) -> dict[str, Mapping[str, Record]]:
+    """The answers to a task, read by its rules, by key."""
+    return Replies.read(folder, task.shard).score(task.score).answers({k: k for k in asked.methods})
+
+
+def _choose_threshold(
+    choice: Choice, task: Benchmark, replies: Mapping[str, Mapping[str, Record]], at_most: float
+) -> Choice:
     """The choice, looking only where it breaks at most such a share of right answers to the task's
     questions that did not choose (`cof.eval.gate`)."""
     asked = [e for e in task.examples if e.answer and not choice.seen([e])]
-    plain, looked = ({e.id: store[key, e.id] for e in asked} for key in (PLAIN.key, choice.key))
-    right = right_answers(asked, plain, looked)
+    right = right_answers(asked, replies[PLAIN.key], replies[choice.key])
     limit = choose_threshold(right, at_most)
     broken = sum(each.broken and each.confidence <= limit for each in right)
     promise = (
@@ -260,11 +243,8 @@ def tabulate_choices(choices: Mapping[str, Choice]) -> dict[str, Any]:
 
 
 def make_candidates(settings: Settings, **values: Sequence[Any]) -> list[Method]:
-    """Every combination of values, without those that differ in nothing that matters.
-
-    Args:
-        settings: everything else.
-        values: by option, the values to try.
+    """Every combination of the values of options, all else being as in `settings`, without those
+    that differ in nothing that matters.
 
     >>> [each.key for each in make_candidates(Settings(focus="crop"), expand=(1, 2))]
     ['prompt x crop expand=1', 'prompt x crop expand=2']

@@ -39,10 +39,7 @@ class CoFModel(lmms):
             max_batch_size: ignored: there is no automatic batch size.
             device: of the model, unless `device_map` is among the options; None: this process's
                 GPU where `accelerate launch` or `torchrun` started several processes.
-            options: `--model_args`.
-
-        Raises:
-            CofError: there is no such option, or a value is refused.
+            options: `--model_args`; what `CoF.from_pretrained` refuses is refused.
         """
         super().__init__()
         if not str(batch_size).isdigit() or not int(batch_size):

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm import plugins
 
-from cof.engines.vllm.clients import ServedClient
+from cof.engines.vllm.clients import ServedClient, while_running
 from cof.engines.vllm.engine import WORKER, VllmEngine, load_processor, model_options
 from cof.errors import CofError
 from cof.families import family_of
@@ -135,7 +135,8 @@ class Gate:
                 elif await _check_images(looker.service, fields):
                     body = json.dumps(fields).encode()
                 receive = replay(body, receive)
-            await self._vllm(scope, receive, send)
+            engine = scope["app"].state.engine_client
+            await while_running(engine, self._vllm(scope, receive, send))
 
 
 def _parse(body: bytes) -> dict[str, Any]:

@@ -96,7 +96,6 @@ def write_benchmark(
 
     Args:
         folder: gets `images/` and `questions.jsonl`; files of the same names are replaced.
-        split: a key of `SPLITS`.
         num_objects: numbers of objects, 1..16 each.
         scenes: scenes for each number; every fourth one with at most 8 objects is not square.
         side: side of the canvases in pixels; above `SIDE` details are smaller than in training.
@@ -127,8 +126,7 @@ def write_benchmark(
 
 
 def check_scenes(num_objects: Sequence[int], scenes: int, side: int) -> None:
-    """Check the arguments of a function that draws scenes (`write_benchmark`).
-
+    """
     Raises:
         CofError: a number is out of range.
     """

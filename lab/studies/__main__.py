@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cof import CoF
-from cof.cli.evaluate import finish, split_names
+from cof.cli.evaluate import finish
 from cof.errors import CofError
 from cof.tiny.benchmark import FINE, SPLITS
 from lab.studies.effect import measure, write_effect
@@ -69,6 +69,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
     return replace(plan, **options, validation_scenes=validation)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """`prompt, whole` -> `("prompt", "whole")`."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", choices=("tiny", "grid", "synthetic", "effect"))
@@ -83,8 +88,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=160, help="above 160 details are smaller")
     parser.add_argument("--limit", type=int, help="about so many questions of either split")
     parser.add_argument("--quick", action="store_true", help="a few scenes, to see that all runs")
-    parser.add_argument("--grounders", type=split_names, help="grid: such as prompt,oracle")
-    parser.add_argument("--focuses", type=split_names, help="grid: such as attention,crop")
+    parser.add_argument("--grounders", type=_names, help="grid: such as prompt,oracle")
+    parser.add_argument("--focuses", type=_names, help="grid: such as attention,crop")
     return parser.parse_args(arguments)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 
-from cof.eval.data.scenes import Scenes
 from cof.eval.evaluate import Evaluation, usual_methods
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import Method, grounding_key
@@ -24,6 +23,7 @@ from cof.eval.report.document import Block, Cell, Heading, Number, Table, Text, 
 from cof.pipeline import CoF
 from cof.tiny.benchmark import FINE, write_benchmark
 from lab.studies.charts import errorbars, name_lines
+from lab.studies.scenes import SomeScenes
 
 COMPARED = ("cof", "two looks", "oracle", "random")
 ENDS = {"value": "", "low": "_low", "high": "_high"}
@@ -42,7 +42,7 @@ def measure(
     """
     data = out / "data"
     write_benchmark(data, "test", scenes=scenes)
-    task = Scenes(data, prompt_style="tiny", kinds=FINE)
+    task = SomeScenes(data, prompt_style="tiny", kinds=FINE)
     points = []
     for checkpoint in checkpoints:
         cof = CoF.from_pretrained(checkpoint, dtype="bfloat16", preset="tiny:tiny")

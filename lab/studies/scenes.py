@@ -20,11 +20,12 @@ from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
 from cof.eval.data.scenes import Scenes
 from cof.eval.evaluate import Evaluation, usual_methods
+from cof.eval.examples import Example
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, grounding_key
-from cof.eval.replies import Replies
 from cof.eval.results import judge_box
 from cof.eval.runs import RESULTS, Run
+from cof.eval.store import Replies
 from cof.eval.sweep import Choice, choose, make_candidates, tabulate_choices
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
@@ -57,6 +58,16 @@ is `crop` in models that take one image."""
 
 CONFIDENCES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Thresholds tried on the plain answer's confidence."""
+
+
+@dataclass(frozen=True)
+class SomeScenes(Scenes):
+    """Only questions of these kinds; empty: all."""
+
+    kinds: tuple[str, ...] = ()
+
+    def read(self, problems: list[str]) -> list[Example]:
+        return [e for e in super().read(problems) if not self.kinds or e.kind in self.kinds]
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ class Plan:
             if style is None:
                 write_benchmark(folder, split, **size)
                 kinds = self.kinds if split == self.split else self.chosen_kinds
-                task = Scenes(folder, prompt_style="tiny", limit=self.limit, kinds=kinds)
+                task = SomeScenes(folder, prompt_style="tiny", limit=self.limit, kinds=kinds)
                 tasks[split] = {"scenes": task}
             else:
                 write_synthetic(folder, first=FIRST[split], **size)
@@ -197,7 +208,7 @@ def run_effect(
     results = study.measure(methods)
     task, replies = Run(out, "", results).read_task("scenes")
     write_atomically(out / "objects.svg", f"{draw_objects(results).svg}\n")
-    return study.write(results, *tabulate_boxes(task, replies.score(task), methods))
+    return study.write(results, *tabulate_boxes(task, replies.score(task.score), methods))
 
 
 def run_grid(

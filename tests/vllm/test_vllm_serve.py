@@ -3,6 +3,7 @@ and held against the transformers engine in this process."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -366,3 +367,22 @@ def test_the_system_message_of_the_settings_is_sent_as_text() -> None:
     look = Look("none", Grounding(None), None)
     body = json.loads(write_body({"messages": list(asked), "cof": {}}, sample, look, engine))
     assert body["messages"] == [{"role": "system", "content": SYSTEMS["vicuna_v1"]}, *asked]
+
+
+def test_what_vllm_never_answers_ends_with_its_engine() -> None:
+    """A request that comes as the engine is stopped."""
+    from cof.engines.vllm.clients import RequestAborted
+    from cof.server.vllm_app import Gate
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def ask() -> None:
+        engine = SimpleNamespace(output_handler=asyncio.ensure_future(asyncio.sleep(0.1)))
+        app = SimpleNamespace(state=SimpleNamespace(engine_client=engine))
+        scope = {"type": "http", "method": "GET", "path": "/v1/models", "app": app}
+        unused: Any = never
+        await asyncio.wait_for(Gate(never)(scope, unused, unused), 30)
+
+    with pytest.raises(RequestAborted, match="being stopped"):
+        asyncio.run(ask())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio import FIRST_COMPLETED
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from cof.engines.vllm.maps import KEY
 from cof.errors import CofError
 
+Result = TypeVar("Result")
 OnOutput = Callable[[int, Any], object]
 """Called with the place of a request and vLLM's `CompletionOutput` so far."""
 
@@ -131,16 +132,8 @@ class ServedClient:
         """One after another, as a question asks for one thing at a time."""
         outputs = []
         for place, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
-            asked = asyncio.ensure_future(self._one(place, prompt, each, on_output))
-            # a request that comes as the engine is stopped would wait for ever
-            engine = {self._engine.output_handler} - {None}
-            try:
-                await asyncio.wait({asked} | engine, return_when=FIRST_COMPLETED)
-                if not asked.done():
-                    raise RequestAborted(_STOPPING)
-                outputs.append(asked.result())
-            finally:
-                asked.cancel()
+            asked = self._one(place, prompt, each, on_output)
+            outputs.append(await while_running(self._engine, asked))
         return outputs
 
     async def _one(self, place: int, prompt: Any, params: Any, on_output: OnOutput | None) -> Any:
@@ -164,6 +157,24 @@ class ServedClient:
             ours = core.core_engines[self.rank or 0]
             output.map = await core._call_utility_async(*call, engine=ours)
         return output
+
+
+async def while_running(engine: Any, work: Awaitable[Result]) -> Result:
+    """The result of work with vLLM's `AsyncLLM`, in which what comes at its end waits for ever.
+
+    Raises:
+        RequestAborted: the engine has ended before.
+    """
+    asked = asyncio.ensure_future(work)
+    try:
+        until = {asked, engine.output_handler} - {None}
+        await asyncio.wait(until, return_when=FIRST_COMPLETED)
+        await asyncio.wait({asked}, timeout=1)  # for what the engine has just given
+        if not asked.done():
+            raise RequestAborted(_STOPPING)
+        return asked.result()
+    finally:
+        asked.cancel()
 
 
 Client = OfflineClient | ServedClient

@@ -40,14 +40,8 @@ _MOST_SHOWN = 3  # problems in a refusal; --check shows all
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers read out of replies, and figures in percent of them.
-
-    Attributes:
-        examples: the questions.
-        replies: to each, by its id.
-        read: the answer in each; None: unparsed.
-        rules: how they were read.
-    """
+    """The answers read out of replies by a rule set (None: unparsed), by question, and figures in
+    percent of them."""
 
     examples: Sequence[Example]
     replies: Replies
@@ -86,7 +80,6 @@ class Benchmark(ABC):
         shard: `(i, n)`: only the i-th of n parts, i from 1; groups stay whole.
         part: `validation` or `test` instead of `all`: questions about one image stay together.
         share: of the images that `validation` gets, 0..1; the others are `test`'s.
-        kinds: only questions of these kinds; empty: all.
         name: for files and messages.
         headline: the metrics that papers quote.
         stage_one: whether only the boxes of stage 1 are measured.
@@ -106,7 +99,6 @@ class Benchmark(ABC):
     shard: tuple[int, int] = (1, 1)
     part: Part = "all"
     share: float = 0.25
-    kinds: tuple[str, ...] = ()
 
     name: ClassVar[str]
     headline: ClassVar[tuple[str, ...]]
@@ -149,13 +141,7 @@ class Benchmark(ABC):
     def figures(
         self, examples: Sequence[Example], replies: Replies, rules: Rules
     ) -> dict[str, Figure]:
-        """Figures by name.
-
-        Args:
-            examples: the questions.
-            replies: to each of them; None: there is no reply, which is wrong and unparsed.
-            rules: how answers are read out of replies.
-        """
+        """Figures by name; a question without a reply (None) is wrong and unparsed."""
         read = {
             e.id: None if (text := replies[e.id]) is None else self.parse(e, text, rules)
             for e in examples
@@ -163,12 +149,8 @@ class Benchmark(ABC):
         return self.figures_of(Answers(examples, replies, read, rules))
 
     def judged_boxes(self, text: str, boxes: tuple[XYXY, ...]) -> tuple[XYXY, ...]:
-        """Those of the boxes of stage 1 by which it is judged: the box around them is.
-
-        Args:
-            text: its reply, verbatim.
-            boxes: read from it, in its order, xyxy in 0..1 of the image.
-        """
+        """Those of the boxes that were read from a reply of stage 1, xyxy in 0..1 of the image, by
+        which it is judged: the box around them is."""
         return boxes
 
     def groups(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
@@ -199,14 +181,9 @@ class Benchmark(ABC):
                 f"{'; '.join(problems[:_MOST_SHOWN])}. List all with `cof eval {self.name} "
                 f"{self.path} --check`."
             )
-        asked = [e for e in examples if not self.kinds or e.kind in self.kinds]
-        chosen = select(part_of(asked, self.part, self.share), self.limit, self.shard)
+        chosen = select(part_of(examples, self.part, self.share), self.limit, self.shard)
         if not chosen:
-            there = ", ".join(dict.fromkeys(e.kind for e in examples if e.kind)) or "none"
-            raise CofError(
-                f"{self.path} leaves no questions for this part, limit and shard, and these kinds; "
-                f"it has the kinds: {there}."
-            )
+            raise CofError(f"{self.path} leaves no questions for this part, limit and shard.")
         return chosen
 
     @property
@@ -330,12 +307,7 @@ def part_of(examples: Sequence[Example], part: Part, share: float) -> list[Examp
 
     The fingerprint of a question's image file decides its part, so that questions about one image
     are in the same part, in whatever file they stand; and more data changes nothing for those that
-    were there before.
-
-    Args:
-        examples: of all parts.
-        part: which.
-        share: the share of the images that `validation` gets, 0..1.
+    were there before. `validation` gets a share (0..1) of the images.
 
     Raises:
         CofError: an image cannot be read.

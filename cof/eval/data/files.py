@@ -101,14 +101,8 @@ def only_one(value: Any) -> Any:
 def collect(
     make: Callable[[Row], Iterable[T]], problems: list[str], *sources: Iterable[Row]
 ) -> list[T]:
-    """What is made of each row.
-
-    Args:
-        make: may raise a CofError about a row.
-        problems: gets a sentence for everything that is wrong, so that one look at a data set
-            names all of it.
-        sources: of rows, such as files; may raise a CofError where no more can be read.
-    """
+    """What is made of each row of several sources, such as files. Every `CofError` about a row or a
+    source becomes one of the problems, so that one look at a data set names all of them."""
     made: list[T] = []
     for rows in sources:
         try:
@@ -125,11 +119,8 @@ def collect(
 
 
 def read_rows(path: Path, need: Sequence[str]) -> Iterator[Row]:
-    """The records of one file, by its ending: `.tsv`, `.parquet`, else JSON lines.
-
-    Args:
-        path: the file.
-        need: columns without which a record is of no use.
+    """The records of one file, by its ending: `.tsv`, `.parquet`, else JSON lines; without the
+    columns that it needs a record is of no use.
 
     Raises:
         CofError: it cannot be read, or is a table that lacks a column.
@@ -151,11 +142,8 @@ def data_files(path: Path, patterns: Sequence[str], *, one_split: bool) -> list[
     Args:
         path: a file; a folder; or the common beginning of one split's files as the hub cuts them,
             such as `data/val` for `data/val-00000-of-00002.parquet` and its like.
-        patterns: of the files in a folder, the preferred kind first.
+        patterns: of the files in a folder, of which the first kind that is there is taken.
         one_split: whether files that are no parts of one split are refused.
-
-    Returns:
-        The file, or all files of the first kind that is there, sorted.
 
     Raises:
         CofError: there are none, or those of several splits.

@@ -44,18 +44,15 @@ def local(source: str) -> Path:
             allow_patterns=[within, f"{within}/*", f"{within}-*"] if within else None,
         )
     except (errors.HFValidationError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+        unknown = errors.RepositoryNotFoundError, errors.RevisionNotFoundError
         if isinstance(error, errors.GatedRepoError):
             told = "asks for consent: accept its terms on the hub, then log in with `hf auth login`"
         elif isinstance(error, (errors.HFValidationError, *unknown)):
             told = "is no data set of the hub, or a private one"
         elif isinstance(error, errors.LocalEntryNotFoundError):
-            told = (
-                "is not in this machine's cache and the hub cannot be reached: connect, or give "
-                "the path of a copy of the data"
-            )
+            told = "is not in this machine's cache, and the hub cannot be reached"
         else:
-            told = f"could not be downloaded: {reason}"
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            told = f"could not be downloaded: {reason.rstrip('.')}"
         raise CofError(f"{source} {told}.") from error
     return Path(root, within or "")

@@ -65,13 +65,8 @@ class MMBench(ChoiceTable):
 
 def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
     """Write the xlsx file that MMBench's server scores, which alone has the answers of the test
-    split: the data's own rows, rotations included, with one method's replies as `prediction`.
-
-    Args:
-        task: the split; its file needs rotations of its own where the server is to see them.
-        answers: the `answers.jsonl` of a run on it.
-        method: key of the method in it, such as `plain`.
-        out: the file; its folder must be there.
+    split: the data's own rows, rotations included if it has them, with the replies of one method
+    (by its key) out of a run's `answers.jsonl` as `prediction`.
 
     Returns:
         How many rows it has.

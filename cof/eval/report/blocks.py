@@ -82,8 +82,6 @@ def _task_blocks(name: str, numbers: Numbers, results: Numbers) -> list[Block]:
         add("how much the rule set matters", Items(SOURCES.items()), *_spread(name, numbers))
     if numbers["grounding"]:
         add("where it looks (stage 1)", *grounding_blocks(name, numbers))
-    if numbers["costs"]:
-        add("cost", *_costs(name, numbers, results["about"]))
     if refused := [f"{method} {n}" for method, n in numbers["errors"].items() if n]:
         asked = f"Questions that could not be asked, and count as wrong: {', '.join(refused)}."
         blocks.append(Text(asked))
@@ -141,21 +139,3 @@ def grounding_blocks(name: str, numbers: Numbers) -> list[Block]:
         "IoU 0."
     )
     return [Table(f"{name}-stage-1", [*head, "mean IoU", "IoU >= 0.5"], rows), Text(text)]
-
-
-def _costs(name: str, numbers: Numbers, about: Numbers) -> list[Block]:
-    rows: list[list[Cell]] = [
-        [
-            method,
-            Number(1000 * row["seconds"] / numbers["questions"], ".1f"),
-            "" if row["ratio"] is None else Number(row["ratio"], ".2f"),
-        ]
-        for method, row in numbers["costs"].items()
-    ]
-    versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
-    text = (
-        "With the encoding of the image and stage 1; images are encoded once for all methods, and "
-        "the decoder's state after an image is reused as far as the bias allows. In batches of up "
-        f"to {about['batch_size']}, on {about['device']}; {versions}."
-    )
-    return [Table(f"{name}-cost", ["method", "ms a question", "x plain"], rows), Text(text)]

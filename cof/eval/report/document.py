@@ -61,13 +61,8 @@ Cell = str | int | Number
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        name: of its CSV file; unique in the run.
-        head: names of the columns; the first one is aligned to the left.
-        rows: their cells.
-    """
+    """A table, whose CSV file has its name, unique in the run; the first column is aligned to the
+    left."""
 
     name: str
     head: Sequence[str]
@@ -98,13 +93,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing.
-
-    Attributes:
-        name: of its file; unique in the run.
-        title: what it shows.
-        svg: the `<svg>` element.
-    """
+    """A drawing, as an `<svg>` element, whose file has its name, unique in the run."""
 
     name: str
     title: str
