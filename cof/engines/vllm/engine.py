@@ -160,6 +160,35 @@ class VllmEngine:
         file = data if data and shown is image and is_plain(data) else png(shown)
         return EncodedImage(image, MediaWithBytes(shown, file))
 
+    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
+        """See `AttentionReader`."""
+        return self.tokens.mask(image_wh, highlight)
+
+    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
+        """See `AttentionReader`."""
+        return self.tokens.centres(image_wh)
+
+    def image_attentions(
+        self, requests: Sequence[Request], layers: Layers | None = None
+    ) -> list[NDArray[np.float32]]:
+        """See `AttentionReader`: vLLM's workers read it in each prompt's own pass."""
+        from vllm.sampling_params import RequestOutputKind
+
+        first = self.family.num_prefix_features(self.tokens.config)
+        text = self.tokens.config.get_text_config()
+        wanted, heads = list((layers or range)(text.num_hidden_layers)), text.num_attention_heads
+        one, kind = Decoding(max_new_tokens=1), RequestOutputKind.FINAL_ONLY
+        params = [self._sampling_params(request, one, kind) for request in requests]
+        for each, request in zip(params, requests, strict=True):
+            asked = (uuid4().hex, request.number, wanted)
+            each.extra_args = {**(each.extra_args or {}), MAP: asked}
+        outputs = self._run(requests, params)
+        layouts = [self.tokens.layout(request.pil_image.size) for request in requests]
+        return [
+            join_parts(output.map, wanted, heads)[..., first:].reshape(len(wanted), heads, *layout)
+            for output, layout in zip(outputs, layouts, strict=True)
+        ]
+
     def generate(
         self,
         requests: Sequence[Request],
@@ -219,35 +248,6 @@ class VllmEngine:
             return self.client.run([self._prompt(each) for each in requests], params, tell)
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
-
-    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
-        """See `AttentionReader`."""
-        return self.tokens.mask(image_wh, highlight)
-
-    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """See `AttentionReader`."""
-        return self.tokens.centres(image_wh)
-
-    def image_attentions(
-        self, requests: Sequence[Request], layers: Layers | None = None
-    ) -> list[NDArray[np.float32]]:
-        """See `AttentionReader`: vLLM's workers read it in each prompt's own pass."""
-        from vllm.sampling_params import RequestOutputKind
-
-        first = self.family.num_prefix_features(self.tokens.config)
-        text = self.tokens.config.get_text_config()
-        wanted, heads = list((layers or range)(text.num_hidden_layers)), text.num_attention_heads
-        one, kind = Decoding(max_new_tokens=1), RequestOutputKind.FINAL_ONLY
-        params = [self._sampling_params(request, one, kind) for request in requests]
-        for each, request in zip(params, requests, strict=True):
-            asked = (uuid4().hex, request.number, wanted)
-            each.extra_args = {**(each.extra_args or {}), MAP: asked}
-        outputs = self._run(requests, params)
-        layouts = [self.tokens.layout(request.pil_image.size) for request in requests]
-        return [
-            join_parts(output.map, wanted, heads)[..., first:].reshape(len(wanted), heads, *layout)
-            for output, layout in zip(outputs, layouts, strict=True)
-        ]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         text = self.chat.text(request)
