@@ -119,7 +119,7 @@ def by_transformers(name: str, asked: Request) -> tuple[Any, Tensor]:
     # PaliGemma's processor adds the start token and the newline itself, Kosmos-2's pipeline a frame
     raw = {"paligemma": "<image>{}", "kosmos2": "Question: {} Answer:"}
     text = raw[name].format(asked.prompt) if name in raw else made.chat.text(asked)
-    options = {"add_special_tokens": False} if name == "mllama" else {}
+    options = {"add_special_tokens": False} if name in ("mllama", "molmo2") else {}
     arrays = made.processor(images=images, text=text, return_tensors="np", **options)
     inputs = {
         key: torch.as_tensor(np.asarray(value)) for key, value in arrays.items() if key != "labels"

@@ -138,7 +138,7 @@ def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
     results["settings"]["cof"]["square"] = False
     (out / "results.json").write_text(json.dumps(results), "utf-8")
     for act in (publish, rescore):
-        with pytest.raises(CofError, match=r"of another version of cof: run cof eval.* square"):
+        with pytest.raises(CofError, match=r"of another version of cof.* 'square'"):
             act(out)
 
 

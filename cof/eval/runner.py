@@ -186,7 +186,8 @@ class Batch:
                 self.images[source] = error
         engine: Any = self.runner.engine
         if self.runner.servers:
-            self.images |= {source: engine.encode(image) for source, image in opened.items()}
+            files = {of: of if isinstance(of, Path) else of.load() for of in opened}
+            self.images |= {source: engine.encode(file) for source, file in files.items()}
             return
         try:
             encoded = engine.encode(list(opened.values()), prefill=True) if opened else []

@@ -115,7 +115,9 @@ class Chat:
             raise CofError(
                 f"The chat template of {self.family.name} refuses this chat: {error}"
             ) from error
-        return str(text)
+        tokenizer = self.processor.tokenizer
+        start = (tokenizer.bos_token or tokenizer.eos_token) if self.family.starts else ""
+        return str(text) if str(text).startswith(start) else f"{start}{text}"
 
     def _without_template(self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str]) -> str:
         """The one turn that models know whose processor has no chat template."""

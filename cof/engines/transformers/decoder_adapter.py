@@ -29,6 +29,7 @@ from cof.engines.transformers.cross_attention_adapter import (
 from cof.engines.transformers.prefix_cache import CACHE, Prefix, Prompts
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
+from cof.families.processors import image_text
 from cof.families.special_tokens import tokenize
 
 
@@ -52,7 +53,9 @@ class DecoderAdapter(Adapter):
             {name: torch.as_tensor(value) for name, value in output.items() if name in takes}
             for output in pixels
         ]
-        shapes = [tuple(value.shape for value in image.values()) for image in images]
+        shapes: list[Any] = [tuple(value.shape for value in image.values()) for image in images]
+        if not self.family.stacks:
+            shapes = list(range(len(images)))
         features: dict[int, Tensor] = {}
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
@@ -68,11 +71,13 @@ class DecoderAdapter(Adapter):
         special = adds_special_tokens(self.processor, texts[0])
         inputs = tokenize(tokenizer, expanded, add_special_tokens=special)
         takes = inspect.signature(self.model.forward).parameters
-        types = {
-            name: self.is_image(inputs["input_ids"]).long() * kind
-            for name, kind in (("mm_token_type_ids", 1), ("token_type_ids", self.family.image_type))
-            if name in takes
-        }
+        ids, types = inputs["input_ids"], dict[str, Tensor]()
+        if "mm_token_type_ids" in takes:  # Molmo 2 counts the tokens around an image's as well
+            types["mm_token_type_ids"] = torch.tensor(
+                self.processor.create_mm_token_type_ids(ids.tolist())
+            )
+        if "token_type_ids" in takes:
+            types["token_type_ids"] = self.is_image(ids).long() * self.family.image_type
         if "image_grid_thw" in takes:
             grids = [torch.as_tensor(image["image_grid_thw"]) for row in pixels for image in row]
             if grids:
@@ -87,7 +92,7 @@ class DecoderAdapter(Adapter):
                 f"The chat template of {self.family.name} shows {len(rest)} of the chat's "
                 f"{len(pixels)} images: leave the others out, or put them into the last message."
             )
-        tokens = [self.processor.replace_image_token(dict(image), 0) for image in pixels]
+        tokens = [image_text(self.processor, image, n) for n, image in enumerate(pixels)]
         return first + "".join(map("".join, zip(tokens, rest, strict=True)))
 
     def place(
@@ -229,6 +234,8 @@ def _per_image(output: Any, count: int) -> list[Tensor]:
     pooled = output.pooler_output
     if isinstance(pooled, Tensor):  # (count * tiles, tokens, D)
         return [image.reshape(-1, 1, image.shape[-1]) for image in pooled.chunk(count)]
+    if len(pooled) > count:  # MiniCPM-OCR has one for each slice of its one image
+        pooled = [torch.cat(list(pooled))]
     deeper = getattr(output, "deepstack_features", None) or []
     return [torch.cat(levels, dim=-1) for levels in zip(pooled, *deeper, strict=True)]
 
