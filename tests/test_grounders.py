@@ -133,7 +133,7 @@ class TestAttention:
         request = rows()[0]
         (grounding,) = RelativeAttention(layers).locate(engine(), [request])
         asked, generic = (
-            engine().image_attention(Request(request.image, text + SHORT_ANSWER))
+            engine().image_attentions([Request(request.image, text + SHORT_ANSWER)])[0]
             for text in ("What color is the red bus?", GENERIC)
         )
         chosen = [1] if layers is None else list(layers)  # 14/32 of three layers
@@ -147,9 +147,9 @@ class TestAttention:
         seen: list[list[str]] = []
         read = TransformersEngine.image_attentions
 
-        def counting(self: TransformersEngine, requests: list[Request]) -> object:
+        def counting(self: TransformersEngine, requests: list[Request], layers: Any) -> object:
             seen.append([request.prompt for request in requests])
-            return read(self, requests)
+            return read(self, requests, layers)
 
         monkeypatch.setattr(TransformersEngine, "image_attentions", counting)
         image, encoded = picture((64, 64)), engine().encode([picture((40, 40))])[0]

@@ -192,7 +192,7 @@ class TestFormula:
             assert furthest(found, expected.logits) <= 3e-5
             plain = ours(name, replace(asked, highlight=None))
             assert float((found[0] - plain[0]).abs().max()) > 1e-3
-            attention = engine(name).image_attention(asked)
+            attention = engine(name).image_attentions([asked])[0]
             assert attention.shape[1] == engine(name).adapter.shape[1]
             if not FORMULA.crossing:
                 layers = [of[0, :, -1, is_image] for of in expected.attentions[0] if of is not None]

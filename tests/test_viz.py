@@ -183,7 +183,7 @@ class TestReadout:
         made, answer = engine(), asked()
         found = read(made, answer)
         highlight = answer.settings.focus.apply(Request(answer.image, answer.question), REGION)
-        weights = made.image_attention(highlight)
+        weights = made.image_attentions([highlight])[0]
         np.testing.assert_allclose(found.after.values, weights.mean((0, 1)), rtol=1e-5)
 
     def test_nothing_highlighted(self) -> None:

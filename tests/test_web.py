@@ -231,9 +231,9 @@ class TestSession:
         self, photo: Path, monkeypatch: pytest.MonkeyPatch, short_answers: None
     ) -> None:
         engine, seen = model(), []
-        read = engine.image_attention
+        read = engine.image_attentions
         monkeypatch.setattr(
-            engine, "image_attention", lambda request: seen.append(request) or read(request)
+            engine, "image_attentions", lambda requests: seen.extend(requests) or read(requests)
         )
         session = Session(CoF(engine, SETTINGS), photo)
         shown = session.show(view(boxes=(BOX,), settings=(SETTINGS, OTHER)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cof.engines.base import Engine, StateReader
+from cof.engines.base import AttentionReader, Engine, StateReader
 from cof.errors import CofError
 from cof.geometry.heatmap import HeatMap, make_heat_map, sliding_window
 from cof.geometry.regions import Region
@@ -42,16 +42,18 @@ class MapGrounder(Grounder):
     """Looks where a heat map of the image is highest (`heatmap.sliding_window`).
 
     Attributes:
+        reads: what it needs of the engine.
         depth: where the default layers begin, as a share of all layers: ViCrop and FOCUS begin at
             layer 14 of LLaVA-1.5-7B's 32.
         min_confidence: the least part of the map's sum in the box, 0..1, that counts as found.
     """
 
     depth: ClassVar[float] = 14 / 32
+    reads: ClassVar[type] = StateReader
     min_confidence: float
 
     @abstractmethod
-    def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
+    def heat(self, reader: Any, requests: list[Request], visible: list[Visible]) -> Maps:
         """The heat for each request; where only padding is `visible`, it does not count."""
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
@@ -59,7 +61,7 @@ class MapGrounder(Grounder):
         Raises:
             CofError: the engine does not tell its model's states.
         """
-        if not isinstance(engine, StateReader):
+        if not isinstance(engine, AttentionReader) or not isinstance(engine, self.reads):
             raise CofError(
                 f"grounder {self.name!r} reads the model's states, which the engine "
                 f"{engine.name!r} does not offer; use grounder 'prompt'."
@@ -106,14 +108,17 @@ class RelativeAttention(MapGrounder):
         "where the model's attention goes (ViCrop); one forward pass per question and per image"
     )
     engine_calls: ClassVar[int] = 2
+    reads: ClassVar[type] = AttentionReader
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
     min_confidence: float = option(0.0, UNSURE, fraction)
 
-    def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
+    def heat(
+        self, reader: AttentionReader, requests: list[Request], visible: list[Visible]
+    ) -> Maps:
         asked = [r.asking(first_line(r.prompt) + SHORT_ANSWER) for r in requests]
         generic = {_chat_id(r): r.asking(GENERIC + SHORT_ANSWER) for r in requests}
-        attentions = reader.image_attentions([*asked, *generic.values()])
-        maps = [self._average(attention) for attention in attentions]
+        attentions = reader.image_attentions([*asked, *generic.values()], self._layers)
+        maps = [attention.mean((0, 1)) for attention in attentions]
         generic_maps = dict(zip(generic, maps[len(asked) :], strict=True))
         for request, ours, shown in zip(requests, maps, visible, strict=False):
             theirs = generic_maps[_chat_id(request)]
@@ -123,10 +128,9 @@ class RelativeAttention(MapGrounder):
             divisor = theirs + float(theirs[shown].mean())
             yield ours / np.maximum(divisor, 1e-12)
 
-    def _average(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`(layers, heads, *tokens)` -> `(*tokens,)`."""
-        default = [min(round(self.depth * len(attention)), len(attention) - 1)]
-        return np.asarray(select_layers(attention, self.grounder_layers, default).mean((0, 1)))
+    def _layers(self, count: int) -> list[int]:
+        default = [min(round(self.depth * count), count - 1)]
+        return [*map(int, select_layers(np.arange(count), self.grounder_layers, default))]
 
 
 @dataclass(frozen=True)
@@ -235,8 +239,8 @@ class Logits(MapGrounder):
 
 
 def select_layers(
-    states: NDArray[np.float32], wanted: Sequence[int] | None, default: Sequence[int]
-) -> NDArray[np.float32]:
+    states: NDArray[Any], wanted: Sequence[int] | None, default: Sequence[int]
+) -> NDArray[Any]:
     """The wanted layers of `(layers, ...)` states; None: the default ones.
 
     Raises:

@@ -92,7 +92,7 @@ def read(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CofWarning)
         if known is None:
-            before = engine.image_attention(plain)
+            (before,) = engine.image_attentions([plain])
             if before.ndim != 4:
                 return None
             native = engine.frame(answer.image.size)
@@ -105,7 +105,7 @@ def read(
         look = answer.region and answer.settings.focus.apply(plain, answer.region).highlight
         if look is None:
             return replace(known, after=None, highlighted=None)
-        after = engine.image_attention(replace(plain, highlight=look))
+        (after,) = engine.image_attentions([replace(plain, highlight=look)])
         mask = engine.token_mask(answer.image.size, look)
     frame = known.before.frame
     return replace(known, after=Tokens(after.mean((0, 1)), frame), highlighted=Tokens(mask, frame))

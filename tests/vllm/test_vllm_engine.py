@@ -66,11 +66,12 @@ def test_boxes_in_a_template(name: str) -> None:
     assert max(map(difference, boxes, expected)) < CLOSE
 
 
+@pytest.mark.parametrize("grounder", ["prompt", "attention"])
 def test_the_pipeline_is_that_of_the_transformers_engine(
-    engine: VllmEngine, reference: TransformersEngine
+    engine: VllmEngine, reference: TransformersEngine, grounder: str
 ) -> None:
     queries = [(image, "What digit is on the star?") for image in SCENES]
-    ours, theirs = (CoF(made).batch(queries) for made in (engine, reference))
+    ours, theirs = (CoF(made, grounder=grounder).batch(queries) for made in (engine, reference))
     for one, other in zip(ours, theirs, strict=True):
         assert (one.text, one.boxes, one.found) == (other.text, other.boxes, other.found)
         assert one.confidence == pytest.approx(other.confidence, abs=1e-5)

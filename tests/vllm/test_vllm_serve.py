@@ -80,6 +80,8 @@ def queries() -> list[Query]:
         Query(SCENES[4], QUESTION, settings=Settings(boxes="template", expand=2.0)),
         Query(SCENES[4], QUESTION, settings=Settings(layers=(1, 2), heads=(0,))),
         Query(SCENES[5], QUESTION, settings=Settings(focus="none")),
+        Query(SCENES[5], QUESTION, settings=Settings(grounder="attention")),
+        Query(SCENES[2], QUESTION, settings=Settings(grounder="attention", grounder_layers=(2, 5))),
         Query(SCENES[3], QUESTION, grounding_question="Where is the yellow cross?"),
     ]
 
@@ -180,7 +182,7 @@ def test_routes_and_keys(server: Server) -> None:
 
 
 def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
-    for settings in (Settings(grounder="attention"), Settings(focus="contrast")):
+    for settings in (Settings(grounder="relevance"), Settings(focus="contrast")):
         with pytest.raises(CofError):
             remote.batch([Query(SCENES[0], QUESTION, settings=settings)])
     remote._servers._retry_s = 0

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
+from cof.engines.base import Layers
 from cof.engines.text_stream import BatchStreamer, apart_from_thoughts
 from cof.engines.transformers import generation, introspection, prefix_cache, prompt_builder
 from cof.engines.transformers.batching import group_by_size, map_in_threads
@@ -316,13 +317,12 @@ class TransformersEngine:
         """See `AttentionReader`: the paper's M."""
         return self.tokens.mask(image_wh, highlight)
 
-    def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """See `AttentionReader`; for a Q-Former it is the mean attention of its queries."""
-        return self.image_attentions([request])[0]
-
-    def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
-        """See `StateReader`; prefixes are reused."""
-        return self._read(requests, lambda prompts, _, one: self.adapter.weights(prompts, one))
+    def image_attentions(
+        self, requests: Sequence[Request], layers: Layers | None = None
+    ) -> list[NDArray[np.float32]]:
+        """See `AttentionReader`; prefixes are reused. Of a Q-Former it is its queries' mean."""
+        maps = self._read(requests, lambda prompts, _, one: self.adapter.weights(prompts, one))
+        return [of[list((layers or range)(len(of)))] for of in maps]
 
     def phrase_similarities(
         self, requests: Sequence[Request], phrases: Sequence[str], states: States = "values"
@@ -355,7 +355,7 @@ class TransformersEngine:
         return self._read(asked, partial(introspection.predict_words, adapter), ids, reuse=False)
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """See `StateReader`."""
+        """See `AttentionReader`."""
         return self.tokens.centres(image_wh)
 
     def _run(

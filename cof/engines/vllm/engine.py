@@ -10,18 +10,23 @@ from copy import copy
 from functools import cache
 from os import PathLike
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoConfig
 
 from cof.attention.bias_mask import make_gates
+from cof.engines.base import Layers
 from cof.engines.text_stream import TextStream, apart_from_thoughts
 from cof.engines.transformers.generation import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
 from cof.engines.vllm.boxes import Part, decode_boxes
 from cof.engines.vllm.clients import Client, OfflineClient, OnOutput
+from cof.engines.vllm.maps import KEY as MAP
+from cof.engines.vllm.maps import join_parts
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
@@ -48,7 +53,7 @@ MAX_IMAGES = 8
 
 
 class VllmEngine:
-    """Answers requests with vLLM; implements `cof.engines.base.Engine`.
+    """Answers requests with vLLM; implements `Engine` and `AttentionReader` of `cof.engines.base`.
 
     Requests in one call may differ in image, prompt, region, strength, scope, layers and heads.
     vLLM batches them, and reuses what is the same of them: image features, and the decoder's state
@@ -60,10 +65,13 @@ class VllmEngine:
         family: what is known of its kind of model.
         tokens: which of its tokens show what of an image.
         takes_two: whether it can be shown two images at once.
+        attention_source: see `AttentionReader`.
         client: runs the requests.
 
     Threads may share an engine.
     """
+
+    attention_source = "the answer's first token"
 
     def __init__(self, client: Client, config: Any, processor: Any, *, name: str) -> None:
         """Wrap an engine that has our worker; `processor` has a PIL image processor."""
@@ -147,6 +155,35 @@ class VllmEngine:
         shown = self._shown(image)
         file = data if data and shown is image and is_plain(data) else png(shown)
         return EncodedImage(image, MediaWithBytes(shown, file))
+
+    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
+        """See `AttentionReader`."""
+        return self.tokens.mask(image_wh, highlight)
+
+    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
+        """See `AttentionReader`."""
+        return self.tokens.centres(image_wh)
+
+    def image_attentions(
+        self, requests: Sequence[Request], layers: Layers | None = None
+    ) -> list[NDArray[np.float32]]:
+        """See `AttentionReader`: vLLM's workers read it in each prompt's own pass."""
+        from vllm.sampling_params import RequestOutputKind
+
+        first = self.family.num_prefix_features(self.tokens.config)
+        text = self.tokens.config.get_text_config()
+        wanted, heads = list((layers or range)(text.num_hidden_layers)), text.num_attention_heads
+        one, kind = Decoding(max_new_tokens=1), RequestOutputKind.FINAL_ONLY
+        params = [self._sampling_params(request, one, kind) for request in requests]
+        for each, request in zip(params, requests, strict=True):
+            asked = (uuid4().hex, request.number, wanted)
+            each.extra_args = {**(each.extra_args or {}), MAP: asked}
+        outputs = self._run(requests, params)
+        layouts = [self.tokens.layout(request.pil_image.size) for request in requests]
+        return [
+            join_parts(output.map, wanted, heads)[..., first:].reshape(len(wanted), heads, *layout)
+            for output, layout in zip(outputs, layouts, strict=True)
+        ]
 
     def generate(
         self,
