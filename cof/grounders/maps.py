@@ -15,12 +15,14 @@ from cof.errors import CofError
 from cof.geometry.heatmap import HeatMap, make_heat_map, sliding_window
 from cof.geometry.regions import Region
 from cof.grounders.base import Grounder
-from cof.options import fraction, indices, option
+from cof.options import fraction, heads, indices, option
 from cof.prompting.dialects import SHORT_ANSWER, first_line
 from cof.prompting.noun_phrases import object_words
 from cof.types import Grounding, Request, pil_image
 
 LAYERS = "Decoder layers to read, such as 12-16; default: the method's own"
+HEADS = "Attention heads to read, as layer:head (3:0,3:2), instead of whole layers"
+AVERAGE = "Mean over heads: arithmetic, or geometric (hot only where all of them look)"
 UNSURE = "A box that holds a smaller part of the map (0..1) counts as not found"
 
 Visible = NDArray[np.bool_]
@@ -29,6 +31,7 @@ Visible = NDArray[np.bool_]
 Maps = Iterator[NDArray[np.floating]]
 """For each request the heat of the image tokens, `(*tokens,)`."""
 
+Average = Literal["arithmetic", "geometric"]
 States = Literal["values", "keys"]
 
 GENERIC = "Write a general description of the image."
@@ -92,6 +95,10 @@ class RelativeAttention(MapGrounder):
       alone is largest where the generic question hardly reads a token. Of 70 questions about
       validation scenes, the box's centre lay in the object for 0.91 and 0.83 on the two embedded
       models, and for 0.64 and 0.74 with the ratio alone.
+    - `average="geometric"` multiplies the relative maps of the heads in place of averaging their
+      attention: only where all of them look it is hot.
+    - `grounder_heads` are read in place of whole layers (localization heads, arXiv 2503.06287):
+      `cof calibrate` chooses them.
     - Windows are smaller: the model looks at them, they are not cropped. What else differs in the
       search for the box: `heatmap.sliding_window`.
     - Questions are asked in the model's chat, and LLaVA-1.5 sees the whole image, not its centre.
@@ -107,26 +114,39 @@ class RelativeAttention(MapGrounder):
     )
     engine_calls: ClassVar[int] = 2
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
+    grounder_heads: tuple[str, ...] | None = option(None, HEADS, heads)
+    average: Average = option("arithmetic", AVERAGE, get_args(Average))
     min_confidence: float = option(0.0, UNSURE, fraction)
 
     def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
-        asked = [r.asking(first_line(r.prompt) + SHORT_ANSWER) for r in requests]
+        asked = [ask_shortly(request) for request in requests]
         generic = {_chat_id(r): r.asking(GENERIC + SHORT_ANSWER) for r in requests}
         attentions = reader.image_attentions([*asked, *generic.values()])
-        maps = [self._average(attention) for attention in attentions]
+        maps = [self._choose(attention) for attention in attentions]
         generic_maps = dict(zip(generic, maps[len(asked) :], strict=True))
         for request, ours, shown in zip(requests, maps, visible, strict=False):
             theirs = generic_maps[_chat_id(request)]
             if np.allclose(ours, theirs, rtol=1e-3):  # the question makes no difference
-                yield np.ones_like(ours)
+                yield np.ones_like(ours[0])
                 continue
-            divisor = theirs + float(theirs[shown].mean())
-            yield ours / np.maximum(divisor, 1e-12)
+            means = theirs[:, shown].mean(1).reshape(-1, *[1] * shown.ndim)
+            relative = ours / np.maximum(theirs + means, 1e-12)
+            one = len(relative) == 1
+            yield relative[0] if one else np.exp(np.log(np.maximum(relative, 1e-12)).mean(0))
 
-    def _average(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`(layers, heads, *tokens)` -> `(*tokens,)`."""
+    def _choose(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`(layers, heads, *tokens)` -> `(maps, *tokens)`: of each head, or one of their mean."""
         default = [min(round(self.depth * len(attention)), len(attention) - 1)]
-        return np.asarray(select_layers(attention, self.grounder_layers, default).mean((0, 1)))
+        if self.grounder_heads is None:
+            layers = select_layers(attention, self.grounder_layers, default)
+            chosen = layers.reshape(-1, *layers.shape[2:])
+        else:
+            named = np.array([each.split(":") for each in self.grounder_heads], dtype=int).T
+            if (named.max(1) >= attention.shape[:2]).any():
+                last = ":".join(str(n - 1) for n in attention.shape[:2])
+                raise CofError(f"grounder_heads must be layer:head up to {last}.")
+            chosen = attention[tuple(named)]
+        return chosen if self.average == "geometric" else chosen.mean(0, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -232,6 +252,11 @@ class Logits(MapGrounder):
             }
             maps = [np.mean([shares[word] for word in phrase.split()], 0) for phrase in objects]
             yield np.max(maps, axis=0)
+
+
+def ask_shortly(request: Request) -> Request:
+    """The request whose attention is read: its first line, to be answered in a word."""
+    return request.asking(first_line(request.prompt) + SHORT_ANSWER)
 
 
 def select_layers(
