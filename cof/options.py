@@ -155,18 +155,3 @@ def indices(name: str, value: Any) -> tuple[int, ...] | None:
     if not numbers or not all(whole) or min(numbers) < 0:
         raise CofError(f"{name} takes numbers and ranges such as 0-15,20, not {value!r}.")
     return tuple(dict.fromkeys(map(int, numbers)))
-
-
-def heads(name: str, value: Any) -> tuple[str, ...] | None:
-    """Attention heads, each by its layer and its number there, from 0 on.
-
-    >>> heads("heads", "3:0, 12:7"), heads("heads", ["3:0"])
-    (('3:0', '12:7'), ('3:0',))
-    """
-    if value is None:
-        return None
-    parts = value.split(",") if isinstance(value, str) else value
-    texts = [str(part).strip() for part in parts] if isinstance(parts, (list, tuple)) else []
-    if not texts or not all(re.fullmatch(r"\d{1,4}:\d{1,4}", text) for text in texts):
-        raise CofError(f"{name} takes layer:head, such as 3:0,12:7, not {value!r}.")
-    return tuple(dict.fromkeys(texts))

@@ -19,7 +19,7 @@ from cof.cli.models import models, settings
 from cof.cli.report import report, rescore, submit_mmbench
 from cof.cli.reproduce import reproduce_paper
 from cof.cli.serve import serve, web
-from cof.cli.sweep import sweep
+from cof.cli.sweep import calibrate, sweep
 from cof.cli.verify import verify
 
 app = typer.Typer(
@@ -49,7 +49,9 @@ def _options(
 
 
 app.command(cls=BoxCommand)(ask)
-for _each in (ground, demo, web, models, settings, verify, scenes, serve, sweep, report, rescore):
+for _each in (ground, demo, web, models, settings, verify, scenes, serve):
+    app.command()(_each)
+for _each in (sweep, calibrate, report, rescore):
     app.command()(_each)
 
 eval_app = typer.Typer(help="Measure the effect on a benchmark.", no_args_is_help=True)

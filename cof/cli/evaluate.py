@@ -101,7 +101,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             batch_size=asked.batch_size,
             max_new_tokens=asked.max_new_tokens,
         )
-        more = {"tables": [tabulate_choices({"cof": choice})]} if choice else {}
+        more = {"tables": [tabulate_choices({"cof": choice})]} if choice and choice.tried else {}
         results = evaluation.run(engine, {name: task}, out, console=Console(stderr=True), **more)
         if chosen is not None:  # beside what it led to
             write_atomically(out / chosen.name, chosen.read_text("utf-8"))

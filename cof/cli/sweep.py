@@ -1,4 +1,4 @@
-"""`cof sweep`: settings chosen on validation questions."""
+"""`cof sweep` and `cof calibrate`: settings chosen by answers, and heads chosen without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 
 from cof.cli.common import (
+    BatchSizeOption,
     DataArgument,
+    LimitOption,
     Model,
     Questions,
     pairs,
@@ -125,6 +127,35 @@ def sweep(
         evaluation = Evaluation.compare_usual(choice.settings, others, **how)
         tasks = {benchmark: others}
         finish(evaluation.run(cof.engine, tasks, out, console=console, tables=tables), out)
+
+
+@sentences
+@with_model()
+def calibrate(
+    path: Annotated[Path, typer.Argument(help="JSON lines, each with an image and a question.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The file of the choice.")] = Path("heads.json"),
+    count: Annotated[int, typer.Option(min=1, help="Of heads.")] = 4,
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = 8,
+) -> None:
+    """Choose the attention heads that find things in your images; no answer is needed.
+
+    They are chosen by how they look at some hundred questions. FILE goes to `cof eval --settings`.
+    """
+    from cof.eval.heads import choose_heads, read_maps, read_questions
+    from cof.eval.run_info import describe_engine
+    from cof.eval.sweep import Choice
+
+    questions, cof = read_questions(path)[:limit], model.pipeline()
+    heads = choose_heads(read_maps(cof.engine, questions, batch_size), count)
+    chosen = {"grounder_heads": ",".join(map(str, heads)), "average": "geometric"}
+    settings = cof.settings.changed(grounder="attention", **chosen)
+    about = {**describe_engine(cof.engine), "count": len(questions)}
+    Choice(settings, frozenset(), about=about).write(out)
+    options = " ".join(f"--set {name}={value}" for name, value in chosen.items())
+    typer.echo(f"Chosen by {len(questions)} questions: --grounder attention {options}")
+    typer.echo(f"Frozen in {out}")
 
 
 def values_of(texts: Sequence[str] | None) -> dict[str, list[Any]]:

@@ -15,13 +15,13 @@ from cof.errors import CofError
 from cof.geometry.heatmap import HeatMap, make_heat_map, sliding_window
 from cof.geometry.regions import Region
 from cof.grounders.base import Grounder
-from cof.options import fraction, heads, indices, option
+from cof.options import fraction, indices, option
 from cof.prompting.dialects import SHORT_ANSWER, first_line
 from cof.prompting.noun_phrases import object_words
 from cof.types import Grounding, Request, pil_image
 
 LAYERS = "Decoder layers to read, such as 12-16; default: the method's own"
-HEADS = "Attention heads to read, as layer:head (3:0,3:2), instead of whole layers"
+HEADS = "Attention heads to read, numbered through all layers, in place of whole layers"
 AVERAGE = "Mean over heads: arithmetic, or geometric (hot only where all of them look)"
 UNSURE = "A box that holds a smaller part of the map (0..1) counts as not found"
 
@@ -114,7 +114,7 @@ class RelativeAttention(MapGrounder):
     )
     engine_calls: ClassVar[int] = 2
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
-    grounder_heads: tuple[str, ...] | None = option(None, HEADS, heads)
+    grounder_heads: tuple[int, ...] | None = option(None, HEADS, indices)
     average: Average = option("arithmetic", AVERAGE, get_args(Average))
     min_confidence: float = option(0.0, UNSURE, fraction)
 
@@ -137,15 +137,11 @@ class RelativeAttention(MapGrounder):
     def _choose(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
         """`(layers, heads, *tokens)` -> `(maps, *tokens)`: of each head, or one of their mean."""
         default = [min(round(self.depth * len(attention)), len(attention) - 1)]
-        if self.grounder_heads is None:
-            layers = select_layers(attention, self.grounder_layers, default)
-            chosen = layers.reshape(-1, *layers.shape[2:])
-        else:
-            named = np.array([each.split(":") for each in self.grounder_heads], dtype=int).T
-            if (named.max(1) >= attention.shape[:2]).any():
-                last = ":".join(str(n - 1) for n in attention.shape[:2])
-                raise CofError(f"grounder_heads must be layer:head up to {last}.")
-            chosen = attention[tuple(named)]
+        chosen = select_layers(attention, self.grounder_layers, default)
+        tokens = attention.shape[2:]
+        if self.grounder_heads is not None:
+            chosen = select_layers(attention.reshape(-1, *tokens), self.grounder_heads, (), "heads")
+        chosen = chosen.reshape(-1, *tokens)
         return chosen if self.average == "geometric" else chosen.mean(0, keepdims=True)
 
 
@@ -260,9 +256,12 @@ def ask_shortly(request: Request) -> Request:
 
 
 def select_layers(
-    states: NDArray[np.float32], wanted: Sequence[int] | None, default: Sequence[int]
+    states: NDArray[np.float32],
+    wanted: Sequence[int] | None,
+    default: Sequence[int],
+    what: str = "layers",
 ) -> NDArray[np.float32]:
-    """The wanted layers of `(layers, ...)` states; None: the default ones.
+    """The wanted layers (or heads) of `(layers, ...)` states; None: the default ones.
 
     Raises:
         CofError: the model has no such layer.
@@ -270,7 +269,7 @@ def select_layers(
     chosen = list(default if wanted is None else wanted)
     if max(chosen) >= len(states):
         raise CofError(
-            f"grounder_layers must be numbers from 0 to {len(states) - 1}, not {chosen}."
+            f"grounder_{what} must be numbers from 0 to {len(states) - 1}, not {chosen}."
         )
     return np.asarray(states[chosen])
 

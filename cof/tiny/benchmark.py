@@ -115,9 +115,7 @@ def write_benchmark(
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
-    for index in range(
-        first, first + scenes
-    ):  # levels alternate, so that a part of the file has them all
+    for index in range(first, first + scenes):
         for n in sorted(set(num_objects)):  # alternate, so that a part of the file has them all
             scene = make_scene(scene_seed(split, n, index), n, square=index % 4 != 3, side=side)
             name = f"{split}-{n:02d}-{index:04d}"

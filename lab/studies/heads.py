@@ -48,7 +48,8 @@ def main(out: Path, chosen_on: Any = CHOSEN_ON, measured_on: Any = MEASURED_ON) 
         folder = out / "heads" / "data" / split
         write_benchmark(folder, split, scenes=scenes, first=first)
         tasks.append(Scenes(folder, prompt_style="tiny", kinds=FINE))
-    maps = [*read_maps(cof.engine, tasks[0].examples, 48)]
+    questions = [(example.image, example.prompt) for example in tasks[0].examples]
+    maps = [*read_maps(cof.engine, questions, 48)]
     boxes = [example.region or (0.0, 0.0, 1.0, 1.0) for example in tasks[0].examples]
     chosen = {
         "without labels": choose_heads(maps, 8),
@@ -80,18 +81,16 @@ def main(out: Path, chosen_on: Any = CHOSEN_ON, measured_on: Any = MEASURED_ON) 
 
 def choose_by_labels(
     maps: Sequence[Maps], boxes: Sequence[tuple[float, float, float, float]], count: int
-) -> list[str]:
+) -> list[int]:
     """The heads whose own boxes have their centre in the true one most often, the best first."""
-    right: NDArray[np.int_] = np.zeros(maps[0].shape[:2], dtype=int)
+    right: NDArray[np.int_] = np.zeros(len(maps[0]), dtype=int)
     for question, true in zip(maps, boxes, strict=True):
-        h, w = question.shape[2:]
+        h, w = question.shape[1:]
         edges = np.linspace(0, 1, w + 1), np.linspace(0, 1, h + 1)
-        for layer, head in np.ndindex(right.shape):
-            heat = HeatMap(question[layer, head].astype(np.float64), *edges)
-            box, _ = sliding_window(heat, (w, h))
-            right[layer, head] += contains_point(true, centre(box))
-    best = np.argsort(-right, axis=None, kind="stable")[:count]
-    return ["{}:{}".format(*divmod(int(each), right.shape[1])) for each in best]
+        for number, head in enumerate(question):
+            box, _ = sliding_window(HeatMap(head.astype(np.float64), *edges), (w, h))
+            right[number] += contains_point(true, centre(box))
+    return [int(head) for head in np.argsort(-right, kind="stable")[:count]]
 
 
 def remember_attention(engine: Engine) -> None:
