@@ -91,7 +91,7 @@ def most_local(maps: Maps) -> list[int]:
     for head in np.flatnonzero(enough & parts.any((1, 2)) & ~parts[:, -1].all(1)):
         inside = np.bincount(parts[head].flat, above[head].flat)[1:]
         share = inside[inside > 0] / above[head].sum()
-        entropy[int(head)] = float(-(share * np.log(share)).sum())
+        entropy[int(head)] = round(float(-(share * np.log(share)).sum()), 9)  # equals stay equal
     return sorted(entropy, key=entropy.__getitem__)[:MOST_LOCAL]
 
 

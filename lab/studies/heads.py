@@ -1,8 +1,9 @@
-"""Are a few heads better than a layer? `python -m lab.studies.heads OUT` writes OUT/heads.json.
+"""Are a few heads better than a layer? `python -m lab.studies.heads OUT MODEL`.
 
-Heads of `tiny-early` are chosen by the rule of arXiv 2503.06287, which needs no labels, and by
+Heads of an embedded model are chosen by the rule of arXiv 2503.06287, which needs no labels, and by
 labels. On fresh scenes, which chose nothing, the attention grounder reads them in place of its
-layer. Questions and answers go to OUT/heads/, and an interrupted study goes on.
+layer. OUT/heads-MODEL.json has the figures; questions and answers go to OUT/heads-MODEL/, and an
+interrupted study goes on.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ MEASURED_ON = ("test", 9000, 220)
 COUNTS = (3, 4)  # the paper's; the best one of 1 to 6 on development scenes
 
 
-def main(out: Path, chosen_on: Any = CHOSEN_ON, measured_on: Any = MEASURED_ON) -> None:
+def main(out: Path, model: str, chosen_on: Any = CHOSEN_ON, measured_on: Any = MEASURED_ON) -> None:
     """Choose, ask and compare."""
     console, cof, tasks = (
         Console(stderr=True),
-        CoF.from_pretrained("tiny-early", dtype="bfloat16"),
+        CoF.from_pretrained(model, dtype="bfloat16"),
         [],
     )
+    run = out / f"heads-{model}"
     for split, first, scenes in (chosen_on, measured_on):
-        folder = out / "heads" / "data" / split
+        folder = run / "data" / split
         write_benchmark(folder, split, scenes=scenes, first=first)
         tasks.append(Scenes(folder, prompt_style="tiny", kinds=FINE))
     questions = [(example.image, example.prompt) for example in tasks[0].examples]
@@ -66,7 +68,6 @@ def main(out: Path, chosen_on: Any = CHOSEN_ON, measured_on: Any = MEASURED_ON) 
     }
     remember_attention(cof.engine)
     evaluation = Evaluation(methods, batch_size=48, max_new_tokens=16)
-    run = out / "heads"
     results = evaluation.run(cof.engine, {"scenes": tasks[1]}, run, console=console)
     report = {
         "about": results["about"],
@@ -76,7 +77,7 @@ def main(out: Path, chosen_on: Any = CHOSEN_ON, measured_on: Any = MEASURED_ON) 
         "methods": results["methods"],
         **measure(Run(run, "", results), methods),
     }
-    write_atomically(out / "heads.json", json.dumps(report, indent=1) + "\n")
+    write_atomically(out / f"heads-{model}.json", json.dumps(report, indent=1) + "\n")
 
 
 def choose_by_labels(
@@ -136,4 +137,4 @@ def measure(run: Run, methods: Mapping[str, Method]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
