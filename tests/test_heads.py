@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,19 @@ import pytest
 from scipy.ndimage import label
 from typer.testing import CliRunner
 
+from cof import CoF
 from cof.cli import app
+from cof.cli.common import Model
+from cof.eval.data.scenes import Scenes
+from cof.eval.examples import open_image
 from cof.eval.heads import choose_heads, most_local
 from cof.eval.sweep import Choice
-from cof.tiny.benchmark import write_benchmark
+from cof.geometry.boxes import FULL, centre, contains_point
+from cof.grounders import RelativeAttention
+from cof.presets import preset
+from cof.tiny.benchmark import FINE, write_benchmark
+from cof.types import Request
+from lab.studies import heads as study
 
 
 def authors_rule(maps: np.ndarray) -> list[int]:
@@ -73,24 +83,24 @@ def test_heads_that_are_left_out() -> None:
 def test_calibrate_finds_the_heads_that_find(tmp_path: Path) -> None:
     """On `tiny-early` four heads of layer 3 of 8 heads each point at objects, as labels tell; the
     command needs none."""
-    asked = write_benchmark(tmp_path, "validation", num_objects=(4, 12), scenes=3)
+    asked = write_benchmark(tmp_path, "validation", num_objects=(4, 12), scenes=2)
     rows = [json.loads(line) for line in asked.read_text().splitlines()]
-    fine = [row for row in rows if row["kind"] in ("digit", "letter", "color")]
+    fine = [row for row in rows if row["kind"] in FINE]
     lines = [json.dumps({key: row[key] for key in ("image", "question")}) for row in fine]
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
     model, out = ["--model", "tiny-early", "--dtype", "float32"], tmp_path / "heads.json"
     command = ["calibrate", str(tmp_path / "own.jsonl"), "--out", str(out), *model]
     done = CliRunner().invoke(app, command)
     settings = Choice.read(out).settings
-    assert {*settings.option("grounder_heads")} == {24, 25, 26, 27}, done.output
-    assert (settings.grounder_name, settings.option("average")) == ("attention", "geometric")
-    told = [*done.stdout.split("questions: ")[1].split("\n")[0].split()]
-    data = ["eval", "scenes", str(tmp_path), "--limit", "4", *model, "--out"]
-    assert CliRunner().invoke(app, [*data, str(tmp_path / "a"), *told]).exit_code == 0
-    chosen = CliRunner().invoke(app, [*data, str(tmp_path / "b"), "--settings", str(out)])
-    assert chosen.exit_code == 0, chosen.output
-    one, other = ((tmp_path / name / "answers.jsonl").read_text() for name in "ab")
-    assert one == other
+    heads = settings.option("grounder_heads")
+    assert {*heads} == {24, 25, 26, 27}, done.output
+    told = Model(set=re.findall(r"--set (\S+)", done.stdout)).settings
+    assert settings == preset("tiny", "tiny").changed(grounder="attention", **told)
+    data = ["eval", "scenes", str(tmp_path), "--limit", "2", "--out", str(tmp_path / "run"), *model]
+    done = CliRunner().invoke(app, [*data, "--settings", str(out)])
+    assert done.exit_code == 0, done.output
+    answers = (tmp_path / "run" / "answers.jsonl").read_text()
+    assert f"average=geometric grounder_heads={','.join(map(str, heads))}" in answers
 
 
 @pytest.mark.parametrize(
@@ -102,3 +112,24 @@ def test_questions_that_cannot_be_read(tmp_path: Path, line: str, problem: str) 
     done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "own.jsonl")])
     assert done.exit_code == 2
     assert problem in done.stderr
+
+
+def test_the_study(tmp_path: Path) -> None:
+    """Every method answers all; the attention is read once, and is that of a grounder alone."""
+    study.main(tmp_path, "tiny-early", ("validation", 5, 1), ("test", 7, 1))
+    report = json.loads((tmp_path / "heads-tiny-early.json").read_text())
+    asked = [*Scenes(tmp_path / "data" / "heads-tiny-early" / "data" / "test").examples]
+    assert {example.id.split("-")[2] for example in asked} == {"0007"}
+    fine = [example for example in asked if example.kind in FINE]
+    assert {row["n"] for row in report["answers"].values()} == {len(fine)}
+    cof = CoF.from_pretrained("tiny-early", dtype="bfloat16")
+    heads = report["chosen"]["without labels"][:4]
+    alone = RelativeAttention(grounder_heads=tuple(heads), average="geometric")
+    requests = [Request(open_image(example.image), example.prompt) for example in fine]
+    boxes = [found.region.boxes[0] for found in alone.locate(cof.engine, requests) if found.region]
+    inside = [
+        contains_point(example.region or FULL, centre(box))
+        for example, box in zip(fine, boxes, strict=True)
+    ]
+    centres = report["centres"]["heads, product"]
+    assert centres["value"] == pytest.approx(100 * np.mean(inside), abs=1e-4)

@@ -2,8 +2,7 @@
 
 Heads of an embedded model are chosen by the rule of arXiv 2503.06287, which needs no labels, and by
 labels. On fresh scenes, which chose nothing, the attention grounder reads them in place of its
-layer. OUT/heads-MODEL.json has the figures; questions and answers go to OUT/heads-MODEL/, and an
-interrupted study goes on.
+layer. OUT/heads-MODEL.json has the figures; answers go to OUT/data/; an interrupted study goes on.
 """
 
 from __future__ import annotations
@@ -40,12 +39,8 @@ COUNTS = (3, 4)  # the paper's; the best one of 1 to 6 on development scenes
 
 def main(out: Path, model: str, chosen_on: Any = CHOSEN_ON, measured_on: Any = MEASURED_ON) -> None:
     """Choose, ask and compare."""
-    console, cof, tasks = (
-        Console(stderr=True),
-        CoF.from_pretrained(model, dtype="bfloat16"),
-        [],
-    )
-    run = out / f"heads-{model}"
+    cof, console = CoF.from_pretrained(model, dtype="bfloat16"), Console(stderr=True)
+    run, tasks = out / "data" / f"heads-{model}", []
     for split, first, scenes in (chosen_on, measured_on):
         folder = run / "data" / split
         write_benchmark(folder, split, scenes=scenes, first=first)
