@@ -127,6 +127,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = (model / "config.json").read_text("utf-8")  # for the paper's prompt, in bytes
     longer = config.replace('"max_position_embeddings": 512', '"max_position_embeddings": 1024')
     (model / "config.json").write_text(longer, "utf-8")
+    (tmp_path / "questions.jsonl").write_text('{"image": "photo.jpg", "question": "What is it?"}')
     formats.mme(tmp_path / "MME_Benchmark_release_version")
     formats.pope(tmp_path / "POPE")
     formats.tsv(tmp_path / "mmbench_test.tsv", formats.mmbench_rows())

@@ -83,7 +83,7 @@ def test_heads_that_are_left_out() -> None:
 def test_calibrate_finds_the_heads_that_find(tmp_path: Path) -> None:
     """On `tiny-early` four heads of layer 3 of 8 heads each point at objects, as labels tell; the
     command needs none."""
-    asked = write_benchmark(tmp_path, "validation", num_objects=(4, 12), scenes=2)
+    asked = write_benchmark(tmp_path, "validation", num_objects=(4, 12), scenes=4)
     rows = [json.loads(line) for line in asked.read_text().splitlines()]
     fine = [row for row in rows if row["kind"] in FINE]
     lines = [json.dumps({key: row[key] for key in ("image", "question")}) for row in fine]

@@ -84,7 +84,7 @@ def choose_by_labels(
         h, w = question.shape[1:]
         edges = np.linspace(0, 1, w + 1), np.linspace(0, 1, h + 1)
         for number, head in enumerate(question):
-            box, _ = sliding_window(HeatMap(head.astype(np.float64), *edges), (w, h))
+            box, _ = sliding_window(HeatMap(head + 1e-12, *edges), (w, h))
             right[number] += contains_point(true, centre(box))
     return [int(head) for head in np.argsort(-right, kind="stable")[:count]]
 
