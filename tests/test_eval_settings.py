@@ -49,11 +49,11 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
 another model, and has a test of its own."""
 
 ALIKE = {
-    ("vstar", "min_confidence"),
+    *(("vstar", name) for name in ("min_confidence", "average")),
     *((command, "states") for command in ("paper", "sweep", "vstar")),
     ("sweep", "max_plain_confidence"),
 }
-"""Where the fake engine's few boxes or states are read alike either way, or, of a sweep with a
+"""Where the fake engine's boxes, heads or states are read alike either way, or, of a sweep with a
 threshold, the plain answer and that of looking are asked anyway."""
 
 

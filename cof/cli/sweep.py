@@ -11,9 +11,7 @@ import typer
 from rich.console import Console
 
 from cof.cli.common import (
-    BatchSizeOption,
     DataArgument,
-    LimitOption,
     Model,
     Questions,
     pairs,
@@ -136,8 +134,6 @@ def calibrate(
     model: Model,
     out: Annotated[Path, typer.Option(help="The file of the choice.")] = Path("heads.json"),
     count: Annotated[int, typer.Option(min=1, help="Of heads.")] = 4,
-    limit: LimitOption = None,
-    batch_size: BatchSizeOption = 8,
 ) -> None:
     """Choose the attention heads that find things in your images; no answer is needed.
 
@@ -147,15 +143,14 @@ def calibrate(
     from cof.eval.run_info import describe_engine
     from cof.eval.sweep import Choice
 
-    questions, cof = read_questions(path)[:limit], model.pipeline()
-    heads = choose_heads(read_maps(cof.engine, questions, batch_size), count)
+    questions, cof = read_questions(path), model.pipeline()
+    heads = choose_heads(read_maps(cof.engine, questions), count)
     chosen = {"grounder_heads": ",".join(map(str, heads)), "average": "geometric"}
     settings = cof.settings.changed(grounder="attention", **chosen)
     about = {**describe_engine(cof.engine), "count": len(questions)}
     Choice(settings, frozenset(), about=about).write(out)
     options = " ".join(f"--set {name}={value}" for name, value in chosen.items())
-    typer.echo(f"Chosen by {len(questions)} questions: --grounder attention {options}")
-    typer.echo(f"Frozen in {out}")
+    typer.echo(f"Chosen by {len(questions)} questions: --grounder attention {options} ({out})")
 
 
 def values_of(texts: Sequence[str] | None) -> dict[str, list[Any]]:

@@ -22,11 +22,8 @@ from cof.types import Request
 MOST_LOCAL = 10  # heads of each question that are counted: the paper's
 STANDS_OUT = 0.001  # attention above a map's mean from which a cell is in a component: the authors'
 
-Question = tuple[Path | Embedded, str]
-"""An image, and what is asked about it."""
-
-Maps = NDArray[np.floating]
-"""`(heads of all layers, h, w)`: the share of all attention that each cell of the image gets."""
+Question = tuple[Path | Embedded, str]  # an image, and what is asked about it
+Maps = NDArray[np.floating]  # (heads of all layers, h, w): the attention that each cell gets
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -47,7 +44,7 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def read_maps(engine: Engine, questions: Sequence[Question], batch_size: int = 8) -> Iterator[Maps]:
-    """For each question the attention from its answer's first token.
+    """For each question the share of all attention that its answer's first token gives the image.
 
     Raises:
         CofError: the engine does not tell its model's states, or an image cannot be used.
@@ -56,9 +53,7 @@ def read_maps(engine: Engine, questions: Sequence[Question], batch_size: int = 8
         raise CofError(f"The engine {engine.name!r} does not tell its model's states.")
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
-        sources = dict.fromkeys(image for image, _ in batch)
-        images = dict(zip(sources, engine.encode([*map(open_image, sources)]), strict=True))
-        asked = [ask_shortly(Request(images[image], text)) for image, text in batch]
+        asked = [ask_shortly(Request(open_image(image), text)) for image, text in batch]
         for request, read in zip(asked, engine.image_attentions(asked), strict=True):
             size, heads = request.image.size, read.reshape(-1, *read.shape[2:])
             centres = engine.token_centres(size)

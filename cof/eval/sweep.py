@@ -95,7 +95,7 @@ class Choice:
         """Write the choice, all or nothing."""
         today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
         record = {
-            "rule": RULE,
+            "rule": RULE if self.tried else "heads whose maps are compact",
             "chosen": self.key,
             "plain": self.plain,
             "tried": self.tried,

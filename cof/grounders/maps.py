@@ -95,10 +95,8 @@ class RelativeAttention(MapGrounder):
       alone is largest where the generic question hardly reads a token. Of 70 questions about
       validation scenes, the box's centre lay in the object for 0.91 and 0.83 on the two embedded
       models, and for 0.64 and 0.74 with the ratio alone.
-    - `average="geometric"` multiplies the relative maps of the heads in place of averaging their
-      attention: only where all of them look it is hot.
-    - `grounder_heads` are read in place of whole layers (localization heads, arXiv 2503.06287):
-      `cof calibrate` chooses them.
+    - `grounder_heads` may be read in place of layers (localization heads, arXiv 2503.06287), and
+      with `average="geometric"` the relative maps of heads are multiplied.
     - Windows are smaller: the model looks at them, they are not cropped. What else differs in the
       search for the box: `heatmap.sliding_window`.
     - Questions are asked in the model's chat, and LLaVA-1.5 sees the whole image, not its centre.
@@ -114,9 +112,9 @@ class RelativeAttention(MapGrounder):
     )
     engine_calls: ClassVar[int] = 2
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
+    min_confidence: float = option(0.0, UNSURE, fraction)
     grounder_heads: tuple[int, ...] | None = option(None, HEADS, indices)
     average: Average = option("arithmetic", AVERAGE, get_args(Average))
-    min_confidence: float = option(0.0, UNSURE, fraction)
 
     def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
         asked = [ask_shortly(request) for request in requests]
