@@ -106,6 +106,8 @@ eval: $(READY)
 develop: $(READY)
 	$(STUDY) tiny --model tiny-early --scenes 130 --out results/development/tiny-early
 	$(STUDY) grid --model tiny-early --out results/development/grid
+	$(BIN)/python -m lab.studies.heads results/development tiny-early
+	$(BIN)/python -m lab.studies.heads results/development tiny
 
 # When looking closer pays: checkpoints of two short trainings, measured (an hour on two CPU cores).
 EFFECT := runs/effect

@@ -116,6 +116,8 @@ OTHERS: dict[str, Any] = {
     "grounding_max_new_tokens": 7,
     "min_confidence": 0.75,
     "grounder_layers": (1, 2),
+    "grounder_heads": (3, 5),
+    "average": "geometric",
     "states": "keys",
     "detector": "some/model",
     "strength": 3.0,

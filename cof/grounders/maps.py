@@ -21,6 +21,8 @@ from cof.prompting.noun_phrases import object_words
 from cof.types import Grounding, Request, pil_image
 
 LAYERS = "Decoder layers to read, such as 12-16; default: the method's own"
+HEADS = "Attention heads to read, numbered through all layers, in place of whole layers"
+AVERAGE = "Mean over heads: arithmetic, or geometric (hot only where all of them look)"
 UNSURE = "A box that holds a smaller part of the map (0..1) counts as not found"
 
 Visible = NDArray[np.bool_]
@@ -29,6 +31,7 @@ Visible = NDArray[np.bool_]
 Maps = Iterator[NDArray[np.floating]]
 """For each request the heat of the image tokens, `(*tokens,)`."""
 
+Average = Literal["arithmetic", "geometric"]
 States = Literal["values", "keys"]
 
 GENERIC = "Write a general description of the image."
@@ -94,6 +97,8 @@ class RelativeAttention(MapGrounder):
       alone is largest where the generic question hardly reads a token. Of 70 questions about
       validation scenes, the box's centre lay in the object for 0.91 and 0.83 on the two embedded
       models, and for 0.64 and 0.74 with the ratio alone.
+    - `grounder_heads` may be read in place of layers (localization heads, arXiv 2503.06287), and
+      with `average="geometric"` the relative maps of heads are multiplied.
     - Windows are smaller: the model looks at them, they are not cropped. What else differs in the
       search for the box: `heatmap.sliding_window`.
     - Questions are asked in the model's chat, and LLaVA-1.5 sees the whole image, not its centre.
@@ -111,26 +116,39 @@ class RelativeAttention(MapGrounder):
     reads: ClassVar[type] = AttentionReader
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
     min_confidence: float = option(0.0, UNSURE, fraction)
+    grounder_heads: tuple[int, ...] | None = option(None, HEADS, indices)
+    average: Average = option("arithmetic", AVERAGE, get_args(Average))
 
     def heat(
         self, reader: AttentionReader, requests: list[Request], visible: list[Visible]
     ) -> Maps:
-        asked = [r.asking(first_line(r.prompt) + SHORT_ANSWER) for r in requests]
+        asked = [ask_shortly(request) for request in requests]
         generic = {_chat_id(r): r.asking(GENERIC + SHORT_ANSWER) for r in requests}
         attentions = reader.image_attentions([*asked, *generic.values()], self._layers)
-        maps = [attention.mean((0, 1)) for attention in attentions]
+        maps = [self._choose(attention) for attention in attentions]
         generic_maps = dict(zip(generic, maps[len(asked) :], strict=True))
         for request, ours, shown in zip(requests, maps, visible, strict=False):
             theirs = generic_maps[_chat_id(request)]
             if np.allclose(ours, theirs, rtol=1e-3):  # the question makes no difference
-                yield np.ones_like(ours)
+                yield np.ones_like(ours[0])
                 continue
-            divisor = theirs + float(theirs[shown].mean())
-            yield ours / np.maximum(divisor, 1e-12)
+            means = theirs[:, shown].mean(1).reshape(-1, *[1] * shown.ndim)
+            relative = ours / np.maximum(theirs + means, 1e-12)
+            one = len(relative) == 1
+            yield relative[0] if one else np.exp(np.log(np.maximum(relative, 1e-12)).mean(0))
 
     def _layers(self, count: int) -> list[int]:
+        """Those that are read: of chosen heads, all."""
         default = [min(round(self.depth * count), count - 1)]
-        return [*map(int, select_layers(np.arange(count), self.grounder_layers, default))]
+        wanted = self.grounder_layers if self.grounder_heads is None else range(count)
+        return [*map(int, select_layers(np.arange(count), wanted, default))]
+
+    def _choose(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`(layers, heads, *tokens)` -> `(maps, *tokens)`: of each head, or one of their mean."""
+        chosen = attention.reshape(-1, *attention.shape[2:])
+        if self.grounder_heads is not None:
+            chosen = select_layers(chosen, self.grounder_heads, (), "heads")
+        return chosen if self.average == "geometric" else chosen.mean(0, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -238,10 +256,15 @@ class Logits(MapGrounder):
             yield np.max(maps, axis=0)
 
 
+def ask_shortly(request: Request) -> Request:
+    """The request whose attention is read: its first line, to be answered in a word."""
+    return request.asking(first_line(request.prompt) + SHORT_ANSWER)
+
+
 def select_layers(
-    states: NDArray[Any], wanted: Sequence[int] | None, default: Sequence[int]
+    states: NDArray[Any], wanted: Sequence[int] | None, default: Sequence[int], what: str = "layers"
 ) -> NDArray[Any]:
-    """The wanted layers of `(layers, ...)` states; None: the default ones.
+    """The wanted layers (or heads) of `(layers, ...)` states; None: the default ones.
 
     Raises:
         CofError: the model has no such layer.
@@ -249,7 +272,7 @@ def select_layers(
     chosen = list(default if wanted is None else wanted)
     if max(chosen) >= len(states):
         raise CofError(
-            f"grounder_layers must be numbers from 0 to {len(states) - 1}, not {chosen}."
+            f"grounder_{what} must be numbers from 0 to {len(states) - 1}, not {chosen}."
         )
     return np.asarray(states[chosen])
 
