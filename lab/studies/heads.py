@@ -111,7 +111,7 @@ def measure(run: Run, methods: Mapping[str, Method]) -> dict[str, Any]:
     object; what is called plain in `over_attention` and `centres` is attention."""
     task, replies = run.read_task("scenes")
     clusters = find_clusters(replies.examples)
-    answers = replies.score(task).answers({name: each.key for name, each in methods.items()})
+    answers = replies.score(task.score).answers({name: each.key for name, each in methods.items()})
     right: dict[str, Figure] = {
         name: share({id: bool(record.right) for id, record in each.items()}, clusters)
         for name, each in answers.items()
