@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -89,6 +89,25 @@ def reweight(bias: Bias | None) -> Iterator[None]:
 def use_branches(branches: Branches) -> AbstractContextManager[None]:
     """Treat the last tokens that a model reads as branches, inside the `with`."""
     return _use(_BRANCHES, branches.visible if branches.visible.numel() else None)
+
+
+def gate_in_use() -> Tensor | None:
+    """`Bias.gate` of the bias in use."""
+    current = _REWEIGHTING.get()
+    return None if current is None else current.bias.gate
+
+
+def use_gate(gate: Tensor | None) -> AbstractContextManager[None]:
+    """Another tensor in the place of `gate_in_use`, inside the `with`; None: the same."""
+    current = _REWEIGHTING.get()
+    if gate is None or current is None:
+        return nullcontext()
+    return _use(_REWEIGHTING, replace(current, bias=replace(current.bias, gate=gate)))
+
+
+def is_recording() -> bool:
+    """Whether attention weights are collected in this thread."""
+    return _WEIGHTS.get() is not None
 
 
 @contextmanager

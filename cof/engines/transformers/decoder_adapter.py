@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import Cache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -26,6 +26,7 @@ from cof.engines.transformers.cross_attention_adapter import (
     MllamaAdapter,
     QFormerAdapter,
 )
+from cof.engines.transformers.graphs import FixedCache
 from cof.engines.transformers.prefix_cache import CACHE, Prefix, Prompts
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
@@ -133,17 +134,30 @@ class DecoderAdapter(Adapter):
         shorter = prefix_cache.resume_prompts(prompts, reused)
         if whole and bool(self.is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
             return prompts
+        cache = self._new_cache(beams)
         return replace(
-            shorter, cache=prefix_cache.join_prefixes(prefixes, reused, self.model.config, beams)
+            shorter, cache=prefix_cache.join_prefixes(prefixes, reused, cache, beams)
         )
 
     def with_cache(self, prompts: Prompts) -> Prompts:
         """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
         if prompts.cache is not None:
             return prompts
-        return replace(prompts, cache=prefix_cache.full_length_cache(self.model.config))
+        return replace(prompts, cache=self._new_cache())
+
+    def _new_cache(self, beams: int = 1) -> Cache:
+        cache = prefix_cache.full_length_cache(self.model.config)
+        fixed = None if self.graphs is None or beams > 1 else self.graphs.new_cache(len(cache))
+        return fixed or cache
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
+        if self.graphs is not None and kwargs["generation_config"].num_beams == 1:
+            prompts = self.with_cache(prompts)
+        if isinstance(prompts.cache, FixedCache):
+            rest = prompts.inputs["input_ids"][:, prompts.cached :]
+            if not bool(self.is_image(rest).any()):
+                count = rest.shape[1]
+                prompts = prefix_cache.pad_rest(prompts, prompts.cache.pad(count) - count)
         if prompts.cache is not None:
             kwargs[CACHE] = prompts.cache
         with self.reweighted(prompts):
@@ -159,26 +173,33 @@ class DecoderAdapter(Adapter):
             the branches.
         """
         cache: Any = prompts.cache
-        more = branches.tokens.shape[1]
+        ids, more, extra = prompts.inputs["input_ids"], branches.tokens.shape[1], 0
+        new = ids.shape[1] + more - cache.get_seq_length()
+        if isinstance(cache, FixedCache):
+            extra = cache.pad(new) - new
+            branches = prefix_cache.pad_branches(branches, extra, ids[:, -1:])
+        new, more = new + extra, more + extra
+        # a short pass is the same whatever is kept of it
+        keep = new if isinstance(cache, FixedCache) and cache.is_short(new) else 1 + more
         inputs = prefix_cache.append_branches(
             self._new_inputs(prompts), branches, prompts.answer_type
         )
-        new = inputs["input_ids"].shape[1] - cache.get_seq_length()
-        ready = self.model.prepare_inputs_for_generation(
-            **inputs,
-            next_sequence_length=new,
-            **{CACHE: cache},
-            is_first_iteration=cache.get_seq_length() == prompts.cached,
-            use_cache=True,
-            logits_to_keep=1 + more,
-        )
-        # EXAONE 4.5 leaves them out, and would count positions in the cache
-        ready["position_ids"] = inputs["position_ids"][..., -new:]
         with self.reweighted(prompts), use_branches(branches):
+            ready = self.model.prepare_inputs_for_generation(
+                **inputs,
+                next_sequence_length=new,
+                **{CACHE: cache},
+                is_first_iteration=cache.get_seq_length() == prompts.cached,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
+            # EXAONE 4.5 leaves them out, and would count positions in the cache
+            ready["position_ids"] = inputs["position_ids"][..., -new:]
             logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)
-        return logits[:, -1 - more :]  # VideoLLaMA 3 gives those of all tokens
+        # VideoLLaMA 3 gives those of all tokens
+        return logits[:, -1 - more : logits.shape[1] - extra]
 
     def _new_inputs(self, prompts: Prompts) -> dict[str, Any]:
         """The inputs, and the features of the image tokens that are not in the cache."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from os import PathLike
@@ -23,6 +23,7 @@ from cof.engines.transformers import generation, introspection, prefix_cache, pr
 from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter
+from cof.engines.transformers.graphs import Graphs, runs_graphs
 from cof.engines.transformers.introspection import States
 from cof.engines.transformers.loading import load, out_of_memory
 from cof.engines.transformers.prefix_cache import CACHE, Head, Prefix, Prompts
@@ -72,6 +73,7 @@ class TransformersEngine:
         *,
         name: str = "",
         max_batch_tokens: int | None = None,
+        cuda_graphs: bool | None = None,
     ) -> None:
         """Wrap a loaded model and its processor (with a PIL image processor).
 
@@ -79,10 +81,11 @@ class TransformersEngine:
             model: also one that PEFT has wrapped, with the adapter that is active.
             processor: stays as it is; LLaVA-1.5's own crops the centre of images.
             name: of the model, for messages; empty: the one in its config.
-            max_batch_tokens: see `from_pretrained`.
+            max_batch_tokens, cuda_graphs: see `from_pretrained`.
 
         Raises:
-            CofError: an unsupported family, or attention that cannot be reweighted.
+            CofError: an unsupported family, attention that cannot be reweighted, or no CUDA graphs
+                where they are asked for.
         """
         most = MAX_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens
         self.max_batch_tokens = count("max_batch_tokens", most)
@@ -96,6 +99,8 @@ class TransformersEngine:
         self.family = probe(self.family, self.model, processor)
         self.adapter = ADAPTERS[self.family.adapter](model, processor, self.family)
         self.adapter.attach()
+        if runs_graphs(self.adapter, cuda_graphs):
+            self.adapter = replace(self.adapter, graphs=Graphs(self.model))
         self.takes_two = self.family.takes_two
         self.attention_source = self.adapter.attention_source
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
@@ -115,6 +120,7 @@ class TransformersEngine:
         max_batch_tokens: int | None = None,
         quantization: Any = None,
         allow_pickle: bool = False,
+        cuda_graphs: bool | None = None,
     ) -> TransformersEngine:
         """Load a checkpoint from a folder or the hub.
 
@@ -134,6 +140,9 @@ class TransformersEngine:
                 of transformers; None: the checkpoint's own.
             allow_pickle: whether weights that are no safetensors may be loaded: pickled ones can
                 run any code.
+            cuda_graphs: whether passes over few tokens, which boxes and answers consist of, are
+                replayed on the GPU in one launch; hooks in the model do not run then. None: for the
+                families that are proven (`Family.graphs`), not quantised and on one GPU.
 
         Raises:
             CofError: the model does not exist, cannot be reached, is not supported or has no
@@ -148,7 +157,13 @@ class TransformersEngine:
             quantization=quantization,
             allow_pickle=allow_pickle,
         )
-        return cls(loaded, processor, name=str(model), max_batch_tokens=max_batch_tokens)
+        return cls(
+            loaded,
+            processor,
+            name=str(model),
+            max_batch_tokens=max_batch_tokens,
+            cuda_graphs=cuda_graphs,
+        )
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes.
@@ -242,7 +257,7 @@ class TransformersEngine:
             return [replace(reply, num_prompt_tokens=length) for reply, length in lengths]
 
         copies = 2 if guided else decoding.num_beams
-        return self._run(requests, [longest] * len(requests), answer, copies)
+        return self._run(requests, [longest] * len(requests), answer, copies, graphs=True)
 
     def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
         """Refuse prompts that are too long, before the model runs.
@@ -275,7 +290,7 @@ class TransformersEngine:
             )
             return generation.collect_scores(texts, ids, output.logits, ends)
 
-        return self._run(requests, list(map(len, tokens)), score)
+        return self._run(requests, list(map(len, tokens)), score, graphs=True)
 
     def plan(
         self, requests: Sequence[Request], new_tokens: Sequence[int], copies: int = 1
@@ -365,11 +380,15 @@ class TransformersEngine:
         new_tokens: Sequence[int],
         work: Callable[[TokenizedRequests, list[int]], Sequence[Result]],
         copies: int = 1,
+        *,
+        graphs: bool = False,
     ) -> list[Result]:
-        """What a function makes of each request; it gets the batches of `plan`."""
+        """What a function makes of each request; it gets the batches of `plan`, and may have
+        CUDA graphs."""
         results: dict[int, Result] = {}
+        use = self.adapter.graphs if graphs else None
         for rows, batch in self.plan(requests, new_tokens, copies):
-            with self._running():
+            with self._running(), nullcontext() if use is None else use.lease():
                 results |= zip(rows, work(batch, rows), strict=True)
         return [results[row] for row in range(len(requests))]
 

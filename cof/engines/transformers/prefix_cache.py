@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cof.attention.bias_mask import Bias, Branches
@@ -89,7 +89,7 @@ class Prompts:
     inputs: dict[str, Tensor]
     features: list[Tensor]
     bias: Bias | None = None
-    cache: DynamicCache | None = None
+    cache: Cache | None = None
     cached: int = 0
     answer_type: int = 0
 
@@ -120,11 +120,11 @@ def split_cache(cache: Any, token_ids: Tensor, spans: Sequence[tuple[int, int]])
 
 
 def join_prefixes(
-    prefixes: Sequence[Prefix], reused: Sequence[int], config: Any, beams: int = 1
-) -> DynamicCache:
-    """A new KV cache of the first `reused` tokens of each prefix, padded on the left, each row once
-    for every beam."""
-    cache, most = full_length_cache(config), max(reused)
+    prefixes: Sequence[Prefix], reused: Sequence[int], cache: Cache, beams: int = 1
+) -> Cache:
+    """An empty KV cache, filled with the first `reused` tokens of each prefix, padded on the left,
+    each row once for every beam."""
+    most = max(reused)
     some = prefixes[reused.index(most)]  # where nothing is reused, any will do
     rows = [(prefix if n else some, n) for prefix, n in zip(prefixes, reused, strict=True)]
 
@@ -198,6 +198,46 @@ def extend_prompts(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: in
     seen = [[0] * (longest - len(row)) + [1] * len(row) for row in tokens]
     more = (torch.tensor(ids, device=device), torch.tensor(seen, device=device))
     return replace(prompts, inputs=_append(prompts.inputs, *more, prompts.answer_type))
+
+
+def pad_rest(prompts: Prompts, count: int) -> Prompts:
+    """Resumed prompts with so many columns of padding more, after what is in the cache."""
+    if not count:
+        return prompts
+    ids, at = prompts.inputs["input_ids"], prompts.cached
+
+    def widen(values: Tensor, filler: Tensor) -> Tensor:
+        more = filler.expand(*values.shape[:-1], count)
+        return torch.cat([values[..., :at], more, values[..., at:]], dim=-1)
+
+    inputs = {
+        # any token but an image token
+        name: widen(value, value[..., -1:] * (name != "attention_mask"))
+        if value.shape == ids.shape
+        else value
+        for name, value in prompts.inputs.items()
+    }
+    bias = prompts.bias
+    if bias is not None:
+        q_from = bias.q_from
+        if q_from is not None:  # it may be among the tokens that move
+            q_from = torch.where(q_from > at, q_from + count, q_from)
+        values = widen(bias.values, torch.zeros_like(bias.values[:, :1]))
+        bias = replace(bias, values=values, q_from=q_from)
+    return replace(prompts, inputs=inputs, bias=bias)
+
+
+def pad_branches(branches: Branches, count: int, token: Tensor) -> Branches:
+    """Branches with so many more nodes for each row that nothing sees; their tokens are `(B, 1)`
+    ids."""
+    if not count:
+        return branches
+    rows, nodes = branches.tokens.shape
+    alone = torch.eye(nodes + count, dtype=torch.bool, device=token.device)
+    visible = alone.repeat(rows, 1, 1)
+    visible[:, :nodes, :nodes] = branches.visible
+    tokens = torch.cat([branches.tokens, token.expand(rows, count)], dim=1)
+    return Branches(tokens, pad(branches.seen, (0, count)), visible)
 
 
 def append_branches(
