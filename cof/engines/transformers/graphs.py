@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from cof.attention.registry import gate_in_use, is_recording, use_gate
+from cof.attention.registry import is_in_mask
 from cof.errors import CofError
 
 SIZES = (1, 16, 32, 64, 128)
@@ -214,30 +214,28 @@ class Graphs:
         ids = inputs.get("input_ids")
         if cache is None or ids is None or not self._replays(cache, ids.shape[1], inputs):
             return self._forward(*args, **inputs)
-        gate, new = gate_in_use(), ids.shape[1]
-        first, self.end = cache.get_seq_length(), cache.layers[0].reach(new)
+        new, first = ids.shape[1], cache.get_seq_length()
+        self.end = cache.layers[0].reach(new)
         for layer in cache.layers:
             layer.make_room(self.end, layer.whole)
         places = torch.arange(first, first + new, device=ids.device)
-        other = {name: of for name, of in inputs.items() if of is not cache}
-        cache_name = next(name for name, of in inputs.items() if of is cache)
-        leaves, spec = tree_flatten((gate, other))
+        leaves, spec = tree_flatten({name: None if of is cache else of for name, of in inputs.items()})
+        constants = [... if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         tensors = [places, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
-        constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+        (name,) = (name for name, of in inputs.items() if of is cache)
 
         def run(cache: FixedCache, places: Tensor, *tensors: Tensor) -> Tensor:
             given = iter(tensors)
-            filled = [next(given) if leaf is None else leaf[0] for leaf in constants]
-            gate, other = tree_unflatten(filled, spec)
+            filled = [next(given) if leaf is ... else leaf for leaf in constants]
             self.places = places
             try:
-                with use_gate(gate):
-                    logits: Tensor = self._forward(**other, **{cache_name: cache}).logits
+                logits: Tensor = self._forward(**tree_unflatten(filled, spec) | {name: cache}).logits
             finally:
                 self.places = None
             return logits
 
-        kind = (self.end, cache.layers[0].whole[0].shape, repr(_shapes((gate, other))))
+        shapes = [(of.shape, of.dtype) for of in tensors]
+        kind = (self.end, cache.layers[0].whole[0].shape, str(spec), str(constants), str(shapes))
         step = self.steps.pop(kind, run)
         if step is None:
             step = self.capture(run, cache, *tensors)
@@ -252,8 +250,8 @@ class Graphs:
     def _replays(self, cache: FixedCache, new: int, inputs: dict[str, Any]) -> bool:
         """Whether a pass is short, and nothing but its logits is asked for."""
         more = ("mm_encoder_outputs", "pixel_values", "output_hidden_states", "output_attentions")
-        plain = not is_recording() and not any(inputs.get(name) is not None for name in more)
-        return plain and cache.is_short(new)
+        asked = any(inputs.get(name) is not None for name in more)
+        return not asked and is_in_mask() and cache.is_short(new)
 
 
 def runs_graphs(adapter: Any, asked: bool | None) -> bool:
@@ -279,6 +277,3 @@ def runs_graphs(adapter: Any, asked: bool | None) -> bool:
 def _round_up(tokens: int) -> int:
     return -(-tokens // BLOCK) * BLOCK
 
-
-def _shapes(inputs: Any) -> Any:
-    return tree_map_only(Tensor, lambda tensor: (tensor.shape, tensor.dtype), inputs)
