@@ -32,6 +32,9 @@ SIZES = (1, 16, 32, 64, 128)
 MOST_TOKENS = 1024  # in all rows: beyond, the GPU is busy for longer than the launches take
 BLOCK, MOST_GRAPHS = 256, 64
 
+UNREAD = ("image_grid_thw", "mm_token_type_ids", "token_type_ids")
+"""Of what masks and positions were made: as long as the whole prompt, and not read any more."""
+
 Run = Callable[..., Tensor]
 """`(cache, places of the new tokens, other tensors)` -> logits."""
 
@@ -42,12 +45,16 @@ Capture = Callable[..., Run]
 class FixedLayer(DynamicLayer):
     """One layer's keys and values, each in a buffer `(B, heads, room, D)` that does not move."""
 
-    is_compileable = True  # transformers makes the masks outside the model then
-
     def __init__(self, graphs: Graphs, number: int) -> None:
         self.graphs, self.number = graphs, number
         self.length = 0
         self.whole: list[Tensor] = []
+
+    @property
+    def is_initialized(self) -> bool:  # type: ignore[override]
+        return self.length > 0
+
+    is_compileable = is_initialized  # transformers makes masks outside the model then
 
     @property
     def keys(self) -> Tensor:  # type: ignore[override]
@@ -219,7 +226,8 @@ class Graphs:
         for layer in cache.layers:
             layer.make_room(self.end, layer.whole)
         places = torch.arange(first, first + new, device=ids.device)
-        leaves, spec = tree_flatten({name: None if of is cache else of for name, of in inputs.items()})
+        other = {name: of for name, of in inputs.items() if of is not cache and name not in UNREAD}
+        leaves, spec = tree_flatten(other)
         constants = [... if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         tensors = [places, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
         (name,) = (name for name, of in inputs.items() if of is cache)
