@@ -184,17 +184,17 @@ class DecoderAdapter(Adapter):
         inputs = prefix_cache.append_branches(
             self._new_inputs(prompts), branches, prompts.answer_type
         )
+        ready = self.model.prepare_inputs_for_generation(
+            **inputs,
+            next_sequence_length=new,
+            **{CACHE: cache},
+            is_first_iteration=cache.get_seq_length() == prompts.cached,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        # EXAONE 4.5 leaves them out, and would count positions in the cache
+        ready["position_ids"] = inputs["position_ids"][..., -new:]
         with self.reweighted(prompts), use_branches(branches):
-            ready = self.model.prepare_inputs_for_generation(
-                **inputs,
-                next_sequence_length=new,
-                **{CACHE: cache},
-                is_first_iteration=cache.get_seq_length() == prompts.cached,
-                use_cache=True,
-                logits_to_keep=keep,
-            )
-            # EXAONE 4.5 leaves them out, and would count positions in the cache
-            ready["position_ids"] = inputs["position_ids"][..., -new:]
             logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)

@@ -88,7 +88,6 @@ def make_generation_config(decoding: Decoding, adapter: Adapter) -> AnswerConfig
         decoder_start_token_id=own.decoder_start_token_id,
         return_dict_in_generate=True,
         output_logits=True,
-        disable_compile=True,  # `graphs` does that
         do_sample=sampled,
         **sampling,
     )

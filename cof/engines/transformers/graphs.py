@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cof.attention.registry import is_in_mask
@@ -53,8 +54,6 @@ class FixedLayer(DynamicLayer):
     @property
     def is_initialized(self) -> bool:  # type: ignore[override]
         return self.length > 0
-
-    is_compileable = is_initialized  # transformers makes masks outside the model then
 
     @property
     def keys(self) -> Tensor:  # type: ignore[override]
@@ -96,7 +95,8 @@ class FixedLayer(DynamicLayer):
     def reach(self, new: int) -> int:
         """How many keys the queries of new tokens are given."""
         end = self.length + new
-        return _round_up(end) if self.pad(new) == new else end
+        # one key more than there are: with nothing to hide there would be no mask
+        return _round_up(end + 1) if self.pad(new) == new else end
 
     def pad(self, new: int) -> int:
         """The size of a short pass with room for so many tokens in each row; -1: it is long."""
@@ -173,7 +173,7 @@ class Graphs:
         self.end = 0
         self._buffers: dict[Any, Tensor] = {}
         self._free, self._owner = threading.Lock(), 0
-        self._forward = model.forward
+        self.config, self.dtype, self._forward = model.config, model.dtype, model.forward
 
         @wraps(model.forward)
         def forward(*args: Any, **inputs: Any) -> Any:
@@ -226,8 +226,13 @@ class Graphs:
         for layer in cache.layers:
             layer.make_room(self.end, layer.whole)
         places = torch.arange(first, first + new, device=ids.device)
+        like = torch.empty((*ids.shape, 0), dtype=self.dtype, device=ids.device)
+        seen = inputs.pop("attention_mask", None)
+        if seen is None:  # no padding; but what is free is to be hidden
+            seen = ids.new_ones((len(ids), first + new))
+        masks = create_masks_for_generate(self.config, like, seen, cache)
         other = {name: of for name, of in inputs.items() if of is not cache and name not in UNREAD}
-        leaves, spec = tree_flatten(other)
+        leaves, spec = tree_flatten(other | {"attention_mask": masks})
         constants = [... if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         tensors = [places, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
         (name,) = (name for name, of in inputs.items() if of is cache)
