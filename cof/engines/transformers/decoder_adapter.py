@@ -26,7 +26,7 @@ from cof.engines.transformers.cross_attention_adapter import (
     MllamaAdapter,
     QFormerAdapter,
 )
-from cof.engines.transformers.graphs import FixedCache
+from cof.engines.transformers.graphs import FixedCache, pad_pass
 from cof.engines.transformers.prefix_cache import CACHE, Prefix, Prompts
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
@@ -41,6 +41,11 @@ class DecoderAdapter(Adapter):
         """Whether every layer has a KV cache to crop; linear-attention layers have none."""
         layers = prefix_cache.full_length_cache(self.model.config).layers
         return all(type(layer) is DynamicLayer for layer in layers)
+
+    @property
+    def replays(self) -> bool:
+        """Whether short passes of this thread are replayed."""
+        return self.graphs is not None and self.graphs.leased
 
     def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
         """`(K, levels * D)` for each image; Qwen3-VL has deeper levels beside the first.
@@ -131,33 +136,26 @@ class DecoderAdapter(Adapter):
             reused = [max(length - left, 0) for length in lengths]
         if not any(reused):
             return prompts
-        shorter = prefix_cache.resume_prompts(prompts, reused)
+        fixed = self.replays and beams == 1
+        shorter = prefix_cache.resume_prompts(prompts, reused, fixed=fixed)
         if whole and bool(self.is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
             return prompts
-        cache = self._new_cache(beams)
-        return replace(
-            shorter, cache=prefix_cache.join_prefixes(prefixes, reused, cache, beams)
-        )
+        cache = prefix_cache.join_prefixes(prefixes, reused, self._new_cache(fixed), beams)
+        return replace(shorter, cache=cache)
 
     def with_cache(self, prompts: Prompts) -> Prompts:
         """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
         if prompts.cache is not None:
             return prompts
-        return replace(prompts, cache=self._new_cache())
+        return replace(prompts, cache=self._new_cache(self.replays))
 
-    def _new_cache(self, beams: int = 1) -> Cache:
+    def _new_cache(self, fixed: bool) -> Cache:
         cache = prefix_cache.full_length_cache(self.model.config)
-        fixed = None if self.graphs is None or beams > 1 else self.graphs.new_cache(len(cache))
-        return fixed or cache
+        return FixedCache(self.graphs, len(cache)) if fixed and self.graphs else cache
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
-        if self.graphs is not None and kwargs["generation_config"].num_beams == 1:
+        if self.replays and kwargs["generation_config"].num_beams == 1:
             prompts = self.with_cache(prompts)
-        if isinstance(prompts.cache, FixedCache):
-            rest = prompts.inputs["input_ids"][:, prompts.cached :]
-            if not bool(self.is_image(rest).any()):
-                count = rest.shape[1]
-                prompts = prefix_cache.pad_rest(prompts, prompts.cache.pad(count) - count)
         if prompts.cache is not None:
             kwargs[CACHE] = prompts.cache
         with self.reweighted(prompts):
@@ -173,24 +171,18 @@ class DecoderAdapter(Adapter):
             the branches.
         """
         cache: Any = prompts.cache
-        ids, more, extra = prompts.inputs["input_ids"], branches.tokens.shape[1], 0
-        new = ids.shape[1] + more - cache.get_seq_length()
-        if isinstance(cache, FixedCache):
-            extra = cache.pad(new) - new
-            branches = prefix_cache.pad_branches(branches, extra, ids[:, -1:])
-        new, more = new + extra, more + extra
-        # a short pass is the same whatever is kept of it
-        keep = new if isinstance(cache, FixedCache) and cache.is_short(new) else 1 + more
+        more = branches.tokens.shape[1]
         inputs = prefix_cache.append_branches(
             self._new_inputs(prompts), branches, prompts.answer_type
         )
+        new = inputs["input_ids"].shape[1] - cache.get_seq_length()
         ready = self.model.prepare_inputs_for_generation(
             **inputs,
             next_sequence_length=new,
             **{CACHE: cache},
             is_first_iteration=cache.get_seq_length() == prompts.cached,
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=1 + more,
         )
         # EXAONE 4.5 leaves them out, and would count positions in the cache
         ready["position_ids"] = inputs["position_ids"][..., -new:]
@@ -198,8 +190,15 @@ class DecoderAdapter(Adapter):
             logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)
-        # VideoLLaMA 3 gives those of all tokens
-        return logits[:, -1 - more : logits.shape[1] - extra]
+        return logits[:, -1 - more :]  # short passes and VideoLLaMA 3 give those of all tokens
+
+    def spare(self, prompts: Prompts, more: int) -> int:
+        """By how many nodes branches of so many are to be padded for `read`."""
+        if not isinstance(prompts.cache, FixedCache):
+            return 0
+        rows, length = prompts.inputs["input_ids"].shape
+        new = length - prompts.cache.get_seq_length() + more
+        return pad_pass(rows, new) - new
 
     def _new_inputs(self, prompts: Prompts) -> dict[str, Any]:
         """The inputs, and the features of the image tokens that are not in the cache."""
@@ -234,7 +233,8 @@ class DecoderAdapter(Adapter):
 
     def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:
         is_image = self.is_image(prompts.inputs["input_ids"]).cpu()
-        return [row[..., mask] for row, mask in zip(weights, is_image, strict=True)]
+        length = is_image.shape[1]  # buffers may have more keys
+        return [row[..., :length][..., mask] for row, mask in zip(weights, is_image, strict=True)]
 
     def _image_ends(self, ids: Tensor) -> Tensor:
         """`(B, L)` token ids -> the place just after each row's last image token."""

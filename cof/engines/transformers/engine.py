@@ -257,7 +257,7 @@ class TransformersEngine:
             return [replace(reply, num_prompt_tokens=length) for reply, length in lengths]
 
         copies = 2 if guided else decoding.num_beams
-        return self._run(requests, [longest] * len(requests), answer, copies, graphs=True)
+        return self._run(requests, [longest] * len(requests), answer, copies)
 
     def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
         """Refuse prompts that are too long, before the model runs.
@@ -290,7 +290,7 @@ class TransformersEngine:
             )
             return generation.collect_scores(texts, ids, output.logits, ends)
 
-        return self._run(requests, list(map(len, tokens)), score, graphs=True)
+        return self._run(requests, list(map(len, tokens)), score)
 
     def plan(
         self, requests: Sequence[Request], new_tokens: Sequence[int], copies: int = 1
@@ -380,22 +380,19 @@ class TransformersEngine:
         new_tokens: Sequence[int],
         work: Callable[[TokenizedRequests, list[int]], Sequence[Result]],
         copies: int = 1,
-        *,
-        graphs: bool = False,
     ) -> list[Result]:
-        """What a function makes of each request; it gets the batches of `plan`, and may have
-        CUDA graphs."""
+        """What a function makes of each request; it gets the batches of `plan`."""
         results: dict[int, Result] = {}
-        use = self.adapter.graphs if graphs else None
         for rows, batch in self.plan(requests, new_tokens, copies):
-            with self._running(), nullcontext() if use is None else use.lease():
+            with self._running():
                 results |= zip(rows, work(batch, rows), strict=True)
         return [results[row] for row in range(len(requests))]
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         """What every pass runs in."""
-        with torch.inference_mode(), out_of_memory():
+        graphs = self.adapter.graphs
+        with torch.inference_mode(), graphs.lease() if graphs else nullcontext(), out_of_memory():
             yield
 
     def _prompts(self, batch: TokenizedRequests, beams: int = 1, *, first: bool = False) -> Prompts:

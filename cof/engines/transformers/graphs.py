@@ -1,15 +1,16 @@
 """Short passes as CUDA graphs: one launch in the place of thousands.
 
 A pass over few tokens takes the GPU less time than Python takes to launch its kernels. A pass with
-the shapes and the addresses of an earlier one is replayed in one launch instead. So keys and values
-stand in buffers that stay where they are, attention reads these up to a multiple of `BLOCK` tokens
-and the mask hides what is not filled, and the new tokens are padded to a few sizes. The bias is in
-the mask, which is an input of the pass. Passes over images and other long ones run as ever.
+the shapes and addresses of an earlier one is replayed in one launch instead. So keys and values
+stand in buffers that do not move, attention reads these up to a multiple of `BLOCK` tokens, the
+mask hides what is not filled and holds the bias, and new tokens are padded to a few `SIZES`.
+First passes, long ones, and those with chosen layers or heads run as ever.
 """
 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -18,127 +19,103 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cof.attention.registry import is_in_mask
-from cof.errors import CofError
+from cof.errors import CofError, CofWarning, OutOfMemory
 
-SIZES = (1, 16, 32, 64, 128)
-"""The new tokens of a short pass, in each row."""
-
-MOST_TOKENS = 1024  # in all rows: beyond, the GPU is busy for longer than the launches take
+SIZES = (1, 16, 32, 64, 128)  # the new tokens of a short pass, in each row
+MOST_TOKENS = 1024  # in all rows: beyond, the GPU works for longer than launches take
 BLOCK, MOST_GRAPHS = 256, 64
 
-UNREAD = ("image_grid_thw", "mm_token_type_ids", "token_type_ids")
-"""Of what masks and positions were made: as long as the whole prompt, and not read any more."""
+KNOWN = {
+    *("input_ids", "position_ids", "attention_mask", "past_key_values", "cache", "use_cache"),
+    *("return_dict", "logits_to_keep", "image_grid_thw", "mm_token_type_ids", "token_type_ids"),
+}
+"""What a short pass may be given: its masks and positions stand for all that varies."""
 
 Run = Callable[..., Tensor]
-"""`(cache, places of the new tokens, other tensors)` -> logits."""
+"""`(cache, places of the new tokens, ids, positions, masks)` -> logits `(B, Q, V)`."""
 
-Capture = Callable[..., Run]
-"""`(run, cache, tensors)` -> the same pass, faster."""
+
+def pad_pass(rows: int, new: int) -> int:
+    """How many tokens a pass over so many in each row is to have, so that it is short, if it can.
+
+    >>> pad_pass(1, 40), pad_pass(16, 40), pad_pass(32, 40)
+    (64, 64, 40)
+    """
+    return next((size for size in SIZES if new <= size and rows * size <= MOST_TOKENS), new)
 
 
 class FixedLayer(DynamicLayer):
-    """One layer's keys and values, each in a buffer `(B, heads, room, D)` that does not move."""
+    """One layer's keys and values, in two buffers `(B, heads, room, D)` that do not move."""
 
     def __init__(self, graphs: Graphs, number: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graphs, self.number = graphs, number
-        self.length = 0
         self.whole: list[Tensor] = []
-
-    @property
-    def is_initialized(self) -> bool:  # type: ignore[override]
-        return self.length > 0
-
-    @property
-    def keys(self) -> Tensor:  # type: ignore[override]
-        return self.whole[0][:, :, : self.length]
-
-    @property
-    def values(self) -> Tensor:  # type: ignore[override]
-        return self.whole[1][:, :, : self.length]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        new = (key_states, value_states)
-        if self.graphs.places is None:
-            end, first = self.reach(key_states.shape[2]), self.length
+        new, places, end = (key_states, value_states), self.graphs.places, self.graphs.end
+        if places is None:
+            first, count = self.get_seq_length(), key_states.shape[2]
+            places, end = torch.arange(count, device=key_states.device) + first, self.reach(count)
             self.make_room(end, new)
-            self.length += key_states.shape[2]
-            for buffer, states in zip(self.whole, new, strict=True):
-                buffer[:, :, first : self.length] = states
-        else:
-            end = self.graphs.end
-            for buffer, states in zip(self.whole, new, strict=True):
-                buffer.index_copy_(2, self.graphs.places, states)
+            self.fill(count)
+        for buffer, states in zip(self.whole, new, strict=True):
+            buffer.index_copy_(2, places, states)
         return self.whole[0][:, :, :end], self.whole[1][:, :, :end]
 
     def make_room(self, tokens: int, like: Sequence[Tensor]) -> None:
-        """Move to larger buffers if these hold fewer tokens; `like` has their other sizes."""
+        """Take larger buffers if these hold fewer tokens; `like` has their other sizes."""
         if self.whole and tokens <= self.whole[0].shape[2]:
             return
-        old = [buffer[:, :, : self.length].clone() for buffer in self.whole]
+        old = [buffer[:, :, : self.get_seq_length()].clone() for buffer in self.whole]
         room = _round_up(tokens) + BLOCK
         self.whole = [
-            self.graphs.buffer((self.number, part), states, room)
-            for part, states in enumerate(like)
+            self.graphs.buffer((self.number, part), of, room) for part, of in enumerate(like)
         ]
         for buffer, states in zip(self.whole, old, strict=False):
-            buffer[:, :, : self.length] = states
+            buffer[:, :, : states.shape[2]] = states
+
+    def fill(self, count: int) -> None:
+        """Count so many tokens more as filled."""
+        end = self.get_seq_length() + count
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.whole)
+        self.is_initialized = True
 
     def reach(self, new: int) -> int:
         """How many keys the queries of new tokens are given."""
-        end = self.length + new
-        # one key more than there are: with nothing to hide there would be no mask
-        return _round_up(end + 1) if self.pad(new) == new else end
-
-    def pad(self, new: int) -> int:
-        """The size of a short pass with room for so many tokens in each row; -1: it is long."""
-        if not self.length:  # a prompt's first pass
-            return -1
-        size = next((size for size in SIZES if size >= new), MOST_TOKENS + 1)
-        return size if len(self.whole[0]) * size <= MOST_TOKENS else -1
+        end = self.get_seq_length() + new
+        if end == new or new not in SIZES or len(self.whole[0]) * new > MOST_TOKENS:
+            return end
+        return _round_up(end + 1)  # with nothing to hide there would be no mask
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.reach(query_length), 0
 
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def crop(self, tokens_to_remove: int) -> None:
-        self.length -= abs(tokens_to_remove)
-
 
 class FixedCache(Cache):
-    """A KV cache in buffers that do not move; sliding-window layers are kept whole too."""
+    """A KV cache in the buffers of a model's graphs; sliding-window layers are kept whole too."""
 
     def __init__(self, graphs: Graphs, layers: int) -> None:
-        super().__init__(layers=[FixedLayer(graphs, number) for number in range(layers)])
-
-    def pad(self, new: int) -> int:
-        """How many tokens a pass over so many is to have, to be short; as many, if it is long."""
-        return max(self.layers[0].pad(new), new)
-
-    def is_short(self, new: int) -> bool:
-        """Whether a pass over so many tokens can be replayed."""
-        return self.layers[0].pad(new) == new
+        self.fixed = [FixedLayer(graphs, number) for number in range(layers)]
+        super().__init__(layers=[*self.fixed])
 
 
 class CudaGraph:
-    """A pass recorded as a CUDA graph: what it computes, in one launch."""
+    """A pass recorded as a CUDA graph."""
 
     def __init__(self, run: Run, cache: FixedCache, *tensors: Tensor, pool: Any) -> None:
-        self.inputs = [tensor.clone() for tensor in tensors]
-        self.graph = torch.cuda.CUDAGraph()
+        self.inputs, self.graph = [tensor.clone() for tensor in tensors], torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(tensors[0].device),
-            # other threads may go on, with models of their own
+            # other threads may go on meanwhile
             torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"),
         ):
             self.logits = run(cache, *self.inputs)
@@ -147,25 +124,26 @@ class CudaGraph:
         for ours, given in zip(self.inputs, tensors, strict=True):
             ours.copy_(given)
         self.graph.replay()
-        return self.logits.clone()  # the next graph overwrites them
+        return self.logits.clone()  # the next graph writes where they are
 
 
 class Graphs:
     """The short passes of one model, and the buffers that they share.
 
-    One batch at a time has them. Threads that come while they are taken run as ever.
+    One thread at a time has the buffers; those that find them taken run as ever.
 
     Attributes:
-        steps: what runs a pass of each kind; None: it was seen once, and is captured if it recurs.
-        places, end: during a short pass, where its tokens' keys and values go, `(Q,)`, and up to
-            where attention reads.
+        steps: what runs each kind of pass; None: it was seen once, and is captured if it recurs.
+        places, end: during a short pass, where its keys and values go, `(Q,)`, and up to where
+            attention reads.
     """
 
-    def __init__(self, model: Any, capture: Capture | None = None) -> None:
-        """Take over the forward passes of a model that have a `FixedCache`.
+    def __init__(self, model: Any, capture: Callable[..., Run] | None = None) -> None:
+        """Take over the model's short passes.
 
         Args:
-            capture: in the place of `CudaGraph`, such as `torch.compile` around its first argument.
+            capture: `(run, cache, tensors)` -> the same, faster, such as
+                `lambda run, *_: torch.compile(run, dynamic=False)`; None: `CudaGraph`.
         """
         self.capture = capture or partial(CudaGraph, pool=torch.cuda.graph_pool_handle())
         self.steps: dict[Any, Run | None] = {}
@@ -173,11 +151,15 @@ class Graphs:
         self.end = 0
         self._buffers: dict[Any, Tensor] = {}
         self._free, self._owner = threading.Lock(), 0
-        self.config, self.dtype, self._forward = model.config, model.dtype, model.forward
+        self._model, self._forward = model, model.forward
 
         @wraps(model.forward)
         def forward(*args: Any, **inputs: Any) -> Any:
-            return self._dispatch(*args, **inputs)
+            cache = next((of for of in inputs.values() if isinstance(of, FixedCache)), None)
+            if cache is None or not self._is_short(cache, inputs):
+                return self._forward(*args, **inputs)
+            logits: Any = self._run_short(cache, inputs)
+            return CausalLMOutputWithPast(logits=logits)
 
         model.forward = forward
 
@@ -190,103 +172,104 @@ class Graphs:
         self._owner = threading.get_ident()
         try:
             yield
-        except BaseException:  # it may have run out of memory
-            self.clear()
+        except OutOfMemory:
+            self.steps.clear()
+            self._buffers.clear()
             raise
         finally:
             self._owner = 0
             self._free.release()
 
-    def new_cache(self, layers: int) -> FixedCache | None:
-        """An empty cache, which ends all earlier ones; None where others have the buffers."""
-        return FixedCache(self, layers) if self._owner == threading.get_ident() else None
+    @property
+    def leased(self) -> bool:
+        """Whether this thread has the buffers; a new `FixedCache` ends all earlier ones then."""
+        return self._owner == threading.get_ident()
 
     def buffer(self, name: Any, like: Tensor, room: int) -> Tensor:
-        """Zeros `(B, heads, room, D)` at the same address as ever, or else without any graph."""
+        """Zeros `(B, heads, room, D)`, at the same address as ever or without any graph left."""
         shape = (*like.shape[:2], room, like.shape[3])
         needed, flat = prod(shape), self._buffers.get(name)
         if flat is None or len(flat) < needed:
             self.steps.clear()
-            flat = self._buffers[name] = like.new_zeros(1 << (needed - 1).bit_length())
-        # a number that is none would be seen through the mask
-        return flat[:needed].view(shape).zero_()
+            flat = self._buffers[name] = like.new_empty(1 << (needed - 1).bit_length())
+        return flat[:needed].view(shape).zero_()  # NaN would be seen through the mask
 
-    def clear(self) -> None:
-        """Free the memory."""
-        self.steps.clear()
-        self._buffers.clear()
+    def _is_short(self, cache: FixedCache, inputs: dict[str, Any]) -> bool:
+        """Whether a pass has a size of ours, and nothing but masks tells it from others."""
+        ids, other = inputs.get("input_ids"), inputs.keys() - KNOWN
+        if ids is None or inputs.get("position_ids") is None or not is_in_mask():
+            return False
+        longer = cache.fixed[0].reach(ids.shape[1]) > cache.get_seq_length() + ids.shape[1]
+        return longer and all(inputs[name] is None for name in other)
 
-    def _dispatch(self, *args: Any, **inputs: Any) -> Any:
-        cache = next((of for of in inputs.values() if isinstance(of, FixedCache)), None)
-        ids = inputs.get("input_ids")
-        if cache is None or ids is None or not self._replays(cache, ids.shape[1], inputs):
-            return self._forward(*args, **inputs)
-        new, first = ids.shape[1], cache.get_seq_length()
-        self.end = cache.layers[0].reach(new)
-        for layer in cache.layers:
+    def _run_short(self, cache: FixedCache, inputs: dict[str, Any]) -> Tensor:
+        """Logits `(B, Q, V)` after all new tokens."""
+        ids, known = inputs["input_ids"], cache.get_seq_length()
+        self.end = cache.fixed[0].reach(ids.shape[1])
+        for layer in cache.fixed:
             layer.make_room(self.end, layer.whole)
-        places = torch.arange(first, first + new, device=ids.device)
-        like = torch.empty((*ids.shape, 0), dtype=self.dtype, device=ids.device)
-        seen = inputs.pop("attention_mask", None)
-        if seen is None:  # no padding; but what is free is to be hidden
-            seen = ids.new_ones((len(ids), first + new))
-        masks = create_masks_for_generate(self.config, like, seen, cache)
-        other = {name: of for name, of in inputs.items() if of is not cache and name not in UNREAD}
-        leaves, spec = tree_flatten(other | {"attention_mask": masks})
-        constants = [... if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        tensors = [places, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
+        seen = inputs.get("attention_mask")
+        if seen is None:  # nothing is padding; but what is not filled is to be hidden
+            seen = ids.new_ones((len(ids), known + ids.shape[1]))
+        like = torch.empty((*ids.shape, 0), dtype=self._model.dtype, device=ids.device)
+        masks = create_masks_for_generate(self._model.config, like, seen, cache)
+        kinds = list(masks) if isinstance(masks, dict) else []
+        places = torch.arange(ids.shape[1], device=ids.device) + known
+        tensors = [places, ids, inputs["position_ids"], *(masks.values() if kinds else [masks])]
         (name,) = (name for name, of in inputs.items() if of is cache)
 
         def run(cache: FixedCache, places: Tensor, *tensors: Tensor) -> Tensor:
-            given = iter(tensors)
-            filled = [next(given) if leaf is ... else leaf for leaf in constants]
-            self.places = places
+            self.places, (ids, positions, *masks) = places, tensors
+            mask = dict(zip(kinds, masks, strict=True)) if kinds else masks[0]
+            given = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
             try:
-                logits: Tensor = self._forward(**tree_unflatten(filled, spec) | {name: cache}).logits
+                logits: Tensor = self._forward(**given, **{name: cache}, use_cache=True).logits
             finally:
                 self.places = None
             return logits
 
-        shapes = [(of.shape, of.dtype) for of in tensors]
-        kind = (self.end, cache.layers[0].whole[0].shape, str(spec), str(constants), str(shapes))
-        step = self.steps.pop(kind, run)
-        if step is None:
-            step = self.capture(run, cache, *tensors)
+        shapes = tuple((of.shape, of.dtype) for of in tensors)
+        kind, step = (self.end, cache.fixed[0].whole[0].shape, shapes), run
+        if kind in self.steps:  # it recurs
+            step = self.steps.pop(kind) or self._captured(run, cache, tensors)
         logits = step(cache, *tensors)
-        self.steps[kind] = None if step is run else step  # the last one is the latest
+        self.steps[kind] = None if step is run else step
         if len(self.steps) > MOST_GRAPHS:
-            del self.steps[next(iter(self.steps))]
-        for layer in cache.layers:
-            layer.length += new
-        return CausalLMOutputWithPast(logits=logits)
+            del self.steps[next(iter(self.steps))]  # the one not used for longest
+        for layer in cache.fixed:
+            layer.fill(ids.shape[1])
+        return logits
 
-    def _replays(self, cache: FixedCache, new: int, inputs: dict[str, Any]) -> bool:
-        """Whether a pass is short, and nothing but its logits is asked for."""
-        more = ("mm_encoder_outputs", "pixel_values", "output_hidden_states", "output_attentions")
-        asked = any(inputs.get(name) is not None for name in more)
-        return not asked and is_in_mask() and cache.is_short(new)
+    def _captured(self, run: Run, cache: FixedCache, tensors: list[Tensor]) -> Run:
+        """A pass captured; if that fails, the same pass, with a note the first time."""
+        try:
+            return self.capture(run, cache, *tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.capture = lambda run, *_: run
+            reason = str(error).partition("\n")[0]
+            note = f"No CUDA graphs, passes run as ever ({reason}): say cuda_graphs=False."
+            warnings.warn(note, CofWarning, stacklevel=2)
+            return run
 
 
 def runs_graphs(adapter: Any, asked: bool | None) -> bool:
     """Whether the short passes of an adapter's model are replayed; see `TransformersEngine`.
 
     Raises:
-        CofError: they are asked for where there can be none.
+        CofError: that is asked for where it cannot be.
     """
-    if asked is False:
-        return False
-    model = adapter.model
-    devices = {parameter.device for parameter in model.parameters()}
-    whole = len(devices) == 1 and next(iter(devices)).type == "cuda"
-    can = whole and adapter.reuses_states and not getattr(model, "is_quantized", False)
+    model, devices = adapter.model, {of.device for of in adapter.model.parameters()}
+    on_gpu = len(devices) == 1 and devices.pop().type == "cuda"
+    can = on_gpu and adapter.reuses_states and not getattr(model, "is_quantized", False)
     if asked and not can:
         raise CofError(
-            "cuda_graphs takes a model on one GPU, not quantised, whose decoder has a KV cache in "
-            "every layer and reads the image as tokens: leave it out."
+            "cuda_graphs takes a model on one GPU, not quantised, whose decoder reads the image as "
+            "tokens and has a KV cache in every layer: leave it out."
         )
-    return can and (asked or adapter.family.graphs)
+    return can and bool(adapter.family.graphs if asked is None else asked)
 
 
 def _round_up(tokens: int) -> int:
     return -(-tokens // BLOCK) * BLOCK
-

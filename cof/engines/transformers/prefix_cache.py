@@ -20,6 +20,7 @@ from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cof.attention.bias_mask import Bias, Branches
+from cof.engines.transformers.graphs import pad_pass
 
 _TAKES = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 CACHE = "cache" if "cache" in _TAKES else "past_key_values"
@@ -158,19 +159,21 @@ def count_reusable(prompts: Prompts, prefixes: Sequence[Prefix]) -> list[int]:
     return counts
 
 
-def resume_prompts(prompts: Prompts, reused: Sequence[int]) -> Prompts:
+def resume_prompts(prompts: Prompts, reused: Sequence[int], *, fixed: bool = False) -> Prompts:
     """The same left-padded prompts as [padding | reused | padding | rest].
 
     The rest, which is left to compute, is one rectangle then.
 
     Args:
         reused: how many leading tokens of each row will be in the cache; not all 0.
+        fixed: whether the rest is to have the size of a short pass (`graphs.pad_pass`).
     """
     ids, seen = prompts.inputs["input_ids"], prompts.inputs["attention_mask"]
     length, counts = ids.shape[1], torch.tensor(reused, device=ids.device)[:, None]
     left = seen.sum(1, keepdim=True) - counts  # (B, 1)
     cached = max(reused)
-    total = cached + int(left.max())
+    rest = int(left.max())
+    total = cached + (pad_pass(len(ids), rest) if fixed else rest)
     at = torch.arange(total, device=ids.device).expand(len(ids), -1)
     in_prefix = at < cached
     real = torch.where(in_prefix, at >= cached - counts, at >= total - left)
@@ -183,8 +186,9 @@ def resume_prompts(prompts: Prompts, reused: Sequence[int]) -> Prompts:
     inputs["attention_mask"] = inputs["attention_mask"] * real
     bias = prompts.bias
     if bias is not None:
-        # No remaining token moves to the left, so `q_from` still holds.
-        bias = replace(bias, values=bias.values.gather(1, source.to(bias.values.device)))
+        q_from = None if bias.q_from is None else bias.q_from + total - length  # the rest moves
+        values = bias.values.gather(1, source.to(bias.values.device))
+        bias = replace(bias, values=values, q_from=q_from)
     return replace(prompts, inputs=inputs, bias=bias, cached=cached)
 
 
@@ -198,46 +202,6 @@ def extend_prompts(prompts: Prompts, tokens: Sequence[Sequence[int]], pad_id: in
     seen = [[0] * (longest - len(row)) + [1] * len(row) for row in tokens]
     more = (torch.tensor(ids, device=device), torch.tensor(seen, device=device))
     return replace(prompts, inputs=_append(prompts.inputs, *more, prompts.answer_type))
-
-
-def pad_rest(prompts: Prompts, count: int) -> Prompts:
-    """Resumed prompts with so many columns of padding more, after what is in the cache."""
-    if not count:
-        return prompts
-    ids, at = prompts.inputs["input_ids"], prompts.cached
-
-    def widen(values: Tensor, filler: Tensor) -> Tensor:
-        more = filler.expand(*values.shape[:-1], count)
-        return torch.cat([values[..., :at], more, values[..., at:]], dim=-1)
-
-    inputs = {
-        # any token but an image token
-        name: widen(value, value[..., -1:] * (name != "attention_mask"))
-        if value.shape == ids.shape
-        else value
-        for name, value in prompts.inputs.items()
-    }
-    bias = prompts.bias
-    if bias is not None:
-        q_from = bias.q_from
-        if q_from is not None:  # it may be among the tokens that move
-            q_from = torch.where(q_from > at, q_from + count, q_from)
-        values = widen(bias.values, torch.zeros_like(bias.values[:, :1]))
-        bias = replace(bias, values=values, q_from=q_from)
-    return replace(prompts, inputs=inputs, bias=bias)
-
-
-def pad_branches(branches: Branches, count: int, token: Tensor) -> Branches:
-    """Branches with so many more nodes for each row that nothing sees; their tokens are `(B, 1)`
-    ids."""
-    if not count:
-        return branches
-    rows, nodes = branches.tokens.shape
-    alone = torch.eye(nodes + count, dtype=torch.bool, device=token.device)
-    visible = alone.repeat(rows, 1, 1)
-    visible[:, :nodes, :nodes] = branches.visible
-    tokens = torch.cat([branches.tokens, token.expand(rows, count)], dim=1)
-    return Branches(tokens, pad(branches.seen, (0, count)), visible)
 
 
 def append_branches(
