@@ -1,0 +1,223 @@
+"""Short passes in buffers that do not move give the same answers, and can be captured.
+
+What holds on CPUs: a pass that is replayed reads nothing but its inputs and the buffers (`Replayed`),
+and torch.compile sees each pass as one graph, that no question compiles anew. That a GPU replays
+them is held where there is one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import picture
+from torch import Tensor
+from torch._dynamo.utils import counters
+from zoo import assert_same, engine, folder
+
+from cof.engines.transformers import graphs
+from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.transformers.graphs import FixedCache, Graphs, Run
+from cof.errors import CofError, CofWarning, OutOfMemory
+from cof.families.table import FAMILIES
+from cof.geometry.regions import Region
+from cof.prompting.dialects import LLAVA
+from cof.types import Decoding, Highlight, Request
+
+BOX = Region(boxes=((0.4, 0.6, 0.6, 0.9),))
+LOWER = Region(boxes=((0.1, 0.8, 0.5, 1.0), (0.7, 0.7, 0.9, 0.9)))
+IMAGES = [picture((60, 40)), picture((40, 90), 1), picture((64, 64), 2)]
+PLAIN = [None, None, None]
+TEXT = [Highlight(BOX, 8.0, "text"), None, Highlight(LOWER, 0.2, "text")]
+ALL = [Highlight(LOWER, 8.0), Highlight(BOX, 3.0, "text"), None]
+CHOSEN = [Highlight(BOX, 30.0, "text", layers=(1,)), None, Highlight(LOWER, 9.0, heads=(0, 1))]
+QUESTIONS = ("which digit?", "hi", "a longer question about it")
+COMPILED = {
+    "llava": "LLaVA-1.5",
+    "llava_next": "LLaVA-NeXT",
+    "llava_onevision": "LLaVA-OneVision",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "internvl": "InternVL",
+    "gemma3": "Gemma 3",
+}
+SHORT, BY_TEMPLATE = Decoding(max_new_tokens=4), Decoding(box_template=LLAVA.box_template)
+
+
+class Replayed:
+    """As a CUDA graph: the first pass again, at its addresses, with new numbers in its inputs."""
+
+    def __init__(self, run: Run, cache: FixedCache, *tensors: Tensor) -> None:
+        self.run, self.cache, self.inputs = run, copy(cache), [of.clone() for of in tensors]
+        self.cache.layers = list(map(copy, cache.layers))  # the cache itself may move
+
+    def __call__(self, cache: FixedCache, *tensors: Tensor) -> Tensor:
+        for ours, given in zip(self.inputs, tensors, strict=True):
+            ours.copy_(given)
+        return self.run(self.cache, *self.inputs)
+
+
+def compiled(run: Run, *_: Any) -> Any:
+    return torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=False)
+
+
+def with_graphs(name: str, capture: Callable[..., Run]) -> TransformersEngine:
+    made = TransformersEngine.from_pretrained(folder(name))
+    made.adapter = replace(made.adapter, graphs=Graphs(made.model, capture))
+    return made
+
+
+def requests(images: Any, highlights: Any) -> list[Request]:
+    return list(map(Request, images, QUESTIONS, highlights))
+
+
+def steps_of(made: TransformersEngine) -> dict[Any, Any]:
+    assert made.adapter.graphs is not None
+    return made.adapter.graphs.steps
+
+
+@pytest.fixture(autouse=True)
+def uncompiled() -> Iterator[None]:
+    with torch._dynamo.config.patch(recompile_limit=64):  # one for each kind of pass
+        yield
+    torch._dynamo.reset()
+    counters.clear()
+
+
+@pytest.mark.parametrize("prefill", [True, False], ids=["prefix", "whole"])
+@pytest.mark.parametrize("name", [*COMPILED, "gemma4", "paligemma"])
+def test_boxes_and_answers_stay_the_same(
+    name: str, prefill: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "BLOCK", 32)  # buffers are moved as in long answers
+    stock, made = engine(name), with_graphs(name, Replayed)
+    ours, theirs = (each.encode(IMAGES, prefill=prefill) for each in (made, stock))
+    for highlights, decoding in itertools.product((PLAIN, TEXT, ALL, CHOSEN), (SHORT, BY_TEMPLATE)):
+        expected = stock.generate(requests(theirs, highlights), decoding)
+        for _ in range(2):
+            assert_same(made.generate(requests(ours, highlights), decoding), expected)
+        assert_same(made.generate(requests(ours, highlights)[:1], decoding), expected[:1])
+    assert any(steps_of(made).values())
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_pass_is_one_graph(name: str) -> None:
+    stock, made = engine(name), with_graphs(name, compiled)
+    ours, theirs = (each.encode(IMAGES[:1], prefill=True) for each in (made, stock))
+    for decoding in (SHORT, BY_TEMPLATE):
+        expected = stock.generate(requests(theirs, TEXT)[:1], decoding)
+        for _ in range(3):
+            assert_same(made.generate(requests(ours, TEXT)[:1], decoding), expected)
+    assert counters["stats"]["unique_graphs"] == len(steps_of(made)) >= 3
+
+
+def test_families_that_have_them_by_default_are_those_compiled_here() -> None:
+    proven = {family.name for family in FAMILIES if family.graphs}
+    assert proven == {engine(name).family.name for name in COMPILED}
+
+
+def test_no_question_compiles_anew() -> None:
+    stock, made = engine("llava"), with_graphs("llava", compiled)
+    ours, theirs = (each.encode(IMAGES, prefill=True) for each in (made, stock))
+    rng = random.Random(0)
+
+    def ask(number: int) -> None:
+        rows = 1 + number % 2 * 2
+        decoding = (
+            replace(SHORT, max_new_tokens=rng.randint(2, 9)) if number % 4 > 1 else BY_TEMPLATE
+        )
+        questions = ["".join(rng.choices("abc ", k=rng.randint(9, 18))) for _ in range(rows)]
+        x, y, strength = rng.uniform(0, 0.6), rng.uniform(0, 0.6), rng.uniform(2, 30)
+        where = Highlight(Region(boxes=((x, y, x + 0.3, y + 0.3),)), strength, "text")
+        highlight = where if decoding is not BY_TEMPLATE else None
+        replies = [
+            each.generate(
+                [Request(images[row], of, highlight) for row, of in enumerate(questions)], decoding
+            )
+            for each, images in ((made, ours), (stock, theirs))
+        ]
+        assert_same(*replies)
+
+    for number in range(12):
+        ask(number)
+    known = counters["stats"]["unique_graphs"], len(steps_of(made))
+    for number in range(50):
+        ask(number)
+    assert (counters["stats"]["unique_graphs"], len(steps_of(made))) == known
+
+
+def test_a_thread_that_finds_the_buffers_taken_runs_as_ever() -> None:
+    stock, made = engine("llava"), with_graphs("llava", Replayed)
+    expected = stock.generate(requests(IMAGES, TEXT), BY_TEMPLATE)
+    with ThreadPoolExecutor(1) as thread, made.adapter.graphs.lease():
+        reply = thread.submit(made.generate, requests(IMAGES, TEXT), BY_TEMPLATE)
+        assert_same(reply.result(), expected)
+        assert not steps_of(made)
+    assert_same(made.generate(requests(IMAGES, TEXT), BY_TEMPLATE), expected)
+    assert steps_of(made)
+
+
+def test_what_is_read_of_the_image_stays_the_same() -> None:
+    stock, made = engine("llava"), with_graphs("llava", Replayed)
+    ours, theirs = (each.encode(IMAGES, prefill=True) for each in (made, stock))
+    for _ in range(2):  # the second time prefixes are known
+        pairs = zip(
+            made.image_attentions(requests(ours, TEXT))
+            + made.phrase_similarities(requests(ours, TEXT), QUESTIONS),
+            stock.image_attentions(requests(theirs, TEXT))
+            + stock.phrase_similarities(requests(theirs, TEXT), QUESTIONS),
+            strict=True,
+        )
+        for one, other in pairs:
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_memory_is_freed_where_it_ran_out() -> None:
+    made = with_graphs("llava", Replayed)
+    made.generate(requests(IMAGES, TEXT), SHORT)
+    assert steps_of(made)
+    with pytest.raises(OutOfMemory), made._running():
+        raise MemoryError
+    assert not steps_of(made)
+    made.generate(requests(IMAGES, TEXT), SHORT)
+
+
+def test_a_capture_that_fails_is_a_note() -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted\nwhen capturing")
+
+    stock, made = engine("llava"), with_graphs("llava", fail)
+    expected = stock.generate(requests(IMAGES, TEXT), SHORT)
+    with pytest.warns(CofWarning, match=r"as ever \(operation not permitted\)") as notes:
+        for _ in range(3):
+            assert_same(made.generate(requests(IMAGES, TEXT), SHORT), expected)
+    assert len(notes) == 1
+
+
+def test_graphs_are_for_gpus() -> None:
+    assert TransformersEngine.from_pretrained(folder("llava")).adapter.graphs is None
+    with pytest.raises(CofError, match="one GPU"):
+        TransformersEngine.from_pretrained(folder("llava"), cuda_graphs=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_gpu_replays_them(name: str) -> None:
+    made, stock = (
+        TransformersEngine.from_pretrained(folder(name), dtype="float32", cuda_graphs=wanted)
+        for wanted in (None, False)
+    )
+    ours, theirs = (each.encode(IMAGES, prefill=True) for each in (made, stock))
+    for highlights, decoding in itertools.product((PLAIN, TEXT, ALL), (SHORT, BY_TEMPLATE)):
+        expected = stock.generate(requests(theirs, highlights), decoding)
+        for _ in range(3):
+            assert_same(made.generate(requests(ours, highlights), decoding), expected, 1e-3)
+    assert any(steps_of(made).values())
