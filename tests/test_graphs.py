@@ -1,8 +1,8 @@
 """Short passes in buffers that do not move give the same answers, and can be captured.
 
-What holds on CPUs: a pass that is replayed reads nothing but its inputs and the buffers (`Replayed`),
-and torch.compile sees each pass as one graph, that no question compiles anew. That a GPU replays
-them is held where there is one.
+What holds on CPUs: a pass that is replayed reads nothing but its inputs and the buffers
+(`Replayed`), and torch.compile sees one graph in each, which no question compiles anew. That a GPU
+replays them is held where there is one.
 """
 
 from __future__ import annotations
@@ -130,19 +130,14 @@ def test_no_question_compiles_anew() -> None:
     rng = random.Random(0)
 
     def ask(number: int) -> None:
-        rows = 1 + number % 2 * 2
-        decoding = (
-            replace(SHORT, max_new_tokens=rng.randint(2, 9)) if number % 4 > 1 else BY_TEMPLATE
-        )
+        rows, box = 1 + number % 2 * 2, number % 4 > 1
         questions = ["".join(rng.choices("abc ", k=rng.randint(9, 18))) for _ in range(rows)]
         x, y, strength = rng.uniform(0, 0.6), rng.uniform(0, 0.6), rng.uniform(2, 30)
         where = Highlight(Region(boxes=((x, y, x + 0.3, y + 0.3),)), strength, "text")
-        highlight = where if decoding is not BY_TEMPLATE else None
+        decoding = BY_TEMPLATE if box else Decoding(max_new_tokens=rng.randint(2, 9))
         replies = [
-            each.generate(
-                [Request(images[row], of, highlight) for row, of in enumerate(questions)], decoding
-            )
-            for each, images in ((made, ours), (stock, theirs))
+            each.generate([Request(next(images), asked, where) for asked in questions], decoding)
+            for each, images in ((made, iter(ours)), (stock, iter(theirs)))
         ]
         assert_same(*replies)
 
@@ -157,7 +152,7 @@ def test_no_question_compiles_anew() -> None:
 def test_a_thread_that_finds_the_buffers_taken_runs_as_ever() -> None:
     stock, made = engine("llava"), with_graphs("llava", Replayed)
     expected = stock.generate(requests(IMAGES, TEXT), BY_TEMPLATE)
-    with ThreadPoolExecutor(1) as thread, made.adapter.graphs.lease():
+    with ThreadPoolExecutor(1) as thread, made._running():
         reply = thread.submit(made.generate, requests(IMAGES, TEXT), BY_TEMPLATE)
         assert_same(reply.result(), expected)
         assert not steps_of(made)
@@ -169,15 +164,13 @@ def test_what_is_read_of_the_image_stays_the_same() -> None:
     stock, made = engine("llava"), with_graphs("llava", Replayed)
     ours, theirs = (each.encode(IMAGES, prefill=True) for each in (made, stock))
     for _ in range(2):  # the second time prefixes are known
-        pairs = zip(
-            made.image_attentions(requests(ours, TEXT))
-            + made.phrase_similarities(requests(ours, TEXT), QUESTIONS),
-            stock.image_attentions(requests(theirs, TEXT))
-            + stock.phrase_similarities(requests(theirs, TEXT), QUESTIONS),
-            strict=True,
+        one, other = (
+            each.image_attentions(requests(images, TEXT))
+            + each.phrase_similarities(requests(images, TEXT), QUESTIONS)
+            for each, images in ((made, ours), (stock, theirs))
         )
-        for one, other in pairs:
-            np.testing.assert_allclose(one, other, atol=1e-5)
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_memory_is_freed_where_it_ran_out() -> None:
@@ -197,9 +190,10 @@ def test_a_capture_that_fails_is_a_note() -> None:
     stock, made = engine("llava"), with_graphs("llava", fail)
     expected = stock.generate(requests(IMAGES, TEXT), SHORT)
     with pytest.warns(CofWarning, match=r"as ever \(operation not permitted\)") as notes:
-        for _ in range(3):
-            assert_same(made.generate(requests(IMAGES, TEXT), SHORT), expected)
+        replies = [made.generate(requests(IMAGES, TEXT), SHORT) for _ in range(3)]
     assert len(notes) == 1
+    for each in replies:
+        assert_same(each, expected)
 
 
 def test_graphs_are_for_gpus() -> None:

@@ -215,7 +215,8 @@ class Graphs:
         masks = create_masks_for_generate(self._model.config, like, seen, cache)
         kinds = list(masks) if isinstance(masks, dict) else []
         places = torch.arange(ids.shape[1], device=ids.device) + known
-        tensors = [places, ids, inputs["position_ids"], *(masks.values() if kinds else [masks])]
+        positions = inputs["position_ids"].clone(memory_format=torch.contiguous_format)  # a slice
+        tensors = [places, ids, positions, *(masks.values() if kinds else [masks])]
         (name,) = (name for name, of in inputs.items() if of is cache)
 
         def run(cache: FixedCache, places: Tensor, *tensors: Tensor) -> Tensor:
