@@ -21,6 +21,7 @@ import torch
 from models import picture
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import assert_same, engine, folder
 
 from cof.engines.transformers import graphs
@@ -106,6 +107,40 @@ def test_boxes_and_answers_stay_the_same(
             assert_same(made.generate(requests(ours, highlights), decoding), expected)
         assert_same(made.generate(requests(ours, highlights)[:1], decoding), expected[:1])
     assert any(steps_of(made).values())
+
+
+class Operations(TorchDispatchMode):
+    """The names of all that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_pass_waits_for_nothing_and_takes_nothing_from_the_host(name: str) -> None:
+    names: set[str] = set()
+
+    def watched(run: Run, cache: FixedCache, *tensors: Tensor) -> Run:
+        with Operations() as operations:
+            run(cache, *tensors)
+        names.update(operations.names)
+        return run
+
+    made = with_graphs(name, watched)
+    images = made.encode(IMAGES, prefill=True)
+    for highlights, decoding in itertools.product((PLAIN, TEXT), (SHORT, BY_TEMPLATE)):
+        for _ in range(2):
+            made.generate(requests(images, highlights), decoding)
+    assert "aten::index_copy_" in names
+    waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
+    assert not names & (
+        waits | {"aten::lift_fresh", "aten::lift_fresh_copy", "aten::scalar_tensor"}
+    )
 
 
 @pytest.mark.parametrize("name", COMPILED)
