@@ -41,7 +41,6 @@ class Family:
             (causal attention, positions without memory), so that it can be cached and reused.
         bidirectional: config -> whether image tokens attend to later tokens of their image. A bias
             on one of them changes the states of all then.
-        graphs: whether tests prove that its short passes can be replayed (`engines.graphs`).
         second: whether a second image may follow the first.
     """
 
@@ -58,7 +57,6 @@ class Family:
     image_type: int = 1
     prefill: bool = True
     bidirectional: Callable[[Any], bool] = lambda config: False
-    graphs: bool = False
     second: bool = True
 
     @property

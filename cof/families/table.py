@@ -64,7 +64,6 @@ _LLAVA = Family(
     num_prefix_features=lambda config: int(config.vision_feature_select_strategy != "default"),
     frame=clip_frame,
     pads_to_square=True,
-    graphs=True,
 )
 _MISTRAL3 = Family(
     "Mistral 3", ("mistral3",), token_means.patch_grid, prompt="<s>[INST]{prompt}\n[IMG][/INST]"
@@ -90,19 +89,12 @@ _BLIP = Family(
 
 FAMILIES: tuple[Family, ...] = (
     _LLAVA,
-    Family(
-        "LLaVA-NeXT",
-        ("llava_next",),
-        token_means.llava_next,
-        chat_template=_VICUNA,
-        graphs=True,
-    ),
+    Family("LLaVA-NeXT", ("llava_next",), token_means.llava_next, chat_template=_VICUNA),
     Family(
         "LLaVA-OneVision",
         ("llava_onevision",),
         token_means.llava_onevision,
         prompt="<|im_start|>user <image>\n{prompt}<|im_end|><|im_start|>assistant\n",
-        graphs=True,
     ),
     replace(
         _LLAVA,
@@ -110,21 +102,17 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("vipllava",),
         chat_template=_VIP,
         num_prefix_features=lambda config: 0,
-        graphs=False,
     ),
     # its config.json says LLaVA; the type is that of its vision encoder (`family_of`)
     replace(_MISTRAL3, name="Pixtral", model_types=("pixtral",)),
     _MISTRAL3,
-    replace(
-        _QWEN3, name="Qwen2-VL", model_types=("qwen2_vl",), dialect=dialects.QWEN2, graphs=True
-    ),
+    replace(_QWEN3, name="Qwen2-VL", model_types=("qwen2_vl",), dialect=dialects.QWEN2),
     Family(
         "Qwen2.5-VL",
         ("qwen2_5_vl",),
         token_means.merged_grid,
         dialect=dialects.QWEN2_5,
         frame=qwen_frame,
-        graphs=True,
     ),
     _QWEN3,
     # linear-attention layers have no KV cache, so the state after the image cannot be cropped
@@ -135,7 +123,6 @@ FAMILIES: tuple[Family, ...] = (
         ("internvl",),
         token_means.tiles(lambda config: round(1 / config.downsample_ratio)),
         dialect=dialects.INTERNVL,
-        graphs=True,
     ),
     Family(
         "GLM-4V", ("glm4v", "glm4v_moe", "glm46v"), token_means.merged_grid, dialect=dialects.GLM
@@ -146,7 +133,6 @@ FAMILIES: tuple[Family, ...] = (
         token_means.gemma3,
         dialect=dialects.PAPER,
         bidirectional=lambda config: True,
-        graphs=True,
     ),
     Family(
         "Gemma 4",

@@ -42,11 +42,6 @@ class DecoderAdapter(Adapter):
         layers = prefix_cache.full_length_cache(self.model.config).layers
         return all(type(layer) is DynamicLayer for layer in layers)
 
-    @property
-    def replays(self) -> bool:
-        """Whether short passes of this thread are replayed."""
-        return self.graphs is not None and self.graphs.leased
-
     def encode(self, pixels: Sequence[Pixels]) -> list[Tensor]:
         """`(K, levels * D)` for each image; Qwen3-VL has deeper levels beside the first.
 
@@ -136,25 +131,28 @@ class DecoderAdapter(Adapter):
             reused = [max(length - left, 0) for length in lengths]
         if not any(reused):
             return prompts
-        fixed = self.replays and beams == 1
+        cache = self._new_cache(beams)
+        fixed = isinstance(cache, FixedCache)
         shorter = prefix_cache.resume_prompts(prompts, reused, fixed=fixed)
         if whole and bool(self.is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
             return prompts
-        cache = prefix_cache.join_prefixes(prefixes, reused, self._new_cache(fixed), beams)
+        prefix_cache.join_prefixes(prefixes, reused, cache, beams)
         return replace(shorter, cache=cache)
 
     def with_cache(self, prompts: Prompts) -> Prompts:
         """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
         if prompts.cache is not None:
             return prompts
-        return replace(prompts, cache=self._new_cache(self.replays))
+        return replace(prompts, cache=self._new_cache())
 
-    def _new_cache(self, fixed: bool) -> Cache:
+    def _new_cache(self, beams: int = 1) -> Cache:
         cache = prefix_cache.full_length_cache(self.model.config)
-        return FixedCache(self.graphs, len(cache)) if fixed and self.graphs else cache
+        if self.graphs is None or not self.graphs.leased or beams > 1:
+            return cache
+        return FixedCache(self.graphs, len(cache))
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
-        if self.replays and kwargs["generation_config"].num_beams == 1:
+        if self.graphs is not None and kwargs["generation_config"].num_beams == 1:
             prompts = self.with_cache(prompts)
         if prompts.cache is not None:
             kwargs[CACHE] = prompts.cache

@@ -84,8 +84,7 @@ class TransformersEngine:
             max_batch_tokens, cuda_graphs: see `from_pretrained`.
 
         Raises:
-            CofError: an unsupported family, attention that cannot be reweighted, or no CUDA graphs
-                where they are asked for.
+            CofError: an unsupported family, or attention that cannot be reweighted.
         """
         most = MAX_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens
         self.max_batch_tokens = count("max_batch_tokens", most)
@@ -140,9 +139,8 @@ class TransformersEngine:
                 of transformers; None: the checkpoint's own.
             allow_pickle: whether weights that are no safetensors may be loaded: pickled ones can
                 run any code.
-            cuda_graphs: whether passes over few tokens, which boxes and answers consist of, are
-                replayed on the GPU in one launch; hooks in the model do not run then. None: for the
-                families that are proven (`Family.graphs`), not quantised and on one GPU.
+            cuda_graphs: whether passes over few tokens are replayed in one launch each, without any
+                hooks, if the model is on one GPU and not quantised; None: for `graphs.PROVEN`.
 
         Raises:
             CofError: the model does not exist, cannot be reached, is not supported or has no

@@ -25,7 +25,7 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cof.attention.registry import is_in_mask
-from cof.errors import CofError, CofWarning, OutOfMemory
+from cof.errors import CofWarning, OutOfMemory
 
 SIZES = (1, 16, 32, 64, 128)  # the new tokens of a short pass, in each row
 MOST_TOKENS = 1024  # in all rows: beyond, the GPU works for longer than launches take
@@ -37,16 +37,15 @@ KNOWN = {
 }
 """What a short pass may be given: its masks and positions stand for all that varies."""
 
+PROVEN = ["gemma3", "internvl", "llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen2_vl"]
+"""The types of models whose short passes tests prove to be replayable: what is on by default."""
+
 Run = Callable[..., Tensor]
 """`(cache, places of the new tokens, ids, positions, masks)` -> logits `(B, Q, V)`."""
 
 
 def pad_pass(rows: int, new: int) -> int:
-    """How many tokens a pass over so many in each row is to have, so that it is short, if it can.
-
-    >>> pad_pass(1, 40), pad_pass(16, 40), pad_pass(32, 40)
-    (64, 64, 40)
-    """
+    """How many tokens a pass over so many in each row should have, to be short if it can."""
     return next((size for size in SIZES if new <= size and rows * size <= MOST_TOKENS), new)
 
 
@@ -256,20 +255,12 @@ class Graphs:
 
 
 def runs_graphs(adapter: Any, asked: bool | None) -> bool:
-    """Whether the short passes of an adapter's model are replayed; see `TransformersEngine`.
-
-    Raises:
-        CofError: that is asked for where it cannot be.
-    """
+    """Whether the short passes of an adapter's model are replayed; see `TransformersEngine`."""
     model, devices = adapter.model, {of.device for of in adapter.model.parameters()}
-    on_gpu = len(devices) == 1 and devices.pop().type == "cuda"
-    can = on_gpu and adapter.reuses_states and not getattr(model, "is_quantized", False)
-    if asked and not can:
-        raise CofError(
-            "cuda_graphs takes a model on one GPU, not quantised, whose decoder reads the image as "
-            "tokens and has a KV cache in every layer: leave it out."
-        )
-    return can and bool(adapter.family.graphs if asked is None else asked)
+    if len(devices) > 1 or model.device.type != "cuda" or getattr(model, "is_quantized", False):
+        return False
+    chosen = model.config.model_type in PROVEN if asked is None else asked
+    return chosen and bool(adapter.reuses_states)
 
 
 def _round_up(tokens: int) -> int:

@@ -122,8 +122,8 @@ def split_cache(cache: Any, token_ids: Tensor, spans: Sequence[tuple[int, int]])
 
 def join_prefixes(
     prefixes: Sequence[Prefix], reused: Sequence[int], cache: Cache, beams: int = 1
-) -> Cache:
-    """An empty KV cache, filled with the first `reused` tokens of each prefix, padded on the left,
+) -> None:
+    """Fill an empty KV cache with the first `reused` tokens of each prefix, padded on the left,
     each row once for every beam."""
     most = max(reused)
     some = prefixes[reused.index(most)]  # where nothing is reused, any will do
@@ -142,7 +142,6 @@ def join_prefixes(
         cache.update(keys, values, number)
     if beams > 1:
         cache.batch_repeat_interleave(beams)
-    return cache
 
 
 def count_reusable(prompts: Prompts, prefixes: Sequence[Prefix]) -> list[int]:
