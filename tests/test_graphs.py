@@ -193,6 +193,17 @@ def test_what_is_read_of_the_image_stays_the_same() -> None:
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_another_attention_of_the_users_stays() -> None:
+    made = with_graphs("llava", Replayed)
+    made.model.set_attn_implementation({"text_config": "eager"})
+    assert_same(
+        made.generate(requests(IMAGES, PLAIN), SHORT),
+        engine("llava").generate(requests(IMAGES, PLAIN), SHORT),
+    )
+    assert made.model.config.text_config._attn_implementation == "eager"
+    assert not steps_of(made)
+
+
 def test_memory_is_freed_where_it_ran_out() -> None:
     made = with_graphs("llava", Replayed)
     made.generate(requests(IMAGES, TEXT), SHORT)

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention.bias_mask import Branches
-from cof.attention.registry import use_branches
+from cof.attention.registry import DECODER, use_branches
 from cof.engines.transformers import prefix_cache
 from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.cross_attention_adapter import (
@@ -152,7 +152,8 @@ class DecoderAdapter(Adapter):
         return FixedCache(self.graphs, len(cache))
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
-        if self.graphs is not None and kwargs["generation_config"].num_beams == 1:
+        ours = self.model.config.text_config._attn_implementation == DECODER
+        if self.graphs is not None and ours and kwargs["generation_config"].num_beams == 1:
             prompts = self.with_cache(prompts)
         if prompts.cache is not None:
             kwargs[CACHE] = prompts.cache
