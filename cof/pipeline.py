@@ -97,6 +97,7 @@ class CoF(Asking):
         pad_to_square: bool | None = None,
         max_batch_tokens: int | None = None,
         quantization: Any = None,
+        cuda_graphs: bool | None = None,
         engine_options: Mapping[str, Any] | None = None,
         allow_url: bool = False,
         **settings: Any,
@@ -114,6 +115,7 @@ class CoF(Asking):
             max_batch_tokens: the most tokens, padding and answers included, that are run at a
                 time; larger batches are run in parts. None: the engine's choice, 16384.
             quantization: `4bit`, `8bit`, or a quantisation config of transformers.
+            cuda_graphs: True: a GPU gets the kernels of a short pass at once (`docs/speed.md`).
             engine_options: what else the engine's own `from_pretrained` takes; for `vllm` that is
                 all that `vllm.LLM` takes, such as `tensor_parallel_size`.
             allow_url: whether images may be given as http(s) addresses.
@@ -136,6 +138,7 @@ class CoF(Asking):
             "pad_to_square": pad_to_square,
             "max_batch_tokens": max_batch_tokens,
             "quantization": quantization,
+            "cuda_graphs": cuda_graphs,
             **(engine_options or {}),
         }
         given = {name: value for name, value in options.items() if value is not None}

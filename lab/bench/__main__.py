@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
 def _about(args: argparse.Namespace) -> dict[str, Any]:
     """The machine, the sources and what was chosen."""
     about = {**machine(args.device), "dtype": args.dtype, "sources": sources()}
-    return about if args.cuda_graphs is None else {**about, "cuda_graphs": args.cuda_graphs}
+    return {**about, "cuda_graphs": True} if args.cuda_graphs else about
 
 
 def _measure_gpu(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -196,8 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-up", type=int, help="runs before those that count; 1, on a GPU 2")
     parser.add_argument("--dtype", default="bfloat16", help="not of the embedded model")
     parser.add_argument("--device", help="cuda if there is one, else cpu")
-    graphs = argparse.BooleanOptionalAction
-    parser.add_argument("--cuda-graphs", action=graphs, help="of the engine; its own choice")
+    parser.add_argument("--cuda-graphs", action="store_true", help="of the engine")
     parser.add_argument("--gpu", action="store_true", help="all that is worth doing on a GPU")
     parser.add_argument("--render", type=Path, help="a folder of results to be shown anew")
     parser.add_argument("--out", type=Path, default=Path("results/bench"))

@@ -6,7 +6,6 @@ became of each; those that have ended well are not repeated.
 
 from __future__ import annotations
 
-import inspect
 import json
 import signal
 import subprocess
@@ -18,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cof.engines.transformers.engine import TransformersEngine
 from cof.eval.json_files import write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -65,11 +63,10 @@ def make_plan(out: Path, options: Sequence[str], vllm: str | None) -> Iterator[S
     batches = ("--batch", "1", "--batch", "16", "--questions", "1")
     kernel = ("-m", "pytest", "-q", "tests/vllm/test_vllm_kernel.py")
     yield Step("kernel", (vllm or sys.executable, *kernel), 90)
-    if "cuda_graphs" in inspect.signature(TransformersEngine).parameters:
-        yield bench("graphs", 120, *batches, *ways, "--cuda-graphs")
-        yield bench("launches", 120, *batches, *ways, "--no-cuda-graphs")
-    else:
-        yield bench("launches", 120, *batches, *ways)
+    replay = ("-m", "pytest", "-q", "tests/test_graphs.py", "-k", "a_gpu_replays")
+    yield Step("replay", (sys.executable, *replay), 60)
+    yield bench("graphs", 120, *batches, *ways, "--cuda-graphs")
+    yield bench("launches", 120, *batches, *ways)
     again = ("--way", "CoF, text", "--way", "CoF, text, four batches")
     yield bench("images", 60, "--batch", "16", "--questions", "1", *again)
     if vllm is not None:

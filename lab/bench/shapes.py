@@ -55,10 +55,10 @@ def question(number: int) -> str:
 
 
 def engine_of(
-    name: str, image_tokens: int, dtype: str, device: str, cuda_graphs: bool | None = None
+    name: str, image_tokens: int, dtype: str, device: str, cuda_graphs: bool = False
 ) -> TransformersEngine:
     """The embedded model as it is used, or one of `SHAPES`, made on the device."""
-    options: dict[str, Any] = {} if cuda_graphs is None else {"cuda_graphs": cuda_graphs}
+    options = {"cuda_graphs": cuda_graphs}
     if name == "tiny":
         return TransformersEngine.from_pretrained(checkpoint_path(), device_map=device, **options)
     return make_engine(SHAPES[name], image_tokens, dtype, device, **options)

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import Cache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention.bias_mask import Branches
-from cof.attention.registry import use_branches
+from cof.attention.registry import DECODER, use_branches
 from cof.engines.transformers import prefix_cache
 from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.cross_attention_adapter import (
@@ -26,6 +26,7 @@ from cof.engines.transformers.cross_attention_adapter import (
     MllamaAdapter,
     QFormerAdapter,
 )
+from cof.engines.transformers.graphs import FixedCache, pad_pass
 from cof.engines.transformers.prefix_cache import CACHE, Prefix, Prompts
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
@@ -135,20 +136,30 @@ class DecoderAdapter(Adapter):
             reused = [max(length - left, 0) for length in lengths]
         if not any(reused):
             return prompts
-        shorter = prefix_cache.resume_prompts(prompts, reused)
+        cache = self._new_cache(beams)
+        fixed = isinstance(cache, FixedCache)
+        shorter = prefix_cache.resume_prompts(prompts, reused, fixed=fixed)
         if whole and bool(self.is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
             return prompts
-        return replace(
-            shorter, cache=prefix_cache.join_prefixes(prefixes, reused, self.model.config, beams)
-        )
+        prefix_cache.join_prefixes(prefixes, reused, cache, beams)
+        return replace(shorter, cache=cache)
 
     def with_cache(self, prompts: Prompts) -> Prompts:
         """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
         if prompts.cache is not None:
             return prompts
-        return replace(prompts, cache=prefix_cache.full_length_cache(self.model.config))
+        return replace(prompts, cache=self._new_cache())
+
+    def _new_cache(self, beams: int = 1) -> Cache:
+        cache = prefix_cache.full_length_cache(self.model.config)
+        if self.graphs is None or not self.graphs.leased or beams > 1:
+            return cache
+        return FixedCache(self.graphs, len(cache))
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
+        ours = self.model.config.text_config._attn_implementation == DECODER
+        if self.graphs is not None and ours and kwargs["generation_config"].num_beams == 1:
+            prompts = self.with_cache(prompts)
         if prompts.cache is not None:
             kwargs[CACHE] = prompts.cache
         with self.reweighted(prompts):
@@ -183,7 +194,15 @@ class DecoderAdapter(Adapter):
             logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)
-        return logits[:, -1 - more :]  # VideoLLaMA 3 gives those of all tokens
+        return logits[:, -1 - more :]  # short passes and VideoLLaMA 3 give those of all tokens
+
+    def spare(self, prompts: Prompts, more: int) -> int:
+        """By how many nodes branches of so many are to be padded for `read`."""
+        if not isinstance(prompts.cache, FixedCache):
+            return 0
+        rows, length = prompts.inputs["input_ids"].shape
+        new = length - prompts.cache.get_seq_length() + more
+        return pad_pass(rows, new) - new
 
     def _new_inputs(self, prompts: Prompts) -> dict[str, Any]:
         """The inputs, and the features of the image tokens that are not in the cache."""
@@ -218,7 +237,8 @@ class DecoderAdapter(Adapter):
 
     def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:
         is_image = self.is_image(prompts.inputs["input_ids"]).cpu()
-        return [row[..., mask] for row, mask in zip(weights, is_image, strict=True)]
+        length = is_image.shape[1]  # buffers may have more keys
+        return [row[..., :length][..., mask] for row, mask in zip(weights, is_image, strict=True)]
 
     def _image_ends(self, ids: Tensor) -> Tensor:
         """`(B, L)` token ids -> the place just after each row's last image token."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from os import PathLike
@@ -24,6 +24,7 @@ from cof.engines.transformers import generation, introspection, prefix_cache, pr
 from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter
+from cof.engines.transformers.graphs import Graphs, runs_graphs
 from cof.engines.transformers.introspection import States
 from cof.engines.transformers.loading import load, out_of_memory
 from cof.engines.transformers.prefix_cache import CACHE, Head, Prefix, Prompts
@@ -72,6 +73,7 @@ class TransformersEngine:
         *,
         name: str = "",
         max_batch_tokens: int | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         """Wrap a loaded model and its processor (with a PIL image processor).
 
@@ -79,7 +81,7 @@ class TransformersEngine:
             model: also one that PEFT has wrapped, with the adapter that is active.
             processor: stays as it is; LLaVA-1.5's own crops the centre of images.
             name: of the model, for messages; empty: the one in its config.
-            max_batch_tokens: see `from_pretrained`.
+            max_batch_tokens, cuda_graphs: see `from_pretrained`.
 
         Raises:
             CofError: an unsupported family, or attention that cannot be reweighted.
@@ -96,6 +98,8 @@ class TransformersEngine:
         self.family = probe(self.family, self.model, processor)
         self.adapter = ADAPTERS[self.family.adapter](model, processor, self.family)
         self.adapter.attach()
+        if cuda_graphs and runs_graphs(self.adapter):
+            self.adapter = replace(self.adapter, graphs=Graphs(self.model))
         self.takes_two = self.family.takes_two
         self.attention_source = self.adapter.attention_source
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
@@ -115,6 +119,7 @@ class TransformersEngine:
         max_batch_tokens: int | None = None,
         quantization: Any = None,
         allow_pickle: bool = False,
+        cuda_graphs: bool = False,
     ) -> TransformersEngine:
         """Load a checkpoint from a folder or the hub.
 
@@ -134,6 +139,8 @@ class TransformersEngine:
                 of transformers; None: the checkpoint's own.
             allow_pickle: whether weights that are no safetensors may be loaded: pickled ones can
                 run any code.
+            cuda_graphs: whether passes over few tokens are replayed in one launch each, without any
+                hooks, if the model is on one GPU and not quantised.
 
         Raises:
             CofError: the model does not exist, cannot be reached, is not supported or has no
@@ -148,7 +155,13 @@ class TransformersEngine:
             quantization=quantization,
             allow_pickle=allow_pickle,
         )
-        return cls(loaded, processor, name=str(model), max_batch_tokens=max_batch_tokens)
+        return cls(
+            loaded,
+            processor,
+            name=str(model),
+            max_batch_tokens=max_batch_tokens,
+            cuda_graphs=cuda_graphs,
+        )
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes.
@@ -375,7 +388,8 @@ class TransformersEngine:
     @contextmanager
     def _running(self) -> Iterator[None]:
         """What every pass runs in."""
-        with torch.inference_mode(), out_of_memory():
+        graphs = self.adapter.graphs
+        with torch.inference_mode(), graphs.lease() if graphs else nullcontext(), out_of_memory():
             yield
 
     def _prompts(self, batch: TokenizedRequests, beams: int = 1, *, first: bool = False) -> Prompts:
