@@ -44,7 +44,7 @@ test-vllm: $(VLLM_READY)
 test-clients: $(CLIENTS_READY)
 	$(CLIENTS)/bin/python -m pytest tests/clients
 
-# The engine with the newest transformers; `make test` has the oldest.
+# The engine with the newest transformers, and torchvision; `make test` has the oldest, and none.
 CORE := attention chats engine families introspection loading looking matrix prefix_cache probing processors \
 	special_tokens streaming token_coverage
 test-newest: $(NEWEST_READY)
@@ -58,7 +58,8 @@ test-web: $(WEB_READY)
 test-tokenizers: $(READY)
 	COF_TOKENIZERS=.cache/tokenizers $(BIN)/python -m pytest -rs tests/tokenizers
 
-# Our rules and prompts beside lmms-eval's own functions, by the thousand, and its command.
+# Our rules and prompts beside lmms-eval's and VLMEvalKit's own functions, by the thousand, and
+# lmms-eval's command.
 check-peers: $(PEERS_READY)
 	$(PEERS)/bin/python -m lab.peers
 	$(PEERS)/bin/python -m pytest tests/test_lmms_real.py
@@ -105,6 +106,8 @@ eval: $(READY)
 develop: $(READY)
 	$(STUDY) tiny --model tiny-early --scenes 130 --out results/development/tiny-early
 	$(STUDY) grid --model tiny-early --out results/development/grid
+	$(BIN)/python -m lab.studies.heads results/development tiny-early
+	$(BIN)/python -m lab.studies.heads results/development tiny
 
 # When looking closer pays: checkpoints of two short trainings, measured (an hour on two CPU cores).
 EFFECT := runs/effect
@@ -137,7 +140,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 # torchaudio, torchcodec and torchvision come with vLLM and, from PyPI, fail to load beside a torch for
-# CPUs. vLLM needs the last: tests/vllm/site lets it load.
+# CPUs. vLLM, Molmo 2 and MiniCPM-OCR need the last: tests/vllm/site lets it load.
 $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
@@ -160,14 +163,20 @@ $(NEWEST_READY): pyproject.toml constraints-newest.txt
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(NEWEST)/bin/python -m pip install --quiet --constraint constraints-newest.txt \
 		hypothesis pytest --editable '.[big,peft,smolvlm]'
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps --constraint constraints-newest.txt torchvision
+	for folder in $(NEWEST)/lib/python3*/site-packages; do \
+		echo $(CURDIR)/tests/vllm/site > $$folder/cof-site.pth; done
 	touch $@
 
-# torchvision, from PyPI, fails to load beside a torch for CPUs.
+# torchvision, from PyPI, fails to load beside a torch for CPUs. Of VLMEvalKit's packages the few that
+# we compare with need two.
 $(PEERS_READY): pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 transformers==5.19.0 pytest --editable '.[lmms]'
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
+	$(PEERS)/bin/python -m pip install --quiet sty validators
+	$(PEERS)/bin/python -m pip install --quiet --no-deps ms-vlmeval==0.0.20
 	touch $@
 
 # Gradio asks for an older Pillow than the rest.

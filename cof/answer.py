@@ -106,16 +106,16 @@ class Answer:
 
     def _repr_html_(self) -> str:
         """What a notebook shows; with the plain answer if it was asked for before."""
-        from cof.viz.notebook import write_html
+        from cof.viz.page import write_html
 
         return write_html(self, vars(self).get("_plain_text"))
 
     def plot(self, engine: Engine | None = None) -> list[Any]:
         """Plot the image with the boxes, and the attention if the engine is given: `cof.engine`.
 
-        See `cof.viz.notebook.plot_answer`.
+        See `cof.viz.page.plot_answer`.
         """
-        from cof.viz.notebook import plot_answer
+        from cof.viz.page import plot_answer
 
         return plot_answer(self, engine)
 
@@ -165,8 +165,6 @@ class Asking(ABC):
 
         Args:
             messages: in the format of transformers and OpenAI (`cof.messages.read_messages`).
-            decoding: as of `__call__`.
-            on_text: likewise.
             query: any other field of `Query`. `image` is the number of the image that is looked
                 at, from 0 or, below 0, from the end (None: the last one); `boxes`, `polygon` and
                 `mask` are of that image.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from cof.answer import Answer, Asking, refused_answer
 from cof.errors import CofError, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
-from cof.images import MAX_PIXELS, check_image, data_url, load_image
+from cof.images import MAX_PIXELS, check_image, data_url, embedded, load_image
 from cof.limits import MAX_UPLOAD_BYTES, UPLOAD_FORMATS
 from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
@@ -303,19 +302,17 @@ def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str,
 
 def _own_file(source: ImageSource) -> bytes | None:
     """The file of an image, if it is one that servers take."""
-    if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
-        data = Path(source).read_bytes()
-    elif isinstance(source, str) and source[:5].lower() == "data:":
-        data = base64.b64decode(source.partition(",")[2])
-    elif isinstance(source, (bytes, bytearray)):
-        data = bytes(source)
-    else:
+    data: Any = source
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fsdecode(source)
+        data = Path(path).read_bytes() if os.path.isfile(path) else embedded(path)
+    if not isinstance(data, (bytes, bytearray)) or len(data) > MAX_UPLOAD_BYTES:
         return None
     try:
-        check_image(data, max_pixels=MAX_PIXELS, formats=UPLOAD_FORMATS)
+        check_image(bytes(data), max_pixels=MAX_PIXELS, formats=UPLOAD_FORMATS)
     except CofError:
         return None
-    return data if len(data) <= MAX_UPLOAD_BYTES else None
+    return bytes(data)
 
 
 def _text(reply: Mapping[str, Any]) -> str:

@@ -153,7 +153,7 @@ def _open(
     name = "The image"
     if isinstance(source, (str, os.PathLike)):
         address = os.fsdecode(source)
-        if (data := _embedded(address)) is None:
+        if (data := embedded(address)) is None:
             is_url, name = address.lower().startswith(("http://", "https://")), address
             data = _download(address, allow_url) if is_url else _read(address)
     if not isinstance(data, (bytes, bytearray)):
@@ -162,8 +162,12 @@ def _open(
     return _identify(bytes(data), name, formats), name
 
 
-def _embedded(text: str) -> bytes | None:
-    """The bytes in a `data:` URL or a base64 text; None: the text is a path or an address."""
+def embedded(text: str) -> bytes | None:
+    """The bytes in a `data:` URL or a base64 text; None: the text is a path or an address.
+
+    Raises:
+        CofError: they are no base64.
+    """
     if text[:5].lower() == "data:":
         head, _, body = text.partition(",")
         if not head.lower().endswith(";base64"):

@@ -89,8 +89,7 @@ def look(
             place = asked.pop("image")
             if not -len(own) <= place < len(own):
                 raise CofError(f"Row {number} shows {len(own)} images, but no image {place}.")
-            size = own[place].image_wh
-            highlight = _highlight(size, scope=scope, layers=layers, heads=heads, **asked)
+            highlight = _highlight(own[place].image_wh, scope, layers, heads, **asked)
             rows.append(replace(own[place], highlight=highlight))
         try:
             with reweight(make_bias(adapter, tokens, rows, {"input_ids": ids})):
@@ -132,7 +131,7 @@ def look_args(
 
     size = load_image(images[image]).size
     where = {"boxes": boxes, "polygon": polygon, "mask": mask, "strength": strength}
-    highlight = _highlight(size, scope=scope, layers=layers, heads=heads, **where)
+    highlight = _highlight(size, scope, layers, heads, **where)
     if highlight is None:
         raise CofError("Say where to look: boxes, a polygon or a mask.")
     return highlight_args(image_tokens(str(model)), size, highlight, range(len(images))[image])
@@ -140,8 +139,6 @@ def look_args(
 
 def _highlight(
     image_wh: tuple[int, int],
-    *,
-    strength: float,
     scope: Scope,
     layers: Sequence[int] | None,
     heads: Sequence[int] | None,
@@ -150,6 +147,7 @@ def _highlight(
     """The highlight of boxes, a polygon or a mask; None: there is none of these."""
     region = own_region(Query(**where), image_wh)
     in_layers, in_heads = (each if each is None else tuple(each) for each in (layers, heads))
+    strength = where["strength"]
     return None if region is None else Highlight(region, strength, scope, in_layers, in_heads)
 
 

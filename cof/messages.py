@@ -28,20 +28,12 @@ _IMAGES = ("image", "image_url", "url", "path", "base64")
 
 @dataclass(frozen=True, eq=False)
 class ChatText:
-    """A chat that has been read.
+    """A chat that has been read, its images still sources (`cof.images.load_image`)."""
 
-    Attributes:
-        turns: with slots for the image that is looked at and for the last text of the user, and
-            the numbers of all other images among `others`.
-        prompt: the last text of the user.
-        image: the source of the image that is looked at; None: the chat has none.
-        others: the sources of the other images, in their order.
-    """
-
-    turns: tuple[Turn, ...]
-    prompt: str
-    image: Any
-    others: tuple[Any, ...]
+    turns: tuple[Turn, ...]  # with slots for prompt and image, and the numbers of the others
+    prompt: str  # the last text of the user
+    image: Any  # the one that is looked at; None: the chat has none
+    others: tuple[Any, ...]  # in their order
 
 
 def read_messages(

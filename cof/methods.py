@@ -60,19 +60,13 @@ def make(method: Any, options: Mapping[str, Any]) -> Any:
     return method(**own) if isinstance(method, type) else replace(method, **own)
 
 
-def owners() -> dict[str, list[str]]:
-    """Option -> the methods that have it."""
-    found: dict[str, list[str]] = {}
-    for kind, methods in (("grounder", GROUNDERS), ("focus", FOCUSES)):
-        for name, method in methods.items():
-            for each in values_of(method):
-                found.setdefault(each, []).append(f"{kind} {name}")
-    return found
-
-
 def explain_unknown(name: str, methods: Sequence[Any], own: Sequence[str]) -> str:
     """The sentence about an option that none of the methods in use has."""
-    known = owners()
+    known: dict[str, list[str]] = {}
+    for kind, registry in (("grounder", GROUNDERS), ("focus", FOCUSES)):
+        for owner, method in registry.items():
+            for each in values_of(method):
+                known.setdefault(each, []).append(f"{kind} {owner}")
     if name in known:
         used = " and ".join(method.name for method in methods)
         return f"{name} is an option of {', '.join(known[name])}, not of {used}."

@@ -21,26 +21,18 @@ Check = Callable[[str, Any], Any]
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one option.
-
-    Attributes:
-        name: of the field.
-        default: its value where none is given.
-        help: one sentence for the command line and the documentation.
-        choices: the values that it may have, where they can be listed.
-    """
+    """What is known of one option."""
 
     name: str
     default: Any
-    help: str
-    choices: tuple[str, ...]
+    help: str  # one sentence, for the command line and the documentation
+    choices: tuple[str, ...]  # the values that it may have, where they can be listed
 
 
 def option(default: T, help: str, check: Check | tuple[str, ...]) -> T:
     """A field of `Options`.
 
     Args:
-        default: its default.
         help: one sentence; a symbol of the paper stands in front, such as "lambda: ...".
         check: returns the value, or refuses it; or the values that it may have.
     """

@@ -98,6 +98,7 @@ class CoF(Asking):
         pad_to_square: bool | None = None,
         max_batch_tokens: int | None = None,
         quantization: Any = None,
+        cuda_graphs: bool | None = None,
         engine_options: Mapping[str, Any] | None = None,
         allow_url: bool = False,
         **settings: Any,
@@ -115,6 +116,7 @@ class CoF(Asking):
             max_batch_tokens: the most tokens, padding and answers included, that are run at a
                 time; larger batches are run in parts. None: the engine's choice, 16384.
             quantization: `4bit`, `8bit`, or a quantisation config of transformers.
+            cuda_graphs: True: a GPU gets the kernels of a short pass at once (`docs/speed.md`).
             engine_options: what else the engine's own `from_pretrained` takes; for `vllm` that is
                 all that `vllm.LLM` takes, such as `tensor_parallel_size`.
             allow_url: whether images may be given as http(s) addresses.
@@ -137,6 +139,7 @@ class CoF(Asking):
             "pad_to_square": pad_to_square,
             "max_batch_tokens": max_batch_tokens,
             "quantization": quantization,
+            "cuda_graphs": cuda_graphs,
             **(engine_options or {}),
         }
         given = {name: value for name, value in options.items() if value is not None}
@@ -145,9 +148,7 @@ class CoF(Asking):
             signature(load).bind(model, **given)
         except TypeError as error:
             raise CofError(f"The engine {engine} does not load a model so: {error}.") from None
-        loaded = load(model, **given)
-        chosen = named or default_settings(loaded.name, loaded.dialect.name)
-        return cls(loaded, chosen, allow_url=allow_url, **settings)
+        return cls(load(model, **given), named, allow_url=allow_url, **settings)
 
     @staticmethod
     def connect(url: str | Sequence[str], **options: Any) -> RemoteCoF:
@@ -214,18 +215,10 @@ class CoF(Asking):
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
-        """Stage 1 alone: where the settings' grounder looks, before post-processing.
-
-        Of several grounders it is the first that finds something.
-        """
-        sample = Sample.from_query(Query(image, question), self.settings, self.allow_url, {})
-        asked = [sample.request.asking(sample.grounding_question)]
-        groundings = []
-        for grounder in self.settings.grounders:
-            groundings += grounder.locate(self.engine, asked)
-            if groundings[-1].region is not None:
-                return groundings[-1]
-        return groundings[0]
+        """Stage 1 alone: where the settings' grounder looks, before post-processing; of several
+        the first that finds something."""
+        looking = self.settings.changed(focus="crop")  # one that is never idle
+        return self.look_for(Query(image, question, settings=looking))[1].grounding
 
     def look_for(self, query: QueryLike) -> tuple[Sample, Look]:
         """The whole of stage 1 for one query, which somebody else answers: the checked query, and
@@ -236,7 +229,7 @@ class CoF(Asking):
         """
         sample = Sample.from_query(as_query(query), self.settings, self.allow_url, {})
         (looks,) = locate(self.engine, [sample], self._encoded([sample]), [None])
-        return sample, next((look for look in looks if look.region), looks[0])
+        return sample, next((look for look in looks if look.grounding.region), looks[0])
 
     def _read_batch(
         self, items: Sequence[tuple[int, QueryLike]], on_error: str

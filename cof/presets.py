@@ -12,16 +12,10 @@ from cof.settings import Settings
 
 @dataclass(frozen=True)
 class PresetRow:
-    """One model's settings in a preset.
+    """One model's settings in a preset."""
 
-    Attributes:
-        model: the model's name in the paper; `tiny`: the embedded ones.
-        pattern: a regular expression found in the hub id or path of that model, lower case.
-        settings: its settings.
-    """
-
-    model: str
-    pattern: str
+    model: str  # its name in the paper; `tiny`: the embedded ones
+    pattern: str  # a regular expression found in its hub id or path, lower case
     settings: Settings
 
 
@@ -69,8 +63,7 @@ def preset(name: str, model_name: str = "") -> Settings:
     name, _, asked = name.partition(":")
     if name not in PRESETS:
         raise CofError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
-    rows = PRESETS[name]
-    wanted = asked or model_name
+    rows, wanted = PRESETS[name], asked or model_name
     if found := _find(rows, wanted):
         return found
     known = ", ".join(row.model for row in rows)

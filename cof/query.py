@@ -72,10 +72,8 @@ class Query:
     messages: Sequence[Mapping[str, Any]] | None = None
 
     def read(self, system: str = "") -> ChatText:
-        """The chat, its images not loaded yet.
-
-        Args:
-            system: the system message, where the query does not say.
+        """The chat, its images not loaded yet; `system` is its system message, where the query does
+        not say.
 
         Raises:
             CofError: it cannot be used.
@@ -100,19 +98,12 @@ QueryLike: TypeAlias = "Query | Mapping[str, Any] | tuple[ImageSource | EncodedI
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A checked query: its images loaded, its region built, its own settings.
+    """A checked query: its images loaded, its region built, its own settings."""
 
-    Attributes:
-        request: the chat, as the engine takes it, with the caller's own region if there is one.
-        settings: the query's or else the pipeline's, with this query's changes.
-        grounding_question: the question that stage 1 gets.
-        options: the replies to choose among; empty: the model writes its own.
-    """
-
-    request: Request
-    settings: Settings
-    grounding_question: str
-    options: tuple[str, ...] = ()
+    request: Request  # with the caller's own region if there is one
+    settings: Settings  # the query's or else the pipeline's, with this query's changes
+    grounding_question: str  # that stage 1 gets
+    options: tuple[str, ...] = ()  # the replies to choose among; empty: the model writes its own
 
     @classmethod
     def from_query(
@@ -121,9 +112,7 @@ class Sample:
         """Check a query.
 
         Args:
-            query: the query.
             settings: the pipeline's.
-            allow_url: whether images are fetched from addresses.
             images: the images loaded so far, by their source, so that each is loaded and encoded
                 once; it is added to.
 
@@ -178,11 +167,8 @@ class Sample:
         return limited and settings.grounder_name not in ("given", "none")
 
     def target(self, region: Region | None) -> Region | None:
-        """The region that stage 2 looks at; None: the plain model answers.
-
-        Args:
-            region: the region that a grounder found; None: it found none.
-        """
+        """The region that stage 2 looks at, of one that a grounder found or None; None: the plain
+        model answers."""
         settings = self.settings
         whole = settings.released and settings.grounder_name != "none"
         if settings.changes_nothing or (region is None and not whole):

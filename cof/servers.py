@@ -48,11 +48,8 @@ class Servers:
         self._lock = Lock()
 
     def ask(self, send: Callable[[str], Reply]) -> Reply:
-        """What a request brings from one of the servers.
-
-        Args:
-            send: sends the request to a URL, and returns the reply; raises `Away` where it has to
-                be sent again.
+        """What a request brings from one of the servers. `send` sends it to a URL, and raises
+        `Away` where it has to be sent again.
 
         Raises:
             CofError: what `send` raises; `Away` only after `retry_s`.
@@ -73,7 +70,8 @@ class Servers:
                 # not all that ask a server come back to it at once
                 self._away_until[url] = now + _PAUSE_S * random.uniform(0.5, 1)
                 if now >= ends and (again or min(self._away_until.values()) > now):
-                    raise self._none(problem) from None
+                    several = f"None of {len(self.urls)} servers answers; the last one: {problem}"
+                    raise (problem if len(self.urls) == 1 else Away(several)) from None
                 again = True
             else:
                 self._away_until[url] = 0.0
@@ -81,8 +79,3 @@ class Servers:
             finally:
                 with self._lock:
                     self._under_way[url] -= 1
-
-    def _none(self, problem: Away) -> Away:
-        if len(self.urls) == 1:
-            return problem
-        return Away(f"None of {len(self.urls)} servers answers; the last one: {problem}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,6 @@ from cof.methods import (
     find_focus,
     find_grounders,
     make,
-    owners,
     values_of,
 )
 from cof.options import Options, check_text, flag, fraction, option, options_of, positive
@@ -142,38 +140,10 @@ class Settings(Options):
                 values |= {} if same else {f"{owner.name}.{each.name}": value}
         return values
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings from `as_dict`, also of release 0.2.0, where all methods' options were listed.
-
-        Raises:
-            CofError: they cannot be expressed any more.
-        """
-        kept = dict(values)
-        departs = [kept.pop(name, paper) != paper for name, paper in _RELEASED_0_2.items()]
-        if any(departs) and not all(departs):
-            names = ", ".join(_RELEASED_0_2)
-            raise CofError(f"{names} cannot be set apart any more: they are one switch, released.")
-        if all(departs):
-            kept["released"] = True
-        methods = [
-            *find_grounders(kept.get("grounder", "prompt")),
-            find_focus(kept.get("focus", "attention")),
-        ]
-        used = {"grounder", "focus"}.union(*map(values_of, (cls, *methods)))
-        others = owners()  # options of methods that are not in use
-        return cls(
-            **{name: value for name, value in kept.items() if name in used or name not in others}
-        )
-
     def post_process(self, region: Region, image_wh: tuple[int, int]) -> Region:
         """A region ready for stage 2: widened and expanded (paper, section II-B).
 
         With `released` boxes follow the released code and may leave 0..1 (into the padding).
-
-        Args:
-            region: as it was found, in 0..1 of the image.
-            image_wh: of the original image.
 
         Example: alpha = 2 about the centre, moved inside.
 
@@ -191,14 +161,5 @@ class Settings(Options):
             return replace(region, boxes=boxes)
         return expand_region(replace(region, boxes=boxes), self.expand)
 
-
-_RELEASED_0_2 = {
-    "parser": "tolerant",
-    "on_missing": "plain",
-    "square": False,
-    "edge": "move",
-    "cells": "coverage",
-}
-"""The released code's departures as release 0.2.0 named them, and their values in the paper."""
 
 _OWN = tuple(each.name for each in options_of(Settings))

@@ -21,17 +21,11 @@ Generate = Callable[[Sequence[Request], Sequence[int]], list[Generation]]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """One grounder's outcome for one sample.
+    """One grounder's outcome for one sample."""
 
-    Attributes:
-        grounder: the grounder's name.
-        grounding: what it returned.
-        region: the region that stage 2 looks at, after expansion; None: the plain model answers.
-    """
-
-    grounder: str
+    grounder: str  # its name
     grounding: Grounding
-    region: Region | None
+    region: Region | None  # that stage 2 looks at, after expansion; None: the plain model answers
 
 
 def locate(
@@ -43,9 +37,8 @@ def locate(
     """Stage 1. Each grounder in use is called once; samples that need no region are skipped.
 
     Args:
-        samples: the batch.
-        requests: the plain request of each.
-        drafts: the plain answer of each; None where the settings do not ask for one first.
+        requests: the plain request of each sample.
+        drafts: its plain answer; None where the settings do not ask for one first.
 
     Returns:
         The looks of each sample, one for each of its grounders, in the order of the settings; a

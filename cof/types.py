@@ -106,15 +106,10 @@ class Slot(Enum):
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a chat.
+    """One message of a chat."""
 
-    Attributes:
-        role: `system`, `user` or `assistant`.
-        parts: in their order: texts, slots, and numbers of `Request.others`.
-    """
-
-    role: str
-    parts: tuple[str | Slot | int, ...]
+    role: str  # `system`, `user` or `assistant`
+    parts: tuple[str | Slot | int, ...]  # texts, slots, and numbers of `Request.others`
 
 
 ALONE = (Turn("user", (Slot.IMAGE, Slot.PROMPT)),)

@@ -1,8 +1,9 @@
-"""Do we read replies and write prompts as lmms-eval does? `make check-peers` asks its functions.
+"""Do we read replies and write prompts as lmms-eval and VLMEvalKit do? `make check-peers` tells.
 
-Made-up replies by the thousand by the rules `lmms-eval`, and prompts in that style; its functions
-for MMBench and HR-Bench are the benchmarks' own, so `official` is compared with them as well. The
-table says how many of each were compared and how many differ, with the first that does.
+Made-up replies by the thousand by the rules `lmms-eval` and `vlmevalkit`, and prompts in these
+styles; lmms-eval's functions for MMBench and HR-Bench are the benchmarks' own, so `official` is
+compared with them as well. The tables say how many of each were compared and how many differ, with
+the first that does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from cof.eval.data.vstar import VStar
 from cof.geometry.boxes import Frame, iou, union
 from cof.prompting.box_parsing import parse_boxes
 from cof.prompting.dialects import OPTION_LETTER, SHORT_ANSWER
+from lab.peers_kit import Pair, kit_boxes, kit_prompts, kit_replies
 from lab.studies.synthetic import write_synthetic
 
 WORDS = """yes no Yes No not nothing know y n YES none I see a the two 2 red blue cat dog isn't dont
@@ -42,9 +44,6 @@ it's A B C D E (A) (B) C. D: :B A, B). answer is Answer: option Choice: **B** (c
 TEXTS = ("red", "blue", "a cat", "Dog", "two", "no", "yes", "the red dog", "3.5", "banana", "It")
 STYLE: Any = {"rules": "lmms-eval", "prompt_style": "lmms-eval"}
 N = 20_000
-
-Pair = tuple[str, Any, Any, object]
-"""What is compared, ours, theirs, and of what."""
 
 
 def replies(rng: random.Random, n: int) -> Iterator[str]:
@@ -119,21 +118,40 @@ def compare_prompts(rng: random.Random, folder: Path) -> Iterator[Pair]:
         yield "prompts of V*Bench", VStar(folder, **STYLE).ask(question, options), theirs, question
 
 
+def compare_kit(rng: random.Random, folder: Path) -> Iterator[Pair]:
+    said = list(replies(rng, N))
+    corners = ([round(rng.random() / 2, 2) for _ in range(4)] for _ in range(2 * N))
+    ends = ([x, y, round(x + w + 0.01, 2), round(y + h + 0.01, 2)] for x, y, w, h in corners)
+    boxes = (box[2:] + box[:2] if rng.random() < 0.3 else box for box in ends)  # some reversed
+    shown = [f"It is at {box}, or {next(boxes)}" for box in boxes]
+    yield from kit_replies(rng, said, TEXTS)
+    yield from kit_boxes(shown, folder)
+    yield from kit_prompts(rng, folder, TEXTS, N // 10)
+
+
+def count_differences(title: str, pairs: Iterable[Pair]) -> int:
+    """Print a table of what was compared; returns how many differ."""
+    table = dict[str, list[Any]]()
+    for what, ours, theirs, of in pairs:
+        row = table.setdefault(what, [0, 0, ""])
+        row[0] += 1
+        if ours != theirs:
+            row[1:] = row[1] + 1, row[2] or f"{of!r}: {ours!r}, there {theirs!r}"
+    print(f"{title:24}{'compared':>9}{'differ':>8}")
+    for what, (n, different, first) in table.items():
+        print(f"{what:24}{n:9,}{different:8,}  {first}")
+    return sum(row[1] for row in table.values())
+
+
 def main() -> None:
     logger.remove()  # lmms-eval's
-    rng, table = random.Random(0), dict[str, list[Any]]()
+    rng = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         place = (rng, Path(name))
         pairs = chain(compare_replies(rng), compare_boxes(*place), compare_prompts(*place))
-        for what, ours, theirs, of in pairs:
-            row = table.setdefault(what, [0, 0, ""])
-            row[0] += 1
-            if ours != theirs:
-                row[1:] = row[1] + 1, row[2] or f"{of!r}: {ours!r}, there {theirs!r}"
-    print(f"{'compared with lmms-eval':24}{'compared':>9}{'differ':>8}")
-    for what, (n, different, first) in table.items():
-        print(f"{what:24}{n:9,}{different:8,}  {first}")
-    sys.exit(any(row[1] for row in table.values()))
+        differ = count_differences("lmms-eval", pairs)
+        differ += count_differences("VLMEvalKit", compare_kit(*place))
+    sys.exit(differ > 0)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cof.engines.base import Layers
 from cof.errors import CofError
 from cof.geometry.boxes import Frame
 from cof.prompting.dialects import PAPER, Dialect
-from cof.types import Decoding, EncodedImage, Generation, OnText, Request
+from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
 
 LAYERS, GRID = 4, 8
 WORDS = ("yes", "No.", "A", "(B)", "C", "D", "3", "red", "none of them", "Yes, there is.", "")
@@ -90,19 +91,26 @@ class AnyEngine(FakeEngine):
     dies_after: float = math.inf
     refuses: tuple[str, ...] = ()
     trace: list[str] = field(default_factory=list)
+    attention_source = "a hash"
 
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
         self._call(requests)
         self.trace += [describe(request, decoding) for request in requests]
         return super().generate(requests, decoding)
 
+    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
+        return np.ones((GRID, GRID), dtype=bool)
+
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         line = (np.arange(GRID) + 0.5) / GRID
         return np.stack(np.meshgrid(line, line), -1)
 
-    def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
+    def image_attentions(
+        self, requests: Sequence[Request], layers: Layers | None = None
+    ) -> list[NDArray[np.float32]]:
         self._call(requests)
-        return [self._map(describe(r), (LAYERS, 2, GRID, GRID)) for r in requests]
+        read = list((layers or range)(LAYERS))
+        return [self._map(describe(r), (LAYERS, 2, GRID, GRID))[read] for r in requests]
 
     def phrase_similarities(
         self,

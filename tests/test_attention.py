@@ -77,7 +77,7 @@ def test_carriers(name: str, focus: str, carrier: str, monkeypatch: pytest.Monke
     asked = Request(WIDE, "which digit?", look)
     expected, is_image = by_transformers(name, asked)
     assert furthest(ours(name, asked), expected.logits) <= 3e-5
-    attention = engine(name).image_attention(asked)[0]
+    attention = engine(name).image_attentions([asked])[0][0]
     theirs = expected.attentions[0][0][0, :, -1, is_image].numpy()
     assert attention.reshape(theirs.shape) == pytest.approx(theirs, abs=2e-5)
     if name != "gemma4":  # whose images attend both ways, by a mask

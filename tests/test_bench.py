@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import shlex
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from fakes import FakeEngine
 
 from cof import CoF
-from lab.bench import calibrate
+from lab.bench import calibrate, gpu
 from lab.bench.__main__ import main
 from lab.bench.endurance import endure
 from lab.bench.limits import Limits, Pass, Sizes, operations, traffic
@@ -74,7 +75,9 @@ def seen(runs: tuple[Pass, ...]) -> int:
 
 def test_what_each_way_runs(passes: Runs) -> None:
     runs = {way: passes(way, ONE) for way in WAYS if "one by one" not in way}
+    four = runs.pop("CoF, text, four batches")
     counts = {way: len(decoded(made)) for way, made in runs.items()}
+    assert (len(decoded(four)), seen(four)) == (4 * counts["CoF, text"], 4 * 2)
     assert counts["plain"] == counts["lambda = 1"] == counts["grounder none"] == 3
     assert counts["naive"] == 30 + 3
     assert counts["text, free box"] - counts["CoF, text"] > 15
@@ -273,3 +276,51 @@ def test_growing_memory_is_seen() -> None:
     assert len(made["resident_gib"]) == 4
     first, *_, last = made["peak_gib"]
     assert last - first > 0.8 * 2 * 2 * 48 / 1024
+
+
+def test_what_needs_a_gpu_is_refused_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--gpu"])
+    assert "torch sees none here" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:No CUDA graphs")
+def test_every_step_for_a_gpu_runs(tmp_path: Path) -> None:
+    """On a processor, with a small model."""
+    plan = list(gpu.make_plan(tmp_path, [*shlex.split(SMOKE), "--least", "1"], None))
+    assert [step.name for step in plan] == ["kernel", "replay", "graphs", "launches", "images"]
+    for step in plan[:2]:
+        assert any(Path(word).is_file() for word in step.command[1:])
+    for step in plan[2:]:
+        main(list(step.command[3:]))
+        (file,) = (tmp_path / step.name).glob("*/bench.json")
+        ways = {row["way"] for row in json.loads(file.read_text())["records"]}
+        assert ways == {"plain", *step.command[1:]} & set(WAYS) | {"plain"}
+
+
+def test_steps_for_a_gpu_fail_alone_and_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(name: str, code: str, seconds: float = 60.0) -> gpu.Step:
+        return gpu.Step(name, (sys.executable, "-c", code), seconds)
+
+    def ran_again(about: dict[str, Any], budget_s: float = 90.0) -> dict[str, str]:
+        assert gpu.run(steps, path, about, budget_s) == (budget_s > 0)
+        known = json.loads(path.read_text())["steps"]
+        return {name: made["outcome"] for name, made in known.items()}
+
+    path, mark = tmp_path / "gpu.json", tmp_path / "mark"
+    once = f"import pathlib; print('It ran'); pathlib.Path({str(mark)!r}).touch(exist_ok=False)"
+    steps = [
+        step("once", once),
+        step("broken", "raise SystemExit(3)"),
+        step("slow", "import time; time.sleep(60)", 1.0),
+        step("stopped", f"print({gpu.UNFINISHED!r})"),
+    ]
+    outcomes = ran_again({"device": "x"})
+    later = {"broken": "failed with 3", "slow": "unfinished", "stopped": "unfinished"}
+    assert outcomes == {"once": "done", **later}
+    assert "It ran" in json.loads(path.read_text())["steps"]["once"]["output"]
+    assert ran_again({"device": "x"}) == outcomes
+    assert ran_again({"device": "x"}, 0.0) == outcomes  # the time is up at once
+    assert ran_again({"device": "another"}) == {"once": "failed with 1", **later}

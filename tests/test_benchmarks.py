@@ -17,7 +17,7 @@ from models import picture
 
 from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
-from cof.eval.data.base import Answers, Benchmark, select
+from cof.eval.data.base import Answers, Benchmark
 from cof.eval.data.hrbench import HRBench
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
@@ -26,7 +26,7 @@ from cof.eval.data.refcoco import RefCOCO
 from cof.eval.data.scenes import Scenes
 from cof.eval.data.textvqa import TextVQA
 from cof.eval.data.vstar import VStar
-from cof.eval.examples import Example, open_image
+from cof.eval.examples import Example, open_image, select
 from cof.eval.rules import RULES, Rules
 from cof.geometry.boxes import Frame
 from cof.prompting.box_parsing import parse_boxes

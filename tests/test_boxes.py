@@ -102,7 +102,7 @@ def polygon(points: Any) -> Region:
 @pytest.mark.parametrize(
     ("make", "given", "says"),
     [
-        (region_from_boxes, [], "empty"),
+        (region_from_boxes, [], "at least one"),
         (region_from_boxes, 5, "list of"),
         (region_from_boxes, [(0.1, 0.1, 0.2)], "x1, y1, x2, y2"),
         (region_from_boxes, [0.1, 0.1, 0.2, 0.3], "list of"),

@@ -18,8 +18,7 @@ from PIL import ExifTags, Image
 from cof.answer import Answer
 from cof.client import RemoteCoF
 from cof.errors import CofError, ServerError
-from cof.images import load_image
-from cof.server.images import from_data
+from cof.images import embedded, load_image
 from cof.settings import Settings
 from cof.types import EncodedImage
 
@@ -206,9 +205,9 @@ def test_files_are_sent_as_they_are(tmp_path: Path) -> None:
     with serving((200, MODELS)) as url, RemoteCoF(url) as remote:
         for source in (files["JPEG"], str(files["JPEG"]), photo, address):
             sent = remote.encode(source)
-            assert from_data(sent.pixels, 10**6) == photo
+            assert embedded(sent.pixels) == photo
             assert sent.size == (300, 400)  # upright, as the server will have it
-            assert load_image(from_data(sent.pixels, 10**6)).tobytes() == sent.image.tobytes()
+            assert load_image(embedded(sent.pixels)).tobytes() == sent.image.tobytes()
         sizes = {kind: len(remote.encode(file).pixels) for kind, file in files.items()}
     assert sizes["JPEG"] < sizes["PNG"] / 2
     assert 0 < abs(sizes["TIFF"] - sizes["PNG"]) < sizes["PNG"] / 2  # as a PNG, written fast

@@ -113,7 +113,7 @@ class TestAnswers:
         rough, exact = (e.generate(requests, SHORT) for e in (made, engine(name)))
         for a, b in zip(rough, exact, strict=True):
             assert a.logprobs[0] == pytest.approx(b.logprobs[0], abs=0.1)
-        assert made.image_attention(requests[1]).dtype == np.float32
+        assert made.image_attentions([requests[1]])[0].dtype == np.float32
 
     @pytest.mark.parametrize("what", ["layers", "heads"])
     @pytest.mark.parametrize("number", [9, -1])
@@ -185,7 +185,9 @@ def test_a_checkpoint_does_not_rule_how_answers_are_made(
             generator.length_penalty = generator.early_stopping = None
         assert made.generate(requests, decoding) == known.generate(requests, decoding)
     assert made.score_replies(requests, words) == known.score_replies(requests, words)
-    np.testing.assert_array_equal(made.image_attention(PLAIN), known.image_attention(PLAIN))
+    np.testing.assert_array_equal(
+        made.image_attentions([PLAIN])[0], known.image_attentions([PLAIN])[0]
+    )
     if name == "llava":
         made.word_probabilities([IMAGE], [["red"]])
     assert not caplog.messages
@@ -213,7 +215,7 @@ def test_a_model_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attention_that_a_caller_changed(name: str, attention: str) -> None:
     """It answers where nothing of ours is needed, and is changed back where something is."""
     made, asked = TransformersEngine.from_pretrained(checkpoint(name)), highlighted(8.0)
-    expected, weights = made.generate([asked], SHORT), made.image_attention(asked)
+    expected, weights = made.generate([asked], SHORT), made.image_attentions([asked])[0]
     for ask in (PLAIN, asked):
         made.model.set_attn_implementation(attention)
         replies = made.generate([ask], SHORT)
@@ -221,7 +223,7 @@ def test_attention_that_a_caller_changed(name: str, attention: str) -> None:
         assert (used == attention) == (ask is PLAIN)
     assert_same(replies, expected)
     made.model.set_attn_implementation(attention)
-    np.testing.assert_allclose(made.image_attention(asked), weights, atol=1e-5)
+    np.testing.assert_allclose(made.image_attentions([asked])[0], weights, atol=1e-5)
 
 
 class TestContrast:
@@ -329,7 +331,7 @@ class TestLengths:
         [
             lambda made, long: made.score_replies([long], ["red"]),
             lambda made, long: made.score_replies([PLAIN], ["red" * 400]),
-            lambda made, long: made.image_attention(long),
+            lambda made, long: made.image_attentions([long])[0],
             lambda made, long: made.phrase_similarities([long], ["digit"]),
             lambda made, long: made.generate([long], Decoding(box_template=LLAVA.box_template)),
             lambda made, long: made.check_lengths([long], SHORT),

@@ -28,6 +28,7 @@ from cof.eval.data.vstar import VStar
 from cof.eval.methods import PLAIN, Method
 from cof.eval.runner import Runner
 from cof.eval.store import Store
+from cof.images import data_url
 from cof.tiny.benchmark import write_benchmark
 
 BASE = Settings(expand=1.6, strength=16.0, scope="text")
@@ -119,11 +120,18 @@ def asked(servers: list[Server]) -> float:
 
 
 def test_the_store_is_that_of_the_model_here(
-    pair: list[Server], task: Scenes, local: Store, tmp_path: Path
+    pair: list[Server],
+    task: Scenes,
+    local: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done: list[int] = []
+    sent: list[object] = []
+    monkeypatch.setattr("cof.client.data_url", lambda of: sent.append(of) or data_url(of))
     with asking(pair, task, tmp_path / "a.jsonl") as run:
         check_same(run.run(MANY, [TWO_LOOKS], done.append), local)
+        assert {example.image.read_bytes() for example in task.examples} == {*sent}
         assert sum(done) == len(task.examples)
         assert all(server.metric("cof_batch_size_sum") > 0 for server in pair)
         before = asked(pair)

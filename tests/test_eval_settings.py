@@ -29,6 +29,8 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "boxes": ("", "--set boxes=template"),
     "grounding_max_new_tokens": ("", "--set grounding_max_new_tokens=5"),
     "grounder_layers": ("--grounder attention", "--set grounder_layers=0"),
+    "grounder_heads": ("--grounder attention", "--set grounder_heads=0"),
+    "average": ("--grounder attention", "--set average=geometric"),
     "states": ("--grounder relevance", "--set states=keys"),
     "min_confidence": ("", "--set min_confidence=0.5"),
     "max_plain_confidence": ("", "--set max_plain_confidence=0.5"),
@@ -47,11 +49,11 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
 another model, and has a test of its own."""
 
 ALIKE = {
-    ("vstar", "min_confidence"),
+    *(("vstar", name) for name in ("min_confidence", "average")),
     *((command, "states") for command in ("paper", "sweep", "vstar")),
     ("sweep", "max_plain_confidence"),
 }
-"""Where the fake engine's few boxes or states are read alike either way, or, of a sweep with a
+"""Where the fake engine's boxes, heads or states are read alike either way, or, of a sweep with a
 threshold, the plain answer and that of looking are asked anyway."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import FakeEngine
-from models import GRID, LAYERS, checkpoint, picture
+from models import GRID, HEADS, LAYERS, checkpoint, picture
 from zoo import zoo
 
 from cof.engines.transformers.engine import TransformersEngine
@@ -133,7 +133,7 @@ class TestAttention:
         request = rows()[0]
         (grounding,) = RelativeAttention(layers).locate(engine(), [request])
         asked, generic = (
-            engine().image_attention(Request(request.image, text + SHORT_ANSWER))
+            engine().image_attentions([Request(request.image, text + SHORT_ANSWER)])[0]
             for text in ("What color is the red bus?", GENERIC)
         )
         chosen = [1] if layers is None else list(layers)  # 14/32 of three layers
@@ -141,15 +141,35 @@ class TestAttention:
         heat = ours / (theirs + theirs[visible(request)].mean())
         np.testing.assert_allclose(found(grounding).heat_map, mask_of(heat, request), rtol=1e-4)
 
+    def test_a_geometric_mean_of_chosen_heads_by_hand(self) -> None:
+        """Heads are numbered through all layers; each has a relative map of its own."""
+        request = rows()[0]
+        looked = RelativeAttention(grounder_heads=(1, HEADS + 1), average="geometric")
+        (grounding,) = looked.locate(engine(), [request])
+        product = np.ones((GRID, GRID))
+        for layer in (0, 1):
+            ours, theirs = (
+                engine().image_attentions([Request(request.image, text + SHORT_ANSWER)])[0][
+                    layer, 1
+                ]
+                for text in ("What color is the red bus?", GENERIC)
+            )
+            product *= ours / (theirs + theirs[visible(request)].mean())
+        heat = mask_of(np.sqrt(product), request)
+        np.testing.assert_allclose(found(grounding).heat_map, heat, rtol=1e-4)
+        mean = RelativeAttention(grounder_heads=tuple(range(HEADS, 2 * HEADS)))
+        (whole,) = RelativeAttention((1,)).locate(engine(), [request])
+        assert_same(mean.locate(engine(), [request])[0], whole)
+
     def test_one_pass_for_each_question_and_one_for_each_picture(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[list[str]] = []
         read = TransformersEngine.image_attentions
 
-        def counting(self: TransformersEngine, requests: list[Request]) -> object:
+        def counting(self: TransformersEngine, requests: list[Request], layers: Any) -> object:
             seen.append([request.prompt for request in requests])
-            return read(self, requests)
+            return read(self, requests, layers)
 
         monkeypatch.setattr(TransformersEngine, "image_attentions", counting)
         image, encoded = picture((64, 64)), engine().encode([picture((40, 40))])[0]
@@ -162,6 +182,8 @@ class TestAttention:
             CofError, match=f"grounder_layers must be numbers from 0 to {LAYERS - 1}"
         ):
             locate("attention", rows(), grounder_layers=(LAYERS,))
+        with pytest.raises(CofError, match=f"grounder_heads must be .* to {LAYERS * HEADS - 1}"):
+            locate("attention", rows(), grounder_heads=(LAYERS * HEADS,))
 
     def test_instructblip_through_its_q_former_and_blip2_not_at_all(self) -> None:
         request = Request(picture((60, 40)), "Where is the bus?")

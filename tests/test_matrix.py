@@ -119,7 +119,7 @@ def by_transformers(name: str, asked: Request) -> tuple[Any, Tensor]:
     # PaliGemma's processor adds the start token and the newline itself, Kosmos-2's pipeline a frame
     raw = {"paligemma": "<image>{}", "kosmos2": "Question: {} Answer:"}
     text = raw[name].format(asked.prompt) if name in raw else made.chat.text(asked)
-    options = {"add_special_tokens": False} if name == "mllama" else {}
+    options = {"add_special_tokens": False} if name in ("mllama", "molmo2") else {}
     arrays = made.processor(images=images, text=text, return_tensors="np", **options)
     inputs = {
         key: torch.as_tensor(np.asarray(value)) for key, value in arrays.items() if key != "labels"
@@ -192,7 +192,7 @@ class TestFormula:
             assert furthest(found, expected.logits) <= 3e-5
             plain = ours(name, replace(asked, highlight=None))
             assert float((found[0] - plain[0]).abs().max()) > 1e-3
-            attention = engine(name).image_attention(asked)
+            attention = engine(name).image_attentions([asked])[0]
             assert attention.shape[1] == engine(name).adapter.shape[1]
             if not FORMULA.crossing:
                 layers = [of[0, :, -1, is_image] for of in expected.attentions[0] if of is not None]

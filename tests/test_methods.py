@@ -77,6 +77,8 @@ VALUES: dict[str, Sequence[Any]] = {
     "boxes": ("free", "template"),
     "grounding_max_new_tokens": (7, 128),
     "grounder_layers": (None, (0,), (0, 1), (3,)),
+    "grounder_heads": (None, (0,), (0, 1), (3,)),
+    "average": ("arithmetic", "geometric"),
     "states": ("values", "keys"),
     "min_confidence": (0.0, 0.3, 0.3000001, 0.6),
     "max_plain_confidence": (1.0, 0.9999999, 0.6, 0.3),

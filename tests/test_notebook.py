@@ -93,7 +93,7 @@ class TestHTML:
         assert set(page.image) == {"src", "alt", "style"}
         assert page.cells.count(evil) == 4
         refused = Reader(replace(answer, error=evil))
-        assert set(refused.tags) == {"table", "tr", "th", "td"}
+        assert set(refused.tags) == {"div", "table", "tr", "th", "td"}
 
     def test_an_answer_of_the_plain_model_says_so(self) -> None:
         cof = CoF(FakeEngine(lambda request: "7"), Settings(grounder="none"))

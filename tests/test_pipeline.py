@@ -334,7 +334,7 @@ def bad_queries() -> list[tuple[Any, str]]:
         *(
             (Query(SQUARE, QUESTION, **given), says)
             for given, says in (
-                ({"boxes": []}, "empty"),
+                ({"boxes": []}, "at least one"),
                 ({"boxes": [BOX], "mask": np.ones((2, 2))}, "one of boxes, mask"),
                 ({"mask": np.zeros((2, 2))}, "empty"),
                 ({"polygon": [(0, 0)]}, "three"),
@@ -441,10 +441,11 @@ def test_decoding_is_the_answers_alone() -> None:
 
 
 def test_locate_is_stage_one() -> None:
-    fake = engine()
-    grounding = CoF(fake, Settings(expand=3.0)).locate(SQUARE, QUESTION)
-    assert grounding.region == Region(boxes=(BOX,))
-    assert len(fake.calls) == 1
+    for settings in (Settings(expand=3.0), Settings(strength=1.0), Settings(focus="none")):
+        fake = engine()
+        grounding = CoF(fake, settings).locate(SQUARE, QUESTION)
+        assert grounding.region == Region(boxes=(BOX,))
+        assert len(fake.calls) == 1
 
 
 def test_default_settings_follow_the_model() -> None:

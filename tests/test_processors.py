@@ -14,23 +14,26 @@ from zoo import folder, zoo
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.loading import load
 from cof.errors import CofError
-from cof.families.processors import PixtralProcessor, image_options, load_processor
+from cof.families.processors import TORCHVISION, PixtralProcessor, image_options, load_processor
 from cof.geometry.regions import Region
 from cof.types import Decoding, Highlight, Request
 
-TORCHVISION = ["llama4", "cohere2_vision", "lfm2_vl", "perception_lm", "molmo2", "minicpm_ocr"]
+UNPROVEN = ["llama4", "cohere2_vision", "lfm2_vl", "perception_lm"]
 
 
-@pytest.mark.parametrize("kind", TORCHVISION)
-def test_torchvision_alone_is_refused(kind: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize("kind", [*UNPROVEN, *TORCHVISION])
+def test_torchvision_alone_is_refused(
+    kind: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kind not in CONFIG_MAPPING:
         pytest.skip("this transformers does not have it")
+    monkeypatch.setattr("cof.families.processors.is_torchvision_available", lambda: False)
     config = CONFIG_MAPPING[kind]()
-    config.image_token_id = 5  # MiniCPM-OCR's default is none
-    with pytest.raises(CofError, match=f"'{kind}' are not supported: .* with torchvision alone"):
+    told = "need torchvision: pip install" if kind in TORCHVISION else "not proven"
+    with pytest.raises(CofError, match=f"of type '{kind}' .*{told}"):
         load_processor(str(tmp_path), config)
     config.save_pretrained(tmp_path)  # the same from a folder, before weights are looked for
-    with pytest.raises(CofError, match="with torchvision alone"):
+    with pytest.raises(CofError, match=told):
         load(str(tmp_path))
 
 

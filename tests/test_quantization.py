@@ -47,7 +47,7 @@ def test_it_is_the_model_with_small_weights(bits: str, layer: str, dtype: torch.
 
     request = ASKED[0]  # they are reweighted too
     looking = Request(request.image, request.prompt, LOOK)
-    plain, looked = (made.image_attention(of).mean((0, 1)) for of in (request, looking))
+    plain, looked = (made.image_attentions([of])[0].mean((0, 1)) for of in (request, looking))
     inside = made.token_mask(request.image.size, LOOK)
     assert looked[inside].sum() > 1.2 * plain[inside].sum()
 

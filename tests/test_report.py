@@ -132,6 +132,16 @@ def test_replies_of_another_run_are_refused(tmp_path: Path) -> None:
     assert "no questions are shown" in written[1].read_text("utf-8")
 
 
+def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
+    out = run(POPE, tmp_path)
+    results = json.loads((out / "results.json").read_text("utf-8"))
+    results["settings"]["cof"]["square"] = False
+    (out / "results.json").write_text(json.dumps(results), "utf-8")
+    for act in (publish, rescore):
+        with pytest.raises(CofError, match=r"of another version of cof.* 'square'"):
+            act(out)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"about": {}}'])
 def test_damaged_results_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text, "utf-8")

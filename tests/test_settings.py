@@ -116,6 +116,8 @@ OTHERS: dict[str, Any] = {
     "grounding_max_new_tokens": 7,
     "min_confidence": 0.75,
     "grounder_layers": (1, 2),
+    "grounder_heads": (3, 5),
+    "average": "geometric",
     "states": "keys",
     "detector": "some/model",
     "strength": 3.0,
@@ -130,7 +132,7 @@ OTHERS: dict[str, Any] = {
 def test_settings_are_json() -> None:
     for each in grid():
         written = json.loads(json.dumps(each.as_dict()))
-        assert Settings(**written) == Settings.read(written) == each
+        assert Settings(**written) == each
         assert each.grounder_name == written["grounder"]
         for name, value in OTHERS.items():
             assert each.option(name) in (value, None)
@@ -201,22 +203,3 @@ def test_every_row_can_be_named_as_it_is_called(name: str) -> None:
 def test_defaults() -> None:
     assert default_settings("mine") == Settings(expand=1.3, strength=2.0)
     assert default_settings("/anything", "tiny") == preset("tiny", "tiny")
-
-
-def test_settings_of_release_0_2_are_read() -> None:
-    old = json.loads(
-        """{"grounder": "prompt", "grounding_prompt": "paper", "boxes": "free",
-        "grounding_max_new_tokens": 128, "parser": "tolerant", "grounder_layers": null,
-        "detector": null, "min_confidence": 0.0, "max_plain_confidence": 1.0,
-        "on_missing": "plain", "min_box": 0.0, "square": false, "expand": 1.0, "edge": "move",
-        "focus": "crop", "strength": 4.5, "scope": "all", "layers": null, "heads": null,
-        "cells": "coverage", "guidance": 1.3, "overlay": "frame"}"""
-    )
-    assert Settings.read(old) == Settings(focus="crop", grounding_prompt="paper", expand=1.0)
-    departures = {"parser": "released", "on_missing": "whole", "square": True, "edge": "snap"}
-    parity = {**old, **departures, "cells": "corners", "focus": "attention"}
-    assert Settings.read(parity) == preset("paper-parity", "llava-1.5-13b").changed(system="")
-    with pytest.raises(CofError, match="one switch"):
-        Settings.read({**old, "square": True})
-    with pytest.raises(CofError, match="no option 'new'"):
-        Settings.read({**old, "new": 1})

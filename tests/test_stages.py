@@ -126,10 +126,11 @@ class TestSeveralGrounders:
         assert calls == 1
 
     def test_locate_is_the_first_that_finds_something(self) -> None:
-        cof = CoF(Sure(), Settings(grounder="left+right"))
-        for question, box in ((QUESTION, LEFT), ("right?", RIGHT)):
-            assert cof.locate(SQUARE, question).region == Region(boxes=(box,))
-        assert cof.locate(SQUARE, "nothing?").reason == "no left"
+        for released in (False, True):
+            cof = CoF(Sure(), Settings(grounder="left+right", released=released))
+            for question, box in ((QUESTION, LEFT), ("right?", RIGHT)):
+                assert cof.locate(SQUARE, question).region == Region(boxes=(box,))
+            assert cof.locate(SQUARE, "nothing?").reason == "no left"
 
 
 class TestPlainAnswerFirst:

@@ -20,6 +20,7 @@ from cof.errors import CofError, CofWarning
 from cof.eval.data.base import Benchmark
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.pope import POPE
+from cof.eval.examples import Embedded
 from cof.eval.methods import Method
 from cof.eval.store import Store
 from cof.eval.sweep import CHOSEN, Choice, choose, fingerprint, make_candidates, rank
@@ -224,6 +225,8 @@ def test_questions_that_chose_are_not_measured(tmp_path: Path, validation: POPE)
         with pytest.raises(CofError, match=rf"{n} of these questions .* measure on other data"):
             choice.check(task.examples, "m")
     choice.check(POPE(folder, part="test", share=choice.share).examples, "m")
+    others = [replace(e, image=Embedded("other", lambda: b"pixels")) for e in validation.examples]
+    choice.check(others, "m")
     with pytest.warns(CofWarning, match="chosen with m, and this is n"):
         choice.check([], "owner/n")
 

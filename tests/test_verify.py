@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import replace
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import uvicorn
-from processes import KEY, free_port
+from processes import KEY, Server, free_port
 from transformers import AttentionInterface
 from typer.testing import CliRunner
 from zoo import engine, folder
@@ -26,7 +23,6 @@ from cof.engines.transformers import prefix_cache, prompt_builder
 from cof.engines.transformers.engine import TransformersEngine
 from cof.families.image_tokens import ImageTokens
 from cof.prompting.box_template import BoxTemplate
-from cof.server.app import create_app
 from cof.verify import CHECKS, Check, Trial, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot decode boxes by a template")
@@ -89,17 +85,12 @@ def test_a_model_that_fails_to_answer_is_told_of(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="module")
 def remote() -> Iterator[RemoteCoF]:
-    app = create_app(CoF.from_pretrained("tiny-early"), "tiny-early", api_key=KEY)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    with CoF.connect(f"http://127.0.0.1:{port}", api_key=KEY) as client:
+    server = Server(free_port())
+    server.start()
+    server.wait()
+    with CoF.connect(server.url, api_key=KEY) as client:
         yield client
-    server.should_exit = True
-    thread.join()
+    server.stop()
 
 
 def test_servers(remote: RemoteCoF, monkeypatch: pytest.MonkeyPatch) -> None:

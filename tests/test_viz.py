@@ -24,8 +24,7 @@ from cof.settings import Settings
 from cof.types import Decoding, Request
 from cof.viz import draw, page, save_overlay
 from cof.viz.page import check_path
-from cof.viz.panels import FOUND, TRUE, USED, Tokens, heat, lines, overlay, spread
-from cof.viz.readout import read
+from cof.viz.panels import FOUND, TRUE, USED, Tokens, heat, lines, overlay, read, spread
 
 BOX = (0.25, 0.25, 0.75, 0.5)
 REGION = Region(boxes=(BOX,))
@@ -184,7 +183,7 @@ class TestReadout:
         made, answer = engine(), asked()
         found = read(made, answer)
         highlight = answer.settings.focus.apply(Request(answer.image, answer.question), REGION)
-        weights = made.image_attention(highlight)
+        weights = made.image_attentions([highlight])[0]
         np.testing.assert_allclose(found.after.values, weights.mean((0, 1)), rtol=1e-5)
 
     def test_nothing_highlighted(self) -> None:

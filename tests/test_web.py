@@ -31,7 +31,7 @@ from cof.types import Decoding, Request
 from cof.viz.panels import panel_size
 from cof.web import session as session_module
 from cof.web.render import describe, render, render_message
-from cof.web.session import Session, load_examples, open_example, write_record
+from cof.web.session import Session, load_examples, open_example
 from cof.web.view import (
     Controls,
     View,
@@ -231,9 +231,9 @@ class TestSession:
         self, photo: Path, monkeypatch: pytest.MonkeyPatch, short_answers: None
     ) -> None:
         engine, seen = model(), []
-        read = engine.image_attention
+        read = engine.image_attentions
         monkeypatch.setattr(
-            engine, "image_attention", lambda request: seen.append(request) or read(request)
+            engine, "image_attentions", lambda requests: seen.extend(requests) or read(requests)
         )
         session = Session(CoF(engine, SETTINGS), photo)
         shown = session.show(view(boxes=(BOX,), settings=(SETTINGS, OTHER)))
@@ -293,23 +293,6 @@ def with_prompt(shown: View) -> View:
 
 
 class TestReproduction:
-    @pytest.mark.parametrize("name", VIEWS)
-    def test_the_record_gives_the_same_answers(self, photo: Path, name: str) -> None:
-        engine = fake()
-        session = Session(CoF(engine, SETTINGS), photo)
-        shown = with_prompt(VIEWS[name])
-        record = json.loads(json.dumps(write_record(session, session.show(shown), "a/model")))
-        assert record["model"] == "a/model"
-        image = {"name": photo.name, "width": 60, "height": 40}
-        assert record["image"] == image | {"sha256": record["image"]["sha256"]}
-        for part in record["answers"]:
-            again = CoF(engine, Settings(**part["settings"]))(
-                photo, record["question"], boxes=record["boxes"]
-            )
-            assert again.text == part["answer"]
-            assert again.plain() == record["plain_answer"]
-            assert [list(box) for box in again.boxes] == part["boxes"]
-
     @pytest.mark.parametrize("name", VIEWS)
     def test_the_command_lines_give_the_same_answers(
         self, photo: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

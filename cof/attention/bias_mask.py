@@ -122,7 +122,8 @@ def make_mask(
 
     Args:
         bias: what is added to scores; None: nothing.
-        branches: `Branches.visible` of the last keys, which are also the last queries.
+        branches: `Branches.visible` of the last queries, which are also the last keys but for free
+            positions of a fixed cache.
 
     Returns:
         Without both the stock mask, else `(B, 1, Q, K)`: boolean for branches alone; with a bias
@@ -140,9 +141,9 @@ def make_mask(
     if visible is None:
         return None
     if branches is not None:
-        count = branches.shape[-1]
+        count, end = branches.shape[-1], q_offset + q_length - kv_offset
         visible = visible.clone()  # it may be a view of one row for all
-        visible[..., -count:, -count:] = branches[:, None]
+        visible[..., -count:, end - count : end] = branches[:, None]
     if bias is None:
         return visible
     queries, keys = range(q_offset, q_offset + q_length), range(kv_offset, kv_offset + kv_length)

@@ -91,6 +91,13 @@ def use_branches(branches: Branches) -> AbstractContextManager[None]:
     return _use(_BRANCHES, branches.visible if branches.visible.numel() else None)
 
 
+def is_in_mask() -> bool:
+    """Whether masks alone change attention, in this thread: no layers or heads are chosen, and no
+    weights recorded."""
+    current = _REWEIGHTING.get()
+    return _WEIGHTS.get() is None and (current is None or current.bias.gate is None)
+
+
 @contextmanager
 def record_weights() -> Iterator[list[Tensor]]:
     """Collect attention weights, in this thread, inside the `with`: one `(B, H, K)` per layer.
@@ -155,7 +162,9 @@ def _attention(
     """Stock SDPA. A decoder's mask carries the bias, and here loses it in layers and heads that are
     not chosen; without a mask queries and keys carry it. In tagged modules it is added to the mask,
     `(B, H or 1, Q or 1, K)`."""
-    current, tag = _REWEIGHTING.get(), getattr(module, _TAG, None)
+    # what is compiled has its bias in the mask (`is_in_mask`)
+    traced, tag = torch.compiler.is_compiling(), getattr(module, _TAG, None)
+    current = None if traced else _REWEIGHTING.get()
     gate, size = None if current is None else current.bias.gate, value.shape[-1]
     if gate is not None and (decoder or tag is not None):
         chosen = gate[:, module.layer_idx if tag is None else tag[0]]
@@ -181,7 +190,7 @@ def _attention(
             attention_mask = torch.where(attention_mask, added, lowest)
         else:
             attention_mask = attention_mask + added
-    if decoder or tag is not None:
+    if (decoder or tag is not None) and not traced:
         queries = tag[1] if tag else slice(-1, None)
         _record(query[:, :, queries], key, attention_mask, kwargs.get("scaling"))
     out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

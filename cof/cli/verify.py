@@ -39,7 +39,7 @@ def verify(
     import torch
 
     from cof.client import RemoteCoF
-    from cof.verify import Trial, verify
+    from cof.verify import OUTSIDE, Trial, verify
 
     if server is not None:
         with RemoteCoF(server, api_key=os.environ.get("COF_API_KEY")) as remote:
@@ -61,13 +61,14 @@ def verify(
             load = [*(model.load or ()), "engine=vllm"]
             on_vllm = replace(model, load=load, dtype=about["dtype"], device=None).pipeline()
             found = verify(Trial(on_vllm, dtype, layers), trial)
-            checks |= {f"vLLM: {check}": of for check, of in found.items()}
+            checks |= {f"vLLM: {check}": of for check, of in found.items() if of is not OUTSIDE}
     if as_json:
         rows = {check: {"passed": of.passed, **asdict(of)} for check, of in checks.items()}
         typer.echo(json.dumps({**about, "checks": rows}))
     else:
-        columns, title = ("check", "", "apart", "allowed", "seen"), ", ".join(about.values())
-        table = Table(*columns, title=title, box=box.SIMPLE_HEAD)
+        columns = ("check", "", "apart", "allowed", "seen")
+        told = (f"version {of}" if key == "version" else of for key, of in about.items())
+        table = Table(*columns, title=", ".join(told), box=box.SIMPLE_HEAD)
         for name, check in checks.items():
             numbers = ["" if n is None else f"{n:.1g}" for n in (check.apart, check.allowed)]
             table.add_row(name, VERDICTS[check.passed], *numbers, Text(check.note))

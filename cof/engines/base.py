@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from cof.geometry.boxes import Frame
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
+
+
+Layers = Callable[[int], Sequence[int]]
+"""How many layers a model has -> the numbers of those that are read."""
 
 
 @runtime_checkable
@@ -75,10 +79,10 @@ class ImageProcessor(Protocol):
 
 @runtime_checkable
 class AttentionReader(Protocol):
-    """What an engine offers besides if it can show its attention; `cof.viz` draws it.
+    """What an engine offers besides if it can show its attention: to `cof.viz`, and to grounders.
 
     Attributes:
-        attention_source: whose attention `image_attention` is, such as "the answer's first token".
+        attention_source: whose attention it is, such as "the answer's first token".
     """
 
     attention_source: str
@@ -88,25 +92,24 @@ class AttentionReader(Protocol):
         are no single raster."""
         ...
 
-    def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """The share of all attention that each image token gets, `(layers, heads, *tokens)` with
-        the tokens in the layout of `token_mask`."""
-        ...
-
-
-@runtime_checkable
-class StateReader(Protocol):
-    """What an engine offers besides if grounders can read its attention and states."""
-
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         """The centre of what each image token shows, `(*tokens, 2)`: `(x, y)` in 0..1 of an image
         of this size; NaN for padding."""
         ...
 
-    def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
-        """For each request the share of all attention that each image token gets from the
-        answer's first token, `(layers, heads, *tokens)`, in one pass."""
+    def image_attentions(
+        self, requests: Sequence[Request], layers: Layers | None = None
+    ) -> list[NDArray[np.float32]]:
+        """For each request the share of all attention that each image token gets,
+        `(layers, heads, *tokens)` with the tokens in the layout of `token_mask`, in one pass.
+
+        `layers` says which are read; None: all."""
         ...
+
+
+@runtime_checkable
+class StateReader(AttentionReader, Protocol):
+    """What an engine offers besides if grounders can read its states."""
 
     def phrase_similarities(
         self,

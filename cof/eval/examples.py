@@ -6,8 +6,9 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,3 +122,26 @@ def image_digest(source: Path | Embedded) -> str:
     except OSError as error:
         raise CofError(f"{source} cannot be read: {error.strerror}.") from error
     return hashlib.sha256(data).hexdigest()
+
+
+def select(examples: Sequence[Example], limit: int | None, shard: tuple[int, int]) -> list[Example]:
+    """The questions of a limit and a shard, in their order; groups stay whole.
+
+    The limit takes the first groups of every kind in turn, so that a short run has all kinds; a
+    shard takes every n-th group of those.
+    """
+    groups: dict[str, list[Example]] = {}
+    kinds: dict[str, dict[str, None]] = {}
+    for example in examples:
+        key = example.group or example.id
+        groups.setdefault(key, []).append(example)
+        kinds.setdefault(example.kind, {})[key] = None
+    if limit is not None:
+        count, kept = 0, set()
+        for key in chain.from_iterable(zip_longest(*kinds.values())):
+            if key is not None and count < limit:
+                kept.add(key)
+                count += len(groups[key])
+        groups = {key: group for key, group in groups.items() if key in kept}
+    part, parts = shard
+    return [example for group in list(groups.values())[part - 1 :: parts] for example in group]

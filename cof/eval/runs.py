@@ -43,7 +43,13 @@ class Run:
         methods = {}
         for name, values in self.results["settings"].items():
             settings = {k: v for k, v in values.items() if k != "given"}
-            methods[name] = Method(Settings.read(settings), values["given"])
+            try:
+                methods[name] = Method(Settings(**settings), values["given"])
+            except CofError as error:
+                raise CofError(
+                    f"{self.folder / RESULTS} is of another version of cof: run cof eval again, "
+                    f"or read it with that version ({str(error).rstrip('.')})."
+                ) from None
         return methods
 
     def read_task(self, name: str, rules: Rules | None = None) -> tuple[Benchmark, Replies]:

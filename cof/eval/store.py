@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cof.errors import CofError
-from cof.eval.data.base import select
-from cof.eval.examples import Embedded, Example, Score
+from cof.eval.examples import Embedded, Example, Score, select
 from cof.eval.json_files import from_json, read_json_lines, write_atomically
 from cof.geometry.boxes import XYXY
 

@@ -19,7 +19,7 @@ from cof.engines.base import Engine
 from cof.errors import CofError, CofWarning
 from cof.eval.data.base import Benchmark
 from cof.eval.evaluate import Evaluation, digest, task_folder
-from cof.eval.examples import Example
+from cof.eval.examples import Example, image_digest
 from cof.eval.gate import SURE, choose_threshold, right_answers
 from cof.eval.json_files import parse_json, write_atomically
 from cof.eval.methods import PLAIN, Method
@@ -73,7 +73,7 @@ class Choice:
         try:
             record = parse_json(path.read_bytes())
             return cls(
-                Settings.read(record["settings"]),
+                Settings(**record["settings"]),
                 frozenset(map(str, record["questions"])),
                 float(record["share"]),
                 float(record["plain"]),
@@ -280,5 +280,6 @@ def rank(methods: Sequence[Method], accuracy: Mapping[str, float]) -> list[Metho
 
 
 def fingerprint(example: Example) -> str:
-    """Tells a question from others, whatever its prompt style."""
-    return digest("\t".join((example.id, example.question or example.prompt, example.answer)))
+    """Tells a question from others, whatever its prompt style and wherever its image lies."""
+    asked = (example.question or example.prompt, example.answer, image_digest(example.image))
+    return digest("\t".join((example.id, *asked)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from jinja2 import TemplateError
@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from cof.errors import CofError
 from cof.families.family import Family
 from cof.families.special_tokens import SpecialTokens
+from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
 from cof.prompting.dialects import Dialect
 from cof.prompting.thoughts import Thoughts, tags_in
 from cof.types import ALONE, Request, Slot, Turn
@@ -84,6 +85,12 @@ class Chat:
         opening = self.opening(thinks=request.thinks).rstrip()
         return Thoughts(self.think_tags, inside=opening.endswith(self.think_tags[0]))
 
+    def compile(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
+        """A box template in the model's tokens; None if they do not keep its numbers apart."""
+        read = partial(self.processor.tokenizer, add_special_tokens=False)
+        opening = self.opening(thinks=False)
+        return compile_box_template(template, lambda texts: read(texts)["input_ids"], opening)
+
     def _render(
         self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str], *, thinks: bool
     ) -> str:
@@ -115,7 +122,9 @@ class Chat:
             raise CofError(
                 f"The chat template of {self.family.name} refuses this chat: {error}"
             ) from error
-        return str(text)
+        tokenizer = self.processor.tokenizer
+        start = (tokenizer.bos_token or tokenizer.eos_token) if self.family.starts else ""
+        return str(text) if str(text).startswith(start) else f"{start}{text}"
 
     def _without_template(self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str]) -> str:
         """The one turn that models know whose processor has no chat template."""

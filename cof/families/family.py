@@ -42,6 +42,9 @@ class Family:
         bidirectional: config -> whether image tokens attend to later tokens of their image. A bias
             on one of them changes the states of all then.
         second: whether a second image may follow the first.
+        stacks: whether images whose pixels have the same shapes can be encoded in one call.
+        starts: whether its processor puts the start token before every prompt, or the end token
+            where the tokenizer has no start token.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Family:
     prefill: bool = True
     bidirectional: Callable[[Any], bool] = lambda config: False
     second: bool = True
+    stacks: bool = True
+    starts: bool = False
 
     @property
     def takes_two(self) -> bool:

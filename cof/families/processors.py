@@ -1,7 +1,7 @@
 """Loading a checkpoint's processor: PIL for images, and nothing for videos.
 
 transformers' video processors and its faster image processors need torchvision. The PIL image
-processors need only Pillow and compute the same on every machine.
+processors need only Pillow and compute the same on every machine. A few families have none.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from transformers.models.auto.auto_mappings import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.pixtral import image_processing_pil_pixtral as stock_pixtral
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.utils.import_utils import is_torchvision_available
 
 from cof.errors import CofError
+
+TORCHVISION = ("molmo2", "minicpm_ocr")
+"""The models whose images transformers processes with torchvision alone and that we support."""
 
 _VIDEO = "video_processor"
 _NO_VIDEOS = SimpleNamespace(num_frames=None, fps=None)  # SmolVLM's chats ask even without videos
@@ -158,14 +162,21 @@ def load_processor(name: str, config: Any) -> Any:
     """The processor of a checkpoint, from a folder or the hub, for a model of this config.
 
     Raises:
-        CofError: transformers processes this model's images with torchvision alone.
+        CofError: transformers processes this model's images with torchvision alone, and it is
+            missing, or where boxes land is not proven.
     """
     kind = config.model_type
     backends = IMAGE_PROCESSOR_MAPPING_NAMES.get(kind)
     if backends is not None and "pil" not in backends:
+        if kind in TORCHVISION and is_torchvision_available():
+            return AutoProcessor.from_pretrained(name, backend="torchvision")
+        if kind in TORCHVISION:
+            raise CofError(
+                f"Models of type {kind!r} need torchvision: pip install 'cof[torchvision]'."
+            )
         raise CofError(
             f"Models of type {kind!r} are not supported: transformers processes their images with "
-            "torchvision alone, and where boxes land is proven for its PIL processors only."
+            "torchvision alone, and where boxes land is not proven."
         )
     # Pixtral is a LLaVA with another vision encoder and the processor of Mistral 3.
     pixtral = getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral"
@@ -185,6 +196,18 @@ def _named(name: str) -> Any:
     except OSError:  # older checkpoints have no processor_config.json
         return None
     return getattr(transformers, named.get("processor_class") or "", None)
+
+
+def image_text(processor: Any, pixels: Mapping[str, Any], number: int) -> str:
+    """What stands in a prompt for its image of this number, from 0, as the processor writes it."""
+    if not hasattr(processor, "image_token_divisor"):
+        return str(processor.replace_image_token(dict(pixels), 0))
+    # MiniCPM-OCR's adds the rest where it is called with whole prompts
+    divisor = processor.image_token_divisor
+    text = processor.replace_image_token(dict(pixels), 0, image_token_divisor=divisor)
+    if not processor.default_use_image_id:
+        return str(text)
+    return f"{processor.image_id_start_token}{number}{processor.image_id_end_token}{text}"
 
 
 def image_options(processor: Any) -> Mapping[str, Any]:

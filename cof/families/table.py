@@ -90,6 +90,7 @@ _BLIP = Family(
 FAMILIES: tuple[Family, ...] = (
     _LLAVA,
     Family("LLaVA-NeXT", ("llava_next",), token_means.llava_next, chat_template=_VICUNA),
+    # cuts each of several images into tiles, as its processor does for a flat list of them
     Family(
         "LLaVA-OneVision",
         ("llava_onevision",),
@@ -118,6 +119,16 @@ FAMILIES: tuple[Family, ...] = (
     # linear-attention layers have no KV cache, so the state after the image cannot be cropped
     replace(_QWEN3, name="Qwen3.5", model_types=("qwen3_5", "qwen3_5_moe"), prefill=False),
     Family("LFM3-VL", ("lfm3_vl",), token_means.merged_grid, prefill=False),  # the same
+    Family("MiniCPM-OCR", ("minicpm_ocr",), token_means.minicpm_ocr, prefill=False, stacks=False),
+    Family(
+        "Molmo 2",
+        ("molmo2",),
+        token_means.molmo2,
+        prefill=False,  # the tokens of all images, and those around them, attend to one another
+        bidirectional=lambda config: True,
+        stacks=False,
+        starts=True,
+    ),
     Family(
         "InternVL",
         ("internvl",),

@@ -38,6 +38,27 @@ def merged_grid(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
     return merged_means(pixels["pixel_values"], pixels["image_grid_thw"], merge)
 
 
+def molmo2(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """`(crops, N, patch * patch * C)` patches, and which of them each token pools: `(tokens, 4)`
+    numbers in all crops, -1 for none. The whole image, then its overlapping crops."""
+    means = np.asarray(pixels["pixel_values"], dtype=np.float64)[..., ::3].mean(-1).ravel()
+    pooled = np.asarray(pixels["image_token_pooling"])
+    used = pooled >= 0
+    return np.asarray((means[pooled.clip(0)] * used).sum(1) / used.sum(1))
+
+
+def minicpm_ocr(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """The whole image, then its slices: `(1, C, patch, patches * patch)`, each of its own size."""
+    columns = np.asarray(pixels["pixel_values"], dtype=np.float64)[0, 0]
+    patch, side = len(columns), 2 if config.downsample_mode == "4x" else 4
+    means = columns.reshape(patch, -1, patch).mean((0, 2))
+    sizes = np.asarray(pixels["target_sizes"])  # (slices, 2): rows and columns of patches
+    slices = np.split(means, sizes.prod(1).cumsum()[:-1])
+    shapes = [(rows // side, side, columns // side, side) for rows, columns in sizes]
+    pairs = zip(slices, shapes, strict=True)
+    return np.concatenate([each.reshape(shape).mean((1, 3)).ravel() for each, shape in pairs])
+
+
 def gemma4(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
     """Flat patches, `(1, N, patch * patch * C)`, and their places; the model pools them."""
     patches = np.asarray(pixels["pixel_values"], dtype=np.float64)[0]

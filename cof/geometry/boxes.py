@@ -181,11 +181,6 @@ def expand_snapped(xyxy: XYXY, alpha: float, image_wh: tuple[int, int]) -> XYXY:
     Boxes with two decimals often lie exactly on the limit of that test, so the arithmetic is the
     released code's, operation by operation, in its frame.
 
-    Args:
-        xyxy: 0..1 of the image.
-        alpha: the factor.
-        image_wh: size of the original image.
-
     Example on a square image: the left and the top edge snap, though the box would fit.
 
         >>> expand_snapped((0.25, 0.25, 0.5, 0.5), 1.6, (100, 100))

@@ -24,17 +24,11 @@ _LARGEST = 512  # side of a mask in pixels
 
 @dataclass(frozen=True, eq=False)
 class HeatMap:
-    """A grid of cells over an image, with a value for each.
+    """A grid of cells over an image, with a value for each."""
 
-    Attributes:
-        values: `(h, w)`, 0 or more.
-        x_edges: `(w + 1,)`, the borders of the columns, 0..1 of the original image.
-        y_edges: `(h + 1,)`, the borders of the rows, likewise.
-    """
-
-    values: NDArray[np.float64]
-    x_edges: NDArray[np.float64]
-    y_edges: NDArray[np.float64]
+    values: NDArray[np.float64]  # (h, w), 0 or more
+    x_edges: NDArray[np.float64]  # (w + 1,), the borders of the columns, 0..1 of the original image
+    y_edges: NDArray[np.float64]  # (h + 1,), the borders of the rows, likewise
 
     @property
     def flat(self) -> bool:
@@ -70,7 +64,6 @@ def make_heat_map(
         values: `(grid_h, grid_w)` or `(tokens,)`, 0 or more.
         centres: the same shape and a last axis `(x, y)`: the centre of what each token shows,
             0..1 of the original image; NaN for padding (`token_coverage.token_centres`).
-        image_wh: size of the original image.
 
     Example: a 100x50 image in the middle of a square of 4x4 tokens.
 
@@ -101,10 +94,6 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> tuple[XYXY, floa
     as the model's input in pixels (336 for LLaVA), because it is cropped there without loss, and
     here a share of the image; a window has at least one cell; and the box is the window's cells,
     not as many pixels as the window was to have (336 times its ratio) about their middle.
-
-    Args:
-        heat: the map.
-        image_wh: size of the original image.
 
     Returns:
         The box in 0..1 of the original image, along the borders of the map's cells, and the part
@@ -159,7 +148,6 @@ def expected_mask(
             sum to 1 (`cof.types.Generation.likely`).
         numbers: the N numbers as written, in native coordinates (`BoxTemplate.numbers`).
         frame: the original image's rectangle in native coordinates.
-        order: of the four coordinates.
         shape: `(H, W)` of the mask.
 
     Returns:

@@ -51,9 +51,9 @@ def region_from_boxes(boxes: Sequence[Sequence[float]]) -> Region:
     try:
         corners = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes]
     except (TypeError, ValueError, OverflowError):
-        raise CofError(f"boxes must be a list of (x1, y1, x2, y2), not {boxes!r}.") from None
+        corners = []
     if not corners:
-        raise CofError("boxes is empty: give at least one (x1, y1, x2, y2), or leave it out.")
+        raise CofError(f"boxes must be a list of at least one (x1, y1, x2, y2), not {boxes!r}.")
     return Region(boxes=tuple(map(_check_box, corners)))
 
 
@@ -66,9 +66,9 @@ def region_from_polygon(points: Sequence[tuple[float, float]], image_wh: tuple[i
     try:
         corners = [(float(x), float(y)) for x, y in points]
     except (TypeError, ValueError):
-        raise CofError(f"A polygon must be a list of (x, y) points, not {points!r}.") from None
+        corners = []
     if len(corners) < 3:
-        raise CofError(f"A polygon needs at least three (x, y) points, not {len(corners)}.")
+        raise CofError(f"A polygon must be a list of at least three (x, y), not {points!r}.")
     for corner in corners:
         if not all(0 <= value <= 1 for value in corner):
             raise CofError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cof.engines.base import Engine, StateReader
+from cof.engines.base import AttentionReader, Engine, StateReader
 from cof.errors import CofError
 from cof.geometry.heatmap import HeatMap, make_heat_map, sliding_window
 from cof.geometry.regions import Region
@@ -21,6 +21,8 @@ from cof.prompting.noun_phrases import object_words
 from cof.types import Grounding, Request, pil_image
 
 LAYERS = "Decoder layers to read, such as 12-16; default: the method's own"
+HEADS = "Attention heads to read, numbered through all layers, in place of whole layers"
+AVERAGE = "Mean over heads: arithmetic, or geometric (hot only where all of them look)"
 UNSURE = "A box that holds a smaller part of the map (0..1) counts as not found"
 
 Visible = NDArray[np.bool_]
@@ -29,6 +31,7 @@ Visible = NDArray[np.bool_]
 Maps = Iterator[NDArray[np.floating]]
 """For each request the heat of the image tokens, `(*tokens,)`."""
 
+Average = Literal["arithmetic", "geometric"]
 States = Literal["values", "keys"]
 
 GENERIC = "Write a general description of the image."
@@ -42,16 +45,18 @@ class MapGrounder(Grounder):
     """Looks where a heat map of the image is highest (`heatmap.sliding_window`).
 
     Attributes:
+        reads: what it needs of the engine.
         depth: where the default layers begin, as a share of all layers: ViCrop and FOCUS begin at
             layer 14 of LLaVA-1.5-7B's 32.
         min_confidence: the least part of the map's sum in the box, 0..1, that counts as found.
     """
 
     depth: ClassVar[float] = 14 / 32
+    reads: ClassVar[type] = StateReader
     min_confidence: float
 
     @abstractmethod
-    def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
+    def heat(self, reader: Any, requests: list[Request], visible: list[Visible]) -> Maps:
         """The heat for each request; where only padding is `visible`, it does not count."""
 
     def locate(self, engine: Engine, requests: Sequence[Request]) -> list[Grounding]:
@@ -59,7 +64,7 @@ class MapGrounder(Grounder):
         Raises:
             CofError: the engine does not tell its model's states.
         """
-        if not isinstance(engine, StateReader):
+        if not isinstance(engine, AttentionReader) or not isinstance(engine, self.reads):
             raise CofError(
                 f"grounder {self.name!r} reads the model's states, which the engine "
                 f"{engine.name!r} does not offer; use grounder 'prompt'."
@@ -92,6 +97,8 @@ class RelativeAttention(MapGrounder):
       alone is largest where the generic question hardly reads a token. Of 70 questions about
       validation scenes, the box's centre lay in the object for 0.91 and 0.83 on the two embedded
       models, and for 0.64 and 0.74 with the ratio alone.
+    - `grounder_heads` may be read in place of layers (localization heads, arXiv 2503.06287), and
+      with `average="geometric"` the relative maps of heads are multiplied.
     - Windows are smaller: the model looks at them, they are not cropped. What else differs in the
       search for the box: `heatmap.sliding_window`.
     - Questions are asked in the model's chat, and LLaVA-1.5 sees the whole image, not its centre.
@@ -106,27 +113,42 @@ class RelativeAttention(MapGrounder):
         "where the model's attention goes (ViCrop); one forward pass per question and per image"
     )
     engine_calls: ClassVar[int] = 2
+    reads: ClassVar[type] = AttentionReader
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
     min_confidence: float = option(0.0, UNSURE, fraction)
+    grounder_heads: tuple[int, ...] | None = option(None, HEADS, indices)
+    average: Average = option("arithmetic", AVERAGE, get_args(Average))
 
-    def heat(self, reader: StateReader, requests: list[Request], visible: list[Visible]) -> Maps:
-        asked = [r.asking(first_line(r.prompt) + SHORT_ANSWER) for r in requests]
+    def heat(
+        self, reader: AttentionReader, requests: list[Request], visible: list[Visible]
+    ) -> Maps:
+        asked = [ask_shortly(request) for request in requests]
         generic = {_chat_id(r): r.asking(GENERIC + SHORT_ANSWER) for r in requests}
-        attentions = reader.image_attentions([*asked, *generic.values()])
-        maps = [self._average(attention) for attention in attentions]
+        attentions = reader.image_attentions([*asked, *generic.values()], self._layers)
+        maps = [self._choose(attention) for attention in attentions]
         generic_maps = dict(zip(generic, maps[len(asked) :], strict=True))
         for request, ours, shown in zip(requests, maps, visible, strict=False):
             theirs = generic_maps[_chat_id(request)]
             if np.allclose(ours, theirs, rtol=1e-3):  # the question makes no difference
-                yield np.ones_like(ours)
+                yield np.ones_like(ours[0])
                 continue
-            divisor = theirs + float(theirs[shown].mean())
-            yield ours / np.maximum(divisor, 1e-12)
+            means = theirs[:, shown].mean(1).reshape(-1, *[1] * shown.ndim)
+            relative = ours / np.maximum(theirs + means, 1e-12)
+            one = len(relative) == 1
+            yield relative[0] if one else np.exp(np.log(np.maximum(relative, 1e-12)).mean(0))
 
-    def _average(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`(layers, heads, *tokens)` -> `(*tokens,)`."""
-        default = [min(round(self.depth * len(attention)), len(attention) - 1)]
-        return np.asarray(select_layers(attention, self.grounder_layers, default).mean((0, 1)))
+    def _layers(self, count: int) -> list[int]:
+        """Those that are read: of chosen heads, all."""
+        default = [min(round(self.depth * count), count - 1)]
+        wanted = self.grounder_layers if self.grounder_heads is None else range(count)
+        return [*map(int, select_layers(np.arange(count), wanted, default))]
+
+    def _choose(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`(layers, heads, *tokens)` -> `(maps, *tokens)`: of each head, or one of their mean."""
+        chosen = attention.reshape(-1, *attention.shape[2:])
+        if self.grounder_heads is not None:
+            chosen = select_layers(chosen, self.grounder_heads, (), "heads")
+        return chosen if self.average == "geometric" else chosen.mean(0, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -234,10 +256,15 @@ class Logits(MapGrounder):
             yield np.max(maps, axis=0)
 
 
+def ask_shortly(request: Request) -> Request:
+    """The request whose attention is read: its first line, to be answered in a word."""
+    return request.asking(first_line(request.prompt) + SHORT_ANSWER)
+
+
 def select_layers(
-    states: NDArray[np.float32], wanted: Sequence[int] | None, default: Sequence[int]
-) -> NDArray[np.float32]:
-    """The wanted layers of `(layers, ...)` states; None: the default ones.
+    states: NDArray[Any], wanted: Sequence[int] | None, default: Sequence[int], what: str = "layers"
+) -> NDArray[Any]:
+    """The wanted layers (or heads) of `(layers, ...)` states; None: the default ones.
 
     Raises:
         CofError: the model has no such layer.
@@ -245,7 +272,7 @@ def select_layers(
     chosen = list(default if wanted is None else wanted)
     if max(chosen) >= len(states):
         raise CofError(
-            f"grounder_layers must be numbers from 0 to {len(states) - 1}, not {chosen}."
+            f"grounder_{what} must be numbers from 0 to {len(states) - 1}, not {chosen}."
         )
     return np.asarray(states[chosen])
 

@@ -94,15 +94,10 @@ _Four = tuple[_Number, _Number, _Number, _Number]
 
 @dataclass(frozen=True)
 class Parsed:
-    """The boxes of a reply, or why there are none.
+    """The boxes of a reply, or why there are none."""
 
-    Attributes:
-        boxes: in 0..1 of the original image, inside it, corners in order, in reading order.
-        reason: one sentence when `boxes` is empty; empty otherwise.
-    """
-
-    boxes: tuple[XYXY, ...] = ()
-    reason: str = ""
+    boxes: tuple[XYXY, ...] = ()  # in 0..1 of the image, corners in order, in reading order
+    reason: str = ""  # one sentence where there are none
 
 
 def parse_boxes(
@@ -124,7 +119,6 @@ def parse_boxes(
     outside, has no area, is not finite, or lies beyond twice the scale.
 
     Args:
-        text: the model's reply.
         frame: the original image's rectangle in the model's native coordinates.
         units: what the model's numbers measure (`dialects.Dialect.units`).
         order: the order of four numbers without keys.

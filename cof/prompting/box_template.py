@@ -8,7 +8,6 @@ read together with the next token that the model chooses (`box_decoding`). So ev
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,20 +43,6 @@ class BoxTemplate:
         """Those of a box with an area, wherever it is."""
         count = len(self.numbers)
         return range(count - 1), range(count - 1), range(1, count), range(1, count)
-
-    def regex(self, limits: Limits | None = None) -> str:
-        """The boxes as a regular expression. Unlike `PartialBox` it cannot hold the numbers of one
-        place against those of another, so it also matches boxes without an area.
-
-        >>> BoxTemplate("[{}, {}, {}, {}]", ("0", "1", "2")).regex()
-        '\\\\[(0|1), (0|1), (1|2), (1|2)\\\\]'
-        """
-        # white space as it is: other readers of regular expressions do not escape it
-        regex = re.sub(r"\\(\s)", r"\1", re.escape(self.pattern.format(*"\0" * 4)))
-        for places in limits or self.limits:
-            numbers = "|".join(re.escape(self.numbers[at]) for at in places)
-            regex = regex.replace("\0", f"({numbers})", 1)
-        return regex
 
 
 @dataclass(frozen=True, eq=False)

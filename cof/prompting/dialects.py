@@ -73,10 +73,6 @@ class Dialect:
         """The numbers of a box that lies on an image, at least with a part; None for a template
         that is not this dialect's own, whose numbers may measure anything.
 
-        Args:
-            template: how the box is written.
-            frame: the original image's rectangle in the model's native coordinates.
-
         >>> QWEN2_5.limits(QWEN2_5.box_template, Frame.pixels((252, 140)))
         (range(0, 252), range(0, 140), range(1, 253), range(1, 141))
         """

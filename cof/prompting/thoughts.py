@@ -35,10 +35,6 @@ class Thoughts:
 
     Only what stands between the tags at the reply's beginning is thought.
 
-    Attributes:
-        tags: where thoughts begin and end.
-        inside: whether the reply begins within them, since the prompt has written the first tag.
-
     Example:
         >>> thoughts = Thoughts(("<think>", "</think>"))
         >>> [thoughts.feed(piece) for piece in ("<thi", "nk> A bo", "x? </th", "ink>", " Red.")]
@@ -46,17 +42,14 @@ class Thoughts:
     """
 
     tags: tuple[str, str]
-    inside: bool = False
+    inside: bool = False  # whether the prompt has written the first tag
     _rest: str = field(default="", init=False)
     _begun: bool = field(default=False, init=False)
     _told: bool = field(default=False, init=False)
 
     def feed(self, piece: str, *, done: bool = False) -> tuple[str, str]:
-        """The next piece of the reply -> what is new of the thoughts, and of the answer.
-
-        Args:
-            done: whether the reply ends with it.
-        """
+        """The next piece of the reply, which may be its last -> what is new of the thoughts, and of
+        the answer."""
         self._rest += piece
         opens, closes = self.tags
         if not self._begun:

@@ -50,7 +50,6 @@ def create_app(
     Args:
         cof: the pipeline; its worker thread is the only one to call it.
         model: the name that requests give.
-        limits: None: the defaults.
         api_key: what requests under /v1 must bring as a bearer token; None: nothing.
         fetcher: fetches images from addresses; None: they are refused.
     """
@@ -75,9 +74,8 @@ def create_app(
     def check_key(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if api_key is not None and not hmac.compare_digest(given.encode(), api_key.encode()):
-            raise ApiError(
-                401, "The API key is missing or wrong: send it as a bearer token.", "unauthorized"
-            )
+            message = "The API key is missing or wrong: send it as a bearer token."
+            raise ApiError(401, message, "unauthorized")
 
     @app.post("/v1/chat/completions", dependencies=[Depends(check_key)])
     async def chat(request: Request) -> Response:

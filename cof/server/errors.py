@@ -16,6 +16,17 @@ _log = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
+_MEMORY = "The server is out of memory: ask again, or send a smaller image."
+_KNOWN: tuple[tuple[type[Exception], int, str, str], ...] = (
+    (ClientDisconnect, 499, "The client has gone.", "client_gone"),
+    (OutOfMemory, 503, _MEMORY, "out_of_memory"),
+    (asyncio.TimeoutError, 504, "There was no answer in time: ask for less.", "timeout"),
+    (TooLarge, 413, "", "too_large"),
+    (RequestAborted, 503, "", "stopping"),
+    (CofError, 400, "", "invalid_request"),
+)
+"""Errors with their status, message (empty: their own) and code; the first that fits counts."""
+
 
 class ApiError(Exception):
     """A request that is not answered.
@@ -49,21 +60,10 @@ def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, ClientDisconnect):
-        return ApiError(499, "The client has gone.", "client_gone")
-    if isinstance(error, OutOfMemory):
-        return ApiError(
-            503, "The server is out of memory: ask again, or send a smaller image.", "out_of_memory"
-        )
-    if isinstance(error, asyncio.TimeoutError):
-        return ApiError(504, "There was no answer in time: ask for less.", "timeout")
-    if isinstance(error, TooLarge):
-        return ApiError(413, str(error), "too_large")
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, f"{error.detail}.", "no_such_route")
-    if isinstance(error, RequestAborted):
-        return ApiError(503, str(error), "stopping")
-    if isinstance(error, CofError):
-        return ApiError(400, str(error))
+    for kind, status, message, code in _KNOWN:
+        if isinstance(error, kind):
+            return ApiError(status, message or str(error), code)
     _log.error("The engine failed.", exc_info=error)
     return ApiError(500, "The engine failed on this request.", "engine_failed")

@@ -1,9 +1,8 @@
-"""The images of a request: data in it, or from public addresses where that is allowed."""
+"""The images of a request that are fetched from public addresses, where that is allowed."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
@@ -17,7 +16,7 @@ from cof.errors import CofError, TooLarge
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """A host and a port -> its IP addresses."""
 
-_TOO_LARGE = "An image has more than {:,} bytes: send a smaller one."
+TOO_LARGE = "An image has more than {:,} bytes: send a smaller one."
 _REDIRECTS = 5
 _NOT_PUBLIC = [
     ipaddress.ip_network(network)
@@ -29,23 +28,6 @@ _NOT_PUBLIC = [
         "2001::/32",
     )
 ]
-
-
-def from_data(address: str, max_bytes: int) -> bytes:
-    """The bytes in a `data:` URL.
-
-    Raises:
-        CofError: they are no base64, or more than `max_bytes`.
-    """
-    head, _, body = address.partition(",")
-    if not head.lower().endswith(";base64"):
-        raise CofError("A data: URL of an image begins data:image/png;base64, or alike.")
-    if len(body) * 3 // 4 > max_bytes + 2:
-        raise TooLarge(_TOO_LARGE.format(max_bytes))
-    try:
-        return base64.b64decode(body, validate=True)
-    except ValueError:
-        raise CofError("The data: URL of the image is not valid base64.") from None
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -71,19 +53,12 @@ def is_public(address: str) -> bool:
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Fetches images from public addresses.
+    """Fetches images from public addresses."""
 
-    Attributes:
-        max_bytes: of one image.
-        timeout_s: for one image, redirects included.
-        resolve: looks hosts up.
-        transport: connects; None: httpx2's own.
-    """
-
-    max_bytes: int
-    timeout_s: float = 20.0
+    max_bytes: int  # of one image
+    timeout_s: float = 20.0  # for one image, redirects included
     resolve: Resolve = resolve
-    transport: httpx2.AsyncBaseTransport | None = None
+    transport: httpx2.AsyncBaseTransport | None = None  # None: httpx2's own
 
     async def fetch(self, address: str) -> bytes:
         """The bytes at an address.
@@ -115,7 +90,7 @@ class Fetcher:
                     async for chunk in reply.aiter_raw():
                         data += chunk
                         if len(data) > self.max_bytes:
-                            raise TooLarge(_TOO_LARGE.format(self.max_bytes))
+                            raise TooLarge(TOO_LARGE.format(self.max_bytes))
                     return bytes(data)
         raise CofError(f"{address.split('?')[0]} has more than {_REDIRECTS} redirects.")
 

@@ -58,11 +58,7 @@ def start_logging() -> None:
 
 
 class Metrics:
-    """The counters of one server.
-
-    Args:
-        registry: where they are kept; None: one of their own.
-    """
+    """The counters of one server, in a registry of their own unless one is given."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = own = registry or CollectorRegistry()
@@ -72,21 +68,24 @@ class Metrics:
         self.seconds = seconds("cof_request_seconds", "From a request's head to its end")
         self._ground = seconds("cof_ground_seconds", "Encoding and stage 1, of a batch")
         self._answer = seconds("cof_answer_seconds", "Stage 2, of a batch")
-        self._batch = Histogram(
-            "cof_batch_size", "Requests in a batch", buckets=_SIZES, registry=own
-        )
-        self.under_way = Gauge(
-            "cof_under_way",
-            "Chat requests that were begun",
-            registry=own,
-            multiprocess_mode="livesum",
-        )
+        about = ("cof_batch_size", "Requests in a batch")
+        self._batch = Histogram(*about, buckets=_SIZES, registry=own)
+        about = ("cof_under_way", "Chat requests that were begun")
+        self.under_way = Gauge(*about, registry=own, multiprocess_mode="livesum")
+        prefix = partial(Counter, labelnames=["stage"], registry=own)
+        self._asked = prefix("cof_prefix_cache_queries", "Tokens of prompts with cof")
+        self._found = prefix("cof_prefix_cache_hits", "Those found in the prefix cache")
 
     def batch(self, size: int, timings: Timings) -> None:
         """Count a batch that was answered."""
         self._batch.observe(size)
         self._ground.observe(timings.ground)
         self._answer.observe(timings.answer)
+
+    def prompt(self, stage: str, asked: int, found: int) -> None:
+        """Count a prompt's tokens, and those that were found in the prefix cache."""
+        self._asked.labels(stage).inc(asked)
+        self._found.labels(stage).inc(found)
 
     def failure(self, error: Exception, about: dict[str, Any]) -> ApiError:
         """Count an error; what a client is told of it. `about` is what its log line says."""

@@ -123,11 +123,8 @@ class Ask(_Part):
         )
 
     def end(self, text: str, *, done: bool = False) -> tuple[str, bool]:
-        """The part of an answer's text before a stop, and whether there is one.
-
-        Args:
-            done: whether the text is whole; else its end is left out where a stop may begin there.
-        """
+        """The part of an answer's text before a stop, and whether there is one. Of a text that is
+        not `done` the end is left out where a stop may begin there."""
         cuts = [text.find(stop) for stop in self.stop if stop in text]
         if cuts:
             return text[: min(cuts)], True
@@ -141,10 +138,8 @@ def query_of(
     settings: Settings,
     limits: Limits,
 ) -> Query:
-    """A chat and its `cof`, checked; without `cof` the model is left as it is.
-
-    Args:
-        settings: those that `cof` changes.
+    """A chat and its `cof`, which changes the settings, checked; without it the model is left as it
+    is.
 
     Raises:
         CofError: they cannot be read, or ask for what the server does not do.
@@ -173,9 +168,8 @@ def query_of(
 
 def unknown_model(asked: str, model: str) -> ApiError:
     """The reply to a request for another model than the one that is served."""
-    return ApiError(
-        404, f"There is no model {asked!r} here; there is {model!r}.", "model_not_found"
-    )
+    message = f"There is no model {asked!r} here; there is {model!r}."
+    return ApiError(404, message, "model_not_found")
 
 
 def completion(answer: Answer, ask: Ask, token_text: Callable[[int], str]) -> dict[str, Any]:
@@ -275,10 +269,6 @@ def _check_messages(messages: list[dict[str, Any]], limits: Limits) -> None:
 
 
 def _check_length(what: str, text: str, limits: Limits) -> None:
-    """
-    Raises:
-        TooLarge: it is longer than the server allows, whatever the model does.
-    """
     if len(text) > limits.max_question:
         raise TooLarge(f"{what} has {len(text)} characters, above {limits.max_question}.")
 

@@ -13,11 +13,11 @@ from fastapi import Request
 from PIL.Image import Image
 from starlette.requests import ClientDisconnect
 
-from cof.errors import CofError
-from cof.images import load_image
+from cof.errors import CofError, TooLarge
+from cof.images import embedded, load_image
 from cof.limits import UPLOAD_FORMATS, Limits
 from cof.server.errors import ApiError
-from cof.server.images import Fetcher, from_data
+from cof.server.images import TOO_LARGE, Fetcher
 from cof.server.logs import Metrics
 from cof.settings import Settings
 
@@ -31,8 +31,6 @@ class Service:
 
     Args:
         settings: those that requests change.
-        metrics: the counters.
-        limits: beyond them a request is refused.
         fetcher: fetches images from addresses; None: they are refused.
         most: how many requests may be under way.
     """
@@ -57,9 +55,8 @@ class Service:
             ApiError: it is one too many.
         """
         if self._under_way >= self._most:
-            raise ApiError(
-                429, "Too many requests are waiting: ask again in a moment.", "queue_full"
-            )
+            message = "Too many requests are waiting: ask again in a moment."
+            raise ApiError(429, message, "queue_full")
         self._under_way += 1
         try:
             with self.metrics.under_way.track_inprogress():
@@ -96,7 +93,10 @@ class Service:
     async def image_data(self, address: str) -> bytes:
         """The bytes of an image; no path is ever opened."""
         if address[:5].lower() == "data:":
-            return from_data(address, self.limits.max_image_bytes)
+            data = embedded(address) or b""
+            if len(data) > self.limits.max_image_bytes:
+                raise TooLarge(TOO_LARGE.format(self.limits.max_image_bytes))
+            return data
         if not address.lower().startswith(("http://", "https://")):
             raise CofError("image_url takes a data: URL with the image in base64.")
         if self._fetcher is None:

@@ -171,6 +171,7 @@ FLAGS = {
     "logging_config.formatter": "json",
     "disable_uvicorn_access_log": True,  # we write one line for each request
     "disable_fastapi_docs": True,
+    "enable_prompt_tokens_details": True,  # of which some are found in the prefix cache
     "shutdown_timeout": 30,  # seconds to answer what was begun
     "allowed_media_domains": "none.invalid",  # vLLM itself fetches nothing
 }

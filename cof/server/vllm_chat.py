@@ -26,6 +26,7 @@ from cof.images import data_url
 from cof.messages import ROLES
 from cof.pipeline import CoF, answer_of
 from cof.query import Query, Sample
+from cof.server.logs import Metrics
 from cof.server.protocol import query_of
 from cof.server.service import Message, Result, Service, image_places, unless_gone
 from cof.settings import Settings
@@ -96,6 +97,7 @@ class Looker:
         sample, look = await unless_gone(request, work)
         body = await self._run(partial(write_body, fields, sample, look, self.engine))
         looked = time.perf_counter()
+        service.metrics.prompt("ground", *client.prefix_tokens)
 
         def answer() -> dict[str, Any]:
             timings = Timings(looked - start, time.perf_counter() - looked)
@@ -108,7 +110,7 @@ class Looker:
         if client.rank is not None:
             headers = [pair for pair in request.scope["headers"] if pair[0] != _RANK]
             request.scope["headers"] = [*headers, (_RANK, str(client.rank).encode())]
-        return body, _WithCof(send, answer, fields.get("n") or 1)
+        return body, _WithCof(send, answer, fields.get("n") or 1, service.metrics)
 
     async def _look(self, cof: CoF, fields: dict[str, Any], query: Query) -> tuple[Sample, Look]:
         """The checked query, and where to look; images at addresses are put into the request."""
@@ -189,8 +191,10 @@ class _WithCof:
     stream that ends. Either is compact JSON, so that no event, nor the whole, holds an empty line.
     """
 
-    def __init__(self, send: Send, cof: Callable[[], dict[str, Any]], choices: int) -> None:
-        self._send, self._cof, self._left = send, cof, choices
+    def __init__(
+        self, send: Send, cof: Callable[[], dict[str, Any]], choices: int, metrics: Metrics
+    ) -> None:
+        self._send, self._cof, self._left, self._metrics = send, cof, choices, metrics
         self._answers = False
         self._held = b""
 
@@ -210,11 +214,17 @@ class _WithCof:
 
     def _with_cof(self, event: bytes) -> bytes:
         head, begin, rest = event.partition(b"{")
-        if not begin or self._left <= 0:
+        if not begin:
             return event
         reply = json.loads(begin + rest)
-        ended = sum(choice["finish_reason"] is not None for choice in reply.get("choices", ()))
-        self._left = 0 if reply.get("object") == "chat.completion" else self._left - ended
+        whole, choices = reply.get("object") == "chat.completion", reply.get("choices", ())
+        if (whole or not choices) and (usage := reply.get("usage")):
+            found = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            self._metrics.prompt("answer", usage["prompt_tokens"], found)
+        if self._left <= 0:
+            return event
+        ended = sum(choice["finish_reason"] is not None for choice in choices)
+        self._left = 0 if whole else self._left - ended
         return event if self._left else head + json.dumps(reply | {"cof": self._cof()}).encode()
 
 

@@ -115,12 +115,12 @@ class Worker:
                 on_thought=lambda place, piece: tell(place, Thought(piece)),
             )
         except Exception as error:  # a fault in the engine as well
-            if len(jobs) == 1:
-                jobs[0].answer.set_exception(error)
-                return
             middle = len(jobs) // 2
-            for half in (jobs[:middle], jobs[middle:]):
-                self._answer(half)
+            if middle:
+                self._answer(jobs[:middle])
+                self._answer(jobs[middle:])
+            else:
+                jobs[0].answer.set_exception(error)
             return
         self._metrics.batch(len(jobs), answers[0].timings)
         for job, answer in zip(jobs, answers, strict=True):

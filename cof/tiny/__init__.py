@@ -13,21 +13,13 @@ EMBEDDED = {"tiny": "checkpoint", "tiny-early": "early"}
 
 
 def checkpoint_path(name: str = "tiny") -> Path:
-    """The folder of an embedded checkpoint (hub layout: config, weights, tokenizer, processor).
-
-    Args:
-        name: a key of `EMBEDDED`.
-    """
+    """The folder of an embedded checkpoint (hub layout: config, weights, tokenizer, processor)."""
     return Path(__file__).parent / EMBEDDED[name]
 
 
 def resolve_model(model: str | PathLike[str] | None) -> str | PathLike[str]:
-    """The folder of an embedded model, given its name; any other model unchanged.
-
-    Args:
-        model: a hub id, a path, or a key of `EMBEDDED`; a folder of that name that holds a model
-            takes precedence. None: `tiny`.
-    """
+    """The folder of an embedded model, given its name (None: `tiny`), unless a folder of that name
+    holds a model; any other hub id or path unchanged."""
     if model is None:
         return checkpoint_path()
     known = str(model) in EMBEDDED and not (Path(model) / "config.json").exists()

@@ -91,15 +91,16 @@ def write_benchmark(
     num_objects: Sequence[int] = NUM_OBJECTS,
     scenes: int = 30,
     side: int = SIDE,
+    first: int = 0,
 ) -> Path:
     """Draw a split of the benchmark.
 
     Args:
         folder: gets `images/` and `questions.jsonl`; files of the same names are replaced.
-        split: a key of `SPLITS`.
         num_objects: numbers of objects, 1..16 each.
         scenes: scenes for each number; every fourth one with at most 8 objects is not square.
         side: side of the canvases in pixels; above `SIDE` details are smaller than in training.
+        first: the number of the first scene.
 
     Returns:
         The path of `questions.jsonl`, written last.
@@ -109,12 +110,12 @@ def write_benchmark(
     """
     if split not in SPLITS:
         raise CofError(f"There is no split {split!r}; there are {', '.join(SPLITS)}.")
-    check_scenes(num_objects, scenes, side)
+    check_scenes(num_objects, first + scenes, side)
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
-    for index in range(scenes):  # levels alternate, so that a part of the file has them all
-        for n in sorted(set(num_objects)):
+    for index in range(first, first + scenes):
+        for n in sorted(set(num_objects)):  # alternate, so that a part of the file has them all
             scene = make_scene(scene_seed(split, n, index), n, square=index % 4 != 3, side=side)
             name = f"{split}-{n:02d}-{index:04d}"
             render(scene).save(images / f"{name}.png")
@@ -127,8 +128,7 @@ def write_benchmark(
 
 
 def check_scenes(num_objects: Sequence[int], scenes: int, side: int) -> None:
-    """Check the arguments of a function that draws scenes (`write_benchmark`).
-
+    """
     Raises:
         CofError: a number is out of range.
     """

@@ -20,22 +20,13 @@ COLOR_NAMES = tuple(COLORS)
 
 @dataclass(frozen=True)
 class Question:
-    """One question about a scene.
+    """One question about a scene."""
 
-    Attributes:
-        kind: `digit`, `letter`, `color`, `shape`, `size`, `existence`, `count`, `position`,
-            `verify` or `choice`.
-        text: the prompt without answer instruction.
-        answer: one word, digit, letter or option letter.
-        things: indices of the objects that the answer depends on; empty: the whole image.
-        suffix: the answer instruction that LLaVA-1.5's evaluations append.
-    """
-
-    kind: str
-    text: str
-    answer: str
-    things: tuple[int, ...]
-    suffix: str = SHORT_ANSWER
+    kind: str  # a key of `cof.tiny.benchmark.KINDS`
+    text: str  # the prompt without answer instruction
+    answer: str  # one word, digit, letter or option letter
+    things: tuple[int, ...]  # that the answer depends on, by number; empty: the whole image
+    suffix: str = SHORT_ANSWER  # the answer instruction that LLaVA-1.5's evaluations append
 
     def region(self, scene: Scene) -> XYXY:
         """The box around all of `things`, of which there are some, 0..1 of the scene."""

@@ -86,8 +86,6 @@ def make_scene(seed: int, n_things: int, *, square: bool = True, side: int = SID
     """Place `n_things` (1..16) objects without overlap.
 
     Args:
-        seed: determines the scene.
-        n_things: number of objects.
         square: False makes a wide or tall canvas (ratio up to 1.6) if there are at most 8 objects,
             so that padding to a square is part of the data.
         side: the canvas's longer side in pixels. Objects keep their size in pixels, and the model

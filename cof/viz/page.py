@@ -1,4 +1,5 @@
-"""The picture of an answer: what was said, the boxes, and the attention before and after."""
+"""The picture of an answer, also in notebooks: what was said, the boxes, and the attention before
+and after."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,7 @@ from PIL import Image
 
 from cof.errors import CofError
 from cof.images import data_url
-from cof.viz.panels import HEAT, heat, overlay
-from cof.viz.readout import Drawable, Readout, read
+from cof.viz.panels import HEAT, Drawable, Readout, heat, overlay, read
 
 if TYPE_CHECKING:
     from cof.engines.base import Engine
@@ -32,23 +32,17 @@ _LINE = 0.27  # inches from line to line
 _LETTER = 0.1  # inches, of a usual letter
 _MOST_LINES = 6  # of one text
 _FONTS = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK JP", "Arial Unicode MS", "Microsoft YaHei")
+"""Characters are looked for in one after another, of those that a machine has."""
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """An image under a title, over its legend.
-
-    Attributes:
-        title: what it shows.
-        image: RGB.
-        caption: what its signs mean.
-        top: of attention, the share in its brightest colour; 0: it shows none.
-    """
+    """An RGB image under a title, over a caption that says what its signs mean."""
 
     title: str
     image: Image.Image
     caption: str
-    top: float = 0.0
+    top: float = 0.0  # of attention, the share in its brightest colour; 0: it shows none
 
 
 def draw(
@@ -61,7 +55,6 @@ def draw(
     """The picture of an answer.
 
     Args:
-        answer: what to show.
         engine: the one that answered; None, or one that cannot tell its attention
             (`cof.engines.base.AttentionReader`): only the boxes are drawn.
         plain: the plain model's answer, if known.
@@ -94,13 +87,52 @@ def draw(
     return Image.open(data).convert("RGB")
 
 
-def draw_panels(answer: Drawable, readout: Readout | None) -> list[Panel]:
-    """What was looked at and, as far as an engine has told, the attention before and after.
+def write_html(answer: Drawable, plain: str | None = None) -> str:
+    """The image with the boxes, and the answer with how it came about; all text is escaped. The
+    model is not run for the plain answer."""
+    lines, image = [("question", answer.question), ("error", answer.error)], ""
+    if not answer.error:
+        panel = draw_panels(answer, None)[0]
+        about = [("grounder", answer.grounder), ("image", panel.caption or panel.title)]
+        lines[1:] = [*facts(answer, plain), *about]
+        image = (
+            f'<img src="{webp_url(panel.image)}" alt="{escape(answer.question)}" '
+            'style="max-width: min(100%, 30em)">'
+        )
+    cell = 'style="text-align: left; white-space: pre-wrap"'
+    rows = (
+        f"<tr><th {cell}>{escape(name)}</th><td {cell}>{escape(text)}</td></tr>"
+        for name, text in lines
+    )
+    return f"<div>{image}<table>{''.join(rows)}</table></div>"
+
+
+def plot_answer(answer: Drawable, engine: Engine | None = None) -> list[Any]:
+    """Plot the image with the boxes and, if an engine is given, its attention.
 
     Args:
-        answer: what to show.
-        readout: of this answer (`cof.viz.readout.read`); None: only the boxes are drawn.
+        engine: the one that answered, asked for its attention before and after (two forward
+            passes); None, or one that cannot tell: only the boxes are plotted.
+
+    Returns:
+        The axes, one for each panel, side by side in one figure. Their coordinates are pixels of
+        `answer.image`, so that what is plotted into them lies over the image.
+
+    Raises:
+        CofError: the query was refused.
     """
+    from matplotlib import pyplot
+
+    if answer.error:
+        raise CofError(f"There is nothing to show, for the query was refused: {answer.error}")
+    figure = pyplot.figure()
+    said = [(f"{answer.question}  {answer.text}", INK)]
+    return lay_out(figure, answer.image.size, draw_panels(answer, read(engine, answer)), said)
+
+
+def draw_panels(answer: Drawable, readout: Readout | None) -> list[Panel]:
+    """What was looked at and, as far as an engine has told (`cof.viz.panels.read`), the attention
+    before and after."""
     boxes = _boxes_panel(answer, readout)
     if readout is None:
         return [boxes]
@@ -123,19 +155,19 @@ def draw_panels(answer: Drawable, readout: Readout | None) -> list[Panel]:
 def lay_out(
     figure: Any, image_wh: tuple[int, int], panels: Sequence[Panel], said: Sequence[tuple[str, str]]
 ) -> list[Any]:
-    """Panels side by side, or wide ones below one another, and lines of text above them.
+    """Panels side by side, or wide ones below one another, and above them the texts in their
+    colours; long ones are broken, and cut short.
 
     Args:
         figure: matplotlib's, empty; its size is set.
-        image_wh: the image's; coordinates in the axes are its pixels.
-        panels: each gets axes.
-        said: texts with their colours; long ones are broken, and cut short.
+        image_wh: of the image: coordinates in the axes are its pixels.
 
     Returns:
-        The axes.
+        The axes, one for each panel.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    from matplotlib.font_manager import get_font_names
     from matplotlib.ticker import PercentFormatter
 
     width, height = panels[0].image.size
@@ -155,9 +187,10 @@ def lay_out(
             bar.ax.xaxis.set_major_formatter(PercentFormatter(1.0))
             bar.set_label(panel.caption)
     lines = [(part, colour) for text, colour in said for part in _broken(text, inches[0])]
+    fonts = [name for name in _FONTS if name in get_font_names()]
     for number, (text, colour) in enumerate(reversed(lines)):
         y = 1 + (number + 0.9) * _LINE / inches[1]
-        figure.text(0, y, text, color=colour, size=13, parse_math=False, family=_fonts())
+        figure.text(0, y, text, color=colour, size=13, parse_math=False, family=fonts)
     return axes
 
 
@@ -279,11 +312,3 @@ def _broken(text: str, inches: float) -> list[str]:
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES - 1 :] = [f"{lines[_MOST_LINES - 1]} …"]
     return lines
-
-
-@cache
-def _fonts() -> list[str]:
-    """The fonts of this machine, in which characters are looked for one after another."""
-    from matplotlib.font_manager import get_font_names
-
-    return [name for name in _FONTS if name in get_font_names()]

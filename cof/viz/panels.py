@@ -1,4 +1,5 @@
-"""The panels of a drawing: the boxes with their image tokens, and attention as a heat map.
+"""The panels of a drawing, and what an engine tells for them: the boxes with their image tokens,
+and the attention before and after as heat maps.
 
 A panel shows the ORIGINAL image, whatever the model's processor cut off or padded: parts the model
 does not see are nearly black, padding does not appear.
@@ -6,16 +7,21 @@ does not see are nearly black, padding does not appear.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from cof.engines.base import AttentionReader, Engine
+from cof.errors import CofWarning
 from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import Region, coverage_image
+from cof.prompting.dialects import native_wh
+from cof.types import EncodedImage, Request
 
 SHORTEST, LONGEST = 640, 960  # limits of a panel's longer side, pixels
 THINNEST = 24  # its shorter side; thinner images are stretched, for something to be seen
@@ -33,18 +39,76 @@ _GRID = 0.16  # opacity of the lines between tokens
 HEAT = "inferno"
 """Matplotlib's colours of attention: even in lightness, and told apart by the colour-blind."""
 
+Drawable: TypeAlias = Any
+"""A `cof.Answer`. It draws itself by these files, which therefore cannot import it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Values of image tokens, and where their grid lies.
+    """Values of image tokens, and where their grid lies."""
 
-    Attributes:
-        values: `(grid_h, grid_w)`: True for the highlighted ones, or shares of attention.
-        frame: where the original lies in 0..1 of what the grid shows.
+    values: NDArray[Any]  # (grid_h, grid_w): True for the highlighted ones, or shares of attention
+    frame: Frame  # where the original lies in 0..1 of what the grid shows
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """How a model looked at an image: the share of its attention that each token gets, on average
+    over layers and heads."""
+
+    looks: str  # whose attention it is
+    before: Tokens  # in the plain model
+    after: Tokens | None  # with the highlight; None: there was none
+    highlighted: Tokens | None  # the tokens that it fell on; None likewise
+
+    def inside(self, attention: Tokens) -> float:
+        """The share of all attention that goes to the highlighted tokens, 0..1."""
+        if self.highlighted is None:
+            return 0.0
+        return float(attention.values[self.highlighted.values].sum())
+
+
+def read(
+    engine: Engine | None,
+    answer: Drawable,
+    *,
+    image: EncodedImage | None = None,
+    known: Readout | None = None,
+) -> Readout | None:
+    """Two forward passes: the prompt without the highlight, and with it.
+
+    Args:
+        image: the answer's image as the engine has encoded it; None: it is encoded here.
+        known: a readout of the same question and image, which spares the first pass.
+
+    Returns:
+        None where there is no engine that can tell, and for image tokens that are no single raster.
     """
-
-    values: NDArray[Any]
-    frame: Frame
+    if engine is None or not isinstance(engine, AttentionReader):
+        return None
+    chat = answer.request or Request(answer.image, answer.question)
+    plain = replace(chat, image=image or engine.encode([answer.image])[0])
+    # what there is to warn of was said when the question was answered
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CofWarning)
+        if known is None:
+            (before,) = engine.image_attentions([plain])
+            if before.ndim != 4:
+                return None
+            native = engine.frame(answer.image.size)
+            wh = native_wh(native, engine.dialect.units)
+            sides = (native.left, native.top, native.right, native.bottom)
+            frame = Frame(*(side / whole for side, whole in zip(sides, wh * 2, strict=True)))
+            tokens = Tokens(before.mean((0, 1)), frame)
+            known = Readout(engine.attention_source, tokens, None, None)
+        # what the pipeline had the engine highlight
+        look = answer.region and answer.settings.focus.apply(plain, answer.region).highlight
+        if look is None:
+            return replace(known, after=None, highlighted=None)
+        (after,) = engine.image_attentions([replace(plain, highlight=look)])
+        mask = engine.token_mask(answer.image.size, look)
+    frame = known.before.frame
+    return replace(known, after=Tokens(after.mean((0, 1)), frame), highlighted=Tokens(mask, frame))
 
 
 def panel_size(image_wh: tuple[int, int]) -> tuple[int, int]:
@@ -67,18 +131,10 @@ def overlay(
     true: XYXY | None = None,
     highlighted: Tokens | None = None,
 ) -> Image.Image:
-    """The image with what was looked at: the tokens bright, the box solid, the box found dashed,
-    the true one dotted.
+    """The image, in RGB of `panel_size`, with what was looked at: the highlighted tokens bright in
+    their grid, the region solid, the boxes found dashed, the true one dotted.
 
-    Args:
-        image: upright RGB.
-        region: what was looked at, after expansion; None: nothing.
-        found: boxes as the grounder found them, `(x1, y1, x2, y2)` in 0..1 of the image.
-        true: the true region, likewise, where it is known.
-        highlighted: which image tokens have the bias; their grid is drawn, the rest dimmed.
-
-    Returns:
-        RGB of size `panel_size(image.size)`.
+    Boxes are `(x1, y1, x2, y2)` in 0..1 of the image.
     """
     panel = image.resize(panel_size(image.size), Image.Resampling.LANCZOS)
     if highlighted is not None:
@@ -96,17 +152,8 @@ def overlay(
 def heat(
     image: Image.Image, attention: Tokens, top: float, region: Region | None = None
 ) -> Image.Image:
-    """The image in grey under the attention that each token gets, with the region's outline.
-
-    Args:
-        image: upright RGB.
-        attention: a share for each token.
-        top: the share that is drawn in the brightest colour; larger ones are too.
-        region: what was looked at, after expansion; None: no outline.
-
-    Returns:
-        RGB of size `panel_size(image.size)`.
-    """
+    """The image in grey, in RGB of `panel_size`, under the share of attention that each token gets,
+    with the region's outline. Shares of `top` and above have the brightest colour."""
     from matplotlib import colormaps
 
     size = panel_size(image.size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from cof.errors import CofError
 from cof.focuses import FOCUSES
 from cof.limits import MAX_UPLOAD_BYTES
 from cof.web.render import render, render_message
-from cof.web.session import DEMO, Session, load_examples, open_example, write_record
+from cof.web.session import DEMO, Session, load_examples, open_example
 from cof.web.view import (
     RANGES,
     Controls,
@@ -56,17 +55,13 @@ Drawing: TypeAlias = "dict[str, Any]"
 class Page:
     """The page for one model.
 
-    Attributes:
-        blocks: the Gradio application.
+    Args:
+        cof: answers; its settings are where the controls begin.
+        model: what the visitor calls its model.
+        options: how it is loaded otherwise, for the command lines that the page shows.
     """
 
     def __init__(self, cof: CoF, model: str, options: Sequence[str] = ()) -> None:
-        """
-        Args:
-            cof: answers; its settings are where the controls begin.
-            model: what the visitor calls its model.
-            options: how it is loaded otherwise, for the command lines that the page shows.
-        """
         self.cof, self.model, self.options = cof, model, options
         self.blocks = gr.Blocks(title="CoF", analytics_enabled=False, delete_cache=(IDLE, IDLE))
         with self.blocks:
@@ -117,7 +112,6 @@ class Page:
                     copied: Any = {"buttons": ["copy"], "interactive": False}
                     self.link = gr.Textbox(label="Link", **copied)
                     self.commands = gr.Textbox(label="Command line", lines=2, **copied)
-                    self.record = gr.Code(label="JSON", language="json", max_lines=16)
             with gr.Column(elem_classes="cof-settings"):
                 self._lay_out_settings()
         gr.HTML("<h2>Examples</h2>", elem_classes="cof-header")
@@ -196,7 +190,7 @@ class Page:
         show_progress: Literal["minimal", "hidden"] = "minimal",
     ) -> None:
         """Whoever asks, one computation runs at a time, and of a slider's moves the last counts."""
-        shown = [self.message, self.results, self.commands, self.query, self.record]
+        shown = [self.message, self.results, self.commands, self.query]
         gr.on(
             triggers,
             function,
@@ -292,7 +286,6 @@ class Page:
             self.results: render(shown),
             self.commands: "\n".join(commands),
             self.query: write_query(controls, session.name, session.example),
-            self.record: json.dumps(write_record(session, shown, self.model), indent=2),
         }
 
     def _set(self, session: Session | None, controls: Controls) -> Update:
@@ -310,6 +303,6 @@ def _drawing(session: Session | None) -> Drawing | None:
     """The image to draw on."""
     if session is None:
         return None
-    image = session.image.copy()
+    image = session.encoded.image.copy()
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     return {"background": image, "layers": [], "composite": None}

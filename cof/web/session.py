@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import cof
 from cof.errors import CofError, CofWarning
 from cof.images import load_image
 from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
 from cof.pipeline import CoF
 from cof.query import check_question
 from cof.viz.page import Panel, draw_panels
-from cof.viz.readout import Readout, read
+from cof.viz.panels import Readout, read
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from cof.pipeline import Answer
     from cof.settings import Settings
     from cof.types import EncodedImage, Grounding
@@ -31,17 +27,9 @@ DEMO = Path(__file__).parents[1] / "demo"
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What the page shows.
+    """What the page shows: the plain answer, one for each of the view's settings with its panels,
+    and what the engine warned of."""
 
-    Attributes:
-        view: what it was asked for.
-        plain: the plain model's answer.
-        answers: one for each of the view's settings.
-        panels: what was looked at and the attention before and after, of each answer.
-        notes: what the engine warned of.
-    """
-
-    view: View
     plain: str
     answers: tuple[Answer, ...]
     panels: tuple[tuple[Panel, ...], ...]
@@ -61,17 +49,14 @@ class _Known:
 class Session:
     """One visitor's image, encoded once, with what is known about the last question.
 
-    Attributes:
-        name: of its file.
-        example: whether it is one of the package's own.
-        digest: SHA-256 of the file, hexadecimal.
+    Args:
+        example: whether the image is one of the package's own.
+
+    Raises:
+        CofError: the file is too large, or no image.
     """
 
     def __init__(self, cof: CoF, path: Path, *, example: bool = False) -> None:
-        """
-        Raises:
-            CofError: the file is too large, or no image.
-        """
         self.cof, self.name, self.example = cof, path.name, example
         size, most = path.stat().st_size / 2**20, MAX_UPLOAD_BYTES / 2**20
         if size > most:
@@ -79,19 +64,13 @@ class Session:
                 f"{self.name} has {size:.1f} MiB, more than the {most:.0f} MiB that are taken: "
                 "save a smaller copy."
             )
-        data = path.read_bytes()
-        self.digest = hashlib.sha256(data).hexdigest()
         try:
+            data = path.read_bytes()
             image = load_image(data, max_pixels=MAX_UPLOAD_PIXELS, formats=UPLOAD_FORMATS)
         except CofError as error:
             raise CofError(str(error).replace("The image", self.name, 1)) from error
         self.encoded: EncodedImage = cof.encode(image)
         self._known = _Known("")
-
-    @property
-    def image(self) -> Image:
-        """The image, upright RGB."""
-        return self.encoded.image
 
     def show(self, view: View) -> Shown:
         """Answer a view's question plainly and with each of its settings.
@@ -112,7 +91,7 @@ class Session:
                 self._known.plain = answers[0].plain()
             panels = tuple(map(self._panels, answers))
         notes = dict.fromkeys(str(note.message) for note in caught)
-        return Shown(view, self._known.plain, answers, panels, tuple(notes))
+        return Shown(self._known.plain, answers, panels, tuple(notes))
 
     def _answer(self, view: View, settings: Settings) -> Answer:
         asked, question = CoF(self.cof.engine, settings), self._known.question
@@ -157,28 +136,3 @@ def load_examples() -> list[dict[str, str]]:
     """The examples of the embedded model: `image`, a name in `DEMO`, `question` and `answer`."""
     examples: list[dict[str, str]] = json.loads((DEMO / "questions.json").read_text("utf-8"))
     return examples
-
-
-def write_record(session: Session, shown: Shown, model: str) -> dict[str, Any]:
-    """What is shown, ready for JSON: with the image it is enough to get the same from Python.
-
-    `boxes` are the visitor's own.
-    """
-    view, image = shown.view, session.image
-    return {
-        "cof": cof.__version__,
-        "model": model,
-        "image": {
-            "name": session.name,
-            "sha256": session.digest,
-            "width": image.width,
-            "height": image.height,
-        },
-        "question": view.question,
-        "boxes": view.boxes or None,
-        "plain_answer": shown.plain,
-        "answers": [
-            {"answer": answer.text, **answer.as_dict(), "settings": settings.as_dict()}
-            for settings, answer in zip(view.settings, shown.answers, strict=True)
-        ],
-    }

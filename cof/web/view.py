@@ -30,36 +30,23 @@ RANGES = {"strength": (0.5, 64.0), "expand": (0.5, 4.0)}
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """All that decides what the page shows, but for the image's pixels.
-
-    Attributes:
-        question: what is asked.
-        settings: those to answer with, one or two.
-        boxes: the visitor's own boxes, `(x1, y1, x2, y2)` in 0..1 of the image; or none.
-    """
+    """All that decides what the page shows, but for the image's pixels."""
 
     question: str
-    settings: tuple[Settings, ...]
-    boxes: tuple[XYXY, ...] = ()
+    settings: tuple[Settings, ...]  # one or two, each with an answer
+    boxes: tuple[XYXY, ...] = ()  # the visitor's own, in 0..1 of the image
 
 
 class Controls(NamedTuple):
-    """The values of the controls, in their order on the page.
-
-    Attributes:
-        question: what is asked.
-        boxes: where to look, as text (`read_boxes`); empty: at the place that the model finds.
-        grounder, focus, strength, expand: as in `cof.settings.Settings`.
-        compare: whether a second answer is given, with the settings that follow.
-    """
+    """The values of the controls, in their order on the page."""
 
     question: str
-    boxes: str
+    boxes: str  # as `read_boxes` takes them; empty: at the place that the model finds
     grounder: str
     focus: str
     strength: float
     expand: float
-    compare: bool
+    compare: bool  # whether a second answer is given, with the settings that follow
     other_grounder: str
     other_focus: str
     other_strength: float
@@ -73,10 +60,7 @@ class Controls(NamedTuple):
         return cls._make([question, "", *varied, False, *varied])
 
     def view(self, defaults: Settings) -> View:
-        """What the page is to show.
-
-        Args:
-            defaults: all settings that the page has no control for.
+        """What the page is to show; `defaults` has all settings without a control.
 
         Raises:
             CofError: a value is refused.
@@ -107,11 +91,7 @@ def write_query(controls: Controls, image: str, example: bool) -> str:
 
 
 def read_query(query: Mapping[str, str], defaults: Settings) -> Controls:
-    """The controls of a link.
-
-    Args:
-        query: its parameters; those that no control has are passed over.
-        defaults: what the link leaves out.
+    """The controls of a link: `defaults` where it leaves them out; what else it has is passed over.
 
     Raises:
         CofError: a value is refused.
@@ -133,11 +113,8 @@ def read_query(query: Mapping[str, str], defaults: Settings) -> Controls:
 
 
 def grounder_choices(settings: Settings) -> dict[str, str]:
-    """The grounders to choose from, with what each does.
-
-    Those that need what the page cannot ask for are left out: `given`, which its box stands
-    for, and `detector` where none is set.
-    """
+    """The grounders to choose from, with what each does, but for `given`, which the page's box
+    stands for, and `detector` where none is set."""
     out = {"given"} if settings.option("detector") else {"given", "detector"}
     both = {"prompt+attention": "both, and the surer answer of the two"}
     choices = {name: grounder.help for name, grounder in GROUNDERS.items() if name not in out}
@@ -145,13 +122,8 @@ def grounder_choices(settings: Settings) -> dict[str, str]:
 
 
 def write_commands(view: View, path: str, options: Sequence[str] = ()) -> list[str]:
-    """The command lines that give the view's answers, one for each of its settings.
-
-    Args:
-        view: what is shown.
-        path: where the image is.
-        options: how the model is loaded, such as `("--model", "tiny")`.
-    """
+    """The command lines that give the view's answers, one for each of its settings; `options` say
+    how the model is loaded, such as `("--model", "tiny")`."""
     commands = []
     for number, settings in enumerate(view.settings, 1):
         words = ["cof", "ask", path, view.question, *options]
@@ -200,8 +172,7 @@ def read_boxes(text: str) -> tuple[XYXY, ...]:
 def read_strokes(layers: Sequence[Image]) -> XYXY | None:
     """The box around what was brushed over, in 0..1 with three decimals; None if nothing was.
 
-    Args:
-        layers: RGBA images of one size over the whole image, transparent where nothing is drawn.
+    `layers` are RGBA of one size over the whole image, transparent where nothing is drawn.
     """
     drawn = [box for layer in layers if (box := layer.getchannel("A").getbbox())]
     if not drawn:

@@ -3,6 +3,7 @@
     python -m lab.bench --growth                       # everything this machine is good for
     python -m lab.bench --growth --budget-s 480        # the most important of it, in eight minutes
     python -m lab.bench --shape 0.3b --batch 1 --way naive --way "CoF, text"
+    python -m lab.bench --gpu                          # what needs a GPU, in eight minutes
 
 Models of LLaVA-1.5's shape have random weights and never end by themselves, so lengths are fixed: 3
 tokens for an answer, 30 for a box without a template. Every measurement is written to disk at once:
@@ -13,22 +14,29 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cof.engines.transformers.engine import TransformersEngine
+from lab.bench import gpu
 from lab.bench.calibrate import calibrate
 from lab.bench.limits import Sizes
 from lab.bench.machine import folder_name, machine, make_parser, sources
-from lab.bench.meter import Meter
+from lab.bench.meter import Meter, gpu_seconds
 from lab.bench.records import Records, rounds
 from lab.bench.report import growth, measured_setups, report
 from lab.bench.setups import IMAGE_TOKENS, Setup, make_plan, ways_of
 from lab.bench.shapes import SHAPES, engine_of
 from lab.bench.ways import WAYS
+
+GPU_S = 480.0
+"""Seconds for all that is done on a GPU."""
 
 Built = tuple[TransformersEngine, Meter, Sizes]
 
@@ -64,8 +72,9 @@ class Bench:
                     for _ in range(self.args.warm_up):
                         work()
                     warm.add(name)
+                busy = None if known else gpu_seconds(work)
                 cost = meter.measure(work)
-                self.records.add(setup, name, words, cost, sizes)
+                self.records.add(setup, name, words, cost, sizes, busy)
                 print(
                     f"{setup.shape:5s} {setup.image_tokens:4d} tokens, {setup.batch:2d} images, "
                     f"{setup.questions:2d} questions of {words:3d} words, {name:24s} "
@@ -100,7 +109,7 @@ class Bench:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            engine = engine_of(*key, self.args.dtype, self.args.device)
+            engine = engine_of(*key, self.args.dtype, self.args.device, self.args.cuda_graphs)
             self._built = (key, (engine, Meter(engine.model), Sizes.of(engine.model)))
             if setup.shape not in self.records.limits:
                 self.records.limits[setup.shape] = calibrate(engine.model)
@@ -108,23 +117,31 @@ class Bench:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     if args.render:
         _write(Records.read(args.render / "bench.json"), args.render)
         return
-    gpu = args.device.startswith("cuda")
+    there = torch.cuda.is_available()
+    if args.gpu and not there and args.device is None:
+        parser.error("--gpu measures on a GPU, and torch sees none here.")
+    args.device = args.device or ("cuda" if there else "cpu")
+    if args.gpu:
+        _measure_gpu(args, sys.argv[1:] if argv is None else argv)
+        return
+    on_gpu = args.device.startswith("cuda")
     if args.warm_up is None:
-        args.warm_up = 2 if gpu else 1
-    shapes = args.shape or (["1b", "7b", "tiny", "0.3b"] if gpu else ["1b", "0.3b", "tiny"])
-    grown = ("1b" if gpu else "0.3b") if args.growth else None
+        args.warm_up = 2 if on_gpu else 1
+    shapes = args.shape or (["1b", "7b", "tiny", "0.3b"] if on_gpu else ["1b", "0.3b", "tiny"])
+    grown = ("1b" if on_gpu else "0.3b") if args.growth else None
     tokens = args.image_tokens or [IMAGE_TOKENS]
     plan = make_plan(shapes, args.batch or [1, 16], args.questions, grown, tokens)
-    if not gpu:  # batches take minutes there
+    if not on_gpu:  # batches take minutes there
         plan.sort(key=lambda planned: planned[0].batch)
     if args.way:  # ratios are relative to it
         chosen = ("plain", *args.way)
-        plan = [(setup, tuple(way for way in ways if way in chosen)) for setup, ways in plan]
-    about = {**machine(args.device), "dtype": args.dtype, "sources": sources()}
+        plan = [(setup, chosen) for setup, _ in plan]
+    about = _about(args)
     folder = args.out / folder_name(about, args.device)
     records = Records.open(folder / "bench.json", about)
     if records.path.exists() and not records.rows:
@@ -135,6 +152,24 @@ def main(argv: list[str] | None = None) -> None:
             print("The time is up: the same command goes on from here.")
             break
     _write(records, folder)
+
+
+def _about(args: argparse.Namespace) -> dict[str, Any]:
+    """The machine, the sources and what was chosen."""
+    about = {**machine(args.device), "dtype": args.dtype, "sources": sources()}
+    return {**about, "cuda_graphs": True} if args.cuda_graphs else about
+
+
+def _measure_gpu(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """The steps of `lab.bench.gpu`; the given options hold in each."""
+    about = _about(args)
+    folder = args.out / folder_name(about, args.device)
+    options = [word for word in argv if word != "--gpu"]
+    if not args.shape:
+        options += ["--shape", "7b"]
+    steps = list(gpu.make_plan(folder, options, gpu.python_of_vllm()))
+    if not gpu.run(steps, folder / "gpu.json", about, min(args.budget_s, GPU_S)):
+        print(f"{gpu.UNFINISHED}: the same command goes on from here.")
 
 
 def _write(records: Records, folder: Path) -> None:
@@ -160,7 +195,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--most", type=int, default=20, help="runs of a way, however fast")
     parser.add_argument("--warm-up", type=int, help="runs before those that count; 1, on a GPU 2")
     parser.add_argument("--dtype", default="bfloat16", help="not of the embedded model")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cuda if there is one, else cpu")
+    parser.add_argument("--cuda-graphs", action="store_true", help="of the engine")
+    parser.add_argument("--gpu", action="store_true", help="all that is worth doing on a GPU")
     parser.add_argument("--render", type=Path, help="a folder of results to be shown anew")
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     return parser

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cof import CoF, Decoding
-from cof.eval.store import write_atomically
+from cof.eval.json_files import write_atomically
 from cof.pipeline import Query
 from cof.tiny import checkpoint_path
 from cof.tiny.benchmark import NUM_OBJECTS, questions, scene_seed

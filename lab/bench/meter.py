@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from cof.engines.transformers.prefix_cache import CACHE
 from lab.bench.limits import Pass
@@ -68,6 +69,19 @@ class Meter:
         hidden = args[0]  # (B, tokens, width), of the decoder's last pass
         made = hidden.shape[:-1].numel()
         self._passes[-1] = replace(self._passes[-1], logits=self._passes[-1].logits + made)
+
+
+def gpu_seconds(work: Callable[[], object]) -> float | None:
+    """How long kernels run during `work`, one after another; None without a GPU.
+
+    What is left of the wall clock is Python, launches and the CPU's own work.
+    """
+    if not torch.cuda.is_available():
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        work()
+        torch.cuda.synchronize()
+    return sum(float(event.self_device_time_total) for event in seen.key_averages()) / 1e6
 
 
 _CLEAR = Path("/proc/self/clear_refs")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cof.eval.store import write_atomically
+from cof.eval.json_files import write_atomically
 from lab.bench.limits import Limits, Sizes, floor, operations, traffic
 from lab.bench.meter import Cost
 from lab.bench.setups import Setup
@@ -57,11 +57,20 @@ class Records:
         row = self.rows.get((setup, way))
         return row["all_seconds"] if row else []
 
-    def add(self, setup: Setup, way: str, words: int, cost: Cost, sizes: Sizes) -> None:
-        """Write down one run; the file's content is replaced."""
+    def add(
+        self,
+        setup: Setup,
+        way: str,
+        words: int,
+        cost: Cost,
+        sizes: Sizes,
+        gpu_s: float | None = None,
+    ) -> None:
+        """Write down one run; the file's content is replaced. `gpu_s`: see `gpu_seconds`."""
         seconds = [*self.seconds(setup, way), cost.seconds]
         limits = self.limits[setup.shape]
-        peaks = (self.rows.get((setup, way), {}).get("peak_gib"), cost.peak_gib)
+        known = self.rows.get((setup, way), {})
+        peaks = (known.get("peak_gib"), cost.peak_gib)
         self.rows[setup, way] = {
             **asdict(setup),
             "words": words,
@@ -76,6 +85,7 @@ class Records:
             "floor_s": floor(cost.passes, sizes, limits),
             "launched_floor_s": floor(cost.passes, sizes, limits, launches=True),
             "peak_gib": max((gib for gib in peaks if gib is not None), default=None),
+            "gpu_s": known.get("gpu_s") if gpu_s is None else gpu_s,
             "all_seconds": seconds,
         }
         content = {

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cof.eval.json_files import write_atomically
 from cof.eval.report.document import Block, Cell, Table, Text, markdown
-from cof.eval.store import write_atomically
 from lab.bench.records import Records, ratios
 from lab.bench.setups import GROWTH, IMAGE_TOKENS, Setup
 from lab.bench.ways import GROWING
@@ -30,7 +30,9 @@ NOTES = """\
 `x plain`: the median over rounds of a way's time over the plain answers' in the same round;
 `middle half`: the quartiles of these. `floor, x plain`: the same ratio if operations and bytes
 alone took time, the slower of both for each pass at the rates above; `launched`: if also no pass
-were faster than its launch. `questions each`: about each image; `plain` and `naive`
+were faster than its launch. `x floor`: seconds over those of the floor. `GPU busy`: the part of
+them in which a kernel ran, the rest being Python, launches and the CPU's own work. `four batches`
+answers four times as many questions. `questions each`: about each image; `plain` and `naive`
 answer each of them from pixels. `passes`: through the decoder. `naive` is what the released code
 does: two whole generations with eager attention, without a box template. `one-pass box`: the box
 of the attention grounder, from one pass over the question and one over a generic question."""
@@ -79,8 +81,8 @@ def heading(machine: Mapping[str, Any]) -> str:
 def table(records: Records) -> Table:
     """All ways in the `basic` setups."""
     head = ["model", "image tokens", "images", "questions each", "way", "seconds", "x plain"]
-    head += ["middle half", "target", "met", "floor, x plain", "launched", "passes", "TFLOP"]
-    head += ["GiB moved", "peak GiB", "runs"]
+    head += ["middle half", "target", "met", "x floor", "GPU busy", "floor, x plain", "launched"]
+    head += ["passes", "TFLOP", "GiB moved", "peak GiB", "runs"]
     rows: list[list[Cell]] = []
     for setup in basic(records):
         launches = records.limits[setup.shape].launch is not None
@@ -98,6 +100,8 @@ def table(records: Records) -> Table:
                     f"{ratio['time_low']:.2f} to {ratio['time_high']:.2f}",
                     "" if limit is None else f"{limit:g}",
                     "" if limit is None else "yes" if ratio["time"] <= limit else "no",
+                    f"{row['seconds'] / row['floor_s']:.2f}",
+                    f"{100 * row['gpu_s'] / row['seconds']:.0f} %" if row.get("gpu_s") else "",
                     f"{ratio['floor_s']:.2f}",
                     f"{ratio['launched_floor_s']:.2f}" if launches else "",
                     row["forwards"],

@@ -30,8 +30,8 @@ from typing import Any
 
 import httpx2
 
+from cof.eval.json_files import write_atomically
 from cof.eval.report.document import Cell, Table, Text, markdown
-from cof.eval.store import write_atomically
 from cof.images import data_url
 from cof.query import Query
 from lab.bench.endurance import scene_queries
@@ -47,10 +47,12 @@ KINDS: dict[str, dict[str, Any] | None] = {
 }
 """What requests have as `cof`."""
 
-AIMS = {"CoF, own box": 0.8, "CoF, box by template": 0.5, "CoF, free box": 0.5}
+AIMS = {"CoF, own box": 0.8, "CoF, box by template": 0.6, "CoF, free box": 0.5}
+BOX_STEPS = {"CoF, own box": 0, "CoF, box by template": 4, "CoF, free box": 5}
+"""Of `tiny-early`, which writes a number with a token; the end token is a free box's fifth."""
 CONCURRENCY = (1, 8, 32)
 BAD = (
-    {"cof": {}, "n": 2},
+    {"cof": {}, "temperature": -1},
     {"cof": {"lambda": 2}},
     {"cof": {"boxes": [[0, 0, 9, 9]]}},
     {"cof": {"layers": [99]}},
@@ -110,18 +112,21 @@ def fresh_queries() -> Iterator[Query]:
 
 
 async def measure(client: httpx2.AsyncClient, requests: int, rounds: int) -> list[dict[str, Any]]:
-    """Every kind at every concurrency, in turn, several rounds of so many requests each.
+    """Every kind at every concurrency, in turn, several rounds of so many requests each; one client
+    alone asks one request of each kind after the other, so that all meet the same other work.
 
     Each image is new to the server. Then the same requests are sent once more: what of them is
     still in its caches costs plain answers less than others.
     """
     records: list[dict[str, Any]] = []
     fresh = fresh_queries()
+    total = requests * rounds
     for concurrency in CONCURRENCY:
+        size = 1 if concurrency == 1 else requests
         seconds, again, waits = ({kind: [] for kind in KINDS} for _ in range(3))
-        for number in range(rounds):
+        for number in range(total // size):
             for kind in list(KINDS)[:: 1 if number % 2 == 0 else -1]:
-                load = Load(client, [body(query, KINDS[kind]) for query in islice(fresh, requests)])
+                load = Load(client, [body(query, KINDS[kind]) for query in islice(fresh, size)])
                 seconds[kind].append(await load.run(concurrency))
                 waits[kind] += load.seconds
                 again[kind].append(await Load(client, load.bodies).run(concurrency))
@@ -131,8 +136,8 @@ async def measure(client: httpx2.AsyncClient, requests: int, rounds: int) -> lis
             record = {
                 "kind": kind,
                 "concurrency": concurrency,
-                "requests": requests * rounds,
-                "per_second": requests * rounds / sum(seconds[kind]),
+                "requests": total,
+                "per_second": total / sum(seconds[kind]),
                 "latency_s": {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]},
             }
             for end, of in (("", seconds), ("_again", again)):
@@ -141,6 +146,29 @@ async def measure(client: httpx2.AsyncClient, requests: int, rounds: int) -> lis
             records.append(record)
             print(f"{kind:22s} {concurrency:3d} {record['per_second']:7.1f}/s", flush=True)
     return records
+
+
+async def floors(client: httpx2.AsyncClient, requests: int) -> dict[str, float]:
+    """The ratio to plain that one client alone could get where each token takes a step, as in vLLM.
+
+    A plain answer is its first token's step, with the image, and the end's. A box adds its steps
+    to the first, and then there is a plain answer about an image that is known. (HTTP, which is
+    counted with both, is needed once: the ratio is a little low.)
+    """
+    spent: dict[str, list[float]] = {"new": [], "known": [], "long": [], "short": []}
+    for query in islice(fresh_queries(), requests):
+        plain = body(query, None)
+        long = plain | {"ignore_eos": True, "max_tokens": 18}
+        load = Load(client, [plain, plain, long, long | {"max_tokens": 2}])
+        await load.run(1)
+        for each, seconds in zip(spent.values(), load.seconds, strict=True):
+            each.append(seconds)
+    new, known, longer, shorter = map(statistics.median, spent.values())
+    step = (longer - shorter) / 16
+    return {
+        kind: new / (new + (steps - 2) * step + known) if steps else 1.0
+        for kind, steps in BOX_STEPS.items()
+    }
 
 
 async def endure(client: httpx2.AsyncClient, total: int, pid: int, port: int) -> dict[str, Any]:
@@ -214,7 +242,7 @@ def serving(port: int, engine: str) -> Iterator[int]:
 
 def report(content: dict[str, Any]) -> str:
     """The records as Markdown."""
-    head = ["requests", "at a time", "per second", "ratio to plain", "aim", "asked again"]
+    head = ["requests", "at a time", "per second", "ratio to plain", "floor", "aim", "asked again"]
     head += ["p50", "p90", "p99 (s)"]
     rows: list[list[Cell]] = []
     for record in content["records"]:
@@ -223,6 +251,10 @@ def report(content: dict[str, Any]) -> str:
         rates = [f"{record['per_second']:.1f}", f"{record['ratio']:.2f}", met]
         latency = [f"{record['latency_s'][name]:.3f}" for name in ("p50", "p90", "p99")]
         again = f"{record['ratio_again']:.2f}"
+        floor = (
+            content.get("floors", {}).get(record["kind"]) if record["concurrency"] == 1 else None
+        )
+        rates.insert(2, "" if floor is None else f"{floor:.2f}")
         rows.append([record["kind"], record["concurrency"], *rates, again, *latency])
     mixed, about = content["mixed"], content["machine"]
     start, end = about["load"]
@@ -230,8 +262,12 @@ def report(content: dict[str, Any]) -> str:
 `tiny-early` with {content["engine"]} on {about["device"]}, threads of torch: \
 {about["server_threads"]}, on {about["cores"]}
 cores that other work shared: the load average was {start:.1f} at the start and {end:.1f} at the
-end. Ratios are medians over {content["rounds"]} rounds, in each of which every kind had its turn
-with images that are new to the server; *asked again* is the ratio when the same requests follow."""
+end. Ratios are medians over {content["rounds"]} rounds (with one client over its requests), in each
+of which every kind had its turn with images that are new to the server; *asked again* is the ratio
+when the same requests follow.
+*floor*: what one client could get if nothing but the steps of the engine took time."""
+    if mixed is None:
+        return markdown([Text(above), Table("serving", head, rows)])
     below = f"""\
 {mixed["requests"]} mixed requests, 8 at a time, a tenth of them bad, beside slow and broken
 clients: {mixed["lost"]} lost, {mixed["wrong"]} answered otherwise than before,
@@ -252,14 +288,15 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
             for cof in KINDS.values():  # warm up
                 await Load(client, [body(q, cof) for q in islice(scene_queries(), 8)]).run(8)
             records = await measure(client, args.requests, args.rounds)
-            mixed = await endure(client, args.mixed, pid, args.port)
+            known = await floors(client, args.requests) if args.engine == "vllm" else {}
+            mixed = await endure(client, args.mixed, pid, args.port) if args.mixed else None
     about = {
         **machine("cpu"),
         "cores": os.cpu_count(),
         "server_threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "load": [load, os.getloadavg()[0]],
     }
-    measured = {"rounds": args.rounds, "records": records, "mixed": mixed}
+    measured = {"rounds": args.rounds, "records": records, "floors": known, "mixed": mixed}
     return {"machine": about, "engine": args.engine, **measured}
 
 

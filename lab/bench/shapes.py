@@ -54,14 +54,19 @@ def question(number: int) -> str:
     return QUESTION.format(COLORS[first], COLORS[(first + second) % 10])
 
 
-def engine_of(name: str, image_tokens: int, dtype: str, device: str) -> TransformersEngine:
+def engine_of(
+    name: str, image_tokens: int, dtype: str, device: str, cuda_graphs: bool = False
+) -> TransformersEngine:
     """The embedded model as it is used, or one of `SHAPES`, made on the device."""
+    options = {"cuda_graphs": cuda_graphs}
     if name == "tiny":
-        return TransformersEngine.from_pretrained(checkpoint_path(), device_map=device)
-    return make_engine(SHAPES[name], image_tokens, dtype, device)
+        return TransformersEngine.from_pretrained(checkpoint_path(), device_map=device, **options)
+    return make_engine(SHAPES[name], image_tokens, dtype, device, **options)
 
 
-def make_engine(shape: Shape, image_tokens: int, dtype: str, device: str) -> TransformersEngine:
+def make_engine(
+    shape: Shape, image_tokens: int, dtype: str, device: str, **options: Any
+) -> TransformersEngine:
     """An engine that never stops early: it has no end token."""
     side = math.isqrt(image_tokens) * PATCH
     asked = [question(number) for number in range(10)]
@@ -101,4 +106,5 @@ def make_engine(shape: Shape, image_tokens: int, dtype: str, device: str) -> Tra
     model.generation_config.eos_token_id = shape.vocabulary + 1
     model.generation_config.pad_token_id = 0
     processor = make_processor(words, PATCH, side)
-    return TransformersEngine(model, processor, name="llava-1.5 shape", max_batch_tokens=1 << 20)
+    options |= {"name": "llava-1.5 shape", "max_batch_tokens": 1 << 20}
+    return TransformersEngine(model, processor, **options)

@@ -100,17 +100,21 @@ class Ways:
                 self.engine.generate(where, FREE_BOX)
                 self.engine.generate(requests, ANSWER)
 
-    def cof(self, *, prefix: bool = True, vision: bool = True, **settings: Any) -> None:
-        """The pipeline on all questions at once."""
+    def cof(
+        self, *, prefix: bool = True, vision: bool = True, batches: int = 1, **settings: Any
+    ) -> None:
+        """The pipeline on all questions at once, or over and over in `batches` of one call, where
+        the next images can be read and processed while the engine is busy."""
         engine = self.engine
         held = Held(engine, self.boxes, prefix, vision)
         rows = [
-            Query(image, question)
+            Query(image.copy() if batches > 1 else image, question)
+            for _ in range(batches)
             for image, questions in zip(self.images, self.questions, strict=True)
             for question in questions
         ]
         cof = CoF(held if "grounder" not in settings else engine, COF.changed(**settings))
-        cof.batch(rows, decoding=ANSWER, batch_size=len(rows))
+        cof.batch(rows, decoding=ANSWER, batch_size=len(rows) // batches)
 
     def one_by_one(self, **settings: Any) -> None:
         """Each image encoded once, then its questions one by one."""
@@ -139,12 +143,13 @@ WAYS: Mapping[str, Callable[[Ways], None]] = {
     "text, one-pass box": lambda ways: ways.cof(scope="text", grounder="attention"),
     "lambda = 1": lambda ways: ways.cof(strength=1.0),
     "grounder none": lambda ways: ways.cof(grounder="none"),
+    "CoF, text, four batches": lambda ways: ways.cof(scope="text", batches=4),
     "CoF, all, one by one": lambda ways: ways.one_by_one(scope="all"),
     "CoF, text, one by one": lambda ways: ways.one_by_one(scope="text"),
 }
 
-SINGLE = tuple(name for name in WAYS if "one by one" not in name)
-SEVERAL = ("plain", *(name for name in WAYS if name.startswith("CoF")))
+SINGLE = tuple(name for name in WAYS if not name.endswith(("one by one", "batches")))
+SEVERAL = ("plain", "CoF, all", "CoF, text", "CoF, all, one by one", "CoF, text, one by one")
 GROWING = ("plain", "naive", "CoF, all", "CoF, text")
 
 

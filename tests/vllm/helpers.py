@@ -102,3 +102,20 @@ def assert_equal(
     assert max(apart) < CLOSE, apart
     moved = [difference(*pair) for pair in zip(theirs, plain, strict=True)]
     assert [value > MOVED for value in moved] == [bool(r.highlight) for r in requests], moved
+
+
+def assert_same_maps(engine: Any, reference: Any, requests: Sequence[Request]) -> None:
+    """Both engines attend to the image alike, in all layers and heads and in some; and vLLM's
+    workers keep nothing of it."""
+    plain = [replace(request, highlight=None) for request in requests]
+    ours, theirs = (made.image_attentions(requests) for made in (engine, reference))
+    last, same = (
+        made.image_attentions(requests, lambda count: [count - 1]) for made in (engine, reference)
+    )
+    for one, other in zip(ours + last, theirs + same, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    stock = reference.image_attentions(plain)
+    moved = [np.abs(a - b).max() > 0.003 for a, b in zip(theirs, stock, strict=True)]
+    assert moved == [bool(r.highlight) for r in requests]
+    kept = engine.client.llm.collective_rpc(lambda worker: len(worker.batch.kept))
+    assert not any(kept)

@@ -23,6 +23,7 @@ from vllm import SamplingParams
 
 from cof.engines.vllm.clients import RequestAborted, ServedClient
 from cof.engines.vllm.engine import VllmEngine, load_processor
+from cof.server.logs import Metrics
 from cof.server.vllm_chat import _looked_at, _WithCof
 
 
@@ -55,7 +56,8 @@ class Engine:
             for step in range(1, len(prompt) + 1):
                 reason = None if step < len(prompt) else "abort" if prompt == "late" else "stop"
                 output = SimpleNamespace(token_ids=list(prompt[:step]), finish_reason=reason)
-                yield SimpleNamespace(outputs=[output])
+                counts = {"prompt_token_ids": [1, 2], "num_cached_tokens": None}
+                yield SimpleNamespace(outputs=[output], **counts)
         except asyncio.CancelledError:
             self.aborted.append(prompt)
             raise
@@ -144,7 +146,7 @@ def sent(
         messages.append(message)
 
     async def reply() -> None:
-        sending = _WithCof(send, lambda: LOOK, choices)
+        sending = _WithCof(send, lambda: LOOK, choices, Metrics())
         length = str(sum(map(len, parts))).encode()
         headers = [(b"content-type", kind.encode()), (b"content-length", length)]
         await sending({"type": "http.response.start", "status": status, "headers": headers})

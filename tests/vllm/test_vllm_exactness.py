@@ -9,7 +9,14 @@ import pytest
 pytest.importorskip("vllm.version")
 
 from checkpoints import checkpoint
-from helpers import assert_equal, metric, mixed_requests, reference_engine, vllm_engine
+from helpers import (
+    assert_equal,
+    assert_same_maps,
+    metric,
+    mixed_requests,
+    reference_engine,
+    vllm_engine,
+)
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.types import Decoding
@@ -33,6 +40,7 @@ def test_mixed_batch(options: dict[str, Any], reference: TransformersEngine) -> 
     engine = vllm_engine(checkpoint("llava"), **options)
     assert_equal(engine, reference, mixed_requests())
     assert_equal(engine, reference, mixed_requests()[::-1])  # now from the prefix cache
+    assert_same_maps(engine, reference, mixed_requests())
 
 
 def test_images_of_other_shapes_are_padded(reference: TransformersEngine) -> None:

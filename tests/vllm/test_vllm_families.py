@@ -7,7 +7,14 @@ import pytest
 pytest.importorskip("vllm.version")
 
 from checkpoints import checkpoint
-from helpers import assert_equal, mixed_requests, reference_engine, show_the_same, vllm_engine
+from helpers import (
+    assert_equal,
+    assert_same_maps,
+    mixed_requests,
+    reference_engine,
+    show_the_same,
+    vllm_engine,
+)
 from zoo import zoo
 
 from cof.engines.vllm.engine import MODEL_TYPES
@@ -36,7 +43,9 @@ def test_family(name: str) -> None:
     engine = vllm_engine(checkpoint(name), max_model_len=1024)
     reference = reference_engine(checkpoint(name))
     show_the_same(reference, engine)
-    assert_equal(engine, reference, mixed_requests(SIZES[name], images=1))
+    requests = mixed_requests(SIZES[name], images=1)
+    assert_equal(engine, reference, requests)
+    assert_same_maps(engine, reference, requests)
 
 
 def test_others_are_refused() -> None:

@@ -80,6 +80,8 @@ def queries() -> list[Query]:
         Query(SCENES[4], QUESTION, settings=Settings(boxes="template", expand=2.0)),
         Query(SCENES[4], QUESTION, settings=Settings(layers=(1, 2), heads=(0,))),
         Query(SCENES[5], QUESTION, settings=Settings(focus="none")),
+        Query(SCENES[5], QUESTION, settings=Settings(grounder="attention")),
+        Query(SCENES[2], QUESTION, settings=Settings(grounder="attention", grounder_layers=(2, 5))),
         Query(SCENES[3], QUESTION, grounding_question="Where is the yellow cross?"),
     ]
 
@@ -89,6 +91,13 @@ def succeeded(server: Server) -> list[float]:
     name = 'vllm:request_success_total{engine="%d",finished_reason="%s",model_name="tiny-early"}'
     ended = ("stop", "length")
     return [sum(server.metric(name % (rank, how)) for how in ended) for rank in (0, 1)]
+
+
+PREFIX_TOKENS = [
+    f'cof_prefix_cache_{what}_total{{stage="{stage}"}}'
+    for stage in ("ground", "answer")
+    for what in ("queries", "hits")
+]
 
 
 def post(server: Server, path: str, body: bytes, key: str = KEY) -> tuple[int, str]:
@@ -103,9 +112,7 @@ def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None
     ours = local.batch(asked, decoding=SHORT)
     assert [told(answer) for answer in theirs] == [told(answer) for answer in ours]
     for their, our in zip(theirs, ours, strict=True):
-        # by a template: among the tokens that it allows
-        close = 1e-3 if our.settings.option("boxes") == "template" else 1e-5
-        assert their.confidence == pytest.approx(our.confidence, abs=close)
+        assert their.confidence == pytest.approx(our.confidence, abs=1e-5)
         assert their.answer_confidence == pytest.approx(our.answer_confidence, abs=1e-4)
     assert [answer.plain() for answer in theirs[::3]] == [answer.plain() for answer in ours[::3]]
     assert len({answer.text for answer in ours}) > 3
@@ -114,6 +121,7 @@ def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None
 def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: RemoteCoF) -> None:
     stages = ("cof_ground_seconds_count", "cof_answer_seconds_count")
     before, told = succeeded(server), [server.metric(stage) for stage in stages]
+    tokens = [server.metric(name) for name in PREFIX_TOKENS]
     hits = 'vllm:prefix_cache_hits_total{engine="%d",model_name="tiny-early"}'
     found = [server.metric(hits % rank) for rank in (0, 1)]
     for number in range(6):  # stage 2 finds the prefix that stage 1 has left
@@ -124,6 +132,10 @@ def test_both_stages_go_to_one_engine_in_parallel(server: Server, remote: Remote
     assert [server.metric(stage) for stage in stages] == [count + 6 for count in told]
     for rank, past in enumerate(found):
         assert server.metric(hits % rank) - past >= 3 * 32
+    grown = zip(map(server.metric, PREFIX_TOKENS), tokens, strict=True)
+    asked, first, answered_tokens, second = (after - past for after, past in grown)
+    assert (first, second) == (0, 6 * 96)  # the image's last whole block; these images are new
+    assert 6 * 100 < asked < answered_tokens + 6 * 10
 
 
 def test_requests_without_cof_are_vllms(client: openai.OpenAI, local: CoF) -> None:
@@ -170,7 +182,7 @@ def test_routes_and_keys(server: Server) -> None:
 
 
 def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
-    for settings in (Settings(grounder="attention"), Settings(focus="contrast")):
+    for settings in (Settings(grounder="relevance"), Settings(focus="contrast")):
         with pytest.raises(CofError):
             remote.batch([Query(SCENES[0], QUESTION, settings=settings)])
     remote._servers._retry_s = 0
@@ -273,7 +285,9 @@ def test_chats_have_the_answers_of_transformers(
     assert told.usage.prompt_tokens == ours.num_prompt_tokens
 
 
-def test_everything_of_vllms_own_goes_with_cof(client: openai.OpenAI, local: CoF) -> None:
+def test_everything_of_vllms_own_goes_with_cof(
+    server: Server, client: openai.OpenAI, local: CoF
+) -> None:
     def ask(**more: Any) -> Any:
         asked = {**chat(), "temperature": 0, "max_tokens": 8, "extra_body": {"cof": {}}}
         return client.chat.completions.create(**{**asked, **more})
@@ -293,7 +307,9 @@ def test_everything_of_vllms_own_goes_with_cof(client: openai.OpenAI, local: CoF
     (cut,) = ask(stop=ours.text).choices
     assert (cut.message.content.strip(), cut.stop_reason) == ("", ours.text)
     usage = {"stream": True, "stream_options": {"include_usage": True}}
+    counted = server.metric(PREFIX_TOKENS[2])
     chunks = list(ask(n=2, temperature=0.01, **usage))
+    assert server.metric(PREFIX_TOKENS[2]) - counted == chunks[-1].usage.prompt_tokens
     looks = [chunk for chunk in chunks if hasattr(chunk, "cof")]
     assert [chunk.choices[0].finish_reason for chunk in looks] == ["stop"]
     assert looks == [chunk for chunk in chunks if chunk.choices][-1:]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import transformers as hf
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils.import_utils import is_torchvision_available
 
 from cof.families.processors import images_only
 from zoo.parts import CLIP, SIGLIP, SLIDING, SQUARE, TOWER, Made, chat, config, ids, text, words
@@ -142,3 +144,45 @@ def smolvlm() -> Made:
         images, tok, None, image_seq_len=4, chat_template=chat("<image>")
     )
     return made, processor
+
+
+if "molmo2" in CONFIG_MAPPING and is_torchvision_available():
+    _MOLMO = ("im_patch", "im_col", "im_start", "low_res_im_start", "im_end", "im_low")
+    _FRAMES = ("frame_start", "frame_end")
+
+    def molmo2() -> Made:
+        tower = {**TOWER, "num_key_value_heads": 2, "head_dim": 16}
+        tok = words(*(f"<{name}>" for name in (*_MOLMO, *_FRAMES)), image_token="<|image|>")
+        made = config(
+            "molmo2",
+            vision_config={**tower, "image_size": [84, 84]},
+            adapter_config={**tower, "vision_feature_layer": [1, 0], "text_hidden_size": 32},
+            # the model never writes the tokens of images
+            text_config=text("molmo2_text", tok, head_dim=8)
+            | {"vocab_size": len(tok) - 9, "additional_vocab_size": 9},
+            **ids(tok, image_patch_id="<im_patch>"),
+        )
+        square = {"height": 84, "width": 84}
+        images = hf.Molmo2ImageProcessor(size=square, max_crops=4, overlap_margins=[1, 1])
+        videos = hf.Molmo2VideoProcessor()
+        return made, hf.Molmo2Processor(images, videos, tok, chat_template=chat("<|image|>"))
+
+
+if "minicpm_ocr" in CONFIG_MAPPING and is_torchvision_available():
+
+    def minicpm_ocr() -> Made:
+        names = ("image", "video", "image_start", "image_end", "slice_start", "slice_end")
+        names += ("image_id_start", "image_id_end")
+        tok = words(**{f"{name}_token": f"<{name}>" for name in names})
+        linear = {"layer_types": ["linear_attention", "full_attention"]}
+        linear |= dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8)
+        linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        made = config(
+            "minicpm_ocr",
+            vision_config={**TOWER, "image_size": 56, "patch_size": 14},
+            text_config=text("qwen3_5_text", tok, head_dim=8) | linear,
+            **ids(tok, image_token_id="<image>", video_token_id="<video>"),
+        )
+        images = hf.MiniCPMOcrImageProcessor(scale_resolution=84, max_slice_nums=4)
+        videos = hf.MiniCPMOcrVideoProcessor()
+        return made, hf.MiniCPMOcrProcessor(images, videos, tok, chat_template=chat("<image>"))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from cof.attention.registry import CROSS_ATTENTION, DECODER, attach, record_weights, reweight
+from cof.engines.transformers.graphs import Graphs
 from cof.engines.transformers.prefix_cache import Prefix, Prompts
 from cof.families.family import Family
 
@@ -26,6 +27,7 @@ class Adapter:
     Attributes:
         model, processor: transformers' own.
         family: what is known of its kind.
+        graphs: what replays the model's short passes; None: they run as ever.
         attention_source: whose attention `weights` returns.
         part: the config of the part of the model that looks at the image.
         last_query: whether only the last query of `looking` is of interest in `weights`.
@@ -36,6 +38,7 @@ class Adapter:
     model: Any
     processor: Any
     family: Family
+    graphs: Graphs | None = None
     attention_source: ClassVar[str] = "the answer's first token"
     part: ClassVar[str] = "text_config"
     last_query: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from cof.attention.bias_mask import Branches
@@ -77,10 +78,13 @@ def build_tree(box: PartialBox, budget: int) -> Tree:
     return tree
 
 
-def stack_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> Branches:
-    """The trees of B rows as tensors, padded on the right."""
+def stack_trees(
+    trees: Sequence[Tree], pad_id: int, device: torch.device, spare: int = 0
+) -> Branches:
+    """The trees of B rows as tensors, padded on the right, by `spare` nodes more than needed."""
     rows = [torch.tensor(tree.tokens, dtype=torch.long) for tree in trees]
     tokens = pad_sequence(rows, batch_first=True, padding_value=pad_id)
+    tokens = pad(tokens, (0, spare), value=pad_id)
     longest, sizes = tokens.shape[1], torch.tensor(list(map(len, rows)))
     seen = (torch.arange(longest) < sizes[:, None]).long()
     visible = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1)
@@ -149,7 +153,8 @@ def decode_boxes(
         pending = [() if row.box.done else row.box.tokens[row.num_cached :] for row in rows]
         prompts = extend_prompts(prompts, pending, pad_id)
         trees = [Tree() if row.box.done else build_tree(row.box, budget) for row in rows]
-        logits = adapter.read(prompts, stack_trees(trees, pad_id, device))
+        spare = adapter.spare(prompts, max(len(tree.tokens) for tree in trees))
+        logits = adapter.read(prompts, stack_trees(trees, pad_id, device, spare))
         for row, tree, logprobs in zip(rows, trees, _read_choices(trees, logits), strict=True):
             row.num_cached = len(row.box.tokens)
             row.take(tree, logprobs)

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import Cache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cof.attention.bias_mask import Branches
-from cof.attention.registry import use_branches
+from cof.attention.registry import DECODER, use_branches
 from cof.engines.transformers import prefix_cache
 from cof.engines.transformers.adapter import Adapter, Pixels
 from cof.engines.transformers.cross_attention_adapter import (
@@ -26,9 +26,11 @@ from cof.engines.transformers.cross_attention_adapter import (
     MllamaAdapter,
     QFormerAdapter,
 )
+from cof.engines.transformers.graphs import FixedCache, pad_pass
 from cof.engines.transformers.prefix_cache import CACHE, Prefix, Prompts
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
+from cof.families.processors import image_text
 from cof.families.special_tokens import tokenize
 
 
@@ -52,7 +54,9 @@ class DecoderAdapter(Adapter):
             {name: torch.as_tensor(value) for name, value in output.items() if name in takes}
             for output in pixels
         ]
-        shapes = [tuple(value.shape for value in image.values()) for image in images]
+        shapes: list[Any] = [tuple(value.shape for value in image.values()) for image in images]
+        if not self.family.stacks:
+            shapes = list(range(len(images)))
         features: dict[int, Tensor] = {}
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
@@ -68,11 +72,13 @@ class DecoderAdapter(Adapter):
         special = adds_special_tokens(self.processor, texts[0])
         inputs = tokenize(tokenizer, expanded, add_special_tokens=special)
         takes = inspect.signature(self.model.forward).parameters
-        types = {
-            name: self.is_image(inputs["input_ids"]).long() * kind
-            for name, kind in (("mm_token_type_ids", 1), ("token_type_ids", self.family.image_type))
-            if name in takes
-        }
+        ids, types = inputs["input_ids"], dict[str, Tensor]()
+        if "mm_token_type_ids" in takes:  # Molmo 2 counts the tokens around an image's as well
+            types["mm_token_type_ids"] = torch.tensor(
+                self.processor.create_mm_token_type_ids(ids.tolist())
+            )
+        if "token_type_ids" in takes:
+            types["token_type_ids"] = self.is_image(ids).long() * self.family.image_type
         if "image_grid_thw" in takes:
             grids = [torch.as_tensor(image["image_grid_thw"]) for row in pixels for image in row]
             if grids:
@@ -87,7 +93,7 @@ class DecoderAdapter(Adapter):
                 f"The chat template of {self.family.name} shows {len(rest)} of the chat's "
                 f"{len(pixels)} images: leave the others out, or put them into the last message."
             )
-        tokens = [self.processor.replace_image_token(dict(image), 0) for image in pixels]
+        tokens = [image_text(self.processor, image, n) for n, image in enumerate(pixels)]
         return first + "".join(map("".join, zip(tokens, rest, strict=True)))
 
     def place(
@@ -130,20 +136,30 @@ class DecoderAdapter(Adapter):
             reused = [max(length - left, 0) for length in lengths]
         if not any(reused):
             return prompts
-        shorter = prefix_cache.resume_prompts(prompts, reused)
+        cache = self._new_cache(beams)
+        fixed = isinstance(cache, FixedCache)
+        shorter = prefix_cache.resume_prompts(prompts, reused, fixed=fixed)
         if whole and bool(self.is_image(shorter.inputs["input_ids"][:, shorter.cached :]).any()):
             return prompts
-        return replace(
-            shorter, cache=prefix_cache.join_prefixes(prefixes, reused, self.model.config, beams)
-        )
+        prefix_cache.join_prefixes(prefixes, reused, cache, beams)
+        return replace(shorter, cache=cache)
 
     def with_cache(self, prompts: Prompts) -> Prompts:
         """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
         if prompts.cache is not None:
             return prompts
-        return replace(prompts, cache=prefix_cache.full_length_cache(self.model.config))
+        return replace(prompts, cache=self._new_cache())
+
+    def _new_cache(self, beams: int = 1) -> Cache:
+        cache = prefix_cache.full_length_cache(self.model.config)
+        if self.graphs is None or not self.graphs.leased or beams > 1:
+            return cache
+        return FixedCache(self.graphs, len(cache))
 
     def generate(self, prompts: Prompts, **kwargs: Any) -> Any:
+        ours = self.model.config.text_config._attn_implementation == DECODER
+        if self.graphs is not None and ours and kwargs["generation_config"].num_beams == 1:
+            prompts = self.with_cache(prompts)
         if prompts.cache is not None:
             kwargs[CACHE] = prompts.cache
         with self.reweighted(prompts):
@@ -178,7 +194,15 @@ class DecoderAdapter(Adapter):
             logits: Tensor = self.model(**ready).logits
         if more:
             cache.crop(-more)
-        return logits[:, -1 - more :]  # VideoLLaMA 3 gives those of all tokens
+        return logits[:, -1 - more :]  # short passes and VideoLLaMA 3 give those of all tokens
+
+    def spare(self, prompts: Prompts, more: int) -> int:
+        """By how many nodes branches of so many are to be padded for `read`."""
+        if not isinstance(prompts.cache, FixedCache):
+            return 0
+        rows, length = prompts.inputs["input_ids"].shape
+        new = length - prompts.cache.get_seq_length() + more
+        return pad_pass(rows, new) - new
 
     def _new_inputs(self, prompts: Prompts) -> dict[str, Any]:
         """The inputs, and the features of the image tokens that are not in the cache."""
@@ -213,7 +237,8 @@ class DecoderAdapter(Adapter):
 
     def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:
         is_image = self.is_image(prompts.inputs["input_ids"]).cpu()
-        return [row[..., mask] for row, mask in zip(weights, is_image, strict=True)]
+        length = is_image.shape[1]  # buffers may have more keys
+        return [row[..., :length][..., mask] for row, mask in zip(weights, is_image, strict=True)]
 
     def _image_ends(self, ids: Tensor) -> Tensor:
         """`(B, L)` token ids -> the place just after each row's last image token."""
@@ -229,6 +254,8 @@ def _per_image(output: Any, count: int) -> list[Tensor]:
     pooled = output.pooler_output
     if isinstance(pooled, Tensor):  # (count * tiles, tokens, D)
         return [image.reshape(-1, 1, image.shape[-1]) for image in pooled.chunk(count)]
+    if len(pooled) > count:  # MiniCPM-OCR has one for each slice of its one image
+        pooled = [torch.cat(list(pooled))]
     deeper = getattr(output, "deepstack_features", None) or []
     return [torch.cat(levels, dim=-1) for levels in zip(pooled, *deeper, strict=True)]
 

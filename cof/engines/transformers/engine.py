@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from os import PathLike
@@ -18,11 +18,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
+from cof.engines.base import Layers
 from cof.engines.text_stream import BatchStreamer, apart_from_thoughts
 from cof.engines.transformers import generation, introspection, prefix_cache, prompt_builder
 from cof.engines.transformers.batching import group_by_size, map_in_threads
 from cof.engines.transformers.box_decoding import decode_boxes
 from cof.engines.transformers.decoder_adapter import ADAPTERS, DecoderAdapter
+from cof.engines.transformers.graphs import Graphs, runs_graphs
 from cof.engines.transformers.introspection import States
 from cof.engines.transformers.loading import load, out_of_memory
 from cof.engines.transformers.prefix_cache import CACHE, Head, Prefix, Prompts
@@ -34,7 +36,6 @@ from cof.families.chat import Chat
 from cof.families.image_tokens import ImageTokens
 from cof.geometry.boxes import Frame
 from cof.options import count
-from cof.prompting import box_template
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, PartialBox
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
@@ -72,6 +73,7 @@ class TransformersEngine:
         *,
         name: str = "",
         max_batch_tokens: int | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         """Wrap a loaded model and its processor (with a PIL image processor).
 
@@ -79,7 +81,7 @@ class TransformersEngine:
             model: also one that PEFT has wrapped, with the adapter that is active.
             processor: stays as it is; LLaVA-1.5's own crops the centre of images.
             name: of the model, for messages; empty: the one in its config.
-            max_batch_tokens: see `from_pretrained`.
+            max_batch_tokens, cuda_graphs: see `from_pretrained`.
 
         Raises:
             CofError: an unsupported family, or attention that cannot be reweighted.
@@ -96,6 +98,8 @@ class TransformersEngine:
         self.family = probe(self.family, self.model, processor)
         self.adapter = ADAPTERS[self.family.adapter](model, processor, self.family)
         self.adapter.attach()
+        if cuda_graphs and runs_graphs(self.adapter):
+            self.adapter = replace(self.adapter, graphs=Graphs(self.model))
         self.takes_two = self.family.takes_two
         self.attention_source = self.adapter.attention_source
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
@@ -115,6 +119,7 @@ class TransformersEngine:
         max_batch_tokens: int | None = None,
         quantization: Any = None,
         allow_pickle: bool = False,
+        cuda_graphs: bool = False,
     ) -> TransformersEngine:
         """Load a checkpoint from a folder or the hub.
 
@@ -134,6 +139,8 @@ class TransformersEngine:
                 of transformers; None: the checkpoint's own.
             allow_pickle: whether weights that are no safetensors may be loaded: pickled ones can
                 run any code.
+            cuda_graphs: whether passes over few tokens are replayed in one launch each, without any
+                hooks, if the model is on one GPU and not quantised.
 
         Raises:
             CofError: the model does not exist, cannot be reached, is not supported or has no
@@ -148,7 +155,13 @@ class TransformersEngine:
             quantization=quantization,
             allow_pickle=allow_pickle,
         )
-        return cls(loaded, processor, name=str(model), max_batch_tokens=max_batch_tokens)
+        return cls(
+            loaded,
+            processor,
+            name=str(model),
+            max_batch_tokens=max_batch_tokens,
+            cuda_graphs=cuda_graphs,
+        )
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes.
@@ -319,13 +332,12 @@ class TransformersEngine:
         """See `AttentionReader`: the paper's M."""
         return self.tokens.mask(image_wh, highlight)
 
-    def image_attention(self, request: Request) -> NDArray[np.float32]:
-        """See `AttentionReader`; for a Q-Former it is the mean attention of its queries."""
-        return self.image_attentions([request])[0]
-
-    def image_attentions(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
-        """See `StateReader`; prefixes are reused."""
-        return self._read(requests, lambda prompts, _, one: self.adapter.weights(prompts, one))
+    def image_attentions(
+        self, requests: Sequence[Request], layers: Layers | None = None
+    ) -> list[NDArray[np.float32]]:
+        """See `AttentionReader`; prefixes are reused. Of a Q-Former it is its queries' mean."""
+        maps = self._read(requests, lambda prompts, _, one: self.adapter.weights(prompts, one))
+        return [of[list((layers or range)(len(of)))] for of in maps]
 
     def phrase_similarities(
         self, requests: Sequence[Request], phrases: Sequence[str], states: States = "values"
@@ -358,7 +370,7 @@ class TransformersEngine:
         return self._read(asked, partial(introspection.predict_words, adapter), ids, reuse=False)
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """See `StateReader`."""
+        """See `AttentionReader`."""
         return self.tokens.centres(image_wh)
 
     def _run(
@@ -378,7 +390,8 @@ class TransformersEngine:
     @contextmanager
     def _running(self) -> Iterator[None]:
         """What every pass runs in."""
-        with torch.inference_mode(), out_of_memory():
+        graphs = self.adapter.graphs
+        with torch.inference_mode(), graphs.lease() if graphs else nullcontext(), out_of_memory():
             yield
 
     def _prompts(self, batch: TokenizedRequests, beams: int = 1, *, first: bool = False) -> Prompts:
@@ -547,13 +560,7 @@ class TransformersEngine:
         return seen
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        compiled = None
-        if self.adapter.reuses_states:
-            read = partial(self.processor.tokenizer, add_special_tokens=False)
-            opening = self.chat.opening(thinks=False)
-            compiled = box_template.compile_box_template(
-                template, lambda text: read(text)["input_ids"], opening
-            )
+        compiled = self.chat.compile(template) if self.adapter.reuses_states else None
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not keep the "

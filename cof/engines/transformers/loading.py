@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForImageTextToText,
     BitsAndBytesConfig,
     PretrainedConfig,
+    __version__,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.utils.import_utils import is_peft_available
@@ -139,8 +140,8 @@ def _explain(name: str, error: Exception) -> str:
         )
     if "does not recognize this architecture" in text:
         return (
-            f"transformers does not know the architecture of {name!r}; `cof models` lists the "
-            "models that are supported."
+            f"transformers {__version__} does not know the architecture of {name!r}: update it if "
+            "`cof models` lists the model."
         )
     return (
         f"No model could be loaded from {name!r}: give a folder with config.json, weights and "

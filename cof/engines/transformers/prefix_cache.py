@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cof.attention.bias_mask import Bias, Branches
+from cof.engines.transformers.graphs import pad_pass
 
 _TAKES = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 CACHE = "cache" if "cache" in _TAKES else "past_key_values"
@@ -89,7 +90,7 @@ class Prompts:
     inputs: dict[str, Tensor]
     features: list[Tensor]
     bias: Bias | None = None
-    cache: DynamicCache | None = None
+    cache: Cache | None = None
     cached: int = 0
     answer_type: int = 0
 
@@ -120,11 +121,11 @@ def split_cache(cache: Any, token_ids: Tensor, spans: Sequence[tuple[int, int]])
 
 
 def join_prefixes(
-    prefixes: Sequence[Prefix], reused: Sequence[int], config: Any, beams: int = 1
-) -> DynamicCache:
-    """A new KV cache of the first `reused` tokens of each prefix, padded on the left, each row once
-    for every beam."""
-    cache, most = full_length_cache(config), max(reused)
+    prefixes: Sequence[Prefix], reused: Sequence[int], cache: Cache, beams: int = 1
+) -> None:
+    """Fill an empty KV cache with the first `reused` tokens of each prefix, padded on the left,
+    each row once for every beam."""
+    most = max(reused)
     some = prefixes[reused.index(most)]  # where nothing is reused, any will do
     rows = [(prefix if n else some, n) for prefix, n in zip(prefixes, reused, strict=True)]
 
@@ -141,7 +142,6 @@ def join_prefixes(
         cache.update(keys, values, number)
     if beams > 1:
         cache.batch_repeat_interleave(beams)
-    return cache
 
 
 def count_reusable(prompts: Prompts, prefixes: Sequence[Prefix]) -> list[int]:
@@ -158,19 +158,21 @@ def count_reusable(prompts: Prompts, prefixes: Sequence[Prefix]) -> list[int]:
     return counts
 
 
-def resume_prompts(prompts: Prompts, reused: Sequence[int]) -> Prompts:
+def resume_prompts(prompts: Prompts, reused: Sequence[int], *, fixed: bool = False) -> Prompts:
     """The same left-padded prompts as [padding | reused | padding | rest].
 
     The rest, which is left to compute, is one rectangle then.
 
     Args:
         reused: how many leading tokens of each row will be in the cache; not all 0.
+        fixed: whether the rest is to have the size of a short pass (`graphs.pad_pass`).
     """
     ids, seen = prompts.inputs["input_ids"], prompts.inputs["attention_mask"]
     length, counts = ids.shape[1], torch.tensor(reused, device=ids.device)[:, None]
     left = seen.sum(1, keepdim=True) - counts  # (B, 1)
     cached = max(reused)
-    total = cached + int(left.max())
+    rest = int(left.max())
+    total = cached + (pad_pass(len(ids), rest) if fixed else rest)
     at = torch.arange(total, device=ids.device).expand(len(ids), -1)
     in_prefix = at < cached
     real = torch.where(in_prefix, at >= cached - counts, at >= total - left)
@@ -183,8 +185,9 @@ def resume_prompts(prompts: Prompts, reused: Sequence[int]) -> Prompts:
     inputs["attention_mask"] = inputs["attention_mask"] * real
     bias = prompts.bias
     if bias is not None:
-        # No remaining token moves to the left, so `q_from` still holds.
-        bias = replace(bias, values=bias.values.gather(1, source.to(bias.values.device)))
+        q_from = None if bias.q_from is None else bias.q_from + total - length  # the rest moves
+        values = bias.values.gather(1, source.to(bias.values.device))
+        bias = replace(bias, values=values, q_from=q_from)
     return replace(prompts, inputs=inputs, bias=bias, cached=cached)
 
 

@@ -115,17 +115,17 @@ def place_bias(sampling_params: Any, mm_features: Sequence[Any]) -> PlacedBias |
     text = (getattr(sampling_params, "extra_args", None) or {}).get(KEY)
     if text is None or not mm_features:
         return None
-    positions = [feature.mm_position for feature in mm_features]
-    masks = (position.is_embed for position in positions)
-    spans = tuple(
-        (position.offset, position.length, None if mask is None else mask.numpy().tobytes())
-        for position, mask in zip(positions, masks, strict=True)
-    )
-    return _placed(text, spans)
+    return _placed(text, tuple(map(span_of, mm_features)))
 
 
 Span = tuple[int, int, bytes | None]
 """A `PlaceholderRange` as a value that can be hashed."""
+
+
+def span_of(feature: Any) -> Span:
+    """That of a `MultiModalFeatureSpec`."""
+    position, mask = feature.mm_position, feature.mm_position.is_embed
+    return (position.offset, position.length, None if mask is None else mask.numpy().tobytes())
 
 
 @lru_cache(maxsize=4096)
@@ -133,7 +133,7 @@ def _placed(text: str, spans: tuple[Span, ...]) -> PlacedBias | None:
     bias = RequestBias.from_json(text)
     if bias.image >= len(spans):
         raise ValueError(f"{KEY} is about image {bias.image}, and there are {len(spans)}.")
-    first, last = _positions(*spans[bias.image]), _positions(*spans[-1])
+    first, last = positions_of(*spans[bias.image]), positions_of(*spans[-1])
     values = np.zeros(int(last[-1]) + 1, dtype=np.float32)
     for start, length, value in bias.runs:
         values[first[start : start + length]] = value
@@ -145,8 +145,14 @@ def _placed(text: str, spans: tuple[Span, ...]) -> PlacedBias | None:
     return PlacedBias(values, start, text, bias.layers, bias.heads)
 
 
-def _positions(offset: int, length: int, mask: bytes | None) -> NDArray[np.intp]:
+def positions_of(offset: int, length: int, mask: bytes | None) -> NDArray[np.intp]:
     """The prompt positions of an image's embeddings."""
     if mask is None:
         return np.arange(offset, offset + length)
     return offset + np.flatnonzero(np.frombuffer(mask, dtype=bool))
+
+
+def chosen(numbers: tuple[int, ...] | None, first: int, count: int) -> NDArray[np.bool_]:
+    """Which of `first ... first + count - 1` are among the numbers; None: all."""
+    span = np.arange(first, first + count)
+    return np.full(count, True) if numbers is None else np.isin(span, numbers)

@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, Future
 from itertools import count
 from typing import Any, TypeVar
 
+from cof.engines.vllm.maps import KEY
 from cof.errors import CofError
 
 Result = TypeVar("Result")
@@ -42,7 +43,8 @@ class OfflineClient:
         params: Sequence[Any],
         on_output: OnOutput | None = None,
     ) -> list[Any]:
-        """vLLM's `CompletionOutput` for each of its prompts and `SamplingParams`.
+        """vLLM's `CompletionOutput` for each of its prompts and `SamplingParams`; where these ask
+        for a map, it has what each worker has of it as `map`.
 
         Args:
             prompts: of the requests.
@@ -68,6 +70,8 @@ class OfflineClient:
                             on_output(place, output)
                         if step.finished:
                             outputs[place] = output
+                            if asked := (params[place].extra_args or {}).get(KEY):
+                                output.map = engine.collective_rpc("take_map", None, asked[:1])
             except BaseException:
                 engine.abort_request(list(places))
                 raise
@@ -81,6 +85,8 @@ class ServedClient:
         model_config: vLLM's `ModelConfig`.
         rank: of the data-parallel engine that gets all of its requests, which share prefixes;
             None: vLLM chooses.
+        prefix_tokens: of all of its prompts so far, and of these the ones that vLLM found in its
+            prefix cache.
     """
 
     _numbers = count()
@@ -89,6 +95,7 @@ class ServedClient:
         """`loop` is the one that `engine` runs in."""
         self.model_config = engine.model_config
         self.rank = rank
+        self.prefix_tokens = (0, 0)
         self._engine, self._loop = engine, loop
         self._cancelled = threading.Event()
         self._under_way: Future[list[Any]] | None = None
@@ -147,6 +154,16 @@ class ServedClient:
             raise RequestAborted("The engine is full: ask again in a moment.") from None
         if output.finish_reason == "abort":  # with a part of the answer, or none
             raise RequestAborted(_STOPPING)
+        asked, found = self.prefix_tokens
+        self.prefix_tokens = (
+            asked + len(step.prompt_token_ids),
+            found + (step.num_cached_tokens or 0),
+        )
+        if wanted := (params.extra_args or {}).get(KEY):
+            core = self._engine.engine_core  # whose own method asks the first engine alone
+            call = ("collective_rpc", "take_map", None, wanted[:1], None)
+            ours = core.core_engines[self.rank or 0]
+            output.map = await core._call_utility_async(*call, engine=ours)
         return output
 
 

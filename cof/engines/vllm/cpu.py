@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm import _custom_ops
-from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from cof.engines.vllm.attention import BiasedAttention, BiasedRow, biased_backend, biased_rows
+from cof.engines.vllm.bias import chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class BiasedCPUBuilder:
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         # the stock kernel is causal in images too
         metadata.biased = []
-        for row in biased_rows(common_attn_metadata, whole_images=False):
+        for row in biased_rows(common_attn_metadata, whole_images=False) or ():
             blocks = metadata.block_table[row.row, : -(-row.length // self.block_size)]
             metadata.biased.append(MaskedRow(row, blocks.long()))
         return metadata
@@ -68,20 +69,21 @@ class BiasedCPUBuilder:
 class BiasedCPUAttention(BiasedAttention):
     """One layer's attention."""
 
-    sliding_window: int
     head_size: int
-    num_heads: int
+
+    def read_cache(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Sequence[Tensor]:
+        order = key_order(layer.isa, kv_cache.dtype, kv_cache.shape[2], self.head_size)
+        return read_blocks(kv_cache, blocks, order)
 
     def attend_again(
         self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
     ) -> None:
         index = extract_layer_index(layer.layer_name)
-        order = key_order(layer.isa, kv_cache.dtype, kv_cache.shape[2], self.head_size)
         for masked in metadata.biased:
             row, mask = masked.row, self._mask(masked, index)
             if mask is None:
                 continue
-            keys, values = read_blocks(kv_cache, masked.blocks, order)
+            keys, values = self.read_cache(layer, kv_cache, masked.blocks)
             attended = nn.functional.scaled_dot_product_attention(
                 query[row.start : row.stop].transpose(0, 1)[None],
                 keys[None, :, : row.length],
@@ -94,15 +96,14 @@ class BiasedCPUAttention(BiasedAttention):
 
     def _mask(self, masked: MaskedRow, layer: int) -> Tensor | None:
         """This layer's, `(heads or 1, Q, S)`; None where the stock kernel's output is right."""
-        row, bias, window = masked.row, masked.row.bias, self.sliding_window
+        row, bias, window = masked.row, masked.row.bias, self.window
         if bias is None or (bias.layers is not None and layer not in bias.layers):
             return masked.mask(window, False)[None] if row.looks_ahead else None
         if bias.heads is None:
             return masked.mask(window, True)[None]
-        first = get_tensor_model_parallel_rank() * self.num_heads
-        chosen = torch.tensor([first + head in bias.heads for head in range(self.num_heads)])
+        heads = torch.from_numpy(chosen(bias.heads, self.first_head, self.num_heads))
         return torch.where(
-            chosen[:, None, None], masked.mask(window, True), masked.mask(window, False)
+            heads[:, None, None], masked.mask(window, True), masked.mask(window, False)
         )
 
 

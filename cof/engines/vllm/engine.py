@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from functools import cache, partial
+from functools import cache
 from os import PathLike
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoConfig
 
 from cof.attention.bias_mask import make_gates
+from cof.engines.base import Layers
 from cof.engines.text_stream import TextStream, apart_from_thoughts
 from cof.engines.transformers.generation import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
 from cof.engines.vllm.bias import KEY, RequestBias
+from cof.engines.vllm.boxes import Part, decode_boxes
 from cof.engines.vllm.clients import Client, OfflineClient, OnOutput
+from cof.engines.vllm.maps import KEY as MAP
+from cof.engines.vllm.maps import join_parts
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
@@ -29,12 +35,7 @@ from cof.families.image_tokens import ImageTokens, processed_wh
 from cof.families.special_tokens import token_ids
 from cof.geometry.boxes import Frame
 from cof.images import is_plain, png
-from cof.prompting.box_template import (
-    BoxTemplate,
-    CompiledBoxTemplate,
-    PartialBox,
-    compile_box_template,
-)
+from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate
 from cof.prompting.thoughts import decode
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
@@ -52,7 +53,7 @@ MAX_IMAGES = 8
 
 
 class VllmEngine:
-    """Answers requests with vLLM; implements `cof.engines.base.Engine`.
+    """Answers requests with vLLM; implements `Engine` and `AttentionReader` of `cof.engines.base`.
 
     Requests in one call may differ in image, prompt, region, strength, scope, layers and heads.
     vLLM batches them, and reuses what is the same of them: image features, and the decoder's state
@@ -64,10 +65,13 @@ class VllmEngine:
         family: what is known of its kind of model.
         tokens: which of its tokens show what of an image.
         takes_two: whether it can be shown two images at once.
+        attention_source: see `AttentionReader`.
         client: runs the requests.
 
     Threads may share an engine.
     """
+
+    attention_source = "the answer's first token"
 
     def __init__(self, client: Client, config: Any, processor: Any, *, name: str) -> None:
         """Wrap an engine that has our worker; `processor` has a PIL image processor."""
@@ -152,6 +156,35 @@ class VllmEngine:
         file = data if data and shown is image and is_plain(data) else png(shown)
         return EncodedImage(image, MediaWithBytes(shown, file))
 
+    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
+        """See `AttentionReader`."""
+        return self.tokens.mask(image_wh, highlight)
+
+    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
+        """See `AttentionReader`."""
+        return self.tokens.centres(image_wh)
+
+    def image_attentions(
+        self, requests: Sequence[Request], layers: Layers | None = None
+    ) -> list[NDArray[np.float32]]:
+        """See `AttentionReader`: vLLM's workers read it in each prompt's own pass."""
+        from vllm.sampling_params import RequestOutputKind
+
+        first = self.family.num_prefix_features(self.tokens.config)
+        text = self.tokens.config.get_text_config()
+        wanted, heads = list((layers or range)(text.num_hidden_layers)), text.num_attention_heads
+        one, kind = Decoding(max_new_tokens=1), RequestOutputKind.FINAL_ONLY
+        params = [self._sampling_params(request, one, kind) for request in requests]
+        for each, request in zip(params, requests, strict=True):
+            asked = (uuid4().hex, request.number, wanted)
+            each.extra_args = {**(each.extra_args or {}), MAP: asked}
+        outputs = self._run(requests, params)
+        layouts = [self.tokens.layout(request.pil_image.size) for request in requests]
+        return [
+            join_parts(output.map, wanted, heads)[..., first:].reshape(len(wanted), heads, *layout)
+            for output, layout in zip(outputs, layouts, strict=True)
+        ]
+
     def generate(
         self,
         requests: Sequence[Request],
@@ -163,10 +196,7 @@ class VllmEngine:
         `Generation.logprobs` are those of the model itself, before temperature and top-p.
         `on_text` gets each reply token by token (`Engine.generate`), in a thread of vLLM's.
 
-        A box template is held by a regular expression, whose numbers lie on the image. It does not
-        know that a box's third number comes after its first, so that a box may have no area.
-        Log-probabilities are then those among the tokens that it allows, and `Generation.likely` is
-        None.
+        A box by a template is told when it is whole, and its `Generation.likely` is None.
 
         Raises:
             CofError: beams, contrast, a layer or head the model does not have, or a prompt that is
@@ -189,19 +219,57 @@ class VllmEngine:
             )
         if not requests:
             return []
-        from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
-        prompts = [self._prompt(request) for request in requests]
-        tell = on_text and self._streamed(len(prompts), decoding, on_text)
+        template = decoding.box_template
+        if template is not None and (compiled := self._compiled(template)):
+            return self._decode_boxes(requests, compiled, on_text)
+        tell = on_text and self._streamed(len(requests), on_text)
         kind = RequestOutputKind.CUMULATIVE if tell else RequestOutputKind.FINAL_ONLY
         params = [self._sampling_params(request, decoding, kind) for request in requests]
+        return [self._generation(output) for output in self._run(requests, params, tell)]
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        params: Sequence[Any],
+        tell: OnOutput | None = None,
+        begun: Sequence[Sequence[int]] = (),
+    ) -> list[Any]:
+        """vLLM's outputs; `begun`: the tokens with which each reply begins.
+
+        Raises:
+            CofError: vLLM refuses a request.
+        """
+        from vllm.exceptions import VLLMValidationError
+
+        prompts = [self._prompt(request) for request in requests]
+        for prompt, tokens in zip(prompts, begun, strict=False):
+            prompt["prompt_token_ids"] += tokens
         try:
-            outputs = self.client.run(prompts, params, tell)
+            return self.client.run(prompts, params, tell)
         except (ValueError, VLLMValidationError) as error:
             raise CofError(f"vLLM refuses a request: {error}") from error
-        pairs = zip(requests, outputs, strict=True)
-        return [self._generation(request, output, decoding) for request, output in pairs]
+
+    def _decode_boxes(
+        self, requests: Sequence[Request], template: CompiledBoxTemplate, on_text: OnText | None
+    ) -> list[Generation]:
+        from vllm.sampling_params import RequestOutputKind
+
+        def ask(parts: Mapping[int, Part]) -> list[Any]:
+            asked, kind = [requests[row] for row in parts], RequestOutputKind.FINAL_ONLY
+            begun, fields = zip(*parts.values(), strict=True)
+            pairs = zip(asked, fields, strict=True)
+            params = [self._sampling_params(one, Decoding(), kind, **more) for one, more in pairs]
+            return self._run(asked, params, begun=begun)
+
+        frames = [self.frame(request.pil_image.size) for request in requests]
+        limits = [self.dialect.limits(template.template, frame) for frame in frames]
+        boxes = decode_boxes([template.start(each) for each in limits], ask)
+        for place, box in enumerate(boxes):
+            if on_text is not None:
+                on_text(place, box.text)
+        return boxes
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         text = self.chat.text(request)
@@ -232,8 +300,10 @@ class VllmEngine:
         square.paste(image, ((side - wh[0]) // 2, (side - wh[1]) // 2))
         return square
 
-    def _sampling_params(self, request: Request, decoding: Decoding, output_kind: Any) -> Any:
-        from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+    def _sampling_params(
+        self, request: Request, decoding: Decoding, output_kind: Any, **fields: Any
+    ) -> Any:
+        from vllm.sampling_params import SamplingParams
 
         params = SamplingParams.from_optional(**self._default_params)
         params.output_kind = output_kind
@@ -241,50 +311,35 @@ class VllmEngine:
         params.max_tokens = decoding.max_new_tokens
         params.temperature, params.top_p = decoding.temperature, decoding.top_p
         params.seed = decoding.seed if decoding.temperature > 0 else None
-        template = decoding.box_template
-        if template is not None and self._compiled(template):
-            params.temperature, params.repetition_penalty = 0.0, 1.0
-            params.max_tokens = Decoding().max_new_tokens
-            blank = "" if self.chat.opening(thinks=False)[-1:].isspace() else " "
-            limits = self.dialect.limits(template, self.frame(request.pil_image.size))
-            params.structured_outputs = StructuredOutputsParams(
-                regex=blank + template.regex(limits)
-            )
         highlight = request.highlight
         if highlight is not None and highlight.strength != 1:
             params.extra_args = highlight_args(
                 self.tokens, request.pil_image.size, highlight, request.number
             )
+        for name, value in fields.items():
+            setattr(params, name, value)
         return params.clone()  # checked anew
 
-    def _streamed(self, count: int, decoding: Decoding, on_text: OnText) -> OnOutput:
+    def _streamed(self, count: int, on_text: OnText) -> OnOutput:
         """What tells `on_text` of the replies as they grow."""
         streams = [TextStream(self.processor.tokenizer) for _ in range(count)]
 
         def tell(place: int, output: Any) -> None:
             done = output.finish_reason is not None
-            if decoding.box_template is None or done:
-                piece = streams[place].feed(_chosen_ids(output), done=done)
-                if piece:
-                    on_text(place, piece)
+            piece = streams[place].feed(_chosen_ids(output), done=done)
+            if piece:
+                on_text(place, piece)
 
         return tell
 
-    def _generation(self, request: Request, output: Any, decoding: Decoding) -> Generation:
-        ids, template = _chosen_ids(output), decoding.box_template
+    def _generation(self, output: Any) -> Generation:
+        ids = _chosen_ids(output)
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=False)]
         text = decode(self.processor.tokenizer, ids).strip()
-        if template is not None and (compiled := self._compiled(template)):
-            limits = self.dialect.limits(template, self.frame(request.pil_image.size))
-            chosen = chosen_tokens(compiled.start(limits), ids)
-            ids, logprobs = [ids[at] for at in chosen], [logprobs[at] for at in chosen]
         return Generation(text, tuple(ids), tuple(logprobs))
 
     def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        encode = partial(self.processor.tokenizer, add_special_tokens=False)
-        compiled = compile_box_template(
-            template, lambda texts: encode(texts)["input_ids"], self.chat.opening(thinks=False)
-        )
+        compiled = self.chat.compile(template)
         if compiled is None:
             warnings.warn(
                 f"{self.name} cannot decode boxes by a template (its tokens do not follow the "
@@ -299,19 +354,6 @@ def _chosen_ids(output: Any) -> list[int]:
     """The tokens of vLLM's `CompletionOutput`, without the end token."""
     ids = list(output.token_ids)
     return ids[:-1] if output.finish_reason == "stop" else ids
-
-
-def chosen_tokens(box: PartialBox, ids: Sequence[int]) -> list[int]:
-    """The places of the tokens that the model chose in a box, given before its first number; all of
-    them if its tokens are not those of the compiled template."""
-    places = []
-    while not box.done:
-        place = len(box.tokens)
-        if place >= len(ids) or ids[place] not in box.choices or tuple(ids[:place]) != box.tokens:
-            return list(range(len(ids)))
-        places.append(place)
-        box = box.choose(ids[place])
-    return places
 
 
 def highlight_args(

@@ -1,7 +1,7 @@
 """Attention with a bias by key position over vLLM's paged KV cache, as one Triton kernel.
 
-Tested interpreted (`TRITON_INTERPRET=1`), compiled for compute capability 8.0 and 9.0, and on an
-H200. Its block sizes are not tuned.
+Tested interpreted (`TRITON_INTERPRET=1`) and compiled for compute capability 8.0 and 9.0; before it
+read its tiles and biases at addresses, also on an H200. Its block sizes are not tuned.
 """
 
 from __future__ import annotations
@@ -21,21 +21,25 @@ KEYS = 32
 
 @dataclass(frozen=True, eq=False)
 class BiasedTiles:
-    """The queries of a step that are biased, R requests of them, in T tiles.
+    """The queries of a step that are biased, in tiles.
+
+    A CUDA graph may read them: they are told by memory that stays where it is.
 
     Attributes:
-        tiles: `(T, 5)` int32: the request (0 ... R - 1), its row in the step's block table, the
-            first query's row among the step's tokens, its position in the request, and the number
-            of queries (1 ... TILE).
-        values: `(R, L)` float32, what is added to the scores of the keys; those from L on get 0.
-        gates: `(R, layers, heads)` bool, where queries are biased. Elsewhere they are left alone.
+        tiles: `(M, 6)` int64: the request's row in the step's block table, the first query's row
+            among the step's tokens, its position in the request, the number of queries (1 ...
+            TILE; 0: there is nothing to do), and the address of a bias and its length L. That is
+            float32, a gate for each layer and head (where it is 0, queries are left alone), and
+            `(L,)`, what is added to the scores of the keys; those from L on get 0.
+        count: the first so many of the tiles are looked at.
+        layers: of a bias.
         last_keys: `(tokens,)` int32, the last key that each of the step's tokens attends to; None:
             its own.
     """
 
     tiles: Tensor
-    values: Tensor
-    gates: Tensor
+    count: int
+    layers: int
     last_keys: Tensor | None = None
 
 
@@ -58,28 +62,25 @@ def attend(
             holds the keys of these queries too.
         block_table: `(requests of the step, N)` int32, the blocks of their keys.
         output: `(tokens, heads, D)`.
-        layer: the number of this layer, for `BiasedTiles.gates`.
+        layer: the number of this layer, for the gates.
         scale: of the scores, before the bias.
         window: how many keys a query attends to, itself included; 0: all.
     """
     heads, size = query.shape[1:]
-    gates = biased.gates[:, layer]
-    _kernel[(len(biased.tiles), heads)](
+    _kernel[(biased.count, heads)](
         query,
         kv_cache,
         block_table,
         output,
         biased.tiles,
-        biased.values,
-        gates,
         biased.last_keys,
-        biased.values.shape[1],
+        layer * heads,
+        biased.layers * heads,
         scale,
         *query.stride()[:2],
         *kv_cache.stride()[:3],
         block_table.stride(0),
         *output.stride()[:2],
-        gates.stride(0),
         BLOCK=kv_cache.shape[2],
         GROUP=heads // kv_cache.shape[1],
         SIZE=size,
@@ -91,18 +92,16 @@ def attend(
     )
 
 
-# specialised to them, it would be compiled anew for other steps and layers
-@triton.jit(do_not_specialize=["num_values"], do_not_specialize_on_alignment=["gates"])
+@triton.jit(do_not_specialize=["gate"])  # else it would be compiled anew for other layers
 def _kernel(
     query,
     kv_cache,
     blocks,
     output,
     tiles,
-    values,
-    gates,
     last_keys,
-    num_values,
+    gate,
+    num_gates,
     scale,
     query_token,
     query_head,
@@ -112,7 +111,6 @@ def _kernel(
     blocks_row,
     output_token,
     output_head,
-    gates_request,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -122,13 +120,17 @@ def _kernel(
     KEYS: tl.constexpr,
 ):
     tile, head = tl.program_id(0), tl.program_id(1)
-    request = tl.load(tiles + 5 * tile)
-    row = tl.load(tiles + 5 * tile + 1).to(tl.int64)
-    first = tl.load(tiles + 5 * tile + 2)
-    position = tl.load(tiles + 5 * tile + 3)
-    count = tl.load(tiles + 5 * tile + 4)
-    if tl.load(gates + request * gates_request + head) == 0:
+    tiles += 6 * tile
+    count = tl.load(tiles + 3).to(tl.int32)
+    if count == 0:
         return
+    bias = tl.load(tiles + 4).to(tl.pointer_type(tl.float32))
+    if tl.load(bias + gate + head) == 0:
+        return
+    row = tl.load(tiles)
+    first = tl.load(tiles + 1).to(tl.int32)
+    position = tl.load(tiles + 2).to(tl.int32)
+    num_values = tl.load(tiles + 5)
 
     rows, size = tl.arange(0, TILE), tl.arange(0, WIDTH)
     tokens = (first + rows).to(tl.int64)
@@ -165,7 +167,7 @@ def _kernel(
         known = exist[:, None] & inside[None, :]
         key = tl.load(page, mask=known, other=0.0)
         value = tl.load(page + SIZE, mask=known, other=0.0)
-        added = tl.load(values + request * num_values + keys, mask=keys < num_values, other=0.0)
+        added = tl.load(bias + num_gates + keys, mask=keys < num_values, other=0.0)
 
         scores = tl.dot(asked, tl.trans(key), input_precision="ieee") * scale + added[None, :]
         visible = exist[None, :] & (keys[None, :] <= last[:, None])

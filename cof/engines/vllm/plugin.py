@@ -18,6 +18,7 @@ from vllm import SamplingParams
 from vllm.v1.core import block_pool, kv_cache_utils
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from cof.engines.vllm import maps
 from cof.engines.vllm.bias import KEY, RequestBias, place_bias
 from cof.engines.vllm.versions import is_tested
 
@@ -56,11 +57,11 @@ def hook() -> None:
 
 
 def _verify_extra_args(sampling_params: SamplingParams) -> None:
-    """Refuse what is no bias where a request is made: later, it would end the engine."""
+    """Refuse what is no bias or map where a request is made: later, it would end the engine."""
     _stock_verify(sampling_params)
-    text = sampling_params.extra_args.get(KEY)
-    if text is not None:
-        RequestBias.from_json(text)
+    for key, read in ((KEY, RequestBias.from_json), (maps.KEY, maps.ORDER.validate_python)):
+        if (asked := sampling_params.extra_args.get(key)) is not None:
+            read(asked)
 
 
 def _hash_keys(request: Any, start: int, end: int) -> list[Any]:

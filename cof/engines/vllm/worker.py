@@ -1,7 +1,9 @@
-"""vLLM's worker, which also follows the biases of its requests."""
+"""vLLM's worker, which also follows the biases and maps of its requests."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -51,12 +53,15 @@ class BiasedWorker(StockWorker):
         Raises:
             RuntimeError: attention would be replayed as it was captured, without the bias.
         """
-        if self.compilation_config.cudagraph_mode.has_full_cudagraphs():
+        made = super().compile_or_warm_up_model()
+        layers = self.compilation_config.static_forward_context.values()
+        known = all(layer.impl.captured for layer in layers if isinstance(layer, Attention))
+        if self.compilation_config.cudagraph_mode.has_full_cudagraphs() and not known:
             raise RuntimeError(
-                "cof: attention cannot be biased in full CUDA graphs: start vLLM with "
+                "cof: vLLM has captured CUDA graphs without the bias: start it with "
                 "compilation_config={'cudagraph_mode': 'PIECEWISE'}."
             )
-        return super().compile_or_warm_up_model()
+        return made
 
     @cached_property
     def batch(self) -> Batch:
@@ -64,8 +69,28 @@ class BiasedWorker(StockWorker):
         return Batch(lambda common: request_ids(self.model_runner, common))
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        with self.batch.step(scheduler_output):
+        with self.batch.step(scheduler_output), without_graphs(self.model_runner, self.batch.maps):
             return super().execute_model(scheduler_output)
+
+    def take_map(self, name: str) -> dict[int, bytes]:
+        """What this worker has of a map, which it then forgets: its heads' part by layer."""
+        kept = self.batch.kept.pop(name, None)
+        found = {} if kept is None else kept.found
+        return {layer: part.cpu().numpy().tobytes() for layer, part in found.items()}
+
+
+@contextmanager
+def without_graphs(model_runner: Any, maps: Any) -> Iterator[None]:
+    """No CUDA graphs inside if there are maps, which are read as attention is called."""
+    # of vLLM's model runner V1 or V2
+    graphs = getattr(model_runner, "cudagraph_dispatcher", None) or model_runner.cudagraph_manager
+    flag = "keys_initialized" if hasattr(graphs, "keys_initialized") else "_graphs_captured"
+    ready = getattr(graphs, flag)
+    setattr(graphs, flag, ready and not maps)
+    try:
+        yield
+    finally:
+        setattr(graphs, flag, ready)
 
 
 def request_ids(model_runner: Any, common: Any) -> list[str]:

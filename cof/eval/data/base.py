@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -16,7 +15,15 @@ import numpy as np
 
 from cof.errors import CofError
 from cof.eval.data.files import Row, collect, data_files, read_rows, shards
-from cof.eval.examples import Embedded, Example, Score, image_digest, open_image, read_image_wh
+from cof.eval.examples import (
+    Embedded,
+    Example,
+    Score,
+    image_digest,
+    open_image,
+    read_image_wh,
+    select,
+)
 from cof.eval.figures import Clusters, Figure, find_clusters, group_right, ratio, share
 from cof.eval.json_files import T
 from cof.eval.rules import RULES, Rules
@@ -277,29 +284,6 @@ def read_annotation(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise CofError("single is true or false, and num_objects a number of objects or null.")
     box = None if region is None else region_from_boxes([region]).boxes[0]
     return {"region": box, "num_objects": num_objects, "single": single}
-
-
-def select(examples: Sequence[Example], limit: int | None, shard: tuple[int, int]) -> list[Example]:
-    """The questions of a limit and a shard, in their order; groups stay whole.
-
-    The limit takes the first groups of every kind in turn, so that a short run has all kinds; a
-    shard takes every n-th group of those.
-    """
-    groups: dict[str, list[Example]] = {}
-    kinds: dict[str, dict[str, None]] = {}
-    for example in examples:
-        key = example.group or example.id
-        groups.setdefault(key, []).append(example)
-        kinds.setdefault(example.kind, {})[key] = None
-    if limit is not None:
-        count, kept = 0, set()
-        for key in chain.from_iterable(zip_longest(*kinds.values())):
-            if key is not None and count < limit:
-                kept.add(key)
-                count += len(groups[key])
-        groups = {key: group for key, group in groups.items() if key in kept}
-    part, parts = shard
-    return [example for group in list(groups.values())[part - 1 :: parts] for example in group]
 
 
 def part_of(examples: Sequence[Example], part: Part, share: float) -> list[Example]:

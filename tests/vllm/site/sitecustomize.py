@@ -1,4 +1,4 @@
-"""Loaded by every Python process of `make .venv-vllm`'s environment, as vLLM starts some of its own.
+"""Loaded by every Python process of `.venv-vllm`, as vLLM starts some of its own, and `.venv-newest`.
 
 PyPI's torchvision is built for a torch with CUDA. Beside torch for CPUs it cannot load its
 operators, and fails at import unless somebody has said what they look like. None of them is run.
