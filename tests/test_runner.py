@@ -392,7 +392,7 @@ def test_like_questions_share_a_batch(tmp_path: Path) -> None:
     assert orders == [shown, shown[::-1]]
     # in a run too
     write_benchmark(tmp_path / "scenes", "test", num_objects=(4,), scenes=4)  # one is not square
-    engine = AnyEngine()
+    engine = FakeEngine(lambda request: "")  # which tells no tokens
     Runner(engine, Scenes(tmp_path / "scenes"), tmp_path / "a.jsonl", batch_size=7).run([PLAIN])
     pixels = [[r.image.size[0] * r.image.size[1] for r in requests] for requests, _ in engine.calls]
     assert list(itertools.chain(*pixels)) == sorted(itertools.chain(*pixels))
