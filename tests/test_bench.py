@@ -7,6 +7,7 @@ import mmap
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,8 @@ def test_the_table_says_which_targets_are_met(tmp_path: Path) -> None:
         (many, "CoF, text"): [1.3],  # the only other way, but one with a target
         (Setup("1b", length=4), "plain"): [1.0],
     }
-    report(recorded(tmp_path / "bench.json", costs), tmp_path)
+    records = recorded(tmp_path / "bench.json", costs)
+    report(records, tmp_path)
     table = (tmp_path / "table.md").read_text()
     assert "| 1b | 576 | 1 | 1 | CoF, text | 2.600 | 1.30 | 1.30 to 9.00 | 1.35 | yes |" in table
     assert "| lambda = 1 | 1.100 | 1.10 | 1.10 to 1.10 | 1.02 | no |" in table
@@ -231,8 +233,13 @@ def test_the_table_says_which_targets_are_met(tmp_path: Path) -> None:
     assert table.count("| plain |") == 2  # a step of the growth is not in this table
     short = (tmp_path / "summary.md").read_text()
     assert "| 1b | passes | 1 image, 1 question each | 16 images, 1 question each |" in short
-    assert "| CoF, text | 1 | 1.30 (target 1.35: met) | 1.30 (target 1.25: missed) |" in short
-    assert "| plain | 1 | 1.00 | 1.00 |" in short
+    floor = records.rows[one, "plain"]["floor_s"]
+    assert f"| CoF, text | 1 | {2.6 / floor:.1f} (1.30) |" in short
+    records.limits["1b"] = replace(records.limits["1b"], launch=0.65)  # of one pass in 2.6 s
+    report(records, tmp_path)
+    short = (tmp_path / "summary.md").read_text()
+    assert f"| CoF, text | 1 | {2.6 / floor:.1f} (1.30, 25%) |" in short
+    assert "| lambda = 1 | 1 | " in short
 
 
 def test_growth_has_a_line_for_each_step(tmp_path: Path) -> None:
