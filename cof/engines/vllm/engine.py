@@ -307,8 +307,7 @@ class VllmEngine(TokenReader):
 
         def tell(place: int, output: Any) -> None:
             done = output.finish_reason is not None
-            piece = streams[place].feed(_chosen_ids(output), done=done)
-            if piece:
+            if piece := streams[place].feed(_chosen_ids(output), done=done):
                 on_text(place, piece)
 
         return tell
