@@ -202,9 +202,8 @@ def _record(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | No
     if weights is None:
         return
     key = repeat_kv(key, query.shape[1] // key.shape[1])
-    scores = (
-        query.float() @ key.float().transpose(-1, -2) * (scaling or 1 / math.sqrt(query.shape[-1]))
-    )
+    scaling = scaling or 1 / math.sqrt(query.shape[-1])
+    scores = query.float() @ key.float().transpose(-1, -2) * scaling
     if mask is not None:  # without a mask the last query sees every key
         mask = mask[:, :, -scores.shape[2] :]
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask

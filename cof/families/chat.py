@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -9,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from cof.errors import CofError
+from cof.errors import CofError, CofWarning
 from cof.families.family import Family
 from cof.families.special_tokens import SpecialTokens
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
@@ -85,11 +86,23 @@ class Chat:
         opening = self.opening(thinks=request.thinks).rstrip()
         return Thoughts(self.think_tags, inside=opening.endswith(self.think_tags[0]))
 
-    def compile(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        """A box template in the model's tokens; None if they do not keep its numbers apart."""
+    def compile(
+        self, template: BoxTemplate, name: str, *, resumes: bool = True
+    ) -> CompiledBoxTemplate | None:
+        """A box template in the tokens of the model of this name; None, with a note, if they do not
+        keep its numbers apart, or the model's states cannot be reused."""
         read = partial(self.processor.tokenizer, add_special_tokens=False)
-        opening = self.opening(thinks=False)
-        return compile_box_template(template, lambda texts: read(texts)["input_ids"], opening)
+        opening, compiled = self.opening(thinks=False), None
+        if resumes:
+            compiled = compile_box_template(template, lambda of: read(of)["input_ids"], opening)
+        if compiled is None:
+            warnings.warn(
+                f"{name} cannot decode boxes by a template (its tokens do not keep the numbers "
+                "apart, or its states cannot be reused), so it writes them freely.",
+                CofWarning,
+                stacklevel=4,
+            )
+        return compiled
 
     def _render(
         self, chat: Sequence[Turn], texts: Mapping[str | Slot | int, str], *, thinks: bool

@@ -130,6 +130,26 @@ class ImageTokens:
         return self.family.token_means(raw, self.config)
 
 
+class TokenReader:
+    """What an engine says of its model's image tokens (`cof.engines.base`)."""
+
+    tokens: ImageTokens
+
+    def frame(self, image_wh: tuple[int, int]) -> Frame:
+        """Where an original of this size lies in the native coordinates of the model's boxes.
+
+        If these are fractions (LLaVA-1.5), it is also the frame of the token grid."""
+        return self.tokens.frame(image_wh)
+
+    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
+        """See `AttentionReader`: the paper's M."""
+        return self.tokens.mask(image_wh, highlight)
+
+    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
+        """See `AttentionReader`."""
+        return self.tokens.centres(image_wh)
+
+
 def processed_wh(image_wh: tuple[int, int]) -> tuple[int, int]:
     """The size at which an image is processed: its own, or with `MAX_SIDE` as its longer side.
 

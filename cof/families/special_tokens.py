@@ -62,10 +62,7 @@ class SpecialTokens:
         return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))})).", re.DOTALL)
 
     def escape(
-        self,
-        text: str,
-        notation: Sequence[tuple[int, int]] = (),
-        meant: Collection[str] = (),
+        self, text: str, notation: Sequence[tuple[int, int]] = (), meant: Collection[str] = ()
     ) -> str:
         """The text with a mark in each special token.
 

@@ -243,9 +243,7 @@ class Logits(MapGrounder):
             words[id(request.pil_image)] += " ".join(objects).split()
         asked = [list(dict.fromkeys(each)) for each in words.values()]
         read = reader.word_probabilities(list(images.values()), asked)
-        said = [
-            dict(zip(names, maps, strict=True)) for names, maps in zip(asked, read, strict=True)
-        ]
+        said = [dict(zip(*pair, strict=True)) for pair in zip(asked, read, strict=True)]
         of_image = dict(zip(images, said, strict=True))
         for request, objects, shown in zip(requests, phrases, visible, strict=True):
             shares = {

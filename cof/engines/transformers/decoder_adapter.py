@@ -74,9 +74,8 @@ class DecoderAdapter(Adapter):
         takes = inspect.signature(self.model.forward).parameters
         ids, types = inputs["input_ids"], dict[str, Tensor]()
         if "mm_token_type_ids" in takes:  # Molmo 2 counts the tokens around an image's as well
-            types["mm_token_type_ids"] = torch.tensor(
-                self.processor.create_mm_token_type_ids(ids.tolist())
-            )
+            marked = self.processor.create_mm_token_type_ids(ids.tolist())
+            types["mm_token_type_ids"] = torch.tensor(marked)
         if "token_type_ids" in takes:
             types["token_type_ids"] = self.is_image(ids).long() * self.family.image_type
         if "image_grid_thw" in takes:
@@ -120,8 +119,7 @@ class DecoderAdapter(Adapter):
             for name, value in prompts.inputs.items()
         }
         prompts = self.with_cache(replace(prompts, inputs=inputs))
-        inputs = self._new_inputs(prompts) | {CACHE: prompts.cache}
-        self.model(**inputs, logits_to_keep=1)
+        self.model(**self._new_inputs(prompts), **{CACHE: prompts.cache}, logits_to_keep=1)
         return prefix_cache.split_cache(prompts.cache, ids, spans)
 
     def resume(self, prompts: Prompts, prefixes: Sequence[Prefix], beams: int) -> Prompts:
@@ -146,9 +144,7 @@ class DecoderAdapter(Adapter):
 
     def with_cache(self, prompts: Prompts) -> Prompts:
         """The prompts with a KV cache that every layer keeps whole, so that it can be read."""
-        if prompts.cache is not None:
-            return prompts
-        return replace(prompts, cache=self._new_cache())
+        return replace(prompts, cache=self._new_cache()) if prompts.cache is None else prompts
 
     def _new_cache(self, beams: int = 1) -> Cache:
         cache = prefix_cache.full_length_cache(self.model.config)
@@ -176,9 +172,8 @@ class DecoderAdapter(Adapter):
         """
         cache: Any = prompts.cache
         more = branches.tokens.shape[1]
-        inputs = prefix_cache.append_branches(
-            self._new_inputs(prompts), branches, prompts.answer_type
-        )
+        inputs = self._new_inputs(prompts)
+        inputs = prefix_cache.append_branches(inputs, branches, prompts.answer_type)
         new = inputs["input_ids"].shape[1] - cache.get_seq_length()
         ready = self.model.prepare_inputs_for_generation(
             **inputs,

@@ -33,11 +33,10 @@ from cof.engines.transformers.prompt_builder import TokenizedRequests, own_featu
 from cof.errors import CofError, CofWarning
 from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat
-from cof.families.image_tokens import ImageTokens
-from cof.geometry.boxes import Frame
+from cof.families.image_tokens import ImageTokens, TokenReader
 from cof.options import count
-from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, PartialBox
-from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
+from cof.prompting.box_template import CompiledBoxTemplate, PartialBox
+from cof.types import Decoding, EncodedImage, Generation, OnText, Request, pil_image
 
 Result = TypeVar("Result")
 Work = Callable[[list[Any]], list[EncodedImage]]
@@ -47,7 +46,7 @@ MAX_BATCH_TOKENS = 16384
 VALUES_PER_TOKEN = 3 * 14 * 14  # pixel values of a vision encoder's token, roughly
 
 
-class TransformersEngine:
+class TransformersEngine(TokenReader):
     """Answers requests with a Hugging Face model; implements all protocols of `cof.engines.base`.
 
     Requests in one call may differ in image, prompt, region, strength, scope, layers and heads. A
@@ -104,7 +103,8 @@ class TransformersEngine:
         self.attention_source = self.adapter.attention_source
         self.tokens = ImageTokens(self.family, self.dialect, model.config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
-        self._compile = cache(self._compile_template)
+        resumes = self.adapter.reuses_states
+        self._compile = cache(partial(self.chat.compile, name=self.name, resumes=resumes))
         self._process_id = os.getpid()
 
     @classmethod
@@ -162,12 +162,6 @@ class TransformersEngine:
             max_batch_tokens=max_batch_tokens,
             cuda_graphs=cuda_graphs,
         )
-
-    def frame(self, image_wh: tuple[int, int]) -> Frame:
-        """Where an original of this size lies in the native coordinates of the model's boxes.
-
-        If these are fractions (LLaVA-1.5), it is also the frame of the token grid."""
-        return self.tokens.frame(image_wh)
 
     @property
     def context_length(self) -> int | None:
@@ -328,10 +322,6 @@ class TransformersEngine:
         """The prompts of a batch of `plan`, from their beginnings."""
         return prompt_builder.make_prompts(self.adapter, self.tokens, batch)
 
-    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
-        """See `AttentionReader`: the paper's M."""
-        return self.tokens.mask(image_wh, highlight)
-
     def image_attentions(
         self, requests: Sequence[Request], layers: Layers | None = None
     ) -> list[NDArray[np.float32]]:
@@ -368,10 +358,6 @@ class TransformersEngine:
         ids = [list(map(first, each)) for each in words]
         asked = [Request(image, "") for image in images]
         return self._read(asked, partial(introspection.predict_words, adapter), ids, reuse=False)
-
-    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """See `AttentionReader`."""
-        return self.tokens.centres(image_wh)
 
     def _run(
         self,
@@ -558,17 +544,6 @@ class TransformersEngine:
                     prefix: Any = {} if lazy else None
                     seen[number] = replace(seen[number], features=features, prefix=prefix)
         return seen
-
-    def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        compiled = self.chat.compile(template) if self.adapter.reuses_states else None
-        if compiled is None:
-            warnings.warn(
-                f"{self.name} cannot decode boxes by a template (its tokens do not keep the "
-                "numbers apart, or its states cannot be reused), so it writes them freely.",
-                CofWarning,
-                stacklevel=4,
-            )
-        return compiled
 
     def _start(self, template: CompiledBoxTemplate, request: Request) -> PartialBox:
         """A box of a request's image, before its first number."""

@@ -16,12 +16,7 @@ from transformers import GenerationConfig
 
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.engines.transformers.prefix_cache import CACHE, Prompts
-from cof.families.special_tokens import (
-    SpecialTokens,
-    token_ids,
-    token_spans,
-    unescape,
-)
+from cof.families.special_tokens import SpecialTokens, token_ids, token_spans, unescape
 
 States = Literal["values", "keys"]
 

@@ -61,9 +61,8 @@ def probe(family: Family, model: Any, processor: Any) -> Family:
         raise unsupported(config, "its processor does not say which tokens stand for an image")
     tokens = ImageTokens(family, family.dialect, config, processor)
     pixels = tokens.pixels(Image.new("RGB", _SIZES[0]))
-    ids = processor.tokenizer(
-        processor.replace_image_token(dict(pixels), 0), add_special_tokens=False
-    )["input_ids"]
+    text = processor.replace_image_token(dict(pixels), 0)
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     raster, described = _raster(config, pixels, ids.count(config.image_token_id))
     # `prompt` is for processors without a chat template
     family = replace(family, token_means=raster, prompt=f"{processor.image_token}\n{{prompt}}")
@@ -86,17 +85,13 @@ def probe(family: Family, model: Any, processor: Any) -> Family:
 def _compare_inputs(adapter: DecoderAdapter, pixels: Mapping[str, Any]) -> None:
     """Compare the text inputs of a prompt with those that the processor itself makes."""
     model, processor, token = adapter.model, adapter.processor, str(adapter.processor.image_token)
-    text = Chat(adapter.family, adapter.family.dialect, processor).text(
-        Request(Image.new("RGB", _SIZES[0]), "Which?")
-    )
+    chat = Chat(adapter.family, adapter.family.dialect, processor)
+    image = Image.new("RGB", _SIZES[0])
+    text = chat.text(Request(image, "Which?"))
     if token not in text:
         raise unsupported(model.config, f"its chat template does not write an image as {token}")
-    theirs = processor(
-        images=Image.new("RGB", _SIZES[0]),
-        text=text,
-        return_tensors="np",
-        add_special_tokens=adds_special_tokens(processor, text),
-    )
+    special = adds_special_tokens(processor, text)
+    theirs = processor(images=image, text=text, return_tensors="np", add_special_tokens=special)
     ours = adapter.tokenize([text], [[pixels]])
     used = {*ours, *inspect.signature(model.base_model.get_image_features).parameters}
     takes = inspect.signature(model.forward).parameters

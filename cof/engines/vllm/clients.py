@@ -38,18 +38,11 @@ class OfflineClient:
         self._running = threading.Lock()
 
     def run(
-        self,
-        prompts: Sequence[Any],
-        params: Sequence[Any],
-        on_output: OnOutput | None = None,
+        self, prompts: Sequence[Any], params: Sequence[Any], on_output: OnOutput | None = None
     ) -> list[Any]:
         """vLLM's `CompletionOutput` for each of its prompts and `SamplingParams`; where these ask
-        for a map, it has what each worker has of it as `map`.
-
-        Args:
-            prompts: of the requests.
-            params: theirs.
-            on_output: called whenever a reply grows; what it raises ends the call.
+        for a map, it has what each worker has of it as `map`. `on_output` is called whenever a
+        reply grows; what it raises ends the call.
 
         Raises:
             ValueError: vLLM refuses one of them; then none is answered.
@@ -101,10 +94,7 @@ class ServedClient:
         self._under_way: Future[list[Any]] | None = None
 
     def run(
-        self,
-        prompts: Sequence[Any],
-        params: Sequence[Any],
-        on_output: OnOutput | None = None,
+        self, prompts: Sequence[Any], params: Sequence[Any], on_output: OnOutput | None = None
     ) -> list[Any]:
         """As `OfflineClient.run`.
 
@@ -133,11 +123,9 @@ class ServedClient:
         self, prompts: Sequence[Any], params: Sequence[Any], on_output: OnOutput | None
     ) -> list[Any]:
         """One after another, as a question asks for one thing at a time."""
-        outputs = []
-        for place, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
-            asked = self._one(place, prompt, each, on_output)
-            outputs.append(await while_running(self._engine, asked))
-        return outputs
+        pairs = enumerate(zip(prompts, params, strict=True))
+        asked = (self._one(place, *pair, on_output) for place, pair in pairs)
+        return [await while_running(self._engine, one) for one in asked]
 
     async def _one(self, place: int, prompt: Any, params: Any, on_output: OnOutput | None) -> Any:
         from vllm.exceptions import GracefulHTTPError

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from functools import cache
+from functools import cache, partial
 from os import PathLike
 from typing import Any
 from uuid import uuid4
@@ -28,14 +27,13 @@ from cof.engines.vllm.clients import Client, OfflineClient, OnOutput
 from cof.engines.vllm.maps import KEY as MAP
 from cof.engines.vllm.maps import join_parts
 from cof.engines.vllm.versions import check_version
-from cof.errors import CofError, CofWarning
+from cof.errors import CofError
 from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat, adds_special_tokens
-from cof.families.image_tokens import ImageTokens, processed_wh
+from cof.families.image_tokens import ImageTokens, TokenReader, processed_wh
 from cof.families.special_tokens import token_ids
-from cof.geometry.boxes import Frame
 from cof.images import is_plain, png
-from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate
+from cof.prompting.box_template import CompiledBoxTemplate
 from cof.prompting.thoughts import decode
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
 
@@ -52,7 +50,7 @@ MAX_IMAGES = 8
 """The most images of one chat."""
 
 
-class VllmEngine:
+class VllmEngine(TokenReader):
     """Answers requests with vLLM; implements `Engine` and `AttentionReader` of `cof.engines.base`.
 
     Requests in one call may differ in image, prompt, region, strength, scope, layers and heads.
@@ -83,7 +81,7 @@ class VllmEngine:
         self.dialect = dialect_of(config, self.family)
         self.tokens = ImageTokens(self.family, self.dialect, config, processor)
         self.chat = Chat(self.family, self.dialect, processor)
-        self._compiled = cache(self._compile_template)
+        self._compile = cache(partial(self.chat.compile, name=name))
         self._default_params = client.model_config.get_diff_sampling_param()  # reads a file
         self._processing = threading.Lock()  # tokenizers are not for several threads
 
@@ -137,10 +135,6 @@ class VllmEngine:
         other.client = client
         return other
 
-    def frame(self, image_wh: tuple[int, int]) -> Frame:
-        """Where an original of this size lies in the native coordinates of the model's boxes."""
-        return self.tokens.frame(image_wh)
-
     def encode(self, images: Sequence[Image.Image], *, prefill: bool = False) -> list[EncodedImage]:
         """The images as they are: vLLM caches its features and states by their contents."""
         return [EncodedImage(image) for image in images]
@@ -156,25 +150,15 @@ class VllmEngine:
         file = data if data and shown is image and is_plain(data) else png(shown)
         return EncodedImage(image, MediaWithBytes(shown, file))
 
-    def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
-        """See `AttentionReader`."""
-        return self.tokens.mask(image_wh, highlight)
-
-    def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """See `AttentionReader`."""
-        return self.tokens.centres(image_wh)
-
     def image_attentions(
         self, requests: Sequence[Request], layers: Layers | None = None
     ) -> list[NDArray[np.float32]]:
         """See `AttentionReader`: vLLM's workers read it in each prompt's own pass."""
-        from vllm.sampling_params import RequestOutputKind
-
         first = self.family.num_prefix_features(self.tokens.config)
         text = self.tokens.config.get_text_config()
         wanted, heads = list((layers or range)(text.num_hidden_layers)), text.num_attention_heads
-        one, kind = Decoding(max_new_tokens=1), RequestOutputKind.FINAL_ONLY
-        params = [self._sampling_params(request, one, kind) for request in requests]
+        one = Decoding(max_new_tokens=1)
+        params = [self._sampling_params(request, one) for request in requests]
         for each, request in zip(params, requests, strict=True):
             asked = (uuid4().hex, request.number, wanted)
             each.extra_args = {**(each.extra_args or {}), MAP: asked}
@@ -219,14 +203,11 @@ class VllmEngine:
             )
         if not requests:
             return []
-        from vllm.sampling_params import RequestOutputKind
-
         template = decoding.box_template
-        if template is not None and (compiled := self._compiled(template)):
+        if template is not None and (compiled := self._compile(template)):
             return self._decode_boxes(requests, compiled, on_text)
         tell = on_text and self._streamed(len(requests), on_text)
-        kind = RequestOutputKind.CUMULATIVE if tell else RequestOutputKind.FINAL_ONLY
-        params = [self._sampling_params(request, decoding, kind) for request in requests]
+        params = [self._sampling_params(each, decoding, grows=bool(tell)) for each in requests]
         return [self._generation(output) for output in self._run(requests, params, tell)]
 
     def _run(
@@ -254,13 +235,11 @@ class VllmEngine:
     def _decode_boxes(
         self, requests: Sequence[Request], template: CompiledBoxTemplate, on_text: OnText | None
     ) -> list[Generation]:
-        from vllm.sampling_params import RequestOutputKind
-
         def ask(parts: Mapping[int, Part]) -> list[Any]:
-            asked, kind = [requests[row] for row in parts], RequestOutputKind.FINAL_ONLY
+            asked = [requests[row] for row in parts]
             begun, fields = zip(*parts.values(), strict=True)
             pairs = zip(asked, fields, strict=True)
-            params = [self._sampling_params(one, Decoding(), kind, **more) for one, more in pairs]
+            params = [self._sampling_params(one, Decoding(), **more) for one, more in pairs]
             return self._run(asked, params, begun=begun)
 
         frames = [self.frame(request.pil_image.size) for request in requests]
@@ -301,12 +280,14 @@ class VllmEngine:
         return square
 
     def _sampling_params(
-        self, request: Request, decoding: Decoding, output_kind: Any, **fields: Any
+        self, request: Request, decoding: Decoding, *, grows: bool = False, **fields: Any
     ) -> Any:
+        """vLLM's; `grows`: whether a reply is told as it grows. `fields` go over the others."""
+        from vllm.sampling_params import RequestOutputKind as Kind
         from vllm.sampling_params import SamplingParams
 
         params = SamplingParams.from_optional(**self._default_params)
-        params.output_kind = output_kind
+        params.output_kind = Kind.CUMULATIVE if grows else Kind.FINAL_ONLY
         params.logprobs = 0  # of the tokens chosen
         params.max_tokens = decoding.max_new_tokens
         params.temperature, params.top_p = decoding.temperature, decoding.top_p
@@ -326,8 +307,7 @@ class VllmEngine:
 
         def tell(place: int, output: Any) -> None:
             done = output.finish_reason is not None
-            piece = streams[place].feed(_chosen_ids(output), done=done)
-            if piece:
+            if piece := streams[place].feed(_chosen_ids(output), done=done):
                 on_text(place, piece)
 
         return tell
@@ -337,17 +317,6 @@ class VllmEngine:
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=False)]
         text = decode(self.processor.tokenizer, ids).strip()
         return Generation(text, tuple(ids), tuple(logprobs))
-
-    def _compile_template(self, template: BoxTemplate) -> CompiledBoxTemplate | None:
-        compiled = self.chat.compile(template)
-        if compiled is None:
-            warnings.warn(
-                f"{self.name} cannot decode boxes by a template (its tokens do not follow the "
-                "numbers), so they are written freely.",
-                CofWarning,
-                stacklevel=4,
-            )
-        return compiled
 
 
 def _chosen_ids(output: Any) -> list[int]:

@@ -7,6 +7,7 @@ read its tiles and biases at addresses, also on an H200. Its block sizes are not
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import triton
 from torch import Tensor
@@ -67,20 +68,14 @@ def attend(
         window: how many keys a query attends to, itself included; 0: all.
     """
     heads, size = query.shape[1:]
+    tensors = (query, kv_cache, block_table, output, biased.tiles, biased.last_keys)
+    strides = [of.stride()[:-1] for of in (query, kv_cache, block_table, output)]
     _kernel[(biased.count, heads)](
-        query,
-        kv_cache,
-        block_table,
-        output,
-        biased.tiles,
-        biased.last_keys,
+        *tensors,
         layer * heads,
         biased.layers * heads,
         scale,
-        *query.stride()[:2],
-        *kv_cache.stride()[:3],
-        block_table.stride(0),
-        *output.stride()[:2],
+        *chain(*strides),
         BLOCK=kv_cache.shape[2],
         GROUP=heads // kv_cache.shape[1],
         SIZE=size,
