@@ -63,8 +63,7 @@ AllowUrlOption = Annotated[
     bool, typer.Option("--allow-url", help="Let IMAGE be an http(s) address.")
 ]
 DataArgument = Annotated[
-    str,
-    typer.Argument(metavar="PATH", help="The data as downloaded, or hf://owner/name/folder."),
+    str, typer.Argument(metavar="PATH", help="The data as downloaded, or hf://owner/name/folder.")
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="About so many questions.")]
 BatchSizeOption = Annotated[

@@ -31,8 +31,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any.")] = 8000,
     api_key: Annotated[
-        str | None,
-        typer.Option(envvar="COF_API_KEY", help="The key that clients must send."),
+        str | None, typer.Option(envvar="COF_API_KEY", help="The key that clients must send.")
     ] = None,
     allow_url: Annotated[
         bool, typer.Option("--allow-url", help="Fetch images from public http(s) addresses.")
