@@ -22,7 +22,6 @@ from cof.options import read_value
 if TYPE_CHECKING:
     from cof.eval.data.base import Benchmark
     from cof.pipeline import CoF
-    from cof.settings import Settings
 
 Command = Callable[..., None]
 
@@ -160,14 +159,6 @@ class Model:
         given = {name: of for name in SETTINGS if (of := getattr(self, name)) is not None}
         return given | pairs("--set", self.set, "scope=text")
 
-    def settings_for(self, name: str) -> Settings:
-        """The settings for a model that is loaded elsewhere, under its name there."""
-        from cof.presets import default_settings
-        from cof.tiny import EMBEDDED
-
-        dialect = "tiny" if name in EMBEDDED else ""
-        return default_settings(name, dialect, self.preset).changed(**self.settings)
-
     def pipeline(self) -> CoF:
         """The pipeline.
 
@@ -206,11 +197,6 @@ def with_model(default: str | None = "tiny") -> Callable[[Command], Command]:
     """
     options = parameters_of(Model, model=default)
     return group("model", options[default is None :], Model)  # the first is --model
-
-
-def with_questions(command: Command) -> Command:
-    """A command whose parameter `asked: Questions` becomes options."""
-    return group("asked", parameters_of(Questions), Questions)(command)
 
 
 def parameters_of(kind: type, **defaults: Any) -> list[inspect.Parameter]:
@@ -260,6 +246,10 @@ def group(
         return run
 
     return expand
+
+
+with_questions = group("asked", parameters_of(Questions), Questions)
+"""A command whose parameter `asked: Questions` becomes options."""
 
 
 def pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, Any]:

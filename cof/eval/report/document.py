@@ -110,7 +110,7 @@ class Card:
         question: what was asked, and options if it had any.
         truth: the true answer.
         answers: each method's answer, by name, and whether it is right.
-        image: a WebP file in base64, boxes drawn; empty: the image is no longer there.
+        image: an address that holds it, boxes drawn; empty: it is no longer there.
     """
 
     outcome: str
