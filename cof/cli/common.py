@@ -57,6 +57,9 @@ def sentences(command: Command) -> Command:
 ImageArgument = Annotated[
     str, typer.Argument(metavar="IMAGE", help="An image file, - (standard input), or an address.")
 ]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
+]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
 AllowUrlOption = Annotated[
     bool, typer.Option("--allow-url", help="Let IMAGE be an http(s) address.")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cof.cli.common import Model, group, pairs, parameters_of, sentences, with_model
+from cof.cli.common import Model, ModelArgument, group, pairs, parameters_of, sentences, with_model
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError
 from cof.limits import Limits
@@ -18,9 +18,7 @@ from cof.limits import Limits
 @with_model(None)
 @group("limits", parameters_of(Limits), Limits)
 def serve(
-    name: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
-    ] = "tiny",
+    name: ModelArgument = "tiny",
     vllm: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- VLLM]", help="With --engine vllm: what vllm serve takes."),

@@ -51,9 +51,8 @@ class Number:
         spec = self.spec
         if spec == "p":
             spec = ".1e" if self.value < 0.001 else ".3f"
-        if self.low is None:
-            return format(self.value, spec), ""
-        return format(self.value, spec), f" [{self.low:{spec}}, {self.high:{spec}}]"
+        interval = "" if self.low is None else f" [{self.low:{spec}}, {self.high:{spec}}]"
+        return format(self.value, spec), interval
 
 
 Cell = str | int | Number
