@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -111,9 +111,8 @@ def other_options(model: Model) -> list[str]:
     ['--dtype', 'bfloat16', '--load', 'engine=vllm']
     """
     words = []
-    for field in fields(model):
-        given = getattr(model, field.name)
-        if field.name != "model" and given is not None:
+    for name, given in vars(model).items():
+        if name != "model" and given is not None:
             for value in given if isinstance(given, list) else [given]:
-                words += [f"--{field.name}", str(value)]
+                words += [f"--{name}", str(value)]
     return words

@@ -20,13 +20,11 @@ from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
 from cof.eval.evaluate import Evaluation, usual_methods
 from cof.eval.methods import Method
-from cof.eval.report.blocks import STATISTICS, headline_table
+from cof.eval.report.blocks import STATISTICS, Numbers, headline_table
 from cof.eval.report.document import Block, Cell, Heading, Items, Number, Table, Text
 from cof.eval.rules import SOURCES
 from cof.presets import PRESETS, preset
 from cof.settings import Settings
-
-Numbers = Mapping[str, Any]
 
 FIGURES: Mapping[str, tuple[str, str]] = {
     "MME-P": ("mme", "perception"),

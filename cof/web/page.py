@@ -295,7 +295,6 @@ class Page:
 
 
 def _drawing(session: Session | None) -> Drawing | None:
-    """The image to draw on."""
     if session is None:
         return None
     image = session.encoded.image.copy()
