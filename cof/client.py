@@ -18,7 +18,7 @@ from cof.answer import Answer, Asking, refused_answer
 from cof.errors import CofError, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
-from cof.images import MAX_PIXELS, check_image, data_url, embedded, load_image
+from cof.images import MAX_PIXELS, data_url, embedded, load_image, open_checked
 from cof.limits import MAX_UPLOAD_BYTES, UPLOAD_FORMATS
 from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
@@ -309,7 +309,7 @@ def _own_file(source: ImageSource) -> bytes | None:
     if not isinstance(data, (bytes, bytearray)) or len(data) > MAX_UPLOAD_BYTES:
         return None
     try:
-        check_image(bytes(data), max_pixels=MAX_PIXELS, formats=UPLOAD_FORMATS)
+        open_checked(bytes(data), False, MAX_PIXELS, UPLOAD_FORMATS)
     except CofError:
         return None
     return bytes(data)

@@ -69,7 +69,7 @@ def load_image(
         TooLarge: it has more pixels.
         CofError: the image is missing, empty, damaged, too long and thin, or of an unknown format.
     """
-    image, name = _open_checked(source, allow_url, max_pixels, formats)
+    image, name = open_checked(source, allow_url, max_pixels, formats)
     try:
         try:
             image.load()
@@ -86,15 +86,6 @@ def load_image(
         ) from error
     loaded.info = {}  # its EXIF data have been applied
     return loaded
-
-
-def check_image(data: bytes, *, max_pixels: int, formats: tuple[str, ...]) -> None:
-    """What `load_image` says of an image file before it decodes it.
-
-    Raises:
-        CofError: it is too large, too long and thin, or of an unknown format.
-    """
-    _open_checked(data, False, max_pixels, formats)
 
 
 def is_plain(data: bytes) -> bool:
@@ -120,10 +111,14 @@ def data_url(image: Image.Image | bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
 
 
-def _open_checked(
+def open_checked(
     source: ImageSource, allow_url: bool, max_pixels: int, formats: tuple[str, ...] | None
 ) -> tuple[Image.Image, str]:
-    """The image, not decoded yet but of a size that may be, and its name for messages."""
+    """What `load_image` takes, not decoded yet, and its name for messages.
+
+    Raises:
+        CofError: it is missing, too large, too long and thin, or of an unknown format.
+    """
     image, name = _open(source, allow_url, formats)
     width, height = image.size
     if width * height > max_pixels:

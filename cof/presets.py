@@ -25,9 +25,7 @@ _BLIP = Settings(grounding_prompt="paper", expand=1.0, strength=22.0)
 _PAPER = (
     PresetRow("LLaVA-1.5-7B", r"llava-?v?1\.5-?(vicuna-)?7b", _LLAVA.changed(strength=2.0)),
     PresetRow(
-        "LLaVA-1.5-13B",
-        r"llava-?v?1\.5-?(vicuna-)?13b",
-        _LLAVA.changed(expand=1.0, strength=4.5),
+        "LLaVA-1.5-13B", r"llava-?v?1\.5-?(vicuna-)?13b", _LLAVA.changed(expand=1.0, strength=4.5)
     ),
     PresetRow("InstructBLIP-13B", r"instructblip-?(vicuna-)?13b", _BLIP),
 )

@@ -146,7 +146,6 @@ class Request:
 
     @property
     def pil_image(self) -> Image:
-        """The image itself, whether it is encoded or not."""
         return pil_image(self.image)
 
     @property

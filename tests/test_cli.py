@@ -337,7 +337,7 @@ def test_demo(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, f
     item = {"image": "scene.png", "question": QUESTION}
     items = [item | {"answer": truth} for truth in ("[7]", "4")]
     (tmp_path / "questions.json").write_text(json.dumps(items))
-    monkeypatch.setattr("cof.cli.look.DEMO", tmp_path)
+    monkeypatch.setattr("cof.web.session.DEMO", tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
     if not found:
         loaded.engine = FakeEngine(lambda request: "no idea", dialect=TINY)

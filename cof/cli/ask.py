@@ -51,21 +51,18 @@ def ask(
     box: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="X1 Y1 X2 Y2",
-            help="Look here: fractions of width and height; may be repeated.",
+            metavar="X1 Y1 X2 Y2", help="Look here: fractions of width and height; may be repeated."
         ),
     ] = None,
     mask: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Or look at the white part of this image."),
+        str | None, typer.Option(metavar="FILE", help="Or look at the white part of this image.")
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also give the plain model's answer.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     save: Annotated[
-        Path | None,
-        typer.Option(help="Write an image of where it looked (.png, .jpg or .webp)."),
+        Path | None, typer.Option(help="Write an image of where it looked (.png, .jpg or .webp).")
     ] = None,
     allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import gc
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -22,7 +22,6 @@ from cof.options import read_value
 if TYPE_CHECKING:
     from cof.eval.data.base import Benchmark
     from cof.pipeline import CoF
-    from cof.settings import Settings
 
 Command = Callable[..., None]
 
@@ -58,13 +57,15 @@ def sentences(command: Command) -> Command:
 ImageArgument = Annotated[
     str, typer.Argument(metavar="IMAGE", help="An image file, - (standard input), or an address.")
 ]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
+]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
 AllowUrlOption = Annotated[
     bool, typer.Option("--allow-url", help="Let IMAGE be an http(s) address.")
 ]
 DataArgument = Annotated[
-    str,
-    typer.Argument(metavar="PATH", help="The data as downloaded, or hf://owner/name/folder."),
+    str, typer.Argument(metavar="PATH", help="The data as downloaded, or hf://owner/name/folder.")
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="About so many questions.")]
 BatchSizeOption = Annotated[
@@ -113,6 +114,7 @@ class Questions:
         )
 
 
+_KEYWORD = Parameter.KEYWORD_ONLY
 _COMPLETED = {"grounder": lambda: list(GROUNDERS), "focus": lambda: list(FOCUSES)}
 
 _PANELS = dict.fromkeys(("model", "dtype", "device", "load"), "Model")
@@ -161,14 +163,6 @@ class Model:
         given = {name: of for name in SETTINGS if (of := getattr(self, name)) is not None}
         return given | pairs("--set", self.set, "scope=text")
 
-    def settings_for(self, name: str) -> Settings:
-        """The settings for a model that is loaded elsewhere, under its name there."""
-        from cof.presets import default_settings
-        from cof.tiny import EMBEDDED
-
-        dialect = "tiny" if name in EMBEDDED else ""
-        return default_settings(name, dialect, self.preset).changed(**self.settings)
-
     def pipeline(self) -> CoF:
         """The pipeline.
 
@@ -209,12 +203,7 @@ def with_model(default: str | None = "tiny") -> Callable[[Command], Command]:
     return group("model", options[default is None :], Model)  # the first is --model
 
 
-def with_questions(command: Command) -> Command:
-    """A command whose parameter `asked: Questions` becomes options."""
-    return group("asked", parameters_of(Questions), Questions)(command)
-
-
-def parameters_of(kind: type, **defaults: Any) -> list[inspect.Parameter]:
+def parameters_of(kind: type, **defaults: Any) -> list[Parameter]:
     """One option for each field of a dataclass that is annotated with typer's, or with a text."""
     parameters = []
     for each in fields(kind):
@@ -232,35 +221,35 @@ def parameters_of(kind: type, **defaults: Any) -> list[inspect.Parameter]:
             hint = Annotated[hint.__origin__, option]
         if about is not None:
             default = defaults.get(each.name, each.default)
-            keyword = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(
-                inspect.Parameter(each.name, keyword, default=default, annotation=hint)
-            )
+            parameters.append(Parameter(each.name, _KEYWORD, default=default, annotation=hint))
     return parameters
 
 
 def group(
-    name: str, options: Sequence[inspect.Parameter], make: Callable[..., Any]
+    name: str, options: Sequence[Parameter], make: Callable[..., Any]
 ) -> Callable[[Command], Command]:
     """A command with several options in place of the parameter `name`, whose value `make` makes of
     theirs. Typer reads a command's signature and its annotations, so both are replaced."""
 
     def expand(command: Command) -> Command:
-        signature = inspect.signature(command, eval_str=True)
+        before = signature(command, eval_str=True)
 
         @functools.wraps(command)
         def run(*args: Any, **kwargs: Any) -> None:
             kwargs[name] = make(**{each.name: kwargs.pop(each.name) for each in options})
             command(*args, **kwargs)
 
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        kept = [each for each in signature.parameters.values() if each.name != name]
-        parameters = [*(each.replace(kind=keyword) for each in kept), *options]
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        kept = [each for each in before.parameters.values() if each.name != name]
+        parameters = [*(each.replace(kind=_KEYWORD) for each in kept), *options]
+        run.__signature__ = before.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         return run
 
     return expand
+
+
+with_questions = group("asked", parameters_of(Questions), Questions)
+"""A command whose parameter `asked: Questions` becomes options."""
 
 
 def pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, Any]:

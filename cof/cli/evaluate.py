@@ -79,7 +79,9 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             raise CofError("--settings are chosen already: leave --preset and other options out.")
         choice = None if chosen is None else Choice.read(chosen)
         style = choice.about.get("prompt_style") if choice else None
-        task = asked.read(name, path, style, shard=shard_of(shard))
+        if not (parts := re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)):
+            raise CofError(f"--shard takes i/n, such as 2/4, not {shard!r}.")
+        task = asked.read(name, path, style, shard=tuple(map(int, parts.groups())))
         if check:
             problems = task.check()
             typer.echo("\n".join(problems or [f"{task.path}: no problems."]))
@@ -117,6 +119,7 @@ def _asked(
         cof = model.pipeline()
         return cof.engine, cof.settings, cof.engine.name, cof.engine.dialect.name == "tiny"
     from cof.client import RemoteCoF
+    from cof.presets import default_settings
     from cof.tiny import EMBEDDED
 
     for name in ("model", "dtype", "device", "load"):  # servers have loaded theirs
@@ -125,16 +128,9 @@ def _asked(
             raise CofError(f"--{name} is for models loaded here: leave it out, or --server.")
     remote = RemoteCoF(server, api_key=os.environ.get("COF_API_KEY"), **model.settings)
     context.call_on_close(remote.close)
-    name = remote.model
-    return remote, model.settings_for(name), name, name in EMBEDDED
-
-
-def shard_of(text: str) -> tuple[int, int]:
-    """`2/4` -> `(2, 4)`."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if match is None:
-        raise CofError(f"--shard takes i/n, such as 2/4, not {text!r}.")
-    return int(match[1]), int(match[2])
+    name, tiny = remote.model, remote.model in EMBEDDED
+    settings = default_settings(name, "tiny" if tiny else "", model.preset)
+    return remote, settings.changed(**model.settings), name, tiny
 
 
 def finish(results: dict[str, Any], out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,6 @@ from rich.text import Text
 
 from cof.cli.common import Model, sentences, with_model
 from cof.options import indices
-
-DEMO = Path(__file__).parents[1] / "demo"
 
 
 @sentences
@@ -27,8 +24,9 @@ def demo(
     from rich.progress import track
 
     from cof.viz.page import same_answer, save_overlay
+    from cof.web.session import DEMO, load_examples
 
-    items = json.loads((DEMO / "questions.json").read_text("utf-8"))
+    items = load_examples()
     out.mkdir(parents=True, exist_ok=True)
     cof = model.pipeline()
     table = Table("question", "truth", "plain", "CoF", "box", "image", show_lines=True)

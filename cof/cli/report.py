@@ -35,7 +35,7 @@ def rescore(
     rules: Annotated[
         str | None,
         typer.Option(
-            help="Read answers by official, llava, lmms-eval or vlmevalkit. \\[default: the run's]",
+            help="Read answers by official, llava, lmms-eval or vlmevalkit. \\[default: the run's]"
         ),
     ] = None,
 ) -> None:

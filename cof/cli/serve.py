@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cof.cli.common import Model, group, pairs, parameters_of, sentences, with_model
+from cof.cli.common import Model, ModelArgument, group, pairs, parameters_of, sentences, with_model
 from cof.engines.vllm.versions import check_version
 from cof.errors import CofError
 from cof.limits import Limits
@@ -18,9 +18,7 @@ from cof.limits import Limits
 @with_model(None)
 @group("limits", parameters_of(Limits), Limits)
 def serve(
-    name: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
-    ] = "tiny",
+    name: ModelArgument = "tiny",
     vllm: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- VLLM]", help="With --engine vllm: what vllm serve takes."),
@@ -31,8 +29,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any.")] = 8000,
     api_key: Annotated[
-        str | None,
-        typer.Option(envvar="COF_API_KEY", help="The key that clients must send."),
+        str | None, typer.Option(envvar="COF_API_KEY", help="The key that clients must send.")
     ] = None,
     allow_url: Annotated[
         bool, typer.Option("--allow-url", help="Fetch images from public http(s) addresses.")
@@ -114,9 +111,8 @@ def other_options(model: Model) -> list[str]:
     ['--dtype', 'bfloat16', '--load', 'engine=vllm']
     """
     words = []
-    for field in fields(model):
-        given = getattr(model, field.name)
-        if field.name != "model" and given is not None:
+    for name, given in vars(model).items():
+        if name != "model" and given is not None:
             for value in given if isinstance(given, list) else [given]:
-                words += [f"--{field.name}", str(value)]
+                words += [f"--{name}", str(value)]
     return words

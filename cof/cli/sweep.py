@@ -44,7 +44,7 @@ def sweep(
         Path | None,
         typer.Option(
             help="Folder for results; an interrupted run goes on in it. "
-            "\\[default: results/sweep-BENCHMARK]",
+            "\\[default: results/sweep-BENCHMARK]"
         ),
     ] = None,
     share: Annotated[
@@ -67,7 +67,7 @@ def sweep(
         float | None,
         typer.Option(
             help="Half of the part chooses; the other half chooses max_plain_confidence so that at "
-            "most this share of right answers is broken (0..1), with 95 % confidence.",
+            "most this share of right answers is broken (0..1), with 95 % confidence."
         ),
     ] = None,
     *,

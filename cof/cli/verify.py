@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cof.cli.common import JsonOption, Model, group, parameters_of, sentences
+from cof.cli.common import JsonOption, Model, ModelArgument, group, parameters_of, sentences
 
 LOADING = [each for each in parameters_of(Model) if each.name in ("dtype", "device", "load")]
 VERDICTS = {True: "[green]ok", False: "[red]FAILED", None: "[dim]not applicable"}
@@ -23,9 +23,7 @@ VERDICTS = {True: "[green]ok", False: "[red]FAILED", None: "[dim]not applicable"
 @sentences
 @group("model", LOADING, Model)
 def verify(
-    name: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
-    ] = "tiny",
+    name: ModelArgument = "tiny",
     *,
     model: Model,
     engine: Annotated[str, typer.Option(help="transformers, or vllm too.")] = "transformers",

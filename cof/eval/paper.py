@@ -18,15 +18,13 @@ from cof.eval.data.base import Benchmark
 from cof.eval.data.mmbench import MMBench
 from cof.eval.data.mme import MME
 from cof.eval.data.pope import POPE
-from cof.eval.evaluate import Evaluation
-from cof.eval.methods import PLAIN, Method
-from cof.eval.report.blocks import STATISTICS, headline_table
+from cof.eval.evaluate import Evaluation, usual_methods
+from cof.eval.methods import Method
+from cof.eval.report.blocks import STATISTICS, Numbers, headline_table
 from cof.eval.report.document import Block, Cell, Heading, Items, Number, Table, Text
 from cof.eval.rules import SOURCES
 from cof.presets import PRESETS, preset
 from cof.settings import Settings
-
-Numbers = Mapping[str, Any]
 
 FIGURES: Mapping[str, tuple[str, str]] = {
     "MME-P": ("mme", "perception"),
@@ -109,11 +107,8 @@ def published(model_name: str) -> Mapping[str, tuple[float, ...]]:
 def paper_methods(settings: Settings, model_name: str) -> dict[str, Method]:
     """The tables' rows: the plain model, reweighting alone, CoF as stated in the paper, and CoF
     with all that its released code does otherwise (which it does for LLaVA-1.5 alone)."""
-    methods = {
-        "plain": PLAIN,
-        "whole": Method(settings.changed(grounder="whole")),
-        "cof": Method(settings),
-    }
+    methods = usual_methods(settings)
+    del methods["oracle"], methods["random"]
     try:
         parity = preset("paper-parity", model_name)
     except CofError:

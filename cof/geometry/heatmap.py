@@ -165,10 +165,8 @@ def expected_mask(
     points = [frame.to_image((value, value, value, value)) for value in map(float, numbers)]
     xs, ys = np.array(points)[:, :2].T
     inside = []  # of each column, and of each row
-    for first, last, edges, cells in (
-        (first_x, last_x, xs, shape[1]),
-        (first_y, last_y, ys, shape[0]),
-    ):
+    axes = ((first_x, last_x, xs, shape[1]), (first_y, last_y, ys, shape[0]))
+    for first, last, edges, cells in axes:
         before = edges[None, :] <= ((np.arange(cells) + 0.5) / cells)[:, None]  # (cells, N)
         inside.append(np.minimum(1.0, before @ first) * np.minimum(1.0, ~before @ last))
     return np.outer(inside[1], inside[0]).astype(np.float32)

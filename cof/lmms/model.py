@@ -45,7 +45,8 @@ class CoFModel(lmms):
         if not str(batch_size).isdigit() or not int(batch_size):
             raise CofError(f"--batch_size takes a number with cof, not {batch_size!r}.")
         self.batch_size = int(batch_size)
-        device = device or _own_gpu()
+        if not device and int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         options = ({"device_map": device} if device else {}) | options
         self.cof = CoF.from_pretrained(options.pop("pretrained", None), **options)
         self.device = getattr(getattr(self.cof.engine, "model", None), "device", "cpu")
@@ -74,10 +75,3 @@ class CoFModel(lmms):
         """Free the model's memory, for a judge model."""
         self.__dict__.pop("cof", None)
         super().clean()
-
-
-def _own_gpu() -> str | None:
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone or not torch.cuda.is_available():
-        return None
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

@@ -161,9 +161,6 @@ async def updates(
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[str | Future[Answer]] = asyncio.Queue()
 
-    async def next_one() -> str | Future[Answer]:
-        return await asyncio.wait_for(arrived.get(), ends - loop.time())
-
     def tell(update: str | Future[Answer]) -> None:
         with suppress(RuntimeError):  # the loop has ended, and its clients with it
             loop.call_soon_threadsafe(arrived.put_nowait, update)
@@ -174,7 +171,9 @@ async def updates(
         answer = worker.submit(query, ask.decoding, tell if ask.stream else None)
         answer.add_done_callback(tell)
         try:
-            while isinstance(update := await next_one(), str):
+            while isinstance(
+                update := await asyncio.wait_for(arrived.get(), ends - loop.time()), str
+            ):
                 yield update
         finally:
             answer.cancel()

@@ -133,10 +133,7 @@ class Ask(_Part):
 
 
 def query_of(
-    messages: list[dict[str, Any]],
-    cof: dict[str, Any] | None,
-    settings: Settings,
-    limits: Limits,
+    messages: list[dict[str, Any]], cof: dict[str, Any] | None, settings: Settings, limits: Limits
 ) -> Query:
     """A chat and its `cof`, which changes the settings, checked; without it the model is left as it
     is.

@@ -24,7 +24,7 @@ from cof.engines.vllm.clients import ServedClient, while_running
 from cof.engines.vllm.engine import WORKER, VllmEngine, load_processor, model_options
 from cof.errors import CofError
 from cof.families import family_of
-from cof.images import check_image
+from cof.images import open_checked
 from cof.limits import UPLOAD_FORMATS, Limits
 from cof.presets import default_settings
 from cof.server.errors import ApiError
@@ -158,7 +158,7 @@ async def _check_images(service: Service, fields: dict[str, Any]) -> bool:
 
     async def load(part: Message, address: str, data: bytes) -> None:
         limit = service.limits.max_pixels
-        await asyncio.to_thread(check_image, data, max_pixels=limit, formats=UPLOAD_FORMATS)
+        await asyncio.to_thread(open_checked, data, False, limit, UPLOAD_FORMATS)
         if address[:5].lower() != "data:":
             show_file(part, data)
             fetched.append(address)

@@ -190,12 +190,8 @@ def _corners(shape: str) -> list[tuple[float, float]]:
         return [(0.5, 0), (1, 1), (0, 1)]
     if shape == "diamond":
         return [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)]
-    star = []
-    for k in range(10):
-        r = 0.5 if k % 2 == 0 else 0.25
-        a = -math.pi / 2 + k * math.pi / 5
-        star.append((0.5 + r * math.cos(a), 0.5 + r * math.sin(a)))
-    return star
+    points = [((0.5, 0.25)[k % 2], -math.pi / 2 + k * math.pi / 5) for k in range(10)]
+    return [(0.5 + r * math.cos(a), 0.5 + r * math.sin(a)) for r, a in points]
 
 
 @lru_cache(maxsize=32768)

@@ -195,10 +195,7 @@ def lay_out(
 
 
 def save_overlay(
-    path: str | os.PathLike[str],
-    engine: Engine | None,
-    answer: Drawable,
-    **known: str | None,
+    path: str | os.PathLike[str], engine: Engine | None, answer: Drawable, **known: str | None
 ) -> None:
     """Write the picture of an answer to a file, as `draw` makes it of the same (`plain`, `truth`).
 

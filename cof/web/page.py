@@ -81,8 +81,7 @@ class Page:
             max_file_size=MAX_UPLOAD_BYTES,
             state_session_capacity=SESSIONS,
             theme=gr.themes.Base(**fonts).set(
-                body_text_color_subdued="*neutral_600",
-                body_text_color_subdued_dark="*neutral_400",
+                body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400"
             ),
             css_paths=[Path(__file__).with_name("page.css")],
             footer_links=[],
@@ -233,11 +232,7 @@ class Page:
             opened = Session(self.cof, Path(path))
         except CofError as error:
             return {self.file: None, **self._say(error)}
-        return {
-            self.file: None,
-            **self._set(opened, controls),
-            **self._change(opened, *controls),
-        }
+        return {self.file: None, **self._set(opened, controls), **self._change(opened, *controls)}
 
     def _open_example(
         self, example: Mapping[str, str], session: Session | None, *values: Any
@@ -300,7 +295,6 @@ class Page:
 
 
 def _drawing(session: Session | None) -> Drawing | None:
-    """The image to draw on."""
     if session is None:
         return None
     image = session.encoded.image.copy()

@@ -36,7 +36,6 @@ class ChoiceBenchmark(Benchmark):
         return next((letter for letter, option in letters if option == text), None)
 
     def ask(self, question: str, options: Sequence[str], hint: str = "") -> str:
-        """The prompt."""
         return choice_prompt(self.prompt_style, question, options, hint)
 
     def figures_of(self, answers: Answers) -> dict[str, Figure]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from cof.eval.report.blocks import Numbers
 from cof.eval.report.document import Chart
-
-Numbers = Mapping[str, Any]
 
 COLORS = {
     "plain": "#555555",

@@ -51,9 +51,8 @@ class Number:
         spec = self.spec
         if spec == "p":
             spec = ".1e" if self.value < 0.001 else ".3f"
-        if self.low is None:
-            return format(self.value, spec), ""
-        return format(self.value, spec), f" [{self.low:{spec}}, {self.high:{spec}}]"
+        interval = "" if self.low is None else f" [{self.low:{spec}}, {self.high:{spec}}]"
+        return format(self.value, spec), interval
 
 
 Cell = str | int | Number
@@ -110,7 +109,7 @@ class Card:
         question: what was asked, and options if it had any.
         truth: the true answer.
         answers: each method's answer, by name, and whether it is right.
-        image: a WebP file in base64, boxes drawn; empty: the image is no longer there.
+        image: an address that holds it, boxes drawn; empty: it is no longer there.
     """
 
     outcome: str

@@ -3,8 +3,6 @@ fixed or broke; Markdown; tables for other programs."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +37,7 @@ from cof.eval.runs import RESULTS, Run, explain_damage, find_runs
 from cof.eval.store import Record
 from cof.geometry.boxes import FULL
 from cof.geometry.regions import Region
+from cof.viz.page import webp_url
 from cof.viz.panels import overlay
 
 PAGE, TEXT, PARTS = "report.html", "report.md", "report"
@@ -185,7 +184,7 @@ def make_gallery(run: Run, task: str) -> list[Block]:
 def _draw_image(
     source: Path | Embedded | None, example: Example, found: Record | None, cof: Record
 ) -> str:
-    """A WebP file in base64; empty where the image is no longer there."""
+    """An address that holds the image; empty where it is no longer there."""
     if source is None:
         return ""
     try:
@@ -199,6 +198,4 @@ def _draw_image(
         true=example.region,
     )
     panel.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    panel.save(file, "WEBP", quality=80)
-    return base64.b64encode(file.getvalue()).decode()
+    return webp_url(panel)
