@@ -56,7 +56,7 @@ BAD = (
     {"cof": {"lambda": 2}},
     {"cof": {"boxes": [[0, 0, 9, 9]]}},
     {"cof": {"layers": [99]}},
-    {"cof": {}, "messages": [{"role": "user", "content": "no image"}]},
+    {"cof": {"grounder": "nobody"}},
 )
 OPTIONS = {
     "transformers": "",
