@@ -121,11 +121,14 @@ class Gate:
         self._vllm = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] == "http" and not path.startswith(OPEN):
+        if scope["type"] != "http":
+            await self._vllm(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not path.startswith(OPEN):
             raise ApiError(404, "There is no such route here.", "no_such_route")
         with ExitStack() as until_answered:
-            if scope.get("method") == "POST" and path == CHAT:
+            if scope["method"] == "POST" and path == CHAT:
                 looker: Looker = scope["app"].state.cof
                 request = Request(scope, receive)
                 body = await request.body()

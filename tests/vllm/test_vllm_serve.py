@@ -384,19 +384,20 @@ def test_the_system_message_of_the_settings_is_sent_as_text() -> None:
 
 
 def test_what_vllm_never_answers_ends_with_its_engine() -> None:
-    """A request that comes as the engine is stopped."""
+    """A request that comes as the engine is stopped; the app is shut down in its own time."""
     from cof.engines.vllm.clients import RequestAborted
     from cof.server.vllm_app import Gate
 
-    async def never(*_: object) -> None:
-        await asyncio.Event().wait()
+    async def late(*_: object) -> None:
+        await asyncio.sleep(3)
 
-    async def ask() -> None:
+    async def ask(kind: str) -> None:
         engine = SimpleNamespace(output_handler=asyncio.ensure_future(asyncio.sleep(0.1)))
         app = SimpleNamespace(state=SimpleNamespace(engine_client=engine))
-        scope = {"type": "http", "method": "GET", "path": "/v1/models", "app": app}
-        unused: Any = never
-        await asyncio.wait_for(Gate(never)(scope, unused, unused), 30)
+        scope = {"type": kind, "method": "GET", "path": "/v1/models", "app": app}
+        unused: Any = late
+        await Gate(late)(scope, unused, unused)
 
     with pytest.raises(RequestAborted, match="being stopped"):
-        asyncio.run(ask())
+        asyncio.run(ask("http"))
+    asyncio.run(ask("lifespan"))
