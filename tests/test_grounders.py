@@ -131,7 +131,8 @@ class TestAttention:
     @pytest.mark.parametrize("layers", [None, (0, 2)])
     def test_relative_attention_by_hand(self, layers: tuple[int, ...] | None) -> None:
         request = rows()[0]
-        (grounding,) = RelativeAttention(layers).locate(engine(), [request])
+        looked = RelativeAttention(layers, average="arithmetic")
+        (grounding,) = looked.locate(engine(), [request])
         asked, generic = (
             engine().image_attentions([Request(request.image, text + SHORT_ANSWER)])[0]
             for text in ("What color is the red bus?", GENERIC)
@@ -144,7 +145,7 @@ class TestAttention:
     def test_a_geometric_mean_of_chosen_heads_by_hand(self) -> None:
         """Heads are numbered through all layers; each has a relative map of its own."""
         request = rows()[0]
-        looked = RelativeAttention(grounder_heads=(1, HEADS + 1), average="geometric")
+        looked = RelativeAttention(grounder_heads=(1, HEADS + 1))
         (grounding,) = looked.locate(engine(), [request])
         product = np.ones((GRID, GRID))
         for layer in (0, 1):

@@ -117,7 +117,7 @@ OTHERS: dict[str, Any] = {
     "min_confidence": 0.75,
     "grounder_layers": (1, 2),
     "grounder_heads": (3, 5),
-    "average": "geometric",
+    "average": "arithmetic",
     "states": "keys",
     "detector": "some/model",
     "strength": 3.0,

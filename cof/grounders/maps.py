@@ -83,10 +83,10 @@ class MapGrounder(Grounder):
 class RelativeAttention(MapGrounder):
     """Relative attention (ViCrop, arXiv 2502.17422, section 4).
 
-    The attention from the answer's first token to each image token, averaged over heads, is
-    divided by the same attention under a generic question. So tokens that attract attention
-    whatever is asked (attention sinks, the middle of the image) do not count. The box:
-    `heatmap.sliding_window`.
+    The attention from the answer's first token to each image token is divided by the same
+    attention under a generic question, and the heads' relative maps are multiplied. So tokens that
+    attract attention whatever is asked (attention sinks, the middle of the image) do not count.
+    The box: `heatmap.sliding_window`.
 
     Asks the engine for one forward pass for each question and one for each image (the generic
     question); nothing is decoded.
@@ -97,8 +97,9 @@ class RelativeAttention(MapGrounder):
       alone is largest where the generic question hardly reads a token. Of 70 questions about
       validation scenes, the box's centre lay in the object for 0.91 and 0.83 on the two embedded
       models, and for 0.64 and 0.74 with the ratio alone.
-    - `grounder_heads` may be read in place of layers (localization heads, arXiv 2503.06287), and
-      with `average="geometric"` the relative maps of heads are multiplied.
+    - ViCrop averages the attention over heads before it divides (`average="arithmetic"`). The
+      product looked at the object more often, for 0.84 of 10,263 fresh questions and not 0.82.
+    - `grounder_heads` may be read in place of layers (localization heads, arXiv 2503.06287).
     - Windows are smaller: the model looks at them, they are not cropped. What else differs in the
       search for the box: `heatmap.sliding_window`.
     - Questions are asked in the model's chat, and LLaVA-1.5 sees the whole image, not its centre.
@@ -117,7 +118,7 @@ class RelativeAttention(MapGrounder):
     grounder_layers: tuple[int, ...] | None = option(None, LAYERS, indices)
     min_confidence: float = option(0.0, UNSURE, fraction)
     grounder_heads: tuple[int, ...] | None = option(None, HEADS, indices)
-    average: Average = option("arithmetic", AVERAGE, get_args(Average))
+    average: Average = option("geometric", AVERAGE, get_args(Average))
 
     def heat(
         self, reader: AttentionReader, requests: list[Request], visible: list[Visible]
