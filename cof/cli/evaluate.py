@@ -53,8 +53,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             Path | None,
             typer.Option(
                 "--settings",
-                help="The file of `cof sweep` or `cof calibrate`: measure with its settings, on "
-                "what it has not seen.",
+                help="Of `cof sweep` or `cof calibrate`: measured on what it has not seen.",
             ),
         ] = None,
         out: OutOption = Path("results") / name,

@@ -71,10 +71,10 @@ def most_local(maps: Maps) -> list[int]:
     """The numbers of the heads whose maps have the lowest spatial entropy.
 
     Left out are heads that attend less to the image than the elbow of all sums (the value farthest
-    from the chord of the sorted ones), and those to which all of the bottom row stands out.
-    Departures from github.com/seilk/LocalizationHeads: the elbow is compared with sums, as in the
-    paper, not with the heads' numbers; a map where nothing stands out is left out, not the most
-    local one; and a bottom row is not noted alone.
+    from the chord of the sorted ones), and those to which nothing, or all of the bottom row, stands
+    out. Departures from github.com/seilk/LocalizationHeads: there the elbow is compared with the
+    heads' numbers, not with sums as in the paper; a map where nothing stands out is the most local
+    one; and bottom rows are only noted.
     """
     sums = maps.sum((1, 2), dtype=np.float64)
     ordered = np.sort(sums)
