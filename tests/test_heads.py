@@ -1,23 +1,34 @@
-"""Localization heads: the authors' rule written out, and the study of them."""
+"""Localization heads: the authors' rule written out, `cof calibrate`, and the study."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
+from models import checkpoint
 from scipy.ndimage import label
+from typer.testing import CliRunner
 
 from cof import CoF
+from cof.cli import app
+from cof.cli.common import Model
+from cof.errors import CofError
 from cof.eval.data.scenes import Scenes
-from cof.eval.examples import open_image
+from cof.eval.examples import Example, open_image
+from cof.eval.heads import choose_heads, most_local, read_maps
+from cof.eval.sweep import Choice
 from cof.geometry.boxes import FULL, centre, contains_point
 from cof.grounders import RelativeAttention
-from cof.tiny.benchmark import FINE
+from cof.presets import default_settings
+from cof.tiny.benchmark import FINE, write_benchmark
 from cof.types import Request
 from lab.studies import heads as study
-from lab.studies.localization import choose_heads, most_local
 
 
 def authors_rule(maps: np.ndarray) -> list[int]:
@@ -72,6 +83,88 @@ def test_heads_that_are_left_out() -> None:
     maps[2, -1] = 0.9 / 8  # the bottom row
     maps[3, 5, 5] = 0.1  # attends too little
     assert most_local(maps) == [0]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of eight scenes; `own.jsonl` has the questions about their small details."""
+    folder = tmp_path_factory.mktemp("scenes")
+    asked = write_benchmark(folder, "validation", num_objects=(4, 12), scenes=4)
+    rows = [json.loads(line) for line in asked.read_text().splitlines()]
+    own = [{key: row[key] for key in ("image", "question")} for row in rows if row["kind"] in FINE]
+    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, own)))
+    return folder
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def test_calibrate_then_eval_with_its_heads(scenes: Path, tmp_path: Path) -> None:
+    """In `tiny-early` heads 24 to 27, all of one layer, point at objects, as labels tell; here
+    they are found without any. Questions about their images are refused, wherever these lie."""
+    out, model = tmp_path / "heads.json", ("--model", "tiny-early", "--dtype", "float32")
+    done = run("calibrate", *model[1:], scenes / "own.jsonl", "--out", out)
+    choice = Choice.read(out)
+    heads = choice.settings.option("grounder_heads")
+    assert {*heads} == {24, 25, 26, 27}, done.output
+    assert f"Chosen by {choice.about['count']} questions: --grounder attention" in done.stdout
+    given = Model(grounder="attention", set=re.findall(r"--set (\S+)", done.stdout)).settings
+    assert choice.settings == default_settings("tiny-early", "tiny").changed(**given)
+    assert not {"rule", "plain", "tried"} & json.loads(out.read_text()).keys()  # nobody answered
+    other = tmp_path / "other"
+    write_benchmark(other, "test", num_objects=(4,), scenes=1)
+    measure = ("eval", "scenes", other, "--limit", 2, "--settings", out)
+    measured = run(*measure, *model, "--out", tmp_path / "run")
+    assert measured.exit_code == 0, measured.output
+    answers = (tmp_path / "run" / "answers.jsonl").read_text()
+    assert f"average=geometric grounder_heads={','.join(map(str, heads))}" in answers
+    assert "tables" not in json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "Note" not in measured.stderr
+    assert "heads do not carry over" in run(*measure, "--out", tmp_path / "tiny").stderr
+    moved = shutil.copytree(scenes, tmp_path / "moved")
+    refused = run("eval", "scenes", moved, *model, "--settings", out, "--out", tmp_path / "again")
+    assert refused.exit_code == 2
+    assert re.search(r"^\d+ of these questions or their images .* on other data", refused.stderr)
+
+
+@pytest.mark.parametrize(
+    ("line", "more", "problem"),
+    [
+        ("", (), "There is no question"),
+        ('{"image": "images/no.png", "question": "What?"}', (), "line 1: There is no image"),
+        ('{"image": "own.jsonl", "question": "What?"}', (), "line 1: .* is not an image"),
+        ('{"image": "a.png"}', (), "line 1: lacks question"),
+        ("{", (), "line 1: no JSON"),
+        ('{"image": "IMAGE", "question": " "}', (), "line 1: The question is empty"),
+        ('{"image": "IMAGE", "question": "What?"}', ("--count", 49), "Only [0-9]+ heads look"),
+    ],
+)
+def test_what_is_refused(
+    scenes: Path, tmp_path: Path, line: str, more: tuple[object, ...], problem: str
+) -> None:
+    path, out = scenes / "damaged.jsonl", tmp_path / "heads.json"
+    image = next((scenes / "images").iterdir())
+    path.write_text(line.replace("IMAGE", str(image.relative_to(scenes))))
+    done = run("calibrate", "tiny-early", path, "--out", out, *more)
+    assert done.exit_code == 2
+    assert re.search(problem, done.stderr), done.stderr
+    assert not out.exists()
+
+
+def test_few_questions_say_so(scenes: Path, tmp_path: Path) -> None:
+    path = scenes / "few.jsonl"
+    path.write_text("\n".join((scenes / "own.jsonl").read_text().splitlines()[:5]))
+    done = run("calibrate", "tiny-early", path, "--out", tmp_path / "heads.json", "--count", 2)
+    assert "Chosen by 5 questions (few: more may choose others): --grounder" in done.stdout
+    assert len(Choice.read(tmp_path / "heads.json").settings.option("grounder_heads")) == 2
+
+
+def test_engines_without_a_decoders_attention(scenes: Path) -> None:
+    asked = [Example("1", next((scenes / "images").iterdir()), "What is there?", "")]
+    for engine in (FakeEngine({}), CoF.from_pretrained(checkpoint("instructblip")).engine):
+        with pytest.raises(CofError, match="does not show how heads of a decoder look"):
+            next(read_maps(engine, asked))
 
 
 def test_the_study(tmp_path: Path) -> None:

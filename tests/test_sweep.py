@@ -210,7 +210,7 @@ def test_what_cannot_be_chosen_by(tmp_path: Path, validation: POPE) -> None:
 def make_choice(task: Benchmark, **settings: Any) -> Choice:
     share = task.share if task.part == "validation" else 1.0
     seen = frozenset(map(fingerprint, task.examples))
-    return Choice(Settings(**settings), seen, share, about={"model": "m"})
+    return Choice(Settings(**settings), seen, share, tried={"k": 0.5}, about={"model": "m"})
 
 
 def test_questions_that_chose_are_not_measured(tmp_path: Path, validation: POPE) -> None:
@@ -251,7 +251,7 @@ def test_a_damaged_choice_is_refused(
     path.write_text(change(path.read_text("utf-8")), "utf-8")
     with pytest.raises(CofError, match=message):
         Choice.read(path)
-    with pytest.raises(CofError, match="`cof sweep` writes it"):
+    with pytest.raises(CofError, match="`cof sweep` and `cof calibrate` write"):
         Choice.read(tmp_path / "none.json")
 
 

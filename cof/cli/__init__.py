@@ -19,7 +19,7 @@ from cof.cli.models import models, settings
 from cof.cli.report import report, rescore, submit_mmbench
 from cof.cli.reproduce import reproduce_paper
 from cof.cli.serve import serve, web
-from cof.cli.sweep import sweep
+from cof.cli.sweep import calibrate, sweep
 from cof.cli.verify import verify
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ def _options(
 app.command(cls=BoxCommand)(ask)
 for _each in (ground, demo, web, models, settings, verify, scenes, serve, sweep, report, rescore):
     app.command()(_each)
+app.command()(calibrate)
 
 eval_app = typer.Typer(help="Measure the effect on a benchmark.", no_args_is_help=True)
 for _name, _about in BENCHMARKS.items():

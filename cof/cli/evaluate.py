@@ -53,8 +53,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             Path | None,
             typer.Option(
                 "--settings",
-                help="The chosen.json of `cof sweep`: measure with its settings, on what it has "
-                "not seen.",
+                help="Of `cof sweep` or `cof calibrate`: measured on what it has not seen.",
             ),
         ] = None,
         out: OutOption = Path("results") / name,
@@ -95,15 +94,13 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
         engine, settings, name_there, tiny = _asked(context, model, server)
         if choice is not None:
             choice.check(task.examples, name_there)
-        if asked.prompt_style is None and choice is None and tiny:
+            settings = choice.settings
+        if asked.prompt_style is None and style is None and tiny:
             task = replace(task, prompt_style="tiny")
         evaluation = Evaluation.compare_usual(
-            choice.settings if choice else settings,
-            task,
-            batch_size=asked.batch_size,
-            max_new_tokens=asked.max_new_tokens,
+            settings, task, batch_size=asked.batch_size, max_new_tokens=asked.max_new_tokens
         )
-        more = {"tables": [tabulate_choices({"cof": choice})]} if choice else {}
+        more = {"tables": [tabulate_choices({"cof": choice})]} if choice and choice.tried else {}
         results = evaluation.run(engine, {name: task}, out, console=Console(stderr=True), **more)
         if chosen is not None:  # beside what it led to
             write_atomically(out / chosen.name, chosen.read_text("utf-8"))

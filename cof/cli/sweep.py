@@ -1,4 +1,4 @@
-"""`cof sweep`: settings chosen on validation questions."""
+"""`cof sweep` and `cof calibrate`: settings chosen by answers, and heads chosen without them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from rich.console import Console
 from cof.cli.common import (
     DataArgument,
     Model,
+    ModelArgument,
     Questions,
+    group,
     pairs,
     sentences,
     with_model,
     with_questions,
 )
 from cof.cli.evaluate import finish
+from cof.cli.verify import LOADING
 from cof.errors import CofError
 from cof.options import read_value
 
-USUAL = {
-    "expand": (1.0, 1.3, 1.6),
-    "strength": (1.5, 2.0, 4.0, 8.0, 16.0, 32.0),
-    "scope": ("all", "text"),
-}
+USUAL = ("expand=1,1.3,1.6", "strength=1.5,2,4,8,16,32", "scope=all,text")
 """What is tried unless told otherwise, of the options that the focus has."""
 
 
@@ -56,8 +55,8 @@ def sweep(
         typer.Option(
             "--try",
             metavar="NAME=VALUES",
-            help="Values of an option, such as strength=2,4,8; may be repeated. \\[default: "
-            "strength=1.5,2,4,8,16,32 expand=1,1.3,1.6 scope=all,text]",
+            help="Values of an option, such as strength=2,4,8; may be repeated. "
+            f"\\[default: {' '.join(USUAL)}]",
         ),
     ] = None,
     then_test: Annotated[
@@ -85,24 +84,22 @@ def sweep(
     others = replace(validation, part="test")
     for task in (validation, others)[: 1 + then_test]:
         _ = task.examples  # so that data with problems is refused before a model is loaded
-    values: dict[str, Sequence[Any]] = {**values_of(tried)}
+    values = values_of(tried or USUAL)
     if break_at_most is not None and "max_plain_confidence" in values:
         raise CofError("--break-at-most chooses max_plain_confidence: leave it out of --try.")
     cof = model.pipeline()
     if not tried:
-        known = cof.settings.option
-        values = {name: each for name, each in USUAL.items() if known(name) is not None}
+        values = {name: of for name, of in values.items() if cof.settings.option(name) is not None}
+    if break_at_most is not None:
+        values["max_plain_confidence"] = [1.0]
     if asked.prompt_style is None and cof.engine.dialect.name == "tiny":
         validation, others = (replace(each, prompt_style="tiny") for each in (validation, others))
     console = Console(stderr=True)
     how = {"batch_size": asked.batch_size, "max_new_tokens": asked.max_new_tokens}
-    settings = cof.settings
-    if break_at_most is not None:
-        settings = settings.changed(max_plain_confidence=1.0)
     choice = choose(
         cof.engine,
         {benchmark: validation},
-        make_candidates(settings, **values),
+        make_candidates(cof.settings, **values),
         folder / CHOSEN,
         console=console,
         at_most=break_at_most,
@@ -124,14 +121,47 @@ def sweep(
         finish(evaluation.run(cof.engine, {benchmark: others}, test, **more), test)
 
 
-def values_of(texts: Sequence[str] | None) -> dict[str, list[Any]]:
+@sentences
+@group("model", LOADING, Model)
+def calibrate(
+    name: ModelArgument,
+    path: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: image, question.")],
+    *,
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The file of the choice.")] = Path("heads.json"),
+    count: Annotated[int, typer.Option(min=1, help="How many heads.")] = 4,
+) -> None:
+    """Choose the attention heads that find things, by a hundred of your questions.
+
+    Nobody has to know the answers (arXiv 2503.06287). `cof eval --settings` reads the file.
+    """
+    from cof.eval.evaluate import describe_engine
+    from cof.eval.examples import image_digest
+    from cof.eval.heads import choose_heads, read_maps, read_questions
+    from cof.eval.sweep import Choice
+
+    questions = read_questions(path)
+    cof = replace(model, model=name).pipeline()
+    heads = choose_heads(read_maps(cof.engine, questions), count)
+    chosen = {"average": "geometric", "grounder_heads": ",".join(map(str, heads))}
+    options = " ".join(f"--set {option}={value}" for option, value in chosen.items())
+    few = " (few: more may choose others)" if len(questions) < 30 else ""
+    typer.echo(f"Chosen by {len(questions)} questions{few}: --grounder attention {options}")
+    settings = cof.settings.changed(grounder="attention", **chosen)
+    images = frozenset(image_digest(each.image) for each in questions)
+    about = {**describe_engine(cof.engine), "count": len(questions)}
+    Choice(settings, images, about=about).write(out)
+    typer.echo(f"Frozen in {out}")
+
+
+def values_of(texts: Sequence[str]) -> dict[str, list[Any]]:
     """The values to try, by option; layers and heads have commas of their own.
 
     >>> values_of(["strength=2,4", "layers=0-3,5", "layers=null"])
     {'strength': [2, 4], 'layers': ['0-3,5', None]}
     """
     values: dict[str, list[Any]] = {}
-    for text in texts or ():
+    for text in texts:
         (name,) = pairs("--try", [text], "strength=2,4")
         given = text.partition("=")[2]
         parts = [given] if name.endswith(("layers", "heads")) else given.split(",")

@@ -39,7 +39,8 @@ class Choice:
         questions: fingerprints of the questions that it was made on.
         share: of the data's images, on which it was made; 1: all of them.
         plain: the plain model's accuracy on them.
-        tried: the accuracy of every candidate, by its key.
+        tried: the accuracy of every candidate, by its key; empty: no answer was asked for, and
+            `questions` has the digests of their images.
         about: the model, the data, the versions and the date, for people; as `asked` the first and
             the last question of each task, as `count` how many chose the method.
     """
@@ -69,28 +70,27 @@ class Choice:
             CofError: there is no such file, or it is no choice.
         """
         if not path.is_file():
-            raise CofError(f"There is no {path}: `cof sweep` writes it as {CHOSEN}.")
+            raise CofError(f"There is no {path}: `cof sweep` and `cof calibrate` write choices.")
         try:
             record = parse_json(path.read_bytes())
             return cls(
                 Settings(**record["settings"]),
                 frozenset(map(str, record["questions"])),
                 float(record["share"]),
-                float(record["plain"]),
-                dict(record["tried"]),
+                float(record.get("plain", 0.0)),
+                dict(record.get("tried", {})),
                 dict(record["about"]),
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise CofError(f"{path} is no choice of `cof sweep` ({error!r}).") from error
+            raise CofError(f"{path} is no choice of settings ({error!r}).") from error
 
     def write(self, path: Path) -> None:
         """Write the choice, all or nothing."""
         today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+        answers = {"rule": RULE, "plain": self.plain, "tried": self.tried} if self.tried else {}
         record = {
-            "rule": RULE,
             "chosen": self.key,
-            "plain": self.plain,
-            "tried": self.tried,
+            **answers,
             "settings": self.settings.as_dict(),
             "share": self.share,
             "about": {**self.about, "date": today},
@@ -99,8 +99,9 @@ class Choice:
         write_atomically(path, json.dumps(record, indent=1) + "\n")
 
     def seen(self, examples: Sequence[Example]) -> int:
-        """How many of the questions the choice was made on."""
-        return sum(fingerprint(example) in self.questions for example in examples)
+        """How many of the questions the choice was made on, or on their images."""
+        known = fingerprint if self.tried else lambda example: image_digest(example.image)
+        return sum(known(example) in self.questions for example in examples)
 
     def check(self, examples: Sequence[Example], model_name: str) -> None:
         """Refuse questions that the choice was made on; warn of another model.
@@ -110,14 +111,14 @@ class Choice:
         """
         if same := self.seen(examples):
             raise CofError(
-                f"{same} of these questions are among those on which the settings were chosen: "
-                "measure on other data."
+                f"{same} of these questions or their images are among those on which the settings "
+                "were chosen: measure on other data."
             )
         own, other = str(self.about.get("model")), Path(model_name).name
         if own != other:
             warnings.warn(
-                f"These settings were chosen with {own}, and this is {other}: lambda and alpha do "
-                "not carry over from model to model.",
+                f"These settings were chosen with {own}, and this is {other}: lambda, alpha and "
+                "heads do not carry over from model to model.",
                 CofWarning,
                 stacklevel=2,
             )

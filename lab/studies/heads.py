@@ -21,6 +21,7 @@ from cof import CoF
 from cof.engines.base import Engine, Layers
 from cof.eval.evaluate import Evaluation
 from cof.eval.figures import Figure, compare, find_clusters, share
+from cof.eval.heads import Maps, choose_heads, read_maps
 from cof.eval.json_files import write_atomically
 from cof.eval.methods import PLAIN, Method, grounding_key
 from cof.eval.results import judge_box
@@ -29,7 +30,6 @@ from cof.geometry.boxes import centre, contains_point
 from cof.geometry.heatmap import HeatMap, sliding_window
 from cof.tiny.benchmark import FINE, write_benchmark
 from cof.types import Request, pil_image
-from lab.studies.localization import Maps, choose_heads, read_maps
 from lab.studies.scenes import SomeScenes
 
 CHOSEN_ON = ("validation", 5000, 20)
@@ -45,8 +45,7 @@ def main(out: Path, model: str, chosen_on: Any = CHOSEN_ON, measured_on: Any = M
         folder = run / "data" / split
         write_benchmark(folder, split, scenes=scenes, first=first)
         tasks.append(SomeScenes(folder, prompt_style="tiny", kinds=FINE))
-    questions = [(example.image, example.prompt) for example in tasks[0].examples]
-    maps = [*read_maps(cof.engine, questions, 48)]
+    maps = [*read_maps(cof.engine, tasks[0].examples)]
     boxes = [example.region or (0.0, 0.0, 1.0, 1.0) for example in tasks[0].examples]
     chosen = {
         "without labels": choose_heads(maps, 8),
