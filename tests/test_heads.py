@@ -118,7 +118,7 @@ def test_calibrate_then_eval_with_its_heads(scenes: Path, tmp_path: Path) -> Non
     measured = run(*measure, *model, "--out", tmp_path / "run")
     assert measured.exit_code == 0, measured.output
     answers = (tmp_path / "run" / "answers.jsonl").read_text()
-    assert f"average=geometric grounder_heads={','.join(map(str, heads))}" in answers
+    assert f" grounder_heads={','.join(map(str, heads))}" in answers
     assert "tables" not in json.loads((tmp_path / "run" / "results.json").read_text())
     assert "Note" not in measured.stderr
     assert "heads do not carry over" in run(*measure, "--out", tmp_path / "tiny").stderr
@@ -177,7 +177,7 @@ def test_the_study(tmp_path: Path) -> None:
     assert {row["n"] for row in report["answers"].values()} == {len(fine)}
     cof = CoF.from_pretrained("tiny-early", dtype="bfloat16")
     heads = report["chosen"]["without labels"][:4]
-    alone = RelativeAttention(grounder_heads=tuple(heads), average="geometric")
+    alone = RelativeAttention(grounder_heads=tuple(heads))
     requests = [Request(open_image(example.image), example.prompt) for example in fine]
     boxes = [found.region.boxes[0] for found in alone.locate(cof.engine, requests) if found.region]
     inside = [

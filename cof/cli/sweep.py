@@ -143,11 +143,13 @@ def calibrate(
     questions = read_questions(path)
     cof = replace(model, model=name).pipeline()
     heads = choose_heads(read_maps(cof.engine, questions), count)
-    chosen = {"average": "geometric", "grounder_heads": ",".join(map(str, heads))}
-    options = " ".join(f"--set {option}={value}" for option, value in chosen.items())
+    chosen = ",".join(map(str, heads))
     few = " (few: more may choose others)" if len(questions) < 30 else ""
-    typer.echo(f"Chosen by {len(questions)} questions{few}: --grounder attention {options}")
-    settings = cof.settings.changed(grounder="attention", **chosen)
+    typer.echo(
+        f"Chosen by {len(questions)} questions{few}: "
+        f"--grounder attention --set grounder_heads={chosen}"
+    )
+    settings = cof.settings.changed(grounder="attention", grounder_heads=chosen)
     images = frozenset(image_digest(each.image) for each in questions)
     about = {**describe_engine(cof.engine), "count": len(questions)}
     Choice(settings, images, about=about).write(out)
