@@ -6,7 +6,8 @@ switched to them with `set_attn_implementation`; no class is patched.
 * `DECODER`: the stock SDPA function, with a mask function that writes the bias into the mask. The
   mask is built once per forward pass and shared by all layers. Only highlights on a subset of
   layers or heads change it in each layer. Where the stock function needs no mask and the sequence
-  is long, queries and keys may carry the bias in dimensions of their own.
+  is long, queries and keys may carry the bias in dimensions of their own. Where an indexer chooses
+  keys by the mask (Hy4-VL), it sees one without the bias, which is added to the keys chosen.
 * `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
   modules that `attach` has numbered. (Self- and cross-attention share one mask
   function there, so the bias cannot be in the mask.)
@@ -18,6 +19,7 @@ implementation bit for bit, so they can stay switched on. Each thread has its ow
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -42,10 +44,11 @@ _TAG = "cof_cross_attention_tag"
 
 @dataclass
 class _Reweighting:
-    """A bias in use, and whether a pass has read it."""
+    """A bias in use, the mask of this pass that holds it, and whether attention has read it."""
 
     bias: Bias
     read: bool = False
+    mask: Tensor | None = None
 
 
 _BRANCHES: ContextVar[Tensor | None] = ContextVar("cof_branches", default=None)
@@ -128,8 +131,8 @@ def attach(
     config: Any = getattr(model.config, subconfig, None)
     owners = [m for m in model.modules() if getattr(m, "config", None) is config]
     # transformers checks this for the name "sdpa" only; and SDPA ignores softcaps.
-    takes_sdpa = any(getattr(m, "_supports_sdpa", False) for m in owners)
-    if takes_sdpa and not getattr(config, "attn_logit_softcapping", None):
+    takes = has_indexer(config) or any(getattr(m, "_supports_sdpa", False) for m in owners)
+    if takes and not getattr(config, "attn_logit_softcapping", None):
         model.set_attn_implementation({subconfig: name})
     if getattr(config, "_attn_implementation", None) != name:
         raise CofError(
@@ -141,13 +144,22 @@ def attach(
         setattr(module, _TAG, (number, recorded))
 
 
+def has_indexer(config: Any) -> bool:
+    """Whether each query of a decoder with this config sees some keys alone, of its choice."""
+    return hasattr(config, "index_topk")
+
+
 def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     """transformers' mask function for `DECODER`."""
     current = _REWEIGHTING.get()
-    if current is not None:
-        current.read = True
     bias = None if current is None else current.bias
-    return make_mask(bias, _BRANCHES.get(), *shape, **kwargs)
+    mask = make_mask(bias, _BRANCHES.get(), *shape, **kwargs)
+    if current is None or mask is None or not has_indexer(kwargs.get("config")):
+        if current is not None:
+            current.read = True
+        return mask
+    current.mask = mask
+    return mask > torch.finfo(mask.dtype).min
 
 
 def _attention(
@@ -170,6 +182,12 @@ def _attention(
         chosen = gate[:, module.layer_idx if tag is None else tag[0]]
         gate = repeat_rows(chosen, query.shape[0]).to(query)[:, :, None, None]  # (B, H, 1, 1)
     lowest = torch.finfo(query.dtype).min
+    if (chosen := kwargs.get("indices")) is not None and attention_mask is not None:
+        keys = torch.zeros_like(attention_mask).scatter(3, chosen[:, None].long(), True)  # noqa: FBT003
+        added = torch.zeros_like(query[:1, :1, :1, :1])
+        if current is not None and current.mask is not None:
+            added, current.read = current.mask.to(query), True
+        attention_mask = torch.where(keys & attention_mask, added, lowest)
     if decoder and current is not None and attention_mask is None:
         kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
         added, late = spread(current.bias, len(query), range(query.shape[2]), range(key.shape[2]))
@@ -190,6 +208,12 @@ def _attention(
             attention_mask = torch.where(attention_mask, added, lowest)
         else:
             attention_mask = attention_mask + added
+    if chosen is not None:  # SDPA has no sinks
+        own = sys.modules[type(module).__module__].eager_attention_forward
+        out, weights = own(module, query, key, value, attention_mask, **kwargs)
+        if (recorded := _WEIGHTS.get()) is not None:
+            recorded.append(weights[:, :, -1].float())
+        return out, None
     if (decoder or tag is not None) and not traced:
         queries = tag[1] if tag else slice(-1, None)
         _record(query[:, :, queries], key, attention_mask, kwargs.get("scaling"))
