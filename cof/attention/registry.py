@@ -7,7 +7,7 @@ switched to them with `set_attn_implementation`; no class is patched.
   mask is built once per forward pass and shared by all layers. Only highlights on a subset of
   layers or heads change it in each layer. Where the stock function needs no mask and the sequence
   is long, queries and keys may carry the bias in dimensions of their own. Where an indexer chooses
-  keys by the mask (Hy4-VL), it sees one without the bias, which is added to the keys chosen.
+  keys by the mask (Hy4-VL), it sees one without the bias, which goes to the keys that it chose.
 * `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
   modules that `attach` has numbered. (Self- and cross-attention share one mask
   function there, so the bias cannot be in the mask.)
@@ -44,7 +44,7 @@ _TAG = "cof_cross_attention_tag"
 
 @dataclass
 class _Reweighting:
-    """A bias in use, the mask of this pass that holds it, and whether attention has read it."""
+    """A bias in use, whether a pass has read it, and that pass's mask if an indexer must not."""
 
     bias: Bias
     read: bool = False
@@ -131,8 +131,8 @@ def attach(
     config: Any = getattr(model.config, subconfig, None)
     owners = [m for m in model.modules() if getattr(m, "config", None) is config]
     # transformers checks this for the name "sdpa" only; and SDPA ignores softcaps.
-    takes = has_indexer(config) or any(getattr(m, "_supports_sdpa", False) for m in owners)
-    if takes and not getattr(config, "attn_logit_softcapping", None):
+    takes_ours = has_indexer(config) or any(getattr(m, "_supports_sdpa", False) for m in owners)
+    if takes_ours and not getattr(config, "attn_logit_softcapping", None):
         model.set_attn_implementation({subconfig: name})
     if getattr(config, "_attn_implementation", None) != name:
         raise CofError(
@@ -145,7 +145,7 @@ def attach(
 
 
 def has_indexer(config: Any) -> bool:
-    """Whether each query of a decoder with this config sees some keys alone, of its choice."""
+    """Whether queries of a decoder with this config choose the keys that they attend to."""
     return hasattr(config, "index_topk")
 
 
@@ -154,12 +154,12 @@ def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     current = _REWEIGHTING.get()
     bias = None if current is None else current.bias
     mask = make_mask(bias, _BRANCHES.get(), *shape, **kwargs)
-    if current is None or mask is None or not has_indexer(kwargs.get("config")):
-        if current is not None:
-            current.read = True
-        return mask
-    current.mask = mask
-    return mask > torch.finfo(mask.dtype).min
+    if current is not None:
+        if mask is not None and has_indexer(kwargs.get("config")):
+            current.mask = mask  # for `_attention`
+            return mask > torch.finfo(mask.dtype).min
+        current.read = True
+    return mask
 
 
 def _attention(
@@ -181,10 +181,10 @@ def _attention(
     if gate is not None and (decoder or tag is not None):
         chosen = gate[:, module.layer_idx if tag is None else tag[0]]
         gate = repeat_rows(chosen, query.shape[0]).to(query)[:, :, None, None]  # (B, H, 1, 1)
-    lowest = torch.finfo(query.dtype).min
-    if (chosen := kwargs.get("indices")) is not None and attention_mask is not None:
-        keys = torch.zeros_like(attention_mask).scatter(3, chosen[:, None].long(), True)  # noqa: FBT003
-        added = torch.zeros_like(query[:1, :1, :1, :1])
+    lowest, indices = torch.finfo(query.dtype).min, kwargs.get("indices")
+    if indices is not None and attention_mask is not None:  # numbers of keys, (B, Q, chosen)
+        keys = torch.zeros_like(attention_mask).scatter(3, indices[:, None].long(), value=True)
+        added = query.new_zeros(1)
         if current is not None and current.mask is not None:
             added, current.read = current.mask.to(query), True
         attention_mask = torch.where(keys & attention_mask, added, lowest)
@@ -208,10 +208,10 @@ def _attention(
             attention_mask = torch.where(attention_mask, added, lowest)
         else:
             attention_mask = attention_mask + added
-    if chosen is not None:  # SDPA has no sinks
+    if indices is not None:  # SDPA has no sinks
         own = sys.modules[type(module).__module__].eager_attention_forward
         out, weights = own(module, query, key, value, attention_mask, **kwargs)
-        if (recorded := _WEIGHTS.get()) is not None:
+        if not traced and (recorded := _WEIGHTS.get()) is not None:
             recorded.append(weights[:, :, -1].float())
         return out, None
     if (decoder or tag is not None) and not traced:
