@@ -28,8 +28,8 @@ from cof.types import Highlight, Request
 STRENGTH = 8.0
 CELLS = [row * GRID + column for row in (2, 3, 4) for column in (1, 2)]
 TEXTS = ["USER: <image>\nwhat digit is it? ASSISTANT:", "USER: <image>\nred? ASSISTANT:"]
-CHOOSING = [name for name in ("hy_v4_vl",) if name in BUILDERS]
-"""Queries choose their keys; not in every version of transformers."""
+CHOOSING = [name for name in ("hy_v4_vl", "qwen4_exp") if name in BUILDERS]
+"""Queries choose their keys; Hy4-VL is not in every version of transformers."""
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +106,13 @@ def test_idle_is_bitwise_stock(model: Any, pair: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("name", CHOOSING)
 def test_keys_are_chosen_as_without_a_bias(name: str, dtype: str) -> None:
     made = TransformersEngine.from_pretrained(folder(name), dtype=dtype)
-    model, most = made.model, made.model.config.text_config.index_topk
+    model = made.model
     plain = prompts_of(made, [Request(WIDE, "which digit?"), Request(TALL, "red?")])
     inputs = made.adapter._new_inputs(plain)
     chosen: list[Tensor] = []
-    for layer in model.model.language_model.layers:
-        if layer.self_attn.indexer is not None:
-            layer.self_attn.indexer.register_forward_hook(lambda *of: chosen.append(of[2]))
+    for module in model.modules():
+        if type(module).__name__.endswith("Indexer"):
+            module.register_forward_hook(lambda *of: chosen.append(of[2]))
 
     def run(bias: Bias | None, **kwargs: Any) -> tuple[list[Tensor], list[Tensor]]:
         chosen.clear()
@@ -122,7 +122,6 @@ def test_keys_are_chosen_as_without_a_bias(name: str, dtype: str) -> None:
         return logits, chosen[:2]  # of the first pass
 
     logits, keys = run(None)
-    assert keys[0].shape[-1] == most < inputs["input_ids"].shape[1]
     ids = inputs["input_ids"]
     look = Bias(ids.eq(model.config.image_token_id) * (torch.arange(ids.shape[1]) % 3 == 0) * 9.0)
     last = make_gates([(2,)] * 2, [None] * 2, (3, 4))
@@ -130,11 +129,13 @@ def test_keys_are_chosen_as_without_a_bias(name: str, dtype: str) -> None:
     for bias, layers in ((replace(look, gate=last), 2), (look, 1), (replace(look, q_from=late), 1)):
         biased, again = run(bias)
         assert all(map(torch.equal, again[:layers], keys)), "the bias was there before the choice"
+        assert layers == 2 or not torch.equal(again[1], keys[1]), "there was no choice"
         assert furthest(biased[:1], logits[:1]) > 1e-3
         static = StaticCache(config=model.config.text_config, max_cache_len=128)
         for kwargs in ({"use_cache": False}, {CACHE: static}) if dtype == "float32" else ():
             assert furthest(run(bias, **kwargs)[0], biased) <= 1e-5
-    model.set_attn_implementation({"text_config": "eager"})
+    own = stock(name).config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": own})
     assert furthest(run(None)[0], logits) == 0  # to the bit
     with pytest.raises(RuntimeError, match="never read"):
         run(look)

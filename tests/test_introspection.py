@@ -31,8 +31,9 @@ def expand(layers: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
     decoder = stock("hy_v4_vl").model.language_model
     sizes = [decoder.config.qk_nope_head_dim, decoder.config.v_head_dim]
     for layer, cached in zip(decoder.layers, layers, strict=True):
-        made = cached.keys @ layer.self_attn.kv_b_proj.weight.detach().T  # (1, 1, L, H * (nope + v))
-        own, values = made[0].unflatten(-1, (-1, sum(sizes))).transpose(1, 2).split(sizes, -1)
+        latents, weight = cached.keys[0], layer.self_attn.kv_b_proj.weight.detach()
+        made = (latents @ weight.T).unflatten(-1, (-1, sum(sizes)))  # (1, L, H, D of both)
+        own, values = made.transpose(1, 2).split(sizes, -1)
         rotated = cached.values.expand(-1, own.shape[1], -1, -1)
         yield {"keys": torch.cat([own, rotated], -1), "values": values}
 

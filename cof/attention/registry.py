@@ -41,6 +41,9 @@ CROSS_ATTENTION = "cof_cross_attention"
 _TAG = "cof_cross_attention_tag"
 """The attribute of a cross-attention module with its number, from 0, and the queries to record."""
 
+_EAGER = ("hy_v4_vl_text",)
+"""Decoders that we run with their own eager attention: SDPA has no sinks."""
+
 
 @dataclass
 class _Reweighting:
@@ -129,10 +132,9 @@ def attach(
     """
     name = CROSS_ATTENTION if modules else DECODER
     config: Any = getattr(model.config, subconfig, None)
-    owners = [m for m in model.modules() if getattr(m, "config", None) is config]
     # transformers checks this for the name "sdpa" only; and SDPA ignores softcaps.
-    takes_ours = has_indexer(config) or any(getattr(m, "_supports_sdpa", False) for m in owners)
-    if takes_ours and not getattr(config, "attn_logit_softcapping", None):
+    known = getattr(config, "model_type", "") in _EAGER or takes_sdpa(model, config)
+    if known and not getattr(config, "attn_logit_softcapping", None):
         model.set_attn_implementation({subconfig: name})
     if getattr(config, "_attn_implementation", None) != name:
         raise CofError(
@@ -144,22 +146,28 @@ def attach(
         setattr(module, _TAG, (number, recorded))
 
 
+def takes_sdpa(model: Any, config: Any) -> bool:
+    """Whether the part of a model with this config says that it runs on SDPA."""
+    owners = [m for m in model.modules() if getattr(m, "config", None) is config]
+    return any(getattr(m, "_supports_sdpa", False) for m in owners)
+
+
 def has_indexer(config: Any) -> bool:
     """Whether queries of a decoder with this config choose the keys that they attend to."""
-    return hasattr(config, "index_topk")
+    return any(name.startswith("index") for name in getattr(config, "__dict__", ()))
 
 
 def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     """transformers' mask function for `DECODER`."""
     current = _REWEIGHTING.get()
-    bias = None if current is None else current.bias
-    mask = make_mask(bias, _BRANCHES.get(), *shape, **kwargs)
-    if current is not None:
-        if mask is not None and has_indexer(kwargs.get("config")):
-            current.mask = mask  # for `_attention`
-            return mask > torch.finfo(mask.dtype).min
-        current.read = True
-    return mask
+    if current is None:
+        return make_mask(None, _BRANCHES.get(), *shape, **kwargs)
+    current.read = not has_indexer(kwargs.get("config"))
+    mask = make_mask(current.bias, _BRANCHES.get(), *shape, **kwargs)
+    if current.read or mask is None:
+        return mask
+    current.mask = mask  # `_attention` reads it
+    return mask > torch.finfo(mask.dtype).min
 
 
 def _attention(
@@ -182,12 +190,12 @@ def _attention(
         chosen = gate[:, module.layer_idx if tag is None else tag[0]]
         gate = repeat_rows(chosen, query.shape[0]).to(query)[:, :, None, None]  # (B, H, 1, 1)
     lowest, indices = torch.finfo(query.dtype).min, kwargs.get("indices")
-    if indices is not None and attention_mask is not None:  # numbers of keys, (B, Q, chosen)
+    if indices is not None and attention_mask is not None:  # (B, Q, N): the keys chosen, by number
         keys = torch.zeros_like(attention_mask).scatter(3, indices[:, None].long(), value=True)
-        added = query.new_zeros(1)
-        if current is not None and current.mask is not None:
-            added, current.read = current.mask.to(query), True
-        attention_mask = torch.where(keys & attention_mask, added, lowest)
+        attention_mask = torch.where(keys & attention_mask, query.new_zeros(1), lowest)
+    if current is not None and current.mask is not None and attention_mask is not None and decoder:
+        visible = attention_mask if attention_mask.dtype == torch.bool else attention_mask > lowest
+        attention_mask, current.read = torch.where(visible, current.mask.to(query), lowest), True
     if decoder and current is not None and attention_mask is None:
         kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
         added, late = spread(current.bias, len(query), range(query.shape[2]), range(key.shape[2]))
@@ -208,7 +216,7 @@ def _attention(
             attention_mask = torch.where(attention_mask, added, lowest)
         else:
             attention_mask = attention_mask + added
-    if indices is not None:  # SDPA has no sinks
+    if indices is not None:  # `_EAGER`
         own = sys.modules[type(module).__module__].eager_attention_forward
         out, weights = own(module, query, key, value, attention_mask, **kwargs)
         if not traced and (recorded := _WEIGHTS.get()) is not None:

@@ -104,6 +104,15 @@ def qwen3_5_moe() -> Made:
     return _qwen3("qwen3_5_moe", {}, **_LINEAR, **_EXPERTS, shared_expert_intermediate_size=16)
 
 
+def qwen4_exp() -> Made:
+    """Queries choose 8 pairs of keys, fewer than any prompt has."""
+    indexer = {"indexer_n_heads": 24, "indexer_kv_heads": 1, "indexer_head_dim": 8}
+    indexer |= {"indexer_budget": 16, "indexer_compress_ratio": 2}
+    layers = [*_LINEAR["layer_types"], "full_attention"]
+    decoder = {**_LINEAR, **_EXPERTS, **indexer, "num_hidden_layers": 3, "layer_types": layers}
+    return _qwen3("qwen4_exp", {}, **decoder, shared_expert_intermediate_size=16, hc_lowrank=8)
+
+
 if "lfm3_vl" in CONFIG_MAPPING:
 
     def lfm3_vl() -> Made:
@@ -183,8 +192,8 @@ def video_llama_3() -> Made:
 if "hy_v4_vl" in CONFIG_MAPPING:
 
     def hy_v4_vl() -> Made:
-        """Queries see 16 keys of their choice, fewer than any prompt has. With fewer heads some keys
-        would tie at 0, where the choice depends on padding in transformers too."""
+        """Queries choose 16 keys, fewer than any prompt has. With fewer heads to choose them some
+        keys would tie at 0, and padding would decide."""
         tok = words(*_QWEN)
         tower = {**TOWER, "patch_size": 16, "out_hidden_size": 32, "max_image_size": 128}
         latents = {"q_lora_rank": 16, "kv_lora_rank": 24, "qk_nope_head_dim": 8}
