@@ -22,7 +22,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from cof.answer import Answer
-from cof.attention.registry import CROSS_ATTENTION, DECODER, takes_sdpa
+from cof.attention.registry import CROSS_ATTENTION, DECODER, EAGER
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.probing import changed_tokens, use_attention
 from cof.errors import CofError, CofWarning
@@ -93,7 +93,7 @@ class Trial:
             apart.append(self.apart(self.tell(copies), [name] * 3))  # nothing is reused
         if self.own:
             model, part = self.own.model, self.own.adapter.part
-            stock = "sdpa" if takes_sdpa(model, getattr(model.config, part)) else "eager"
+            stock = "eager" if getattr(model.config, part).model_type in EAGER else "sdpa"
             for name, kind in (("stock", stock), ("eager", "eager")):
                 with use_attention(model, part, kind):
                     self.alone[name] = self.tell([plain])[0]

@@ -7,7 +7,7 @@ switched to them with `set_attn_implementation`; no class is patched.
   mask is built once per forward pass and shared by all layers. Only highlights on a subset of
   layers or heads change it in each layer. Where the stock function needs no mask and the sequence
   is long, queries and keys may carry the bias in dimensions of their own. Where an indexer chooses
-  keys by the mask (Hy4-VL), it sees one without the bias, which goes to the keys that it chose.
+  each query's keys by the mask (Hy4-VL), it gets one without the bias.
 * `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
   modules that `attach` has numbered. (Self- and cross-attention share one mask
   function there, so the bias cannot be in the mask.)
@@ -41,8 +41,8 @@ CROSS_ATTENTION = "cof_cross_attention"
 _TAG = "cof_cross_attention_tag"
 """The attribute of a cross-attention module with its number, from 0, and the queries to record."""
 
-_EAGER = ("hy_v4_vl_text",)
-"""Decoders that we run with their own eager attention: SDPA has no sinks."""
+EAGER = ("hy_v4_vl_text",)
+"""Decoders whose attention has sinks, which SDPA lacks: their own eager function runs."""
 
 
 @dataclass
@@ -132,9 +132,11 @@ def attach(
     """
     name = CROSS_ATTENTION if modules else DECODER
     config: Any = getattr(model.config, subconfig, None)
+    owners = [m for m in model.modules() if getattr(m, "config", None) is config]
     # transformers checks this for the name "sdpa" only; and SDPA ignores softcaps.
-    known = getattr(config, "model_type", "") in _EAGER or takes_sdpa(model, config)
-    if known and not getattr(config, "attn_logit_softcapping", None):
+    takes_sdpa = any(getattr(m, "_supports_sdpa", False) for m in owners)
+    takes_ours = takes_sdpa or getattr(config, "model_type", None) in EAGER
+    if takes_ours and not getattr(config, "attn_logit_softcapping", None):
         model.set_attn_implementation({subconfig: name})
     if getattr(config, "_attn_implementation", None) != name:
         raise CofError(
@@ -146,27 +148,17 @@ def attach(
         setattr(module, _TAG, (number, recorded))
 
 
-def takes_sdpa(model: Any, config: Any) -> bool:
-    """Whether the part of a model with this config says that it runs on SDPA."""
-    owners = [m for m in model.modules() if getattr(m, "config", None) is config]
-    return any(getattr(m, "_supports_sdpa", False) for m in owners)
-
-
-def has_indexer(config: Any) -> bool:
-    """Whether queries of a decoder with this config choose the keys that they attend to."""
-    return any(name.startswith("index") for name in getattr(config, "__dict__", ()))
-
-
 def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     """transformers' mask function for `DECODER`."""
     current = _REWEIGHTING.get()
     if current is None:
         return make_mask(None, _BRANCHES.get(), *shape, **kwargs)
-    current.read = not has_indexer(kwargs.get("config"))
+    options = getattr(kwargs.get("config"), "__dict__", ())
+    current.read = not any(name.startswith("index") for name in options)
     mask = make_mask(current.bias, _BRANCHES.get(), *shape, **kwargs)
     if current.read or mask is None:
         return mask
-    current.mask = mask  # `_attention` reads it
+    current.mask = mask  # read by `_attention`; the layers' indexers choose keys without the bias
     return mask > torch.finfo(mask.dtype).min
 
 
@@ -216,7 +208,7 @@ def _attention(
             attention_mask = torch.where(attention_mask, added, lowest)
         else:
             attention_mask = attention_mask + added
-    if indices is not None:  # `_EAGER`
+    if indices is not None:  # `EAGER`
         own = sys.modules[type(module).__module__].eager_attention_forward
         out, weights = own(module, query, key, value, attention_mask, **kwargs)
         if not traced and (recorded := _WEIGHTS.get()) is not None:
