@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from cof.answer import Answer
-from cof.attention.registry import CROSS_ATTENTION, DECODER
+from cof.attention.registry import CROSS_ATTENTION, DECODER, EAGER
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.probing import changed_tokens, use_attention
 from cof.errors import CofError, CofWarning
@@ -92,10 +92,12 @@ class Trial:
             copies = [replace(self.rows[name], image=image.copy()) for _ in range(3)]
             apart.append(self.apart(self.tell(copies), [name] * 3))  # nothing is reused
         if self.own:
-            for name in ("sdpa", "eager"):
-                with use_attention(self.own.model, self.own.adapter.part, name):
+            model, part = self.own.model, self.own.adapter.part
+            stock = "eager" if getattr(model.config, part).model_type in EAGER else "sdpa"
+            for name, kind in (("stock", stock), ("eager", "eager")):
+                with use_attention(model, part, kind):
                     self.alone[name] = self.tell([plain])[0]
-            apart.append(self.apart([self.alone["eager"]], ["sdpa"]))
+            apart.append(self.apart([self.alone["eager"]], ["stock"]))
         self.rounding = float(np.max(apart))
         self.allowed = MARGIN * self.rounding
 
@@ -116,7 +118,7 @@ class Trial:
         return Check(f"{len(answers)} answers", self.apart(answers, names), self.allowed)
 
     def idle(self) -> Check:
-        return self.same([self.alone["idle"]], ["sdpa" if self.own else "plain"])
+        return self.same([self.alone["idle"]], ["stock" if self.own else "plain"])
 
     def batch(self) -> Check:
         return self.same(self.tell(self.rows.values()), self.rows)
@@ -214,6 +216,8 @@ def beside_formula(
             return output
         bias = torch.zeros(query.shape[2], key.shape[2], device=query.device)
         bias[start:, keys] = mask.to(bias) * math.log(look.strength)
+        if (chosen := more.get("indices")) is not None:  # each query sees these keys alone
+            used = used & torch.zeros_like(used).scatter(3, chosen[:, None].long(), value=True)
         if used is None and not adapter.looking:
             used = torch.ones_like(bias).tril().bool()[None, None]
         if used is None:
@@ -222,6 +226,10 @@ def beside_formula(
             scores = bias.masked_fill(~used, -math.inf)
         else:
             scores = bias + used.clamp(max=0)  # its own bias is above 0
+        if (sinks := more.get("s_aux")) is not None:  # one more key, whose value is 0
+            key, value = (pad(of, (0, 0, 0, 1)) for of in (key, value))
+            sink = sinks[None, :, None, None].expand(1, -1, len(bias), 1)
+            scores = torch.cat([scores.expand(-1, len(sinks), -1, -1), sink], -1)
         some = slice(None, None, 1 + len(bias) // 128)
         states = (query[:, :, some].float(), key.float(), value.float(), scores[:, :, some])
         how: Any = {"scale": more.get("scaling"), "enable_gqa": True}

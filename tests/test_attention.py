@@ -6,19 +6,21 @@ The formula itself is held for every family in `test_matrix`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from models import GRID, HEADS, LAYERS, checkpoint, picture
-from test_matrix import BOX, HEAT, WIDE, by_transformers, furthest, ours
+from models import GRID, HEADS, LAYERS, checkpoint, picture, prompts_of
+from test_matrix import BOX, HEAT, TALL, WIDE, by_transformers, furthest, ours
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, StaticCache
-from zoo import engine, stock
+from zoo import BUILDERS, engine, folder, stock
 
 from cof.attention import bias_mask, registry
-from cof.attention.bias_mask import Bias
+from cof.attention.bias_mask import Bias, make_gates
 from cof.attention.registry import attach, record_weights, reweight
+from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.prefix_cache import CACHE
 from cof.errors import CofError
 from cof.types import Highlight, Request
@@ -26,6 +28,8 @@ from cof.types import Highlight, Request
 STRENGTH = 8.0
 CELLS = [row * GRID + column for row in (2, 3, 4) for column in (1, 2)]
 TEXTS = ["USER: <image>\nwhat digit is it? ASSISTANT:", "USER: <image>\nred? ASSISTANT:"]
+CHOOSING = [name for name in ("hy_v4_vl", "qwen4_exp") if name in BUILDERS]
+"""Queries choose their keys; Hy4-VL is not in every version of transformers."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def generate(model: Any, inputs: dict[str, Tensor], **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("carrier", ["mask", "dimensions"])
 @pytest.mark.parametrize("focus", ["all", "text", "some layers and heads", "no layer", "soft"])
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma4"])
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma4", *CHOOSING])
 def test_carriers(name: str, focus: str, carrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to carry the bias through the prompt, as if sequences were short or long."""
     look = {
@@ -80,7 +84,7 @@ def test_carriers(name: str, focus: str, carrier: str, monkeypatch: pytest.Monke
     attention = engine(name).image_attentions([asked])[0][0]
     theirs = expected.attentions[0][0][0, :, -1, is_image].numpy()
     assert attention.reshape(theirs.shape) == pytest.approx(theirs, abs=2e-5)
-    if name != "gemma4":  # whose images attend both ways, by a mask
+    if name not in ("gemma4", *CHOOSING):  # which always have a mask
         assert bool(calls) == (carrier == "dimensions" and focus != "no layer")
 
 
@@ -96,6 +100,45 @@ def test_idle_is_bitwise_stock(model: Any, pair: dict[str, Tensor]) -> None:
         beside = generate(model, pair).logits
     assert furthest([x[1:] for x in beside], [x[1:] for x in expected.logits]) <= 1e-5
     assert furthest([beside[0][:1]], [expected.logits[0][:1]]) > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CHOOSING)
+def test_keys_are_chosen_as_without_a_bias(name: str, dtype: str) -> None:
+    made = TransformersEngine.from_pretrained(folder(name), dtype=dtype)
+    model = made.model
+    plain = prompts_of(made, [Request(WIDE, "which digit?"), Request(TALL, "red?")])
+    inputs = made.adapter._new_inputs(plain)
+    chosen: list[Tensor] = []
+    for module in model.modules():
+        if type(module).__name__.endswith("Indexer"):
+            module.register_forward_hook(lambda *of: chosen.append(of[2]))
+
+    def run(bias: Bias | None, **kwargs: Any) -> tuple[list[Tensor], list[Tensor]]:
+        chosen.clear()
+        given = made.adapter._new_inputs(plain)
+        with torch.inference_mode(), reweight(bias):
+            logits = generate(model, given, **kwargs).logits
+        return logits, chosen[:2]  # of the first pass
+
+    logits, keys = run(None)
+    ids = inputs["input_ids"]
+    look = Bias(ids.eq(model.config.image_token_id) * (torch.arange(ids.shape[1]) % 3 == 0) * 9.0)
+    last = make_gates([(2,)] * 2, [None] * 2, (3, 4))
+    late = torch.tensor([40, 50])
+    for bias, layers in ((replace(look, gate=last), 2), (look, 1), (replace(look, q_from=late), 1)):
+        biased, again = run(bias)
+        assert all(map(torch.equal, again[:layers], keys)), "the bias was there before the choice"
+        assert layers == 2 or not torch.equal(again[1], keys[1]), "there was no choice"
+        assert furthest(biased[:1], logits[:1]) > 1e-3
+        static = StaticCache(config=model.config.text_config, max_cache_len=128)
+        for kwargs in ({"use_cache": False}, {CACHE: static}) if dtype == "float32" else ():
+            assert furthest(run(bias, **kwargs)[0], biased) <= 1e-5
+    own = stock(name).config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": own})
+    assert furthest(run(None)[0], logits) == 0  # to the bit
+    with pytest.raises(RuntimeError, match="never read"):
+        run(look)
 
 
 def test_cache_and_no_cache_and_static_cache(model: Any, pair: dict[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ Attention is held in `test_matrix`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from models import picture, prompts_of
 from test_matrix import WIDE, by_transformers
-from zoo import BUILDERS, engine
+from zoo import BUILDERS, engine, stock
 
 from cof.engines.transformers.introspection import find_phrase
 from cof.engines.transformers.prefix_cache import CACHE
@@ -22,6 +23,19 @@ from cof.types import Request
 
 QUESTION, PHRASE = "is the red bus here?", "red bus"
 ASKED = Request(WIDE, QUESTION)
+
+
+def expand(layers: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
+    """The keys and values of Hy4-VL, `(1, H, L, D)`, written out; its cache has the latents of both
+    as keys, and the part of the keys that is rotated, alike in all heads, as values."""
+    decoder = stock("hy_v4_vl").model.language_model
+    sizes = [decoder.config.qk_nope_head_dim, decoder.config.v_head_dim]
+    for layer, cached in zip(decoder.layers, layers, strict=True):
+        latents, weight = cached.keys[0], layer.self_attn.kv_b_proj.weight.detach()
+        made = (latents @ weight.T).unflatten(-1, (-1, sum(sizes)))  # (1, L, H, D of both)
+        own, values = made.transpose(1, 2).split(sizes, -1)
+        rotated = cached.values.expand(-1, own.shape[1], -1, -1)
+        yield {"keys": torch.cat([own, rotated], -1), "values": values}
 
 
 @pytest.mark.parametrize("name", ["llava", *BUILDERS])
@@ -54,6 +68,8 @@ class TestEveryFamily:
         for states in ("values", "keys"):
             (ours,) = made.phrase_similarities([ASKED], [PHRASE], states)
             kept = [getattr(layer, states, None) for layer in output[CACHE].layers]
+            if name == "hy_v4_vl":  # whose cache has what keys and values are made of
+                kept = [of[states] for of in expand(output[CACHE].layers)]
             for layer, cached in zip(ours, kept, strict=True):
                 if cached is None or cached.ndim != 4 or cached.shape[2] < len(ids):
                     assert np.isnan(layer).all()

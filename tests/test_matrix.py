@@ -84,16 +84,25 @@ class Formula:
 FORMULA = Formula()
 
 
+def _each_head(chosen: Tensor, scores: Tensor) -> Tensor:
+    """`(B, Q, n)` numbers of keys -> `(B, H, Q, n)`."""
+    return chosen[:, None].expand(-1, scores.shape[1], -1, -1).long()
+
+
 def _by_hand(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **more: Any
 ) -> tuple[Tensor, Tensor]:
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = query @ key.transpose(2, 3) * scaling
     if mask is not None:
         scores = scores + mask
+    if (chosen := more.get("indices")) is not None:  # Hy4-VL: each query sees some keys alone
+        scores += torch.full_like(scores, -torch.inf).scatter(3, _each_head(chosen, scores), 0.0)
     FORMULA.add(module, scores)
-    weights = scores.softmax(-1)
+    if (sinks := more.get("s_aux")) is not None:  # and may give its attention to nothing
+        scores = torch.cat([scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
+    weights = scores.softmax(-1)[..., : key.shape[2]]
     return (weights @ value).transpose(1, 2), weights
 
 
@@ -129,7 +138,7 @@ def by_transformers(name: str, asked: Request) -> tuple[Any, Tensor]:
     ends = ("crossattention.attention", "cross_attn", "x_attn")
     crossing = [module for path, module in model.named_modules() if path.endswith(ends)]
     # on SDPA, transformers makes Kosmos-2's resampler causal, which it is not
-    attention = "eager" if name == "kosmos2" else "sdpa"
+    stocks = attention = "eager" if name in ("kosmos2", "hy_v4_vl") else "sdpa"
     if asked.highlight is not None:
         attention, look = "test_by_hand", asked.highlight
         weights = made.token_mask(asked.image.size, look).astype(float)
@@ -149,7 +158,7 @@ def by_transformers(name: str, asked: Request) -> tuple[Any, Tensor]:
     model.set_attn_implementation({part: attention})
     with torch.inference_mode():
         output = model.generate(**inputs, generation_config=CONFIG, **more)
-    model.set_attn_implementation({part: "sdpa"})
+    model.set_attn_implementation({part: stocks})
     return output, is_image
 
 

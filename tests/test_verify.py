@@ -14,7 +14,7 @@ import torch
 from processes import KEY, Server, free_port
 from transformers import AttentionInterface
 from typer.testing import CliRunner
-from zoo import engine, folder
+from zoo import BUILDERS, engine, folder
 
 from cof import CoF, __version__, cli
 from cof.attention import registry
@@ -41,9 +41,10 @@ def failed(checks: dict[str, Check]) -> set[str]:
     return {name for name, check in checks.items() if check.passed is False}
 
 
-KINDS = ("llava", "idefics3", "instructblip", "qwen3_5", "gemma3", "mllama")
+KINDS = ("llava", "idefics3", "instructblip", "qwen3_5", "gemma3", "mllama", "qwen4_exp")
+KINDS += ("hy_v4_vl",) if "hy_v4_vl" in BUILDERS else ()
 """A raster, tiles, a Q-Former, linear attention, a sliding window and images that see all of
-themselves, cross-attention."""
+themselves, cross-attention, keys that queries choose, these with attention sinks."""
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -6,7 +6,8 @@ switched to them with `set_attn_implementation`; no class is patched.
 * `DECODER`: the stock SDPA function, with a mask function that writes the bias into the mask. The
   mask is built once per forward pass and shared by all layers. Only highlights on a subset of
   layers or heads change it in each layer. Where the stock function needs no mask and the sequence
-  is long, queries and keys may carry the bias in dimensions of their own.
+  is long, queries and keys may carry the bias in dimensions of their own. Where an indexer chooses
+  each query's keys by the mask (Hy4-VL), it gets one without the bias.
 * `CROSS_ATTENTION`: the stock mask function, with an attention function that adds the bias in the
   modules that `attach` has numbered. (Self- and cross-attention share one mask
   function there, so the bias cannot be in the mask.)
@@ -18,6 +19,7 @@ implementation bit for bit, so they can stay switched on. Each thread has its ow
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -39,13 +41,17 @@ CROSS_ATTENTION = "cof_cross_attention"
 _TAG = "cof_cross_attention_tag"
 """The attribute of a cross-attention module with its number, from 0, and the queries to record."""
 
+EAGER = ("hy_v4_vl_text",)
+"""Decoders whose attention has sinks, which SDPA lacks: their own eager function runs."""
+
 
 @dataclass
 class _Reweighting:
-    """A bias in use, and whether a pass has read it."""
+    """A bias in use, whether a pass has read it, and that pass's mask if an indexer must not."""
 
     bias: Bias
     read: bool = False
+    mask: Tensor | None = None
 
 
 _BRANCHES: ContextVar[Tensor | None] = ContextVar("cof_branches", default=None)
@@ -129,7 +135,8 @@ def attach(
     owners = [m for m in model.modules() if getattr(m, "config", None) is config]
     # transformers checks this for the name "sdpa" only; and SDPA ignores softcaps.
     takes_sdpa = any(getattr(m, "_supports_sdpa", False) for m in owners)
-    if takes_sdpa and not getattr(config, "attn_logit_softcapping", None):
+    takes_ours = takes_sdpa or getattr(config, "model_type", None) in EAGER
+    if takes_ours and not getattr(config, "attn_logit_softcapping", None):
         model.set_attn_implementation({subconfig: name})
     if getattr(config, "_attn_implementation", None) != name:
         raise CofError(
@@ -144,10 +151,15 @@ def attach(
 def _decoder_mask(*shape: int, **kwargs: Any) -> Tensor | None:
     """transformers' mask function for `DECODER`."""
     current = _REWEIGHTING.get()
-    if current is not None:
-        current.read = True
-    bias = None if current is None else current.bias
-    return make_mask(bias, _BRANCHES.get(), *shape, **kwargs)
+    if current is None:
+        return make_mask(None, _BRANCHES.get(), *shape, **kwargs)
+    options = getattr(kwargs.get("config"), "__dict__", ())
+    current.read = not any(name.startswith("index") for name in options)
+    mask = make_mask(current.bias, _BRANCHES.get(), *shape, **kwargs)
+    if current.read or mask is None:
+        return mask
+    current.mask = mask  # read by `_attention`; the layers' indexers choose keys without the bias
+    return mask > torch.finfo(mask.dtype).min
 
 
 def _attention(
@@ -169,7 +181,13 @@ def _attention(
     if gate is not None and (decoder or tag is not None):
         chosen = gate[:, module.layer_idx if tag is None else tag[0]]
         gate = repeat_rows(chosen, query.shape[0]).to(query)[:, :, None, None]  # (B, H, 1, 1)
-    lowest = torch.finfo(query.dtype).min
+    lowest, indices = torch.finfo(query.dtype).min, kwargs.get("indices")
+    if indices is not None and attention_mask is not None:  # (B, Q, N): the keys chosen, by number
+        keys = torch.zeros_like(attention_mask).scatter(3, indices[:, None].long(), value=True)
+        attention_mask = torch.where(keys & attention_mask, query.new_zeros(1), lowest)
+    if current is not None and current.mask is not None and attention_mask is not None and decoder:
+        visible = attention_mask if attention_mask.dtype == torch.bool else attention_mask > lowest
+        attention_mask, current.read = torch.where(visible, current.mask.to(query), lowest), True
     if decoder and current is not None and attention_mask is None:
         kwargs["scaling"] = kwargs.get("scaling") or 1 / math.sqrt(query.shape[-1])
         added, late = spread(current.bias, len(query), range(query.shape[2]), range(key.shape[2]))
@@ -190,6 +208,12 @@ def _attention(
             attention_mask = torch.where(attention_mask, added, lowest)
         else:
             attention_mask = attention_mask + added
+    if indices is not None:  # `EAGER`
+        own = sys.modules[type(module).__module__].eager_attention_forward
+        out, weights = own(module, query, key, value, attention_mask, **kwargs)
+        if not traced and (recorded := _WEIGHTS.get()) is not None:
+            recorded.append(weights[:, :, -1].float())
+        return out, None
     if (decoder or tag is not None) and not traced:
         queries = tag[1] if tag else slice(-1, None)
         _record(query[:, :, queries], key, attention_mask, kwargs.get("scaling"))

@@ -118,7 +118,9 @@ FAMILIES: tuple[Family, ...] = (
     _QWEN3,
     # linear-attention layers have no KV cache, so the state after the image cannot be cropped
     replace(_QWEN3, name="Qwen3.5", model_types=("qwen3_5", "qwen3_5_moe"), prefill=False),
+    replace(_QWEN3, name="Qwen4-Exp", model_types=("qwen4_exp",), prefill=False),  # the same
     Family("LFM3-VL", ("lfm3_vl",), token_means.merged_grid, prefill=False),  # the same
+    Family("Hy4-VL", ("hy_v4_vl",), token_means.hy_v4_vl, prefill=False),  # its keys are chosen
     Family("MiniCPM-OCR", ("minicpm_ocr",), token_means.minicpm_ocr, prefill=False, stacks=False),
     Family(
         "Molmo 2",

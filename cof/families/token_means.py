@@ -38,6 +38,14 @@ def merged_grid(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
     return merged_means(pixels["pixel_values"], pixels["image_grid_thw"], merge)
 
 
+def hy_v4_vl(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
+    """Flat patches, row by row; each token is a square of them. Each row of tokens ends in a
+    newline, which shows no pixels: 0."""
+    patches = merged_means(pixels["pixel_values"], pixels["image_grid_thw"], 1)
+    (tokens,) = tile_means(patches[None], config.vision_config.spatial_merge_size)
+    return np.pad(tokens, ((0, 0), (0, 1)))
+
+
 def molmo2(pixels: Mapping[str, Any], config: Any) -> NDArray[np.float64]:
     """`(crops, N, patch * patch * C)` patches, and which of them each token pools: `(tokens, 4)`
     numbers in all crops, -1 for none. The whole image, then its overlapping crops."""

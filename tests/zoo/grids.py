@@ -104,6 +104,15 @@ def qwen3_5_moe() -> Made:
     return _qwen3("qwen3_5_moe", {}, **_LINEAR, **_EXPERTS, shared_expert_intermediate_size=16)
 
 
+def qwen4_exp() -> Made:
+    """Queries choose 8 pairs of keys, fewer than any prompt has."""
+    indexer = {"indexer_n_heads": 24, "indexer_kv_heads": 1, "indexer_head_dim": 8}
+    indexer |= {"indexer_budget": 16, "indexer_compress_ratio": 2}
+    layers = [*_LINEAR["layer_types"], "full_attention"]
+    decoder = {**_LINEAR, **_EXPERTS, **indexer, "num_hidden_layers": 3, "layer_types": layers}
+    return _qwen3("qwen4_exp", {}, **decoder, shared_expert_intermediate_size=16, hc_lowrank=8)
+
+
 if "lfm3_vl" in CONFIG_MAPPING:
 
     def lfm3_vl() -> Made:
@@ -178,3 +187,30 @@ def video_llama_3() -> Made:
         images, tok, chat_template=chat("<|image_pad|>")
     )
     return made, processor
+
+
+if "hy_v4_vl" in CONFIG_MAPPING:
+
+    def hy_v4_vl() -> Made:
+        """Queries choose 16 keys, fewer than any prompt has. With fewer heads to choose them some
+        keys would tie at 0, and padding would decide."""
+        tok = words(*_QWEN)
+        tower = {**TOWER, "patch_size": 16, "out_hidden_size": 32, "max_image_size": 128}
+        latents = {"q_lora_rank": 16, "kv_lora_rank": 24, "qk_nope_head_dim": 8}
+        heads = {**latents, "qk_rope_head_dim": 8, "v_head_dim": 12, "num_hidden_layers": 3}
+        indexer = {"index_topk": 16, "index_head_dim": 16, "index_n_heads": 24}
+        experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        made = config(
+            "hy_v4_vl",
+            vision_config=tower,
+            text_config=text("hy_v4_vl_text", tok, rope_parameters=_ROPE)
+            | {**heads, **indexer, **experts},
+            **ids(tok, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
+        )
+        images = hf.HYV4VLImageProcessorPil(
+            size={"shortest_edge": 16 * 16**2, "longest_edge": 240 * 16**2}
+        )
+        processor = images_only(hf.HYV4VLProcessor)(
+            images, tok, chat_template=chat("<|image_pad|>")
+        )
+        return made, processor

@@ -72,14 +72,18 @@ def compare_states(
     ids = prompts.inputs["input_ids"]
     output = adapter.generate(adapter.with_cache(prompts), generation_config=config)
     is_image = torch.eq(ids, adapter.model.config.image_token_id)
+    # where the cache holds what keys and values are made of (Hy4-VL)
+    expand = [of.expand_kv for of in adapter.model.modules() if hasattr(of, "expand_kv")]
     similarities = []
     for row, tokens in enumerate(places):
         layers = []
-        for layer in getattr(output, CACHE).layers:
+        for number, layer in enumerate(getattr(output, CACHE).layers):
             cached = getattr(layer, states, None)
             if cached is None or cached.ndim != 4 or cached.shape[2] != ids.shape[1]:
                 layers.append(torch.full((len(tokens), int(is_image[row].sum())), torch.nan))
                 continue
+            if expand:
+                cached = expand[number](layer.keys, layer.values)[states == "values"]
             joined = cached[row].transpose(0, 1).flatten(1).float()  # (L, key heads * head size)
             joined = torch.nn.functional.normalize(joined, dim=-1)
             layers.append((joined[list(tokens)] @ joined[is_image[row]].T).cpu())
