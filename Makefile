@@ -46,7 +46,7 @@ test-clients: $(CLIENTS_READY)
 
 # The engine with the newest transformers, and torchvision; `make test` has the oldest, and none.
 CORE := attention chats engine families introspection loading looking matrix prefix_cache probing processors \
-	special_tokens streaming token_coverage
+	special_tokens streaming token_coverage verify
 test-newest: $(NEWEST_READY)
 	$(NEWEST)/bin/python -m pytest $(CORE:%=tests/test_%.py)
 
