@@ -178,7 +178,12 @@ class PartialBox:
 
     def choose(self, token: int) -> PartialBox:
         """The box with one of `choices`, and with all tokens that follow from it."""
-        return _settle(self._with(token))
+        node = self.node.follow[token]
+        chosen, tokens = self.chosen, (*self.tokens, token)
+        if not node.follow:
+            chosen = (*chosen, node.numbers[0])
+            node = self.compiled.roots[len(chosen)] if len(chosen) < 4 else node
+        return _settle(replace(self, chosen=chosen, node=node, tokens=tokens))
 
     def open_numbers(self, node: Node) -> list[int]:
         """The numbers of a node of this slot with which the box has an area within its limits."""
@@ -187,14 +192,6 @@ class PartialBox:
         if place >= 2:
             allowed = range(max(allowed.start, self.chosen[place - 2] + 1), allowed.stop)
         return [number for number in node.numbers if number in allowed]
-
-    def _with(self, token: int) -> PartialBox:
-        node = self.node.follow[token]
-        chosen, tokens = self.chosen, (*self.tokens, token)
-        if not node.follow:
-            chosen = (*chosen, node.numbers[0])
-            node = self.compiled.roots[len(chosen)] if len(chosen) < 4 else node
-        return replace(self, chosen=chosen, node=node, tokens=tokens)
 
 
 def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tuple[float, ...]:
@@ -229,9 +226,8 @@ def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tup
 
 def _settle(box: PartialBox) -> PartialBox:
     """The box with all tokens that every number left has in common."""
-    while not box.done and len(choices := box.choices) == 1:
-        box = box._with(choices[0])
-    return box
+    alone = not box.done and len(box.choices) == 1
+    return box.choose(box.choices[0]) if alone else box
 
 
 def _grow_tree(slot: Sequence[Sequence[int]], numbers: Iterable[int], read: int) -> Node:
