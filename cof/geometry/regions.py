@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from cof.errors import CofError
-from cof.geometry.boxes import XYXY, area, centre, clip, expand, ordered
+from cof.geometry.boxes import FULL, XYXY, Frame, area, centre, clip, expand, ordered
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class Region:
 
 
 _THINNEST = 1e-6  # side of a box: less than a pixel of the largest image
-EVERYTHING = Region(boxes=((0.0, 0.0, 1.0, 1.0),), whole=True)
+EVERYTHING = Region(boxes=(FULL,), whole=True)
 
 
 def region_from_boxes(boxes: Sequence[Sequence[float]]) -> Region:
@@ -219,14 +219,11 @@ def _mask_image(mask: NDArray[np.float32], image_wh: tuple[int, int]) -> Image.I
 def _stretch(mask: NDArray[np.float32], source: XYXY, target: XYXY) -> NDArray[np.float32]:
     """The mask with its part in `source` moved and scaled to `target` (both in 0..1)."""
     height, width = mask.shape
-    scale_x = (source[2] - source[0]) / (target[2] - target[0])
-    scale_y = (source[3] - source[1]) / (target[3] - target[1])
-    offset_x = (source[0] - target[0] * scale_x) * width
-    offset_y = (source[1] - target[1] * scale_y) * height
-    image = Image.fromarray(mask, mode="F").transform(
+    x1, y1, x2, y2 = Frame(*source).from_image(Frame(*target).to_image(FULL))
+    image = Image.fromarray(mask).transform(
         (width, height),
-        Image.Transform.AFFINE,
-        (scale_x, 0.0, offset_x, 0.0, scale_y, offset_y),
+        Image.Transform.EXTENT,
+        (x1 * width, y1 * height, x2 * width, y2 * height),
         resample=Image.Resampling.BILINEAR,
     )
     stretched = np.clip(np.asarray(image, dtype=np.float32), 0.0, 1.0)
