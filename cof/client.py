@@ -18,7 +18,7 @@ from cof.answer import Answer, Asking, refused_answer
 from cof.errors import CofError, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
-from cof.images import MAX_PIXELS, data_url, embedded, load_image, open_checked
+from cof.images import MAX_PIXELS, ImageSource, data_url, embedded, load_image, open_checked
 from cof.limits import MAX_UPLOAD_BYTES, UPLOAD_FORMATS
 from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
@@ -28,8 +28,6 @@ from cof.types import Decoding, EncodedImage, Generation, OnText, Slot, Timings,
 
 if TYPE_CHECKING:
     import httpx2
-
-    from cof.images import ImageSource
 
 _BUSY = (429, 502, 503)
 _CONNECT_S = 10.0

@@ -15,7 +15,7 @@ from cof.ahead import process_images, work_ahead
 from cof.answer import Answer, Asking, refused_answer
 from cof.engines.base import Engine, LengthChecker, ReplyScorer
 from cof.errors import CofError
-from cof.images import load_image
+from cof.images import ImageSource, load_image
 from cof.presets import default_settings
 from cof.presets import preset as named_preset
 from cof.query import NO_IMAGE, Query, QueryLike, Sample, as_query
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cof.client import RemoteCoF
-    from cof.images import ImageSource
 
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 

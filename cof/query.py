@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import PIL.Image
+from numpy.typing import ArrayLike
+from PIL.Image import Image
 
 from cof.errors import CofError
 from cof.geometry.regions import (
@@ -18,18 +20,11 @@ from cof.geometry.regions import (
     region_from_mask,
     region_from_polygon,
 )
-from cof.images import load_image
+from cof.images import ImageSource, load_image
 from cof.messages import ChatText, read_messages
 from cof.options import check_text
 from cof.settings import Settings
 from cof.types import EncodedImage, Request
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-    from PIL.Image import Image
-
-    from cof.images import ImageSource
-
 
 NO_IMAGE = PIL.Image.new("RGB", (1, 1))
 """In the place of the image where a chat has none, or none could be loaded."""

@@ -10,18 +10,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
 
 from cof.errors import CofError
 from cof.geometry.regions import Region
 from cof.options import count, positive
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
-    from cof.prompting.box_template import BoxTemplate
+from cof.prompting.box_template import BoxTemplate
 
 Scope = Literal["all", "text"]
 CellRule = Literal["coverage", "corners"]
