@@ -61,11 +61,6 @@ class Thing:
     def glyph_name(self) -> str:
         return f"{self.glyph_kind} {self.glyph}"
 
-    @property
-    def center(self) -> tuple[float, float]:
-        x1, y1, x2, y2 = self.xyxy
-        return (x1 + x2) / 2, (y1 + y2) / 2
-
 
 @dataclass(frozen=True)
 class Scene:
