@@ -13,7 +13,6 @@ from string import ascii_uppercase
 
 from cof.eval.data.choice import ChoiceTable, choice_prompt, list_options
 from cof.eval.data.files import Row
-from cof.eval.examples import Example
 from cof.eval.rules import HRBENCH
 
 
@@ -25,10 +24,6 @@ class HRBench(ChoiceTable):
     headline = ("average", "single", "cross")
     readers = HRBENCH
     _seen: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
-
-    def read(self, problems: list[str]) -> list[Example]:
-        self._seen.clear()
-        return super().read(problems)
 
     def group_of(self, row: Row, options: Sequence[str], answer: str) -> str:
         # the cycles of a question have no mark of their own; an order of the options that comes
