@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -192,17 +192,15 @@ def digest(text: str) -> str:
 def questions_digest(examples: Iterable[Example]) -> str:
     """A fingerprint of all that changes an answer or a figure: the questions with all their fields,
     and what their images hold, wherever they lie."""
-    images: dict[Path | Embedded, Path] = {}
 
-    def told(example: Example) -> str:
-        if example.image not in images:
-            try:
-                images[example.image] = Path(image_digest(example.image))
-            except CofError:
-                images[example.image] = Path("unreadable")
-        return repr(replace(example, image=images[example.image]))
+    @cache
+    def seen(image: Path | Embedded) -> Path:
+        try:
+            return Path(image_digest(image))
+        except CofError:
+            return Path("unreadable")
 
-    return digest("\n".join(map(told, examples)))
+    return digest("\n".join(repr(replace(each, image=seen(each.image))) for each in examples))
 
 
 def weights_digest(model: Any) -> str:

@@ -200,8 +200,8 @@ class Batch:
         engine: Any = self.runner.engine
         opened = {of: image for of, image in self.images.items() if not isinstance(image, CofError)}
         if self.runner.servers:
-            files = {of: of if isinstance(of, Path) else of.load() for of in opened}
-            self.images |= {source: engine.encode(file) for source, file in files.items()}
+            for of in opened:
+                self.images[of] = engine.encode(of if isinstance(of, Path) else of.load())
             return
         given = [self.processed.get(id(image), image) for image in opened.values()]
         try:
