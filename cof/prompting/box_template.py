@@ -38,12 +38,6 @@ class BoxTemplate:
         """A box; `chosen` are the places of its four numbers in `numbers`."""
         return self.pattern.format(*(self.numbers[index] for index in chosen))
 
-    @property
-    def limits(self) -> Limits:
-        """Those of a box with an area, wherever it is."""
-        count = len(self.numbers)
-        return range(count - 1), range(count - 1), range(1, count), range(1, count)
-
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -79,8 +73,11 @@ class CompiledBoxTemplate:
         return tuple(_grow_tree(slot, range(len(slot)), 0) for slot in self.slots)
 
     def start(self, limits: Limits | None = None) -> PartialBox:
-        """A box without any number chosen; `limits` are `Dialect.limits`, for its image."""
-        return _settle(PartialBox(self, limits or self.template.limits, (), self.roots[0]))
+        """A box without any number chosen; `limits` are `Dialect.limits`, for its image; None: the
+        box has an area, wherever it is."""
+        n = len(self.template.numbers)
+        anywhere = (range(n - 1), range(n - 1), range(1, n), range(1, n))
+        return _settle(PartialBox(self, limits or anywhere, (), self.roots[0]))
 
 
 def compile_box_template(
