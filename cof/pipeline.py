@@ -307,13 +307,12 @@ class CoF(Asking):
             looks,
             drafts,
         )
-        for sample, (reply, _) in zip(samples, outcomes, strict=True):
-            if sample in texts:
-                texts[sample].finish(reply.text)
         answering = time.perf_counter() - grounded + drafted - before
         timings = Timings(ground=grounded - drafted + before - start, answer=answering)
         answers = []
         for sample, draft, (reply, look) in zip(samples, drafts, outcomes, strict=True):
+            if sample in texts:
+                texts[sample].finish(reply.text)
             known = draft or (reply if look.region is None else None)
             plain = known.text if known else partial(self._plain_text, sample, decoding)
             answers.append(answer_of(sample, look, timings, reply, plain))

@@ -22,7 +22,6 @@ from cof.options import count, positive
 from cof.prompting.box_template import BoxTemplate
 
 Scope = Literal["all", "text"]
-CellRule = Literal["coverage", "corners"]
 
 OnText = Callable[[int, str], object]
 """Called with the place of a request or query and a piece of text, by which its reply has grown."""
@@ -56,7 +55,7 @@ class Highlight:
     scope: Scope = "all"
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
-    cells: CellRule = "coverage"
+    cells: Literal["coverage", "corners"] = "coverage"
     graded: bool = False
     guidance: float = 1.0
 

@@ -129,9 +129,7 @@ class Unchanged(Focus):
     name: ClassVar[str] = "none"
     help: ClassVar[str] = "nothing: the plain model"
 
-    @property
-    def changes_nothing(self) -> str:
-        return "Focus is 'none'."
+    changes_nothing = "Focus is 'none'."
 
     def apply(self, request: Request, region: Region) -> Request:
         return request
