@@ -39,8 +39,7 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
 
     A request goes to the server with the fewest under way. If that one is away or busy, it goes to
     another, or is sent again after a while: answers do not depend on what was asked before, so
-    that nothing is lost or done twice. Masks and heat maps do not travel: an answer's `region` has
-    its boxes alone.
+    nothing is lost or done twice. Masks and heat maps do not travel: a `region` has boxes alone.
 
     Attributes:
         model: the name of the model that is served.
@@ -63,8 +62,7 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
     ) -> None:
         """
         Args:
-            url: such as `http://127.0.0.1:8000`; several servers of the same model as a sequence,
-                or in one text with commas between them.
+            url: such as `http://127.0.0.1:8000`; several of one model: a sequence, or with commas.
             api_key: the servers', if they have one.
             timeout_s: how long a server may take for one request before it counts as away.
             retry_s: how long a request is sent again while all servers are away or busy.
@@ -266,8 +264,7 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
 
 
 def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str, Any]]:
-    """A reply's status and its JSON object (empty if it is none), if it was streamed what they
-    would be without."""
+    """A reply's status and JSON object (empty if it is none), as they are without streaming."""
     import httpx2
 
     if sent is None or not reply.headers.get("content-type", "").startswith("text/event-stream"):

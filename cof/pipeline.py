@@ -65,8 +65,7 @@ class CoF(Asking):
         """
         Args:
             engine: answers requests; or a loaded model, whose attention is ours from then on.
-            settings: None: those of `cof.settings.default_settings` for the engine's model. After a
-                model, its processor.
+            settings: None: `cof.presets.default_settings` of it. After a model, its processor.
             allow_url: whether images may be given as http(s) addresses.
             options: what `cof.settings.Settings` takes, over the settings.
 
@@ -107,7 +106,7 @@ class CoF(Asking):
         Args:
             model: hub id, local path, `tiny` or `tiny-early`; None: `tiny`, which is embedded.
             engine: `transformers`, or `vllm` for many requests at once (`pip install 'cof[vllm]'`).
-            preset: a preset's name, `paper`, `paper-parity` or `tiny` (`cof.settings.preset`).
+            preset: a preset's name, `paper`, `paper-parity` or `tiny` (`cof.presets.preset`).
             dtype: `float32`, `bfloat16`, ...; None: the engine's choice for the device.
             device_map: as in transformers; None: the engine's choice.
             pad_to_square: LLaVA-1.5: pad images to a square, as its evaluations do (None, True),
@@ -214,8 +213,7 @@ class CoF(Asking):
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
-        """Stage 1 alone: where the settings' grounder looks, before post-processing; of several
-        the first that finds something."""
+        """Stage 1 alone, before post-processing; of several grounders the first with a region."""
         looking = self.settings.changed(focus="crop")  # one that is never idle
         return self.look_for(Query(image, question, settings=looking))[1].grounding
 

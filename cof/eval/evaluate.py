@@ -1,5 +1,4 @@
-"""Methods compared on benchmarks: one pass over the questions, all figures, one results file; and
-what a run records of itself, to be checked before it goes on."""
+"""Methods compared on benchmarks in one pass: all figures, and what a run records of itself."""
 
 from __future__ import annotations
 
@@ -37,8 +36,7 @@ class Evaluation:
     """Methods that answer the same questions.
 
     Attributes:
-        methods: by the names under which they are reported; `plain` is among them unless only
-            stage 1 is measured.
+        methods: by the names in reports; `plain` is among them unless only stage 1 is measured.
         grounded: settings whose stage 1 is measured even if no method needs it.
         batch_size: questions in one forward pass; under way at each server.
         max_new_tokens: the longest answer.
@@ -53,8 +51,7 @@ class Evaluation:
 
     @classmethod
     def compare_usual(cls, settings: Settings, task: Benchmark, **options: Any) -> Evaluation:
-        """The plain model, every image token, and the settings (`cof`); where the data has true
-        regions, those and random boxes as a control."""
+        """`usual_methods`; `oracle` and `random`, a control, only where there are true regions."""
         if task.stage_one:
             return cls({}, (settings,), **options)
         methods = usual_methods(settings)
@@ -81,8 +78,7 @@ class Evaluation:
             more: goes into the results (`results.json`) as it is.
 
         Raises:
-            CofError: the data has problems, `out` holds answers of another run, or no server
-                answers.
+            CofError: the data has problems, `out` is another run's, or no server answers.
         """
         results: dict[str, Any] = {
             "about": self.ask(engine, tasks, out, console=console),
@@ -116,8 +112,7 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Ask without collecting figures (see `run`), and tell what answers depend on.
 
-        A shard's answers have a file of their own; a run without shards begins with those of all
-        shards that `out` holds.
+        A shard's answers have a file of their own; a run without shards begins with all of these.
         """
         first = next(iter(tasks.values()))
         everything = {  # the questions of all shards

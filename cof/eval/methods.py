@@ -79,8 +79,7 @@ class Method:
     def region(self, example: Example, seed: int) -> Region | None:
         """The region that is given for a question, xyxy in 0..1 of the image; None: none is.
 
-        A question without a true region is about the whole image; of a region that leaves the
-        image it is the part inside.
+        A question without a true region is about the whole image; a region is cut at its edge.
         """
         true = clip(example.region or FULL)
         if self.given == "oracle":

@@ -1,5 +1,4 @@
-"""Questions and replies on disk, one JSON line each: enough to score a run again without model and
-data."""
+"""Questions and replies on disk as JSON lines, to score a run again without model and data."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ class Record:
         boxes: the boxes that the model was made to look at, after post-processing; of a grounding
             the boxes that it found; xyxy in 0..1 of the image.
         confidence: geometric mean probability of the reply's tokens, 0..1; of a grounding that of
-            the box; None if unknown. It depends on the batch in its fourth decimal (see
-            `cof.eval.runner.Runner`).
+            the box; None if unknown. Its fourth decimal depends on the batch (`runner.Runner`).
         error: why there is no reply; such a question counts as wrong and unparsed.
     """
 
@@ -99,8 +97,7 @@ def _line(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Replies:
-    """Questions and the replies to them, by step (a method's key, or a grounding's), then by
-    question."""
+    """Questions and the replies to them, by step (a method's or grounding's key), then question."""
 
     examples: Sequence[Example]
     records: Mapping[str, Mapping[str, Record]]

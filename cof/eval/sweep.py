@@ -145,8 +145,7 @@ def choose(
         how: `batch_size` and `max_new_tokens` of `Evaluation`.
 
     Raises:
-        CofError: the tasks have no answers, or too few for the share; the folder or file belongs
-            to another choice.
+        CofError: tasks without answers, or too few for the share; the files are another choice's.
     """
     whole = tasks
     if at_most is not None:
@@ -243,8 +242,7 @@ def tabulate_choices(choices: Mapping[str, Choice]) -> dict[str, Any]:
 
 
 def make_candidates(settings: Settings, **values: Sequence[Any]) -> list[Method]:
-    """Every combination of the values of options, all else being as in `settings`, without those
-    that differ in nothing that matters.
+    """Every combination of the values of options, all else as in `settings`; each key once.
 
     >>> [each.key for each in make_candidates(Settings(focus="crop"), expand=(1, 2))]
     ['prompt x crop expand=1', 'prompt x crop expand=2']

@@ -55,10 +55,9 @@ def make_heat_map(
 ) -> HeatMap:
     """A heat map of the image from one value for each image token.
 
-    A single grid of tokens keeps its cells; rows and columns that show padding alone are left
-    out. Tokens in any other layout (tiles, with or without a thumbnail) are averaged in the cells
-    of a new grid that has half as many cells as there are tokens; a cell without a token gets the
-    value of the nearest token.
+    A single grid of tokens keeps its cells, without rows and columns of padding alone. Tokens in
+    any other layout (tiles, with or without a thumbnail) are averaged in the cells of a new grid,
+    half as many as there are tokens; a cell without a token gets the value of the nearest one.
 
     Args:
         values: `(grid_h, grid_w)` or `(tokens,)`, 0 or more.
@@ -96,8 +95,7 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> tuple[XYXY, floa
     not as many pixels as the window was to have (336 times its ratio) about their middle.
 
     Returns:
-        The box in 0..1 of the original image, along the borders of the map's cells, and the part
-        of the map's sum that lies in it, 0..1.
+        The box in 0..1 of the original image, along borders of cells, and its part of the sum.
 
         >>> borders = np.linspace(0, 1, 11)
         >>> values = np.zeros((10, 10)); values[3:5, 6:8] = 1; values[9, 0] = 1

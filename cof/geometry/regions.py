@@ -22,8 +22,7 @@ class Region:
         boxes: `(x1, y1, x2, y2)` each, in 0..1 of the original image.
         mask: `(H, W)` float32 in 0..1 over the whole image at any resolution, for regions that
             are not rectangles; `boxes` then holds its bounding box.
-        whole: every image token, including those of the padding (the paper's Table II,
-            "reweight" without "ground").
+        whole: every image token, padding included (Table II: "reweight" without "ground").
         heat_map: `(H, W)` float32 in 0..1 over the whole image, a weight for each point; used by
             the focus `soft`, all others use `boxes` or `mask`.
     """

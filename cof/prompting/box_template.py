@@ -45,8 +45,7 @@ class Node:
 
     Attributes:
         numbers: their places in `BoxTemplate.numbers`, ascending.
-        follow: the tokens that may come next, and the numbers left after each; empty: the number
-            is complete.
+        follow: the tokens that may come next, and the numbers left after each; empty: complete.
     """
 
     numbers: tuple[int, ...]
@@ -60,8 +59,7 @@ class CompiledBoxTemplate:
     Attributes:
         template: the box template.
         slots: for each of the four places the tokens of every number, with the fixed tokens before
-            it, and the token after it where the number would not be complete without. No sequence
-            of a slot is the beginning of another.
+            it, and the token after it if that ends the number. None of a slot begins another.
     """
 
     template: BoxTemplate
@@ -73,8 +71,7 @@ class CompiledBoxTemplate:
         return tuple(_grow_tree(slot, range(len(slot)), 0) for slot in self.slots)
 
     def start(self, limits: Limits | None = None) -> PartialBox:
-        """A box without any number chosen; `limits` are `Dialect.limits`, for its image; None: the
-        box has an area, wherever it is."""
+        """A box with no number chosen; `limits`: `Dialect.limits` of its image; None: anywhere."""
         n = len(self.template.numbers)
         anywhere = (range(n - 1), range(n - 1), range(1, n), range(1, n))
         return _settle(PartialBox(self, limits or anywhere, (), self.roots[0]))
@@ -88,8 +85,7 @@ def compile_box_template(
     Args:
         template: the box to decode.
         encode: texts -> the token ids of each, without special tokens.
-        prompt: any prompt; it must end as all prompts do. A space follows unless it ends in white
-            space.
+        prompt: any; it ends as all prompts do. A space follows unless it ends in white space.
 
     Returns:
         None if the tokens do not keep the numbers apart.

@@ -53,8 +53,7 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """How a model looked at an image: the share of its attention that each token gets, on average
-    over layers and heads."""
+    """How a model looked at an image: each token's mean share of attention in layers and heads."""
 
     looks: str  # whose attention it is
     before: Tokens  # in the plain model

@@ -47,8 +47,7 @@ _MOST_SHOWN = 3  # problems in a refusal; --check shows all
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers read out of replies by a rule set (None: unparsed), by question, and figures in
-    percent of them."""
+    """The answer a rule set reads to each question (None: unparsed), and figures in percent."""
 
     examples: Sequence[Example]
     replies: Replies
@@ -161,8 +160,7 @@ class Benchmark(ABC):
         return boxes
 
     def groups(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
-        """The questions by the groups that results are broken down to: all of them, those of each
-        kind, and of each number of objects."""
+        """The groups that results are broken down to: all, each kind, each number of objects."""
         groups = {"all": list(examples)} if examples else {}
         kinds = split_by("kind", examples)
         if len(kinds) > 1:
@@ -306,8 +304,7 @@ def part_of(examples: Sequence[Example], part: Part, share: float) -> list[Examp
 
 
 def split_by(field: str, examples: Iterable[Example]) -> dict[Any, list[Example]]:
-    """The questions by a field, its values in the order in which they come; without those that
-    have none."""
+    """The questions that have a field, by its values in the order in which they come."""
     found: dict[Any, list[Example]] = {}
     for example in examples:
         found.setdefault(getattr(example, field), []).append(example)

@@ -39,8 +39,7 @@ class ChoiceBenchmark(Benchmark):
         return choice_prompt(self.prompt_style, question, options, hint)
 
     def figures_of(self, answers: Answers) -> dict[str, Figure]:
-        """In percent: `average` over all orders, the same by kind, `circular` (all orders of a
-        question right), `unparsed`."""
+        """In percent: `average` over orders, by kind, `circular` (all orders right), `unparsed`."""
         examples = answers.examples
         kinds = sorted(split_by("kind", examples).items())
         return {

@@ -1,7 +1,6 @@
 """HR-Bench 4K and 8K: multiple choice about small things in large images (arXiv 2408.15556).
 
-Read from its TSV files, or parquet files with the same columns: every question four times, with its
-options in four orders.
+Read from its TSV or parquet files: every question four times, with its options in four orders.
 """
 
 from __future__ import annotations

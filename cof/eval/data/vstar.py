@@ -32,8 +32,7 @@ class VStar(ChoiceBenchmark):
     always the first in the data, says nothing.
 
     The prompt style `official` asks as the benchmark's own script does: the question alone, once,
-    and the option whose text the model finds most probable is the answer. Figures of the two ways
-    are not comparable.
+    and the option whose text is most probable is the answer. The two ways' figures do not compare.
     """
 
     name = "vstar"
