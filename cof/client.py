@@ -120,7 +120,6 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
     ) -> list[Answer]:
         """As `cof.CoF.batch`; `batch_size` requests are under way at a time, each in a thread.
         Where a server fails, and no question is at fault, the call ends whatever `on_error` says.
-
         `on_text` is called in these threads, in one of them at a time.
         """
         asked = [as_query(item) for item in queries]

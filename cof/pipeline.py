@@ -44,8 +44,7 @@ _NO_REPLY = Generation("")
 
 
 class CoF(Asking):
-    """Coarse-to-fine answering with one engine, or with a model of transformers that is loaded:
-    `CoF(model, processor, strength=4.0)`.
+    """Coarse-to-fine answering by an engine or a loaded model: `CoF(model, processor, expand=1.0)`.
 
     Example:
         >>> cof = CoF.from_pretrained("tiny-early")
@@ -218,8 +217,7 @@ class CoF(Asking):
         return self.look_for(Query(image, question, settings=looking))[1].grounding
 
     def look_for(self, query: QueryLike) -> tuple[Sample, Look]:
-        """The whole of stage 1 for one query, which somebody else answers: the checked query, and
-        the look of the first of its grounders that finds something.
+        """Stage 1 for one query: the checked query, and the first of its looks that found a region.
 
         Raises:
             CofError: the chat, an image or the region cannot be used; the message says why.
@@ -231,8 +229,7 @@ class CoF(Asking):
     def _read_batch(
         self, items: Sequence[tuple[int, QueryLike]], on_error: str
     ) -> tuple[dict[int, Sample | Answer], dict[int, Any]]:
-        """The queries of one batch, checked, each by its place among all; or the answers to those
-        that are refused. And their images: see `process_images`."""
+        """The queries of a batch by place, checked or refused; and what `process_images` gives."""
         images: dict[object, Image] = {}
         read: dict[int, Sample | Answer] = {}
         for place, item in items:

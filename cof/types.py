@@ -216,8 +216,7 @@ class Generation:
 
     Attributes:
         text: decoded without special tokens, stripped.
-        token_ids: the generated tokens, the end token left out; for a box decoded by a template
-            only those that the model chose.
+        token_ids: the generated tokens, but for the end; of a box by a template, those chosen.
         logprobs: log-probability of each token of `token_ids` under the (biased) model.
         reasoning: what the model thought before; no part of `text`.
         start: the first token of the answer itself, after its thoughts.

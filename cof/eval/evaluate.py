@@ -185,8 +185,7 @@ def digest(text: str) -> str:
 
 
 def questions_digest(examples: Iterable[Example]) -> str:
-    """A fingerprint of all that changes an answer or a figure: the questions with all their fields,
-    and what their images hold, wherever they lie."""
+    """A fingerprint of all that changes a figure: all fields of questions, and what images hold."""
 
     @cache
     def seen(image: Path | Embedded) -> Path:

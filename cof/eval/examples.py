@@ -75,8 +75,7 @@ class Example:
 
 
 class Score(NamedTuple):
-    """How a reply did: the answer read from it (None: none of the possible ones, or more than one),
-    and whether that is the true one. An unparsed reply is wrong."""
+    """The answer in a reply (None: not just one), and whether it is the true one; None is not."""
 
     parsed: str | None
     right: bool

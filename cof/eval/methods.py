@@ -125,8 +125,7 @@ def grounding_key(grounder: Grounder) -> str:
 
 
 def sample_box_elsewhere(xyxy: XYXY, seed: str) -> XYXY:
-    """A box of the same size at random: the first of 64 that does not touch the given one, else
-    the one that overlaps it least.
+    """Of 64 random boxes of the same size the first that overlaps the given one least.
 
     >>> box = sample_box_elsewhere((0.0, 0.0, 0.25, 0.5), "any")
     >>> round(box[2] - box[0], 6), round(box[3] - box[1], 6), box[0] >= 0.25 or box[1] >= 0.5

@@ -30,8 +30,7 @@ class Record:
         text: the reply, verbatim.
         parsed: the answer read from it; None: unparsed.
         right: whether that is the true answer.
-        boxes: the boxes that the model was made to look at, after post-processing; of a grounding
-            the boxes that it found; xyxy in 0..1 of the image.
+        boxes: where the model looked, post-processed; of a grounding as found; xyxy in 0..1.
         confidence: geometric mean probability of the reply's tokens, 0..1; of a grounding that of
             the box; None if unknown. Its fourth decimal depends on the batch (`runner.Runner`).
         error: why there is no reply; such a question counts as wrong and unparsed.
@@ -173,8 +172,7 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def write_questions(examples: Sequence[Example], folder: Path) -> None:
-    """Keep questions as JSON lines, their images named from the folder that holds all of them,
-    wherever that lies; a field that is left out has its default."""
+    """Keep questions as JSON lines, without defaults; images by their path in a common folder."""
     folders = [os.path.abspath(e.image.parent) for e in examples if isinstance(e.image, Path)]
     common = os.path.commonpath(folders) if folders else ""
 

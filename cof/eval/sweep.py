@@ -200,8 +200,7 @@ def _read(task: Benchmark, folder: Path, asked: Evaluation) -> dict[str, Mapping
 def _choose_threshold(
     choice: Choice, task: Benchmark, replies: Mapping[str, Mapping[str, Record]], at_most: float
 ) -> Choice:
-    """The choice, looking only where it breaks at most such a share of right answers to the task's
-    questions that did not choose (`cof.eval.gate`)."""
+    """The choice with a threshold (`cof.eval.gate`), by the questions that did not choose."""
     asked = [e for e in task.examples if e.answer and not choice.seen([e])]
     right = right_answers(asked, replies[PLAIN.key], replies[choice.key])
     limit = choose_threshold(right, at_most)

@@ -142,8 +142,7 @@ def expected_mask(
     mask. If all four coordinates are certain it is that mask.
 
     Args:
-        probabilities: `(4, N)`: of the N numbers, for each of the box's four coordinates; rows
-            sum to 1 (`cof.types.Generation.likely`).
+        probabilities: `(4, N)`: of the N numbers, at each place (`cof.types.Generation.likely`).
         numbers: the N numbers as written, in native coordinates (`BoxTemplate.numbers`).
         frame: the original image's rectangle in native coordinates.
         shape: `(H, W)` of the mask.
@@ -173,8 +172,7 @@ def expected_mask(
 def _edges(centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """The borders of evenly spaced cells, from the centres of what they show of the image.
 
-    The outermost cells may show padding too, and so their centres may lie off the cells' centres;
-    where there are enough others, these are left out.
+    Outermost cells that show padding too have moved centres: with enough others they are left out.
     """
     numbers = np.arange(len(centres))
     if len(centres) == 1:
@@ -185,8 +183,7 @@ def _edges(centres: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _cells_at(edges: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The number of the cell at evenly spaced points of 0..1; -1 before the first cell, and the
-    number of cells after the last."""
+    """The cell's number at evenly spaced points of 0..1; -1 before the first, `cells` after all."""
     cells = len(edges) - 1
     size = min(cells * _SAMPLES, _LARGEST)
     points = (np.arange(size) + 0.5) / size

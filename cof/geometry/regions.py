@@ -23,8 +23,7 @@ class Region:
         mask: `(H, W)` float32 in 0..1 over the whole image at any resolution, for regions that
             are not rectangles; `boxes` then holds its bounding box.
         whole: every image token, padding included (Table II: "reweight" without "ground").
-        heat_map: `(H, W)` float32 in 0..1 over the whole image, a weight for each point; used by
-            the focus `soft`, all others use `boxes` or `mask`.
+        heat_map: `(H, W)` float32 in 0..1 over the whole image: weights, for the focus `soft`.
     """
 
     boxes: tuple[XYXY, ...] = ()
@@ -80,8 +79,7 @@ def region_from_polygon(points: Sequence[tuple[float, float]], image_wh: tuple[i
 def region_from_mask(array: ArrayLike) -> Region:
     """A region from an `(H, W)` mask over the whole image, at any resolution.
 
-    The mask holds bool, integers (0 or 1, or 0..255 with white inside) or floats in 0..1. The
-    region's box is the mask's bounding box:
+    It holds bool, integers (0 or 1, or 0..255, white inside) or floats in 0..1. Its bounding box:
 
         >>> mask = np.zeros((4, 8), bool); mask[1:3, 2:4] = True
         >>> region_from_mask(mask).boxes
@@ -154,8 +152,7 @@ def expand_region(region: Region, alpha: float) -> Region:
 def coverage_image(region: Region, image_wh: tuple[int, int]) -> Image.Image:
     """The region as an image ('L') of the original's size: white inside, black outside.
 
-    A pixel is inside a box if its centre is. A box that contains no pixel's centre gets the pixel
-    that it lies in, so only an empty region is all black.
+    A pixel is inside a box if its centre is; a box without any centre gets the pixel it lies in.
     """
     width, height = image_wh
     if region.whole:

@@ -54,8 +54,7 @@ class EvalRequest:
 def answer_requests(
     cof: CoF, requests: Sequence[EvalRequest], *, batch_size: int
 ) -> Iterator[tuple[int, str]]:
-    """Answer all requests; those with the same decoding run together. One that is refused, such as
-    for a damaged image, is left out with a warning.
+    """Answer all requests, those of one decoding together; a refused one gives only a warning.
 
     Yields:
         The number of a request and its answer, in the order of answering.

@@ -1,5 +1,4 @@
-"""The panels of a drawing, and what an engine tells for them: the boxes with their image tokens,
-and the attention before and after as heat maps.
+"""The panels of a drawing: the boxes with their image tokens, the attention before and after.
 
 A panel shows the ORIGINAL image, whatever the model's processor cut off or padded: parts the model
 does not see are nearly black, padding does not appear.

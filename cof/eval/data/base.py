@@ -155,8 +155,7 @@ class Benchmark(ABC):
         return self.figures_of(Answers(examples, replies, read, rules))
 
     def judged_boxes(self, text: str, boxes: tuple[XYXY, ...]) -> tuple[XYXY, ...]:
-        """Those of the boxes that were read from a reply of stage 1, xyxy in 0..1 of the image, by
-        which it is judged: the box around them is."""
+        """The boxes of stage 1's reply (xyxy in 0..1) that count: the box around them is judged."""
         return boxes
 
     def groups(self, examples: Sequence[Example]) -> dict[str, list[Example]]:

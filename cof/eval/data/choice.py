@@ -113,8 +113,7 @@ def _whole(number: str) -> str:
 
 
 def rotate_options(options: Sequence[str], answer: str, turns: int) -> tuple[tuple[str, ...], str]:
-    """The options moved up by `turns` places, the first ones to the end, with the answer's letter;
-    empty ones stay where they are.
+    """The options moved up by `turns` places in a circle, empty ones not, and the answer's letter.
 
     >>> rotate_options(("red", "blue", "green"), "A", 1)
     (('blue', 'green', 'red'), 'C')

@@ -1,7 +1,7 @@
 """MMBench: multiple choice, right only in every rotation of the options (arXiv 2307.06281).
 
 Read from its TSV files (`cof.eval.data.choice.ChoiceTable`), or from the hub's parquet files with
-the same columns. Files without rotations (index + k * 10^6) are taken too: they are made.
+the same columns. Files without rotations (index + k * 10^6) are taken too, and given them.
 """
 
 from __future__ import annotations
