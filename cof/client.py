@@ -18,7 +18,7 @@ from cof.answer import Answer, Asking, refused_answer
 from cof.errors import CofError, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
-from cof.images import MAX_PIXELS, data_url, embedded, load_image, open_checked
+from cof.images import MAX_PIXELS, ImageSource, data_url, embedded, load_image, open_checked
 from cof.limits import MAX_UPLOAD_BYTES, UPLOAD_FORMATS
 from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
@@ -28,8 +28,6 @@ from cof.types import Decoding, EncodedImage, Generation, OnText, Slot, Timings,
 
 if TYPE_CHECKING:
     import httpx2
-
-    from cof.images import ImageSource
 
 _BUSY = (429, 502, 503)
 _CONNECT_S = 10.0
@@ -41,8 +39,7 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
 
     A request goes to the server with the fewest under way. If that one is away or busy, it goes to
     another, or is sent again after a while: answers do not depend on what was asked before, so
-    that nothing is lost or done twice. Masks and heat maps do not travel: an answer's `region` has
-    its boxes alone.
+    nothing is lost or done twice. Masks and heat maps do not travel: a `region` has boxes alone.
 
     Attributes:
         model: the name of the model that is served.
@@ -65,8 +62,7 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
     ) -> None:
         """
         Args:
-            url: such as `http://127.0.0.1:8000`; several servers of the same model as a sequence,
-                or in one text with commas between them.
+            url: such as `http://127.0.0.1:8000`; several of one model: a sequence, or with commas.
             api_key: the servers', if they have one.
             timeout_s: how long a server may take for one request before it counts as away.
             retry_s: how long a request is sent again while all servers are away or busy.
@@ -124,7 +120,6 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
     ) -> list[Answer]:
         """As `cof.CoF.batch`; `batch_size` requests are under way at a time, each in a thread.
         Where a server fails, and no question is at fault, the call ends whatever `on_error` says.
-
         `on_text` is called in these threads, in one of them at a time.
         """
         asked = [as_query(item) for item in queries]
@@ -268,8 +263,7 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
 
 
 def _read(reply: httpx2.Response, sent: SentText | None) -> tuple[int, dict[str, Any]]:
-    """A reply's status and its JSON object (empty if it is none), if it was streamed what they
-    would be without."""
+    """A reply's status and JSON object (empty if it is none), as they are without streaming."""
     import httpx2
 
     if sent is None or not reply.headers.get("content-type", "").startswith("text/event-stream"):

@@ -14,15 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cof.errors import CofError, TooLarge
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MAX_PIXELS = 100_000_000
 """The largest image that is decoded by default (0.3 GB as RGB); larger ones may be bombs."""
@@ -58,11 +56,9 @@ def load_image(
     Args:
         source: a path (`-`: the standard input), the bytes of an image file, a PIL image, a numpy
             array `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` (uint8, uint16, or floats in
-            0..1), or, with `allow_url`, an http(s) address. A `data:` URL, or an image file in
-            base64, is read too.
+            0..1), a `data:` URL, an image file in base64, or, with `allow_url`, an http(s) address.
         allow_url: whether addresses are fetched.
-        max_pixels: images with more pixels are refused before they are decoded; Pillow's own limit
-            (`PIL.Image.MAX_IMAGE_PIXELS`) gives way.
+        max_pixels: larger images are refused undecoded; `PIL.Image.MAX_IMAGE_PIXELS` gives way.
         formats: the formats of Pillow that are accepted, such as `PNG`; None: all.
 
     Raises:
@@ -292,8 +288,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_grey(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """32-bit greys as 8 bits; the file does not say their range, so the smallest usual one that
-    fits is taken."""
+    """32-bit greys as 8 bits; files do not say their range: the smallest usual one that fits."""
     floats = values.astype(np.float64)
     low, high = floats.min(), floats.max()
     for top in (1.0, 255.0, 65535.0):

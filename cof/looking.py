@@ -62,13 +62,11 @@ def look(
         processor: its processor, with which `inputs` were made.
         inputs: what the model gets, of B rows; only `input_ids` `(B, L)` are read.
         images: the PIL images that `inputs` were made of, in their order, of all rows.
-        boxes: `(x1, y1, x2, y2)` in 0..1 of the image; with B > 1 a list of boxes, or None, for
-            each row.
+        boxes: `(x1, y1, x2, y2)` in 0..1 of the image; with B > 1 a list or None for each row.
         polygon: instead, the points `(x, y)` of a polygon, in 0..1; with B > 1 one for each row.
         mask: instead, an `(H, W)` mask over the image; with B > 1 one for each row.
         strength: lambda > 0, of all rows or of each.
-        image: the number of the image in its row, from 0 or, below 0, from the end; of all rows or
-            of each.
+        image: its number in the row, from 0 or, below 0, from the end; of all rows or of each.
         scope, layers, heads: see `cof.types.Highlight`.
 
     Raises:
@@ -119,8 +117,7 @@ def look_args(
     `LLM(..., worker_cls="cof.engines.vllm.worker.BiasedWorker")`.
 
     Args:
-        model: the folder or hub id of the model that vLLM runs; its image processor is the
-            checkpoint's own.
+        model: the folder or hub id of what vLLM runs, with the checkpoint's own image processor.
         images: all images of the request, in their order.
         boxes, polygon, mask, strength, image, scope, layers, heads: as of `look`, for one row.
 

@@ -15,7 +15,7 @@ from cof.ahead import process_images, work_ahead
 from cof.answer import Answer, Asking, refused_answer
 from cof.engines.base import Engine, LengthChecker, ReplyScorer
 from cof.errors import CofError
-from cof.images import load_image
+from cof.images import ImageSource, load_image
 from cof.presets import default_settings
 from cof.presets import preset as named_preset
 from cof.query import NO_IMAGE, Query, QueryLike, Sample, as_query
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cof.client import RemoteCoF
-    from cof.images import ImageSource
 
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 
@@ -45,8 +44,7 @@ _NO_REPLY = Generation("")
 
 
 class CoF(Asking):
-    """Coarse-to-fine answering with one engine, or with a model of transformers that is loaded:
-    `CoF(model, processor, strength=4.0)`.
+    """Coarse-to-fine answering by an engine or a loaded model: `CoF(model, processor, expand=1.0)`.
 
     Example:
         >>> cof = CoF.from_pretrained("tiny-early")
@@ -66,8 +64,7 @@ class CoF(Asking):
         """
         Args:
             engine: answers requests; or a loaded model, whose attention is ours from then on.
-            settings: None: those of `cof.settings.default_settings` for the engine's model. After a
-                model, its processor.
+            settings: None: `cof.presets.default_settings` of it. After a model, its processor.
             allow_url: whether images may be given as http(s) addresses.
             options: what `cof.settings.Settings` takes, over the settings.
 
@@ -108,7 +105,7 @@ class CoF(Asking):
         Args:
             model: hub id, local path, `tiny` or `tiny-early`; None: `tiny`, which is embedded.
             engine: `transformers`, or `vllm` for many requests at once (`pip install 'cof[vllm]'`).
-            preset: a preset's name, `paper`, `paper-parity` or `tiny` (`cof.settings.preset`).
+            preset: a preset's name, `paper`, `paper-parity` or `tiny` (`cof.presets.preset`).
             dtype: `float32`, `bfloat16`, ...; None: the engine's choice for the device.
             device_map: as in transformers; None: the engine's choice.
             pad_to_square: LLaVA-1.5: pad images to a square, as its evaluations do (None, True),
@@ -215,14 +212,12 @@ class CoF(Asking):
         return answers
 
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
-        """Stage 1 alone: where the settings' grounder looks, before post-processing; of several
-        the first that finds something."""
+        """Stage 1 alone, before post-processing; of several grounders the first with a region."""
         looking = self.settings.changed(focus="crop")  # one that is never idle
         return self.look_for(Query(image, question, settings=looking))[1].grounding
 
     def look_for(self, query: QueryLike) -> tuple[Sample, Look]:
-        """The whole of stage 1 for one query, which somebody else answers: the checked query, and
-        the look of the first of its grounders that finds something.
+        """Stage 1 for one query: the checked query, and the first of its looks that found a region.
 
         Raises:
             CofError: the chat, an image or the region cannot be used; the message says why.
@@ -234,8 +229,7 @@ class CoF(Asking):
     def _read_batch(
         self, items: Sequence[tuple[int, QueryLike]], on_error: str
     ) -> tuple[dict[int, Sample | Answer], dict[int, Any]]:
-        """The queries of one batch, checked, each by its place among all; or the answers to those
-        that are refused. And their images: see `process_images`."""
+        """The queries of a batch by place, checked or refused; and what `process_images` gives."""
         images: dict[object, Image] = {}
         read: dict[int, Sample | Answer] = {}
         for place, item in items:
@@ -308,13 +302,12 @@ class CoF(Asking):
             looks,
             drafts,
         )
-        for sample, (reply, _) in zip(samples, outcomes, strict=True):
-            if sample in texts:
-                texts[sample].finish(reply.text)
         answering = time.perf_counter() - grounded + drafted - before
         timings = Timings(ground=grounded - drafted + before - start, answer=answering)
         answers = []
         for sample, draft, (reply, look) in zip(samples, drafts, outcomes, strict=True):
+            if sample in texts:
+                texts[sample].finish(reply.text)
             known = draft or (reply if look.region is None else None)
             plain = known.text if known else partial(self._plain_text, sample, decoding)
             answers.append(answer_of(sample, look, timings, reply, plain))

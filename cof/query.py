@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import PIL.Image
+from numpy.typing import ArrayLike
+from PIL.Image import Image
 
 from cof.errors import CofError
 from cof.geometry.regions import (
@@ -18,18 +20,11 @@ from cof.geometry.regions import (
     region_from_mask,
     region_from_polygon,
 )
-from cof.images import load_image
+from cof.images import ImageSource, load_image
 from cof.messages import ChatText, read_messages
 from cof.options import check_text
 from cof.settings import Settings
 from cof.types import EncodedImage, Request
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-    from PIL.Image import Image
-
-    from cof.images import ImageSource
-
 
 NO_IMAGE = PIL.Image.new("RGB", (1, 1))
 """In the place of the image where a chat has none, or none could be loaded."""
@@ -41,8 +36,7 @@ class Query:
 
     Attributes:
         image: anything that `cof.images.load_image` takes, or the result of `CoF.encode`. With
-            `messages` the number of the image that is looked at, from 0 or, below 0, from the end;
-            None: the last one.
+            `messages` the number of the one looked at, from 0 or, below 0, the end; None: the last.
         question: the question, with its options and answer instruction if any; it is stripped.
         boxes: the caller's own boxes, `(x1, y1, x2, y2)` in 0..1 of the image. A query with
             boxes, a polygon, a mask or a region uses the grounder `given`.
@@ -72,8 +66,7 @@ class Query:
     messages: Sequence[Mapping[str, Any]] | None = None
 
     def read(self, system: str = "") -> ChatText:
-        """The chat, its images not loaded yet; `system` is its system message, where the query does
-        not say.
+        """The chat, its images not loaded yet; `system` is its system message if it has none.
 
         Raises:
             CofError: it cannot be used.
@@ -113,8 +106,7 @@ class Sample:
 
         Args:
             settings: the pipeline's.
-            images: the images loaded so far, by their source, so that each is loaded and encoded
-                once; it is added to.
+            images: those loaded so far, by source: each is loaded once; it is added to.
 
         Raises:
             CofError: the chat, an image or the region cannot be used.
@@ -167,8 +159,7 @@ class Sample:
         return limited and settings.grounder_name not in ("given", "none")
 
     def target(self, region: Region | None) -> Region | None:
-        """The region that stage 2 looks at, of one that a grounder found or None; None: the plain
-        model answers."""
+        """The region of stage 2, from a grounder's or None; None: the plain model answers."""
         settings = self.settings
         whole = settings.released and settings.grounder_name != "none"
         if settings.changes_nothing or (region is None and not whole):

@@ -110,8 +110,7 @@ class Settings(Options):
         focus: FocusLike | None = None,
         **options: Any,
     ) -> Settings:
-        """A copy with some options changed. A method that is named anew keeps the options that it
-        shares with the one before.
+        """A copy with some options changed. A method named anew keeps the options that it shares.
 
             >>> Settings(strength=8.0).changed(focus="soft", scope="text").focus.strength
             8.0

@@ -10,21 +10,18 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
 
 from cof.errors import CofError
 from cof.geometry.regions import Region
 from cof.options import count, positive
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
-    from cof.prompting.box_template import BoxTemplate
+from cof.prompting.box_template import BoxTemplate
 
 Scope = Literal["all", "text"]
-CellRule = Literal["coverage", "corners"]
 
 OnText = Callable[[int, str], object]
 """Called with the place of a request or query and a piece of text, by which its reply has grown."""
@@ -58,7 +55,7 @@ class Highlight:
     scope: Scope = "all"
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
-    cells: CellRule = "coverage"
+    cells: Literal["coverage", "corners"] = "coverage"
     graded: bool = False
     guidance: float = 1.0
 
@@ -121,16 +118,13 @@ class Request:
     """A chat about an image, as an engine takes it.
 
     Attributes:
-        image: the one that a highlight is about: upright RGB (as `cof.images.load_image` returns
-            it), or the same image encoded.
+        image: the one that a highlight is about: upright RGB (`cof.images.load_image`), or encoded.
         prompt: the last text of the user; the engine adds the chat template.
         highlight: the bias while answering; None: the plain model.
         region: the caller's own region, for the grounder `given`; engines do not read it.
         notation: the spans `(start, end)` of the prompt that are a grounding template's own words:
-            special tokens of the model's grounding notation are meant as such there. Everywhere
-            else they are plain text.
-        chat: the turns in which image and prompt stand, each slot once; without the slot of the
-            image it is a chat without images.
+            special tokens of the grounding notation are meant as such there, else as plain text.
+        chat: the turns with image and prompt, each slot once; without the image's slot, no images.
         others: the chat's other images, each once.
         thinks: whether a reasoning model may think before it answers.
     """
@@ -192,8 +186,7 @@ class Decoding:
     """How tokens are chosen. Greedy by default, as in the paper's benchmarks.
 
     Other options of a checkpoint's generation_config.json (a repetition penalty, suppressed
-    tokens) apply to answers as in transformers' `generate`, but not to boxes decoded by a
-    template.
+    tokens) apply to answers as in transformers' `generate`, but not to boxes by a template.
 
     Raises:
         CofError: a value is out of range.
@@ -223,15 +216,13 @@ class Generation:
 
     Attributes:
         text: decoded without special tokens, stripped.
-        token_ids: the generated tokens, the end token left out; for a box decoded by a template
-            only those that the model chose.
+        token_ids: the generated tokens, but for the end; of a box by a template, those chosen.
         logprobs: log-probability of each token of `token_ids` under the (biased) model.
         reasoning: what the model thought before; no part of `text`.
         start: the first token of the answer itself, after its thoughts.
         num_prompt_tokens: of the prompt, its images included.
         likely: for a box decoded by a template: the probability of each of its N numbers at each
-            of the four places, `(4, N)`; rows sum to 1. Later places depend on the numbers chosen
-            before.
+            of the four places, `(4, N)`; rows sum to 1. Later places depend on earlier ones.
     """
 
     text: str
@@ -244,8 +235,7 @@ class Generation:
 
 
 def confidence(reply: Generation) -> float | None:
-    """Geometric mean probability of an answer's tokens, without its thoughts', 0..1; None without
-    log-probabilities.
+    """Geometric mean probability of an answer's tokens, not its thoughts', 0..1; None: unknown.
 
     >>> confidence(Generation("[0.1]", (1, 2), (math.log(0.5), math.log(0.125))))
     0.25

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 from cof.cli import app
 from cof.errors import CofError
 from cof.geometry.boxes import union
-from cof.tiny.benchmark import KINDS, NUM_OBJECTS, PER_SCENE, SPLITS, questions, scene_seed
+from cof.tiny.benchmark import KINDS, NUM_OBJECTS, SPLITS, questions, scene_seed
 from cof.tiny.benchmark import write_benchmark as write
 from cof.tiny.scenes import COLORS, make_scene
 from lab.training.data import TRAIN_SEEDS
+
+PER_SCENE = 13  # questions
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cof.errors import CofError
-from cof.geometry.boxes import Frame
+from cof.geometry.boxes import Frame, centre
 from cof.grounders import Prompt
 from cof.prompting.box_parsing import parse_boxes, parse_released
 from cof.prompting.dialects import LLAVA, PAPER, TINY, fill
@@ -84,7 +84,7 @@ def test_answers_are_true():
             x1, y1, x2, y2 = question.region(scene)
             assert 0 <= x1 < x2 <= 1
             assert 0 <= y1 < y2 <= 1
-        one, two = (scene.things[i].center for i in asked["position"].things)
+        one, two = (centre(scene.things[i].xyxy) for i in asked["position"].things)
         true = {"left": one[0] < two[0], "right": one[0] > two[0]}
         true |= {"above": one[1] < two[1], "below": one[1] > two[1]}
         (relation,) = (word for word in true if word in asked["position"].text.split())
@@ -129,7 +129,8 @@ def test_patch_labels_name_the_object_in_its_patches():
     labels = patch_labels(scene).reshape(SIDE // PATCH, SIDE // PATCH, -1)
     dx, dy = offset(scene.wh)
     for thing in scene.things:
-        column, row = int(thing.center[0] + dx) // PATCH, int(thing.center[1] + dy) // PATCH
+        x, y = centre(thing.xyxy)
+        column, row = int(x + dx) // PATCH, int(y + dy) // PATCH
         told = labels[row, column, 4:] / (LEVELS - 1) * SIDE
         drawn = np.add(thing.xyxy, (dx, dy, dx, dy))
         assert np.abs(told - drawn).max() <= 2

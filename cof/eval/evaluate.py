@@ -1,5 +1,4 @@
-"""Methods compared on benchmarks: one pass over the questions, all figures, one results file; and
-what a run records of itself, to be checked before it goes on."""
+"""Methods compared on benchmarks in one pass: all figures, and what a run records of itself."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -37,8 +36,7 @@ class Evaluation:
     """Methods that answer the same questions.
 
     Attributes:
-        methods: by the names under which they are reported; `plain` is among them unless only
-            stage 1 is measured.
+        methods: by the names in reports; `plain` is among them unless only stage 1 is measured.
         grounded: settings whose stage 1 is measured even if no method needs it.
         batch_size: questions in one forward pass; under way at each server.
         max_new_tokens: the longest answer.
@@ -53,8 +51,7 @@ class Evaluation:
 
     @classmethod
     def compare_usual(cls, settings: Settings, task: Benchmark, **options: Any) -> Evaluation:
-        """The plain model, every image token, and the settings (`cof`); where the data has true
-        regions, those and random boxes as a control."""
+        """`usual_methods`; `oracle` and `random`, a control, only where there are true regions."""
         if task.stage_one:
             return cls({}, (settings,), **options)
         methods = usual_methods(settings)
@@ -81,8 +78,7 @@ class Evaluation:
             more: goes into the results (`results.json`) as it is.
 
         Raises:
-            CofError: the data has problems, `out` holds answers of another run, or no server
-                answers.
+            CofError: the data has problems, `out` is another run's, or no server answers.
         """
         results: dict[str, Any] = {
             "about": self.ask(engine, tasks, out, console=console),
@@ -116,8 +112,7 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Ask without collecting figures (see `run`), and tell what answers depend on.
 
-        A shard's answers have a file of their own; a run without shards begins with those of all
-        shards that `out` holds.
+        A shard's answers have a file of their own; a run without shards begins with all of these.
         """
         first = next(iter(tasks.values()))
         everything = {  # the questions of all shards
@@ -190,19 +185,16 @@ def digest(text: str) -> str:
 
 
 def questions_digest(examples: Iterable[Example]) -> str:
-    """A fingerprint of all that changes an answer or a figure: the questions with all their fields,
-    and what their images hold, wherever they lie."""
-    images: dict[Path | Embedded, Path] = {}
+    """A fingerprint of all that changes a figure: all fields of questions, and what images hold."""
 
-    def told(example: Example) -> str:
-        if example.image not in images:
-            try:
-                images[example.image] = Path(image_digest(example.image))
-            except CofError:
-                images[example.image] = Path("unreadable")
-        return repr(replace(example, image=images[example.image]))
+    @cache
+    def seen(image: Path | Embedded) -> Path:
+        try:
+            return Path(image_digest(image))
+        except CofError:
+            return Path("unreadable")
 
-    return digest("\n".join(map(told, examples)))
+    return digest("\n".join(repr(replace(each, image=seen(each.image))) for each in examples))
 
 
 def weights_digest(model: Any) -> str:

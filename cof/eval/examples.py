@@ -1,5 +1,4 @@
-"""What is asked: a question with its image and true answer; and the images: files, or bytes inside
-a data file."""
+"""Questions with their images and true answers; an image is a file, or bytes inside a data file."""
 
 from __future__ import annotations
 
@@ -76,8 +75,7 @@ class Example:
 
 
 class Score(NamedTuple):
-    """How a reply did: the answer read from it (None: none of the possible ones, or more than one),
-    and whether that is the true one. An unparsed reply is wrong."""
+    """The answer in a reply (None: not just one), and whether it is the true one; None is not."""
 
     parsed: str | None
     right: bool
@@ -127,8 +125,7 @@ def image_digest(source: Path | Embedded) -> str:
 def select(examples: Sequence[Example], limit: int | None, shard: tuple[int, int]) -> list[Example]:
     """The questions of a limit and a shard, in their order; groups stay whole.
 
-    The limit takes the first groups of every kind in turn, so that a short run has all kinds; a
-    shard takes every n-th group of those.
+    The limit takes the first groups of every kind in turn; a shard takes every n-th of those.
     """
     groups: dict[str, list[Example]] = {}
     kinds: dict[str, dict[str, None]] = {}

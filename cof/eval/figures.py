@@ -64,8 +64,7 @@ class Figure:
 
 
 def find_clusters(examples: Iterable[Example]) -> dict[str, str]:
-    """The cluster of each question and of each group: all that share an image or a group, directly
-    or through others (union-find).
+    """The cluster of each question and group: all that share an image or group, even indirectly.
 
     >>> from pathlib import Path
     >>> asked = [Example("1", Path("a"), "", "", group="x"), Example("2", Path("b"), "", "",
@@ -135,17 +134,15 @@ def group_right(examples: Iterable[Example], right: Mapping[str, bool]) -> dict[
 
 
 def compare(figures: Mapping[str, Figure], *, seed: int = 0) -> dict[str, dict[str, float]]:
-    """One figure of several methods, with 95 % intervals, and each against the plain model's, if
-    that is among them.
+    """One figure of several methods, with 95 % intervals, and against `plain` if it is among them.
 
     Args:
         figures: by method, of the same questions.
         seed: of the resampling; the same seed, the same intervals.
 
     Returns:
-        `{method: {value, low, high}}`; of all but `plain` also `difference` with its bounds,
-        and where the figure has units `fixed`, `broken` and `p` (`sign_flip_test`). Of every
-        figure with units `n`, their number.
+        `{method: {value, low, high}}`, with units `n`, their number; of all but `plain` also
+        `difference` with its bounds, and with units `fixed`, `broken` and `p` (`sign_flip_test`).
     """
     clusters = sorted({name for f in figures.values() for counts in f.ratios for name in counts})
     weights = _resample(len(clusters), seed)

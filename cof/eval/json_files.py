@@ -55,8 +55,7 @@ def read_json_lines(path: Path, read: Callable[[Any], T], advice: str) -> list[T
     """The values of a file of JSON lines; empty if there is no such file.
 
     Raises:
-        CofError: `read` raises a ValueError or TypeError about a line's JSON; `advice` says what to
-            do then.
+        CofError: `read` raises a ValueError or TypeError about a line; `advice` says what to do.
     """
     values = []
     lines = path.read_bytes().splitlines() if path.is_file() else []
@@ -69,8 +68,7 @@ def read_json_lines(path: Path, read: Callable[[Any], T], advice: str) -> list[T
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content, or leave it as it is, whoever else is writing it (other shards);
-    its folder is made."""
+    """Replace a file's content all or nothing, whoever else writes it (shards); make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:

@@ -79,8 +79,7 @@ class Method:
     def region(self, example: Example, seed: int) -> Region | None:
         """The region that is given for a question, xyxy in 0..1 of the image; None: none is.
 
-        A question without a true region is about the whole image; of a region that leaves the
-        image it is the part inside.
+        A question without a true region is about the whole image; a region is cut at its edge.
         """
         true = clip(example.region or FULL)
         if self.given == "oracle":
@@ -125,9 +124,8 @@ def grounding_key(grounder: Grounder) -> str:
     return f"grounding {grounder.name}{_write_options([grounder])}"
 
 
-def sample_box_elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
-    """A box of the same size at random: the first of `tries` that does not touch the given one,
-    else the one that overlaps it least.
+def sample_box_elsewhere(xyxy: XYXY, seed: str) -> XYXY:
+    """Of 64 random boxes of the same size the first that overlaps the given one least.
 
     >>> box = sample_box_elsewhere((0.0, 0.0, 0.25, 0.5), "any")
     >>> round(box[2] - box[0], 6), round(box[3] - box[1], 6), box[0] >= 0.25 or box[1] >= 0.5
@@ -135,10 +133,8 @@ def sample_box_elsewhere(xyxy: XYXY, seed: str, tries: int = 64) -> XYXY:
     """
     rng = random.Random(seed)
     width, height = xyxy[2] - xyxy[0], xyxy[3] - xyxy[1]
-    boxes = []
-    for _ in range(tries):
-        x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
-        boxes.append((x, y, x + width, y + height))
+    corners = [(rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)) for _ in range(64)]
+    boxes = [(x, y, x + width, y + height) for x, y in corners]
     return min(boxes, key=lambda box: intersection(box, xyxy))
 
 

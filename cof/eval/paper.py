@@ -129,8 +129,7 @@ def run_paper(
     console: Console,
     **how: Any,
 ) -> dict[str, Any]:
-    """Run the rows on every part that is there, as `Evaluation(**how).run` does; `settings` are
-    those of the row "cof"."""
+    """Run all rows on all parts there are, as `Evaluation(**how).run`; "cof" has these settings."""
     paper = {
         "published": {
             row: dict(zip(FIGURES, values, strict=False))

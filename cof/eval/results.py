@@ -90,8 +90,7 @@ def _groups(
 
 
 def _changed(answers: Answers, examples: Sequence[Example]) -> dict[str, dict[str, list[str]]]:
-    """The questions that only the method, or only the plain model, answers rightly:
-    `{method: {"fixed": [id, ...], "broken": [id, ...]}}`."""
+    """The ids of questions that only a method (`fixed`), or only `plain` (`broken`), gets right."""
     right = {
         name: {e.id: bool(records[e.id].right) for e in examples}
         for name, records in answers.items()

@@ -132,10 +132,6 @@ def _kit(text: str, options: Sequence[str], *, newest: bool) -> str | None:
     return _option_text(text, options)
 
 
-_kit_newest = partial(_kit, newest=True)
-_kit_2024 = partial(_kit, newest=False)
-
-
 def _vstar_lmms_eval(text: str, options: Sequence[str]) -> str | None:
     reply = text.strip().upper()
     found = filter(None, (re.search(form, reply) for form in _VSTAR_FORMS))
@@ -170,17 +166,12 @@ OPTIONS: OptionReaders = {
     "official": _mmbench_official,
     "llava": _mmbench_official,  # it submits replies as they are to the benchmark's server
     "lmms-eval": _mmbench_lmms_eval,
-    "vlmevalkit": _kit_newest,
+    "vlmevalkit": partial(_kit, newest=True),
 }
 """Reply and options -> the letter of the option chosen, or None: by its letter, else its text. An
 empty option is none: its letter is skipped."""
 
-HRBENCH: OptionReaders = {
-    **OPTIONS,
-    "official": _kit_2024,
-    "llava": _kit_2024,
-    "lmms-eval": _kit_2024,
-}
+HRBENCH: OptionReaders = {each: partial(_kit, newest=each == "vlmevalkit") for each in RULES}
 """The same in HR-Bench, whose own script then asks a language model."""
 
 VSTAR: OptionReaders = {**OPTIONS, "lmms-eval": _vstar_lmms_eval}
@@ -199,15 +190,13 @@ _CONTRACTED = (
     "who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all "
     "y'all'll y'all'd've you'd you'd've you'll you're you've"
 )
-_CONTRACTIONS = (
-    {  # with any one apostrophe forgotten
-        word[:place] + word[place + 1 :]: word
-        for word in _CONTRACTED.split()
-        for place in range(len(word))
-        if word[place] == "'"
-    }
-    | {"somebody'd": "somebodyd"}
-)  # as the official table has it
+_CONTRACTIONS = {  # with any one apostrophe forgotten
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTED.split()
+    for place in range(len(word))
+    if word[place] == "'"
+}
+_CONTRACTIONS["somebody'd"] = "somebodyd"  # as the official table has it
 
 
 def named_choice(text: str, choices: Sequence[str]) -> str | None:

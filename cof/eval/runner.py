@@ -45,10 +45,8 @@ class Runner:
     bits: confidences agree within 1e-3, answers and boxes but for ties.
 
     A question that is refused (a damaged image, a text beyond the model's context) is recorded
-    with its error, counts as wrong, and is not asked again. Where every question of a batch is
-    refused, the run ends.
-
-    Servers are asked the same questions, and their answers leave the same records.
+    with its error, counts as wrong, and is not asked again. If a whole batch is refused, the run
+    ends. Servers are asked the same questions, and their answers leave the same records.
 
     Attributes:
         engine: answers; or servers that have it.
@@ -80,8 +78,7 @@ class Runner:
         """Ask everything that is not in the store yet; the plain answers always come first.
 
         Args:
-            methods: in any order; two with the same key are one. With a threshold among them the
-                plain answers are asked too.
+            methods: in any order, each key once; with a threshold plain answers are asked too.
             grounded: settings whose stage 1 is run, though no method may need it.
             advance: called with the number of questions that are done since the last call.
 
@@ -89,8 +86,7 @@ class Runner:
             The store, its file sorted by method and question.
 
         Raises:
-            CofError: the store belongs to other questions, or is damaged; a method cannot be run;
-                no server answers.
+            CofError: the store is damaged or another's; a method cannot run; no server answers.
         """
         store, examples = Store(self.path), self.task.examples
         if not {id for _, id in store} <= {example.id for example in examples}:
@@ -141,8 +137,7 @@ def like_batches(
     """All questions in batches: small images first, of equals those with short prompts.
 
     A batch is padded to its longest question, and padding is work. Questions about one image stay
-    together, so that it is encoded for as few batches as before. The order depends on nothing but
-    the questions.
+    together, so that few batches encode it. The order depends on nothing but the questions.
 
     Args:
         examples: a window of the task: however many may be exchanged between batches.
@@ -200,8 +195,8 @@ class Batch:
         engine: Any = self.runner.engine
         opened = {of: image for of, image in self.images.items() if not isinstance(image, CofError)}
         if self.runner.servers:
-            files = {of: of if isinstance(of, Path) else of.load() for of in opened}
-            self.images |= {source: engine.encode(file) for source, file in files.items()}
+            for of in opened:
+                self.images[of] = engine.encode(of if isinstance(of, Path) else of.load())
             return
         given = [self.processed.get(id(image), image) for image in opened.values()]
         try:

@@ -77,8 +77,7 @@ class Run:
         return task, Replies.read(folder, task.shard)
 
     def find_images(self, name: str) -> Mapping[str, Path | Embedded]:
-        """The image of each question of a task, by its id; empty where the data is no longer where
-        the run found it."""
+        """The image of each question of a task, by id; empty where its data lies elsewhere now."""
         tasks = self.results["tasks"]
         numbers, folder = tasks[name], task_folder(self.folder, name, tasks).resolve()
         place = read_json_object(folder / "data.json")

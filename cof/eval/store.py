@@ -1,5 +1,4 @@
-"""Questions and replies on disk, one JSON line each: enough to score a run again without model and
-data."""
+"""Questions and replies on disk as JSON lines, to score a run again without model and data."""
 
 from __future__ import annotations
 
@@ -31,11 +30,9 @@ class Record:
         text: the reply, verbatim.
         parsed: the answer read from it; None: unparsed.
         right: whether that is the true answer.
-        boxes: the boxes that the model was made to look at, after post-processing; of a grounding
-            the boxes that it found; xyxy in 0..1 of the image.
+        boxes: where the model looked, post-processed; of a grounding as found; xyxy in 0..1.
         confidence: geometric mean probability of the reply's tokens, 0..1; of a grounding that of
-            the box; None if unknown. It depends on the batch in its fourth decimal (see
-            `cof.eval.runner.Runner`).
+            the box; None if unknown. Its fourth decimal depends on the batch (`runner.Runner`).
         error: why there is no reply; such a question counts as wrong and unparsed.
     """
 
@@ -99,8 +96,7 @@ def _line(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Replies:
-    """Questions and the replies to them, by step (a method's key, or a grounding's), then by
-    question."""
+    """Questions and the replies to them, by step (a method's or grounding's key), then question."""
 
     examples: Sequence[Example]
     records: Mapping[str, Mapping[str, Record]]
@@ -176,8 +172,7 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def write_questions(examples: Sequence[Example], folder: Path) -> None:
-    """Keep questions as JSON lines, their images named from the folder that holds all of them,
-    wherever that lies; a field that is left out has its default."""
+    """Keep questions as JSON lines, without defaults; images by their path in a common folder."""
     folders = [os.path.abspath(e.image.parent) for e in examples if isinstance(e.image, Path)]
     common = os.path.commonpath(folders) if folders else ""
 

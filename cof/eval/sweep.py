@@ -146,8 +146,7 @@ def choose(
         how: `batch_size` and `max_new_tokens` of `Evaluation`.
 
     Raises:
-        CofError: the tasks have no answers, or too few for the share; the folder or file belongs
-            to another choice.
+        CofError: tasks without answers, or too few for the share; the files are another choice's.
     """
     whole = tasks
     if at_most is not None:
@@ -202,8 +201,7 @@ def _read(task: Benchmark, folder: Path, asked: Evaluation) -> dict[str, Mapping
 def _choose_threshold(
     choice: Choice, task: Benchmark, replies: Mapping[str, Mapping[str, Record]], at_most: float
 ) -> Choice:
-    """The choice, looking only where it breaks at most such a share of right answers to the task's
-    questions that did not choose (`cof.eval.gate`)."""
+    """The choice with a threshold (`cof.eval.gate`), by the questions that did not choose."""
     asked = [e for e in task.examples if e.answer and not choice.seen([e])]
     right = right_answers(asked, replies[PLAIN.key], replies[choice.key])
     limit = choose_threshold(right, at_most)
@@ -244,8 +242,7 @@ def tabulate_choices(choices: Mapping[str, Choice]) -> dict[str, Any]:
 
 
 def make_candidates(settings: Settings, **values: Sequence[Any]) -> list[Method]:
-    """Every combination of the values of options, all else being as in `settings`, without those
-    that differ in nothing that matters.
+    """Every combination of the values of options, all else as in `settings`; each key once.
 
     >>> [each.key for each in make_candidates(Settings(focus="crop"), expand=(1, 2))]
     ['prompt x crop expand=1', 'prompt x crop expand=2']

@@ -40,8 +40,7 @@ class Focus(Options, ABC):
 class Attention(Focus):
     """log(strength) on the attention scores of the region's image tokens (paper, equation 3).
 
-    The attributes are those of `cof.types.Highlight`; `released` marks the image tokens as the
-    released code does (`cells`).
+    The attributes are those of `cof.types.Highlight`; with `released` its `cells` are `corners`.
     """
 
     name: ClassVar[str] = "attention"
@@ -129,9 +128,7 @@ class Unchanged(Focus):
     name: ClassVar[str] = "none"
     help: ClassVar[str] = "nothing: the plain model"
 
-    @property
-    def changes_nothing(self) -> str:
-        return "Focus is 'none'."
+    changes_nothing = "Focus is 'none'."
 
     def apply(self, request: Request, region: Region) -> Request:
         return request

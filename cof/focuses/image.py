@@ -50,8 +50,7 @@ class Crop(Focus):
 
 @dataclass(frozen=True)
 class Beside(Focus):
-    """The model sees the whole image, and after it the enlarged region (ViCrop, arXiv 2502.17422,
-    section 5).
+    """The model sees the whole image, then the enlarged region (ViCrop, arXiv 2502.17422, sec. 5).
 
     A model that takes only one image sees the region alone, as with `Crop`.
     """
@@ -69,9 +68,8 @@ class Beside(Focus):
 class Overlay(Focus):
     """The model sees the whole image with the region drawn into it.
 
-    `frame`: a red frame around each box ("red circle", arXiv 2304.06712). `blur`: everything but
-    the region is blurred (fine-grained visual prompting, arXiv 2306.04356). `dim`: everything but
-    the region is darkened.
+    `frame`: a red frame around each box ("red circle", arXiv 2304.06712). `blur`: the rest is
+    blurred (fine-grained visual prompting, arXiv 2306.04356). `dim`: the rest is darkened.
 
         >>> request = Request(Image.new("RGB", (100, 50), "white"), "Which digit?")
         >>> dimmed = Overlay("dim").apply(request, Region(boxes=((0.5, 0.2, 0.75, 0.6),)))

@@ -153,8 +153,7 @@ def union(boxes: Iterable[XYXY]) -> XYXY:
 def expand(xyxy: XYXY, alpha: float) -> XYXY:
     """Scale a box by `alpha` about its centre, then move it inside 0..1 (paper, section II-B).
 
-    The box is moved, never clipped, so it keeps its size. On an axis where it is larger than the
-    image it becomes as large as the image.
+    The box is moved, never clipped, and keeps its size, but is at most as large as the image.
 
     Examples: twice as wide and high; a corner box moved back inside; one too wide.
 
@@ -208,8 +207,7 @@ def widen(xyxy: XYXY, side: float) -> XYXY:
 
 
 def pixel_box(xyxy: XYXY, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The pixels `(left, top, right, bottom)` that a box touches, right and bottom excluded; at
-    least one pixel.
+    """The pixels that a box touches, at least one: `(left, top, right, bottom)`, the ends excluded.
 
     >>> pixel_box((0.5, 0.5, 0.5, 0.5), (10, 10)), pixel_box((0.26, 0.0, 1.2, 0.5), (10, 10))
     ((5, 5, 6, 6), (2, 0, 10, 5))

@@ -55,10 +55,9 @@ def make_heat_map(
 ) -> HeatMap:
     """A heat map of the image from one value for each image token.
 
-    A single grid of tokens keeps its cells; rows and columns that show padding alone are left
-    out. Tokens in any other layout (tiles, with or without a thumbnail) are averaged in the cells
-    of a new grid that has half as many cells as there are tokens; a cell without a token gets the
-    value of the nearest token.
+    A single grid of tokens keeps its cells, without rows and columns of padding alone. Tokens in
+    any other layout (tiles, with or without a thumbnail) are averaged in the cells of a new grid,
+    half as many as there are tokens; a cell without a token gets the value of the nearest one.
 
     Args:
         values: `(grid_h, grid_w)` or `(tokens,)`, 0 or more.
@@ -96,8 +95,7 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> tuple[XYXY, floa
     not as many pixels as the window was to have (336 times its ratio) about their middle.
 
     Returns:
-        The box in 0..1 of the original image, along the borders of the map's cells, and the part
-        of the map's sum that lies in it, 0..1.
+        The box in 0..1 of the original image, along borders of cells, and its part of the sum.
 
         >>> borders = np.linspace(0, 1, 11)
         >>> values = np.zeros((10, 10)); values[3:5, 6:8] = 1; values[9, 0] = 1
@@ -144,8 +142,7 @@ def expected_mask(
     mask. If all four coordinates are certain it is that mask.
 
     Args:
-        probabilities: `(4, N)`: of the N numbers, for each of the box's four coordinates; rows
-            sum to 1 (`cof.types.Generation.likely`).
+        probabilities: `(4, N)`: of the N numbers, at each place (`cof.types.Generation.likely`).
         numbers: the N numbers as written, in native coordinates (`BoxTemplate.numbers`).
         frame: the original image's rectangle in native coordinates.
         shape: `(H, W)` of the mask.
@@ -175,8 +172,7 @@ def expected_mask(
 def _edges(centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """The borders of evenly spaced cells, from the centres of what they show of the image.
 
-    The outermost cells may show padding too, and so their centres may lie off the cells' centres;
-    where there are enough others, these are left out.
+    Outermost cells that show padding too have moved centres: with enough others they are left out.
     """
     numbers = np.arange(len(centres))
     if len(centres) == 1:
@@ -187,8 +183,7 @@ def _edges(centres: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _cells_at(edges: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The number of the cell at evenly spaced points of 0..1; -1 before the first cell, and the
-    number of cells after the last."""
+    """The cell's number at evenly spaced points of 0..1; -1 before the first, `cells` after all."""
     cells = len(edges) - 1
     size = min(cells * _SAMPLES, _LARGEST)
     points = (np.arange(size) + 0.5) / size

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 from cof.errors import CofError
-from cof.geometry.boxes import XYXY, area, centre, clip, expand, ordered
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from cof.geometry.boxes import FULL, XYXY, Frame, area, centre, clip, expand, ordered
 
 
 @dataclass(frozen=True)
@@ -26,10 +22,8 @@ class Region:
         boxes: `(x1, y1, x2, y2)` each, in 0..1 of the original image.
         mask: `(H, W)` float32 in 0..1 over the whole image at any resolution, for regions that
             are not rectangles; `boxes` then holds its bounding box.
-        whole: every image token, including those of the padding (the paper's Table II,
-            "reweight" without "ground").
-        heat_map: `(H, W)` float32 in 0..1 over the whole image, a weight for each point; used by
-            the focus `soft`, all others use `boxes` or `mask`.
+        whole: every image token, padding included (Table II: "reweight" without "ground").
+        heat_map: `(H, W)` float32 in 0..1 over the whole image: weights, for the focus `soft`.
     """
 
     boxes: tuple[XYXY, ...] = ()
@@ -39,7 +33,7 @@ class Region:
 
 
 _THINNEST = 1e-6  # side of a box: less than a pixel of the largest image
-EVERYTHING = Region(boxes=((0.0, 0.0, 1.0, 1.0),), whole=True)
+EVERYTHING = Region(boxes=(FULL,), whole=True)
 
 
 def region_from_boxes(boxes: Sequence[Sequence[float]]) -> Region:
@@ -85,8 +79,7 @@ def region_from_polygon(points: Sequence[tuple[float, float]], image_wh: tuple[i
 def region_from_mask(array: ArrayLike) -> Region:
     """A region from an `(H, W)` mask over the whole image, at any resolution.
 
-    The mask holds bool, integers (0 or 1, or 0..255 with white inside) or floats in 0..1. The
-    region's box is the mask's bounding box:
+    It holds bool, integers (0 or 1, or 0..255, white inside) or floats in 0..1. Its bounding box:
 
         >>> mask = np.zeros((4, 8), bool); mask[1:3, 2:4] = True
         >>> region_from_mask(mask).boxes
@@ -159,8 +152,7 @@ def expand_region(region: Region, alpha: float) -> Region:
 def coverage_image(region: Region, image_wh: tuple[int, int]) -> Image.Image:
     """The region as an image ('L') of the original's size: white inside, black outside.
 
-    A pixel is inside a box if its centre is. A box that contains no pixel's centre gets the pixel
-    that it lies in, so only an empty region is all black.
+    A pixel is inside a box if its centre is; a box without any centre gets the pixel it lies in.
     """
     width, height = image_wh
     if region.whole:
@@ -219,14 +211,11 @@ def _mask_image(mask: NDArray[np.float32], image_wh: tuple[int, int]) -> Image.I
 def _stretch(mask: NDArray[np.float32], source: XYXY, target: XYXY) -> NDArray[np.float32]:
     """The mask with its part in `source` moved and scaled to `target` (both in 0..1)."""
     height, width = mask.shape
-    scale_x = (source[2] - source[0]) / (target[2] - target[0])
-    scale_y = (source[3] - source[1]) / (target[3] - target[1])
-    offset_x = (source[0] - target[0] * scale_x) * width
-    offset_y = (source[1] - target[1] * scale_y) * height
-    image = Image.fromarray(mask, mode="F").transform(
+    x1, y1, x2, y2 = Frame(*source).from_image(Frame(*target).to_image(FULL))
+    image = Image.fromarray(mask).transform(
         (width, height),
-        Image.Transform.AFFINE,
-        (scale_x, 0.0, offset_x, 0.0, scale_y, offset_y),
+        Image.Transform.EXTENT,
+        (x1 * width, y1 * height, x2 * width, y2 * height),
         resample=Image.Resampling.BILINEAR,
     )
     stretched = np.clip(np.asarray(image, dtype=np.float32), 0.0, 1.0)

@@ -5,13 +5,10 @@ lmms-eval finds it by the entry point `lmms_eval.models` of this package.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lmms_eval.models.registry_v2 import ModelManifest
+from typing import Any
 
 
-def manifest() -> ModelManifest:
+def manifest() -> Any:
     """The model's name, and where lmms-eval finds its class."""
     from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -37,29 +37,24 @@ class EvalRequest:
     @property
     def decoding(self) -> Decoding:
         """Greedy unless the task sets a temperature, like lmms-eval's own models."""
-        options, usual = self.options, Decoding()
-        return Decoding(
-            max_new_tokens=int(options.get("max_new_tokens") or usual.max_new_tokens),
-            num_beams=int(options.get("num_beams") or usual.num_beams),
-            temperature=float(options.get("temperature") or 0.0),
-            top_p=float(options.get("top_p") or usual.top_p),
-            seed=0 if options.get("temperature") else None,
-        )
+        kinds = {"max_new_tokens": int, "num_beams": int, "temperature": float, "top_p": float}
+        given: dict[str, Any] = {
+            name: kind(self.options[name]) for name, kind in kinds.items() if self.options.get(name)
+        }
+        return Decoding(**given, seed=0 if "temperature" in given else None)
 
     def cut(self, reply: str) -> str:
         """The reply up to the first of the task's stop strings."""
         stops = self.options.get("until") or ()
-        for stop in [stops] if isinstance(stops, str) else stops:
-            if stop:
-                reply = reply.split(stop)[0]
+        for stop in filter(None, [stops] if isinstance(stops, str) else stops):
+            reply = reply.split(stop)[0]
         return reply
 
 
 def answer_requests(
     cof: CoF, requests: Sequence[EvalRequest], *, batch_size: int
 ) -> Iterator[tuple[int, str]]:
-    """Answer all requests; those with the same decoding run together. One that is refused, such as
-    for a damaged image, is left out with a warning.
+    """Answer all requests, those of one decoding together; a refused one gives only a warning.
 
     Yields:
         The number of a request and its answer, in the order of answering.

@@ -208,8 +208,7 @@ def _candidates(text: str, order: Order) -> list[_Four]:
 def _read_cells(text: str) -> Iterator[_Four]:
     """Boxes of a first and a last cell, numbered row by row, as Kosmos-2's authors read them.
 
-    A box reaches from the middle of the one cell to the middle of the other; cells in the same row
-    or column are taken whole.
+    A box reaches from cell middle to cell middle; cells in the same row or column are taken whole.
     """
     side = int(SCALE["cells32"])
     for match in _CELLS.finditer(text):

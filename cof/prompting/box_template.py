@@ -38,12 +38,6 @@ class BoxTemplate:
         """A box; `chosen` are the places of its four numbers in `numbers`."""
         return self.pattern.format(*(self.numbers[index] for index in chosen))
 
-    @property
-    def limits(self) -> Limits:
-        """Those of a box with an area, wherever it is."""
-        count = len(self.numbers)
-        return range(count - 1), range(count - 1), range(1, count), range(1, count)
-
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -51,8 +45,7 @@ class Node:
 
     Attributes:
         numbers: their places in `BoxTemplate.numbers`, ascending.
-        follow: the tokens that may come next, and the numbers left after each; empty: the number
-            is complete.
+        follow: the tokens that may come next, and the numbers left after each; empty: complete.
     """
 
     numbers: tuple[int, ...]
@@ -66,8 +59,7 @@ class CompiledBoxTemplate:
     Attributes:
         template: the box template.
         slots: for each of the four places the tokens of every number, with the fixed tokens before
-            it, and the token after it where the number would not be complete without. No sequence
-            of a slot is the beginning of another.
+            it, and the token after it if that ends the number. None of a slot begins another.
     """
 
     template: BoxTemplate
@@ -79,8 +71,10 @@ class CompiledBoxTemplate:
         return tuple(_grow_tree(slot, range(len(slot)), 0) for slot in self.slots)
 
     def start(self, limits: Limits | None = None) -> PartialBox:
-        """A box without any number chosen; `limits` are `Dialect.limits`, for its image."""
-        return _settle(PartialBox(self, limits or self.template.limits, (), self.roots[0]))
+        """A box with no number chosen; `limits`: `Dialect.limits` of its image; None: anywhere."""
+        n = len(self.template.numbers)
+        anywhere = (range(n - 1), range(n - 1), range(1, n), range(1, n))
+        return _settle(PartialBox(self, limits or anywhere, (), self.roots[0]))
 
 
 def compile_box_template(
@@ -91,8 +85,7 @@ def compile_box_template(
     Args:
         template: the box to decode.
         encode: texts -> the token ids of each, without special tokens.
-        prompt: any prompt; it must end as all prompts do. A space follows unless it ends in white
-            space.
+        prompt: any; it ends as all prompts do. A space follows unless it ends in white space.
 
     Returns:
         None if the tokens do not keep the numbers apart.
@@ -178,7 +171,12 @@ class PartialBox:
 
     def choose(self, token: int) -> PartialBox:
         """The box with one of `choices`, and with all tokens that follow from it."""
-        return _settle(self._with(token))
+        node = self.node.follow[token]
+        chosen, tokens = self.chosen, (*self.tokens, token)
+        if not node.follow:
+            chosen = (*chosen, node.numbers[0])
+            node = self.compiled.roots[len(chosen)] if len(chosen) < 4 else node
+        return _settle(replace(self, chosen=chosen, node=node, tokens=tokens))
 
     def open_numbers(self, node: Node) -> list[int]:
         """The numbers of a node of this slot with which the box has an area within its limits."""
@@ -187,14 +185,6 @@ class PartialBox:
         if place >= 2:
             allowed = range(max(allowed.start, self.chosen[place - 2] + 1), allowed.stop)
         return [number for number in node.numbers if number in allowed]
-
-    def _with(self, token: int) -> PartialBox:
-        node = self.node.follow[token]
-        chosen, tokens = self.chosen, (*self.tokens, token)
-        if not node.follow:
-            chosen = (*chosen, node.numbers[0])
-            node = self.compiled.roots[len(chosen)] if len(chosen) < 4 else node
-        return replace(self, chosen=chosen, node=node, tokens=tokens)
 
 
 def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tuple[float, ...]:
@@ -229,9 +219,8 @@ def marginals(slot: PartialBox, seen: Mapping[Node, Mapping[int, float]]) -> tup
 
 def _settle(box: PartialBox) -> PartialBox:
     """The box with all tokens that every number left has in common."""
-    while not box.done and len(choices := box.choices) == 1:
-        box = box._with(choices[0])
-    return box
+    alone = not box.done and len(box.choices) == 1
+    return box.choose(box.choices[0]) if alone else box
 
 
 def _grow_tree(slot: Sequence[Sequence[int]], numbers: Iterable[int], read: int) -> Node:

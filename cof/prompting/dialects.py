@@ -61,14 +61,6 @@ class Dialect:
     units: Units = "unit"
     box_template: BoxTemplate | None = None
 
-    def grounding_prompt(self, question: str) -> str:
-        """The prompt of stage 1.
-
-        >>> TINY.grounding_prompt("What digit is on the red star?")
-        'What digit is on the red star?\\nWhere?'
-        """
-        return fill(self.template, question)[0]
-
     def limits(self, template: BoxTemplate, frame: Frame) -> Limits | None:
         """The numbers of a box that lies on an image, at least with a part; None for a template
         that is not this dialect's own, whose numbers may measure anything.

@@ -29,8 +29,7 @@ def object_words(question: str) -> tuple[str, ...]:
     A phrase after what, which or whose is what the question asks for, not an object to find; it
     counts only if there is no other phrase. Without any phrase every word counts. Text after the
     first line or the first question mark (options, answer instruction) is left out. The stop list
-    is English, and no grammar is used: FOCUS (arXiv 2506.21710) asks the model itself for the
-    objects, which costs one more answer.
+    is English, without grammar; FOCUS (arXiv 2506.21710) asks the model, for one more answer.
 
         >>> object_words("What letter is on the yellow cross?\\nAnswer with a single word.")
         ('yellow cross',)

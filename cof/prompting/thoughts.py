@@ -48,8 +48,7 @@ class Thoughts:
     _told: bool = field(default=False, init=False)
 
     def feed(self, piece: str, *, done: bool = False) -> tuple[str, str]:
-        """The next piece of the reply, which may be its last -> what is new of the thoughts, and of
-        the answer."""
+        """The next piece of the reply, perhaps the last -> what is new of thoughts and answer."""
         self._rest += piece
         opens, closes = self.tags
         if not self._begun:

@@ -53,7 +53,6 @@ _MIX: dict[str, tuple[int, tuple[str, ...]]] = {  # kind: (questions per scene, 
     "choice": (1, ("choice",)),
 }
 KINDS = tuple(_MIX)
-PER_SCENE = sum(number for number, _ in _MIX.values())
 
 
 def scene_seed(split: str, num_objects: int, index: int) -> int:

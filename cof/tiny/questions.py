@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cof.geometry.boxes import XYXY, union
+from cof.geometry.boxes import XYXY, centre, union
 from cof.prompting.dialects import OPTION_LETTER, SHORT_ANSWER
 from cof.tiny.scenes import COLORS, DIGITS, LETTERS, SHAPES, Scene, Thing
 
@@ -128,7 +128,7 @@ def position(scene: Scene, rng: random.Random) -> Question:
         return existence(scene, rng)
     i, j = rng.sample(range(len(scene.things)), 2)
     one, two = scene.things[i], scene.things[j]
-    dx, dy = one.center[0] - two.center[0], one.center[1] - two.center[1]
+    dx, dy = (a - b for a, b in zip(centre(one.xyxy), centre(two.xyxy), strict=True))
     if abs(dx) > abs(dy):
         truth, lie = ("to the left of", "to the right of")[:: 1 if dx < 0 else -1]
     else:

@@ -2,8 +2,7 @@
 
 An object has a shape, a colour, a size and one printed digit or letter: tilted, wide or narrow,
 thin or bold, dark or light. In a scene every (colour, shape) pair and every glyph occurs at most
-once, so that a question can name an object by either. Positions are pixels of the scene's canvas;
-`Scene.xyxy` gives 0..1.
+once, so that either names an object. Positions are pixels of the canvas; `Scene.xyxy` gives 0..1.
 """
 
 from __future__ import annotations
@@ -60,11 +59,6 @@ class Thing:
     @property
     def glyph_name(self) -> str:
         return f"{self.glyph_kind} {self.glyph}"
-
-    @property
-    def center(self) -> tuple[float, float]:
-        x1, y1, x2, y2 = self.xyxy
-        return (x1 + x2) / 2, (y1 + y2) / 2
 
 
 @dataclass(frozen=True)

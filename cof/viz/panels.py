@@ -1,5 +1,4 @@
-"""The panels of a drawing, and what an engine tells for them: the boxes with their image tokens,
-and the attention before and after as heat maps.
+"""The panels of a drawing: the boxes with their image tokens, the attention before and after.
 
 A panel shows the ORIGINAL image, whatever the model's processor cut off or padded: parts the model
 does not see are nearly black, padding does not appear.
@@ -53,8 +52,7 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """How a model looked at an image: the share of its attention that each token gets, on average
-    over layers and heads."""
+    """How a model looked at an image: each token's mean share of attention in layers and heads."""
 
     looks: str  # whose attention it is
     before: Tokens  # in the plain model
@@ -96,9 +94,8 @@ def read(
             if before.ndim != 4:
                 return None
             native = engine.frame(answer.image.size)
-            wh = native_wh(native, engine.dialect.units)
-            sides = (native.left, native.top, native.right, native.bottom)
-            frame = Frame(*(side / whole for side, whole in zip(sides, wh * 2, strict=True)))
+            w, h = native_wh(native, engine.dialect.units)
+            frame = Frame(native.left / w, native.top / h, native.right / w, native.bottom / h)
             tokens = Tokens(before.mean((0, 1)), frame)
             known = Readout(engine.attention_source, tokens, None, None)
         # what the pipeline had the engine highlight
@@ -138,7 +135,13 @@ def overlay(
     """
     panel = image.resize(panel_size(image.size), Image.Resampling.LANCZOS)
     if highlighted is not None:
-        panel = _spotlit(panel, highlighted)
+        inside = spread(highlighted, panel.size)
+        dimmed = _DIMMED if highlighted.values.any() else 1.0
+        brightness = np.where(np.isnan(inside), _UNSEEN, np.where(inside == 1, 1.0, dimmed))
+        pixels = np.asarray(panel, dtype=np.float64) * brightness[..., None]
+        grid = lines(highlighted, panel.size)
+        pixels[grid] = pixels[grid] * (1 - _GRID) + 255 * _GRID
+        panel = Image.fromarray(pixels.round().astype(np.uint8))
     if region is not None and not region.whole:
         _outline(panel, region)
         for box in found:
@@ -169,17 +172,6 @@ def heat(
     if region is not None and not region.whole:
         _outline(panel, region, FOUND)
     return panel
-
-
-def _spotlit(panel: Image.Image, highlighted: Tokens) -> Image.Image:
-    """The panel with its highlighted tokens bright, and the grid."""
-    inside = spread(highlighted, panel.size)
-    dimmed = _DIMMED if highlighted.values.any() else 1.0
-    brightness = np.where(np.isnan(inside), _UNSEEN, np.where(inside == 1, 1.0, dimmed))
-    pixels = np.asarray(panel, dtype=np.float64) * brightness[..., None]
-    grid = lines(highlighted, panel.size)
-    pixels[grid] = pixels[grid] * (1 - _GRID) + 255 * _GRID
-    return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _outline(panel: Image.Image, region: Region, colour: tuple[int, int, int] = USED) -> None:

@@ -22,6 +22,7 @@ from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region
 from cof.grounders import Prompt
 from cof.prompting.box_parsing import parse_boxes
+from cof.prompting.dialects import fill
 from cof.query import Sample
 from cof.types import Decoding, Generation, Highlight, Request
 
@@ -82,7 +83,7 @@ def test_both_stages_read_what_the_chat_template_writes(family: str, monkeypatch
     for question in QUESTIONS:
         CoF(made, settings)(WIDE, question, decoding=SHORT)
     assert [request.prompt for request in asked[::2]] == [
-        made.dialect.grounding_prompt(question) for question in QUESTIONS
+        fill(made.dialect.template, question)[0] for question in QUESTIONS
     ]
     assert {request.prompt for request in asked} >= set(QUESTIONS)
     for request in asked:
@@ -129,7 +130,7 @@ def test_boxes_by_template(family: str) -> None:
     if template is None or not made.adapter.reuses_states:
         assert family in ("Gemma 3", "Llama 3.2 Vision")
         return
-    asked = [Request(image, dialect.grounding_prompt(QUESTIONS[0])) for image in (WIDE, TALL)]
+    asked = [Request(image, fill(dialect.template, QUESTIONS[0])[0]) for image in (WIDE, TALL)]
     assert made._compile(template)
     boxes = made.generate(asked, Decoding(box_template=template))
     frame = Frame.of_image(float(template.numbers[-1]))

@@ -31,6 +31,7 @@ from cof.cli import app
 from cof.client import RemoteCoF
 from cof.images import data_url
 from cof.messages import SYSTEMS
+from cof.prompting.dialects import fill
 from cof.query import Sample
 from cof.stages import Look
 from cof.types import Grounding
@@ -193,7 +194,8 @@ def test_what_vllm_cannot_do_is_said(remote: RemoteCoF) -> None:
 
 @pytest.mark.parametrize("cof", [None, {"strength": 4.0}], ids=["plain", "cof"])
 def test_streaming(client: openai.OpenAI, local: CoF, cof: Any) -> None:
-    image, question = local(SCENES[3], QUESTION).image, local.engine.dialect.grounding_prompt("it")
+    image = local(SCENES[3], QUESTION).image
+    question, _ = fill(local.engine.dialect.template, "it")
     body = chat(question, image) | {"temperature": 0, "max_tokens": 24}
     extra = {"cof": cof} if cof else {}
     whole = client.chat.completions.create(**body, extra_body=extra)

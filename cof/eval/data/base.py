@@ -47,8 +47,7 @@ _MOST_SHOWN = 3  # problems in a refusal; --check shows all
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers read out of replies by a rule set (None: unparsed), by question, and figures in
-    percent of them."""
+    """The answer a rule set reads to each question (None: unparsed), and figures in percent."""
 
     examples: Sequence[Example]
     replies: Replies
@@ -156,13 +155,11 @@ class Benchmark(ABC):
         return self.figures_of(Answers(examples, replies, read, rules))
 
     def judged_boxes(self, text: str, boxes: tuple[XYXY, ...]) -> tuple[XYXY, ...]:
-        """Those of the boxes that were read from a reply of stage 1, xyxy in 0..1 of the image, by
-        which it is judged: the box around them is."""
+        """The boxes of stage 1's reply (xyxy in 0..1) that count: the box around them is judged."""
         return boxes
 
     def groups(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
-        """The questions by the groups that results are broken down to: all of them, those of each
-        kind, and of each number of objects."""
+        """The groups that results are broken down to: all, each kind, each number of objects."""
         groups = {"all": list(examples)} if examples else {}
         kinds = split_by("kind", examples)
         if len(kinds) > 1:
@@ -306,8 +303,7 @@ def part_of(examples: Sequence[Example], part: Part, share: float) -> list[Examp
 
 
 def split_by(field: str, examples: Iterable[Example]) -> dict[Any, list[Example]]:
-    """The questions by a field, its values in the order in which they come; without those that
-    have none."""
+    """The questions that have a field, by its values in the order in which they come."""
     found: dict[Any, list[Example]] = {}
     for example in examples:
         found.setdefault(getattr(example, field), []).append(example)

@@ -39,8 +39,7 @@ class ChoiceBenchmark(Benchmark):
         return choice_prompt(self.prompt_style, question, options, hint)
 
     def figures_of(self, answers: Answers) -> dict[str, Figure]:
-        """In percent: `average` over all orders, the same by kind, `circular` (all orders of a
-        question right), `unparsed`."""
+        """In percent: `average` over orders, by kind, `circular` (all orders right), `unparsed`."""
         examples = answers.examples
         kinds = sorted(split_by("kind", examples).items())
         return {
@@ -114,8 +113,7 @@ def _whole(number: str) -> str:
 
 
 def rotate_options(options: Sequence[str], answer: str, turns: int) -> tuple[tuple[str, ...], str]:
-    """The options moved up by `turns` places, the first ones to the end, with the answer's letter;
-    empty ones stay where they are.
+    """The options moved up by `turns` places in a circle, empty ones not, and the answer's letter.
 
     >>> rotate_options(("red", "blue", "green"), "A", 1)
     (('blue', 'green', 'red'), 'C')

@@ -52,8 +52,7 @@ class Row:
         return f"{self.file.parent.name}/{self.file.name}" + (self.place and f", {self.place}")
 
     def text(self, *columns: str) -> str:
-        """The first of these cells that holds any text but `nan`, without blanks around it; empty
-        if none does."""
+        """The first of these cells with any text but `nan`, without blanks around it; or empty."""
         for column in columns:
             text = _as_text(self.fields.get(column), column)
             if text not in ("", _NOTHING):
@@ -61,8 +60,7 @@ class Row:
         return ""
 
     def texts(self, column: str) -> tuple[str, ...]:
-        """The texts of a list, some of which may be records `{"answer": ...}`; none: the cell is
-        empty.
+        """The texts of a list, also of records `{"answer": ...}`; none: the cell is empty.
 
         Raises:
             CofError: it is no list of texts.
@@ -119,8 +117,7 @@ def collect(
 
 
 def read_rows(path: Path, need: Sequence[str]) -> Iterator[Row]:
-    """The records of one file, by its ending: `.tsv`, `.parquet`, else JSON lines; without the
-    columns that it needs a record is of no use.
+    """The records of one file, by its ending: `.tsv`, `.parquet`, else JSON lines.
 
     Raises:
         CofError: it cannot be read, or is a table that lacks a column.
@@ -165,8 +162,7 @@ def data_files(path: Path, patterns: Sequence[str], *, one_split: bool) -> list[
 
 
 def first_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files of the first pattern that has any, sorted; hidden ones, such as `._1.txt`, and what
-    lies in hidden folders are passed over."""
+    """The sorted files of the first pattern that has any, without what is hidden (`._1.txt`)."""
 
     def seen(file: Path) -> bool:
         return not any(part.startswith(".") for part in file.relative_to(folder).parts)

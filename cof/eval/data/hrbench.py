@@ -1,7 +1,6 @@
 """HR-Bench 4K and 8K: multiple choice about small things in large images (arXiv 2408.15556).
 
-Read from its TSV files, or parquet files with the same columns: every question four times, with its
-options in four orders.
+Read from its TSV or parquet files: every question four times, with its options in four orders.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from string import ascii_uppercase
 
 from cof.eval.data.choice import ChoiceTable, choice_prompt, list_options
 from cof.eval.data.files import Row
-from cof.eval.examples import Example
 from cof.eval.rules import HRBENCH
 
 
@@ -25,10 +23,6 @@ class HRBench(ChoiceTable):
     headline = ("average", "single", "cross")
     readers = HRBENCH
     _seen: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
-
-    def read(self, problems: list[str]) -> list[Example]:
-        self._seen.clear()
-        return super().read(problems)
 
     def group_of(self, row: Row, options: Sequence[str], answer: str) -> str:
         # the cycles of a question have no mark of their own; an order of the options that comes

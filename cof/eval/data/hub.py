@@ -22,8 +22,7 @@ def local(source: str) -> Path:
     `data/val-00000-of-00002.parquet` and its like. Only that is downloaded.
 
     Raises:
-        CofError: no address of that form, no such data set, or the hub cannot be reached and the
-            files are not in its cache.
+        CofError: no such address or data set, or the hub cannot be reached and its cache lacks it.
     """
     if not source.startswith(SCHEME):
         return Path(source)

@@ -1,8 +1,7 @@
 """MMBench: multiple choice, right only in every rotation of the options (arXiv 2307.06281).
 
 Read from its TSV files (`cof.eval.data.choice.ChoiceTable`), or from the hub's parquet files with
-the same columns. Files with rotations (index + k * 10^6) and without are taken; without, the
-rotations are made.
+the same columns. Files without rotations (index + k * 10^6) are taken too, and given them.
 """
 
 from __future__ import annotations
@@ -39,9 +38,8 @@ class MMBench(ChoiceTable):
         return str(int(index_of(row)) % ROTATION)
 
     def figures_of(self, answers: Answers) -> dict[str, Figure]:
-        """In percent: `circular`, `asked once`, circular by l2-category and by category, and
-        `unparsed`, the share of replies in which no option was found. Of a file with several splits
-        the same for each, as `dev: circular`."""
+        """In percent: `circular`, `asked once`, circular by l2-category and by category, `unparsed`
+        (no option was found); of a file with several splits for each, as `dev: circular`."""
         splits = split_by("split", answers.examples)
         if len(splits) > 1:
             return {
@@ -72,8 +70,7 @@ def submit_mmbench(task: MMBench, answers: Path, method: str, out: Path) -> int:
         How many rows it has.
 
     Raises:
-        CofError: some of the questions lack an answer, the data has problems, or openpyxl is not
-            installed.
+        CofError: a question lacks an answer, the data has problems, or openpyxl is not installed.
     """
     try:
         from openpyxl import Workbook

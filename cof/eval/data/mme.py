@@ -22,12 +22,9 @@ from cof.eval.rules import MME as READERS
 from cof.eval.rules import Rules
 from cof.prompting.dialects import SHORT_ANSWER
 
-# fmt: off
-PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene",
-              "landmark", "artwork", "OCR")
-COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation",
-             "code_reasoning")
-# fmt: on
+_PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR"
+PERCEPTION = tuple(_PERCEPTION.split())
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 TASKS = (*PERCEPTION, *COGNITION)
 ASKS = "Please answer yes or no."
 

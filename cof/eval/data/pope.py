@@ -49,8 +49,7 @@ class POPE(Benchmark):
 
     def figures_of(self, answers: Answers) -> dict[str, Figure]:
         """F1 of each kind, then accuracy, precision, recall, yes ratio and unparsed replies, all in
-        percent; their means over the kinds, and those of all questions together (`pooled`), which
-        are the figures of lmms-eval's task `pope`.
+        percent; their means over the kinds, and of all together (`pooled`: lmms-eval's `pope`).
 
         An unparsed reply is wrong. VLMEvalKit counts it as "no" in recall; lmms-eval leaves it out
         of recall, and its yes ratio is that of the true answers.

@@ -1,5 +1,4 @@
-"""V*Bench: attributes and relative positions of small objects in large images, with their boxes
-(arXiv 2312.14135).
+"""V*Bench: attributes and positions of small objects in large images (arXiv 2312.14135).
 
 Read from its folders `direct_attributes/` and `relative_position/`, an image and a JSON file for
 each question: question, options (the first is right), bbox (`[x, y, width, height]` in pixels, one
@@ -28,12 +27,10 @@ KINDS = ("direct_attributes", "relative_position")
 
 @dataclass(frozen=True)
 class VStar(ChoiceBenchmark):
-    """Every question is asked in each rotation of its options, so that the place of the right one,
-    always the first in the data, says nothing.
+    """Every question is asked in each rotation of its options, the first of which is the right one.
 
     The prompt style `official` asks as the benchmark's own script does: the question alone, once,
-    and the option whose text the model finds most probable is the answer. Figures of the two ways
-    are not comparable.
+    and the option whose text is most probable is the answer. The two ways' figures do not compare.
     """
 
     name = "vstar"
