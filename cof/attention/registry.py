@@ -69,7 +69,7 @@ def _use(variable: ContextVar[Value | None], value: Value | None) -> Iterator[No
         variable.reset(token)
 
 
-class NeverRead(RuntimeError):
+class NeverRead(CofError):
     """No attention of an attached model ran where a bias was set."""
 
 
@@ -89,7 +89,10 @@ def reweight(bias: Bias | None) -> Iterator[None]:
     with _use(_REWEIGHTING, current):
         yield
     if not current.read:
-        raise NeverRead("the attention bias was never read: the model is not attached")
+        raise NeverRead(
+            "The bias was never read: this model's attention does not go through transformers' "
+            "attention functions and masks, so it cannot be made to look."
+        )
 
 
 def use_branches(branches: Branches) -> AbstractContextManager[None]:

@@ -40,7 +40,8 @@ class Focus(Options, ABC):
 class Attention(Focus):
     """log(strength) on the attention scores of the region's image tokens (paper, equation 3).
 
-    The attributes are those of `cof.types.Highlight`; with `released` its `cells` are `corners`.
+    The attributes are those of `cof.types.Highlight`; `released` marks image tokens as the released
+    code does (`cells`).
     """
 
     name: ClassVar[str] = "attention"
