@@ -49,7 +49,6 @@ LANDING = {"example": "scene-4.png", "question": "What letter is on the green sq
 """What the embedded model shows a visitor who has not asked yet."""
 
 Update: TypeAlias = "dict[gr.components.Component, Any]"
-Drawing: TypeAlias = "dict[str, Any]"
 
 
 class Page:
@@ -125,6 +124,7 @@ class Page:
         self.editor = gr.ImageEditor(
             show_label=False,
             label="Image",
+            placeholder=" ",  # no word of a tool to draw on nothing
             type="pil",
             sources=(),
             transforms=(),
@@ -197,6 +197,7 @@ class Page:
             [self.session, self.file, self.editor, *self.controls, *shown],
             show_progress=show_progress,
             show_progress_on=self.results,
+            preprocess=function in (self._open, self._draw),  # it refuses numbers half typed
             trigger_mode="always_last",
             concurrency_limit=1,
             concurrency_id="model",
@@ -241,29 +242,28 @@ class Page:
         opened = open_example(self.cof, example["image"])
         return self._set(opened, controls) | self._present(opened, controls)
 
-    def _draw(self, drawing: Drawing, session: Session | None, *values: Any) -> Update:
+    def _draw(self, drawing: dict[str, Any], session: Session | None, *values: Any) -> Update:
         """Strokes put a box around them."""
         if session is None:
-            return {}
+            return {self.query: gr.skip()}
         controls = Controls(*values)
         if drawing["background"] is None:  # the editor's bin has thrown away the image too
             update = self._change(session, *controls._replace(boxes=""))
             return {self.editor: _drawing(session), self.boxes: ""} | update
         box = read_strokes(drawing["layers"])
         if box is None:  # the page itself has put an image there
-            return {self.message: ""}
+            return {self.query: gr.skip()}
         boxes = write_boxes([box])
-        update = self._change(session, *controls._replace(boxes=boxes))
-        return {self.boxes: boxes} | update
+        return {self.boxes: boxes} | self._change(session, *controls._replace(boxes=boxes))
 
     def _ask(self, session: Session | None, *values: Any) -> Update:
         if session is None:
             return self._say(CofError("There is no image yet: drop one, or choose an example."))
-        return self._present(session, Controls(*values))
+        return self._present(session, Controls(*values).within_ranges())
 
     def _change(self, session: Session | None, *values: Any) -> Update:
         """As `_ask`, as soon as there is something to ask."""
-        controls = Controls(*values)
+        controls = Controls(*values).within_ranges()
         if session is None or not controls.question.strip():
             return {self.message: ""}
         return self._present(session, controls)
@@ -294,7 +294,7 @@ class Page:
         return {self.message: render_message(str(said), error=isinstance(said, CofError))}
 
 
-def _drawing(session: Session | None) -> Drawing | None:
+def _drawing(session: Session | None) -> dict[str, Any] | None:
     if session is None:
         return None
     image = session.encoded.image.copy()
