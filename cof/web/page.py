@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from PIL import Image
 
 from cof.errors import CofError
 from cof.focuses import FOCUSES
@@ -125,7 +126,6 @@ class Page:
             show_label=False,
             label="Image",
             placeholder=" ",  # no word of a tool to draw on nothing
-            type="pil",
             sources=(),
             transforms=(),
             layers=False,
@@ -197,7 +197,7 @@ class Page:
             [self.session, self.file, self.editor, *self.controls, *shown],
             show_progress=show_progress,
             show_progress_on=self.results,
-            preprocess=function in (self._open, self._draw),  # it refuses numbers half typed
+            preprocess=False,  # it refuses numbers that are being typed; files come as paths
             trigger_mode="always_last",
             concurrency_limit=1,
             concurrency_id="model",
@@ -224,13 +224,13 @@ class Page:
             f"This link is about {query['image']}: choose that file to see the same."
         )
 
-    def _open(self, path: str, session: Session | None, *values: Any) -> Update:
+    def _open(self, file: dict[str, Any], session: Session | None, *values: Any) -> Update:
         """A file of the visitor's own; what was drawn on another image is dropped."""
         controls = Controls(*values)
         if session is not None:
             controls = controls._replace(boxes="")
         try:
-            opened = Session(self.cof, Path(path))
+            opened = Session(self.cof, Path(file["path"]))
         except CofError as error:
             return {self.file: None, **self._say(error)}
         return {self.file: None, **self._set(opened, controls), **self._change(opened, *controls)}
@@ -248,9 +248,9 @@ class Page:
             return {self.query: gr.skip()}
         controls = Controls(*values)
         if drawing["background"] is None:  # the editor's bin has thrown away the image too
-            update = self._change(session, *controls._replace(boxes=""))
+            update = self._change(session, *controls._replace(boxes="")) if controls.boxes else {}
             return {self.editor: _drawing(session), self.boxes: ""} | update
-        box = read_strokes(drawing["layers"])
+        box = read_strokes([Image.open(layer["path"]) for layer in drawing["layers"]])
         if box is None:  # the page itself has put an image there
             return {self.query: gr.skip()}
         boxes = write_boxes([box])

@@ -177,7 +177,7 @@ def read_strokes(layers: Sequence[Image]) -> XYXY | None:
 
     `layers` are RGBA of one size over the whole image, transparent where nothing is drawn.
     """
-    drawn = [box for layer in layers if (box := layer.getchannel("A").getbbox())]
+    drawn = [box for layer in layers if (box := layer.convert("RGBA").getchannel("A").getbbox())]
     if not drawn:
         return None
     (width, height), edges = layers[0].size, list(zip(*drawn, strict=True))
