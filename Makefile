@@ -50,7 +50,7 @@ CORE := attention chats engine families introspection loading looking matrix pre
 test-newest: $(NEWEST_READY)
 	$(NEWEST)/bin/python -m pytest $(CORE:%=tests/test_%.py)
 
-# The page in headless Chromium; without Debian's chromium and chromium-driver it is skipped.
+# The page in headless Chromium, if there is one (tests/test_web_browser.py).
 test-web: $(WEB_READY)
 	$(WEB)/bin/python -m pytest tests/test_web_browser.py
 
@@ -183,5 +183,5 @@ $(PEERS_READY): pyproject.toml
 $(WEB_READY): pyproject.toml constraints-web.txt
 	$(PYTHON) -m venv $(WEB)
 	$(WEB)/bin/python -m pip install --quiet --upgrade pip
-	$(WEB)/bin/python -m pip install --quiet --constraint constraints-web.txt pytest selenium --editable '.[web]'
+	$(WEB)/bin/python -m pip install --quiet --constraint constraints-web.txt pytest playwright --editable '.[web]'
 	touch $@

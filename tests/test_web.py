@@ -108,14 +108,18 @@ class TestLinks:
         assert shown.settings == (SETTINGS.changed(strength=3.0),)
         assert (shown.question, shown.boxes) == ("Why?", ())
 
+    def test_numbers_are_kept_within_their_sliders(self) -> None:
+        query = {"strength": "65", "expand": "0.25", "compare": "True", "other_expand": "-1"}
+        first, second = read_query(query, SETTINGS).view(SETTINGS).settings
+        assert (first.option("strength"), first.expand, second.expand) == (64.0, 0.5, 0.5)
+        emptied = Controls.of(SETTINGS)._replace(strength=None)  # its field, to type another
+        assert emptied.within_ranges().strength == 0.5
+
     @pytest.mark.parametrize(
         ("query", "says"),
         [
             ({"strength": "much"}, "strength must be a number, not 'much'"),
             ({"strength": "nan"}, "strength .lambda. must be a finite number"),
-            ({"strength": "65"}, "strength from 0.5 to 64, not 65"),
-            ({"expand": "0.25"}, "expand from 0.5 to 4, not 0.25"),
-            ({"compare": "True", "other_expand": "-1"}, "expand from 0.5 to 4"),
             ({"grounder": "given"}, "not 'given'"),
             ({"grounder": "attention+logits"}, "not 'attention.logits'"),
             ({"focus": "zoom"}, "focus must be one of"),
@@ -255,7 +259,6 @@ class TestSession:
             ("a.txt", b"hello", "a.txt is not an image of the kinds PNG, JPEG"),
             ("a.png", b"", "a.png is empty"),
             ("a.png", b"\x89PNG\r\n\x1a\n", "a.png "),
-            ("big.png", b"x" * 5000, "big.png has 0.0 MiB, more than the 0 MiB"),
             ("a.tiff", picture((10, 10)), "a.tiff is not an image of the kinds"),
             ("wide.png", picture((30, 10)), "wide.png has 30x10 pixels"),
         ],
@@ -268,7 +271,6 @@ class TestSession:
         data: bytes | Image.Image,
         says: str,
     ) -> None:
-        monkeypatch.setattr(session_module, "MAX_UPLOAD_BYTES", 4000)
         monkeypatch.setattr(session_module, "MAX_UPLOAD_PIXELS", 299)
         path = tmp_path / name
         path.write_bytes(data) if isinstance(data, bytes) else data.save(path)
@@ -341,9 +343,13 @@ class TestRendering:
     @pytest.mark.parametrize(
         ("settings", "region", "says"),
         [
-            ({}, {}, "prompt grounder · attention focus · λ 16 · α 1.6 · confidence 50%"),
-            ({"focus": "overlay"}, {}, "prompt grounder · overlay focus · α 1.6 · confidence 50%"),
-            ({}, {"boxes": (BOX,)}, "your region · attention focus · λ 16 · α 1.6"),
+            ({}, {}, "prompt grounder · attention focus · λ\u00a016 · α\u00a01.6 · confidence 50%"),
+            (
+                {"focus": "overlay"},
+                {},
+                "prompt grounder · overlay focus · α\u00a01.6 · confidence 50%",
+            ),
+            ({}, {"boxes": (BOX,)}, "your region · attention focus · λ\u00a016 · α\u00a01.6"),
         ],
     )
     def test_how_an_answer_came_about(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from PIL import Image
 
 from cof.errors import CofError
 from cof.focuses import FOCUSES
@@ -49,7 +50,6 @@ LANDING = {"example": "scene-4.png", "question": "What letter is on the green sq
 """What the embedded model shows a visitor who has not asked yet."""
 
 Update: TypeAlias = "dict[gr.components.Component, Any]"
-Drawing: TypeAlias = "dict[str, Any]"
 
 
 class Page:
@@ -125,7 +125,7 @@ class Page:
         self.editor = gr.ImageEditor(
             show_label=False,
             label="Image",
-            type="pil",
+            placeholder=" ",  # no word of a tool to draw on nothing
             sources=(),
             transforms=(),
             layers=False,
@@ -197,6 +197,7 @@ class Page:
             [self.session, self.file, self.editor, *self.controls, *shown],
             show_progress=show_progress,
             show_progress_on=self.results,
+            preprocess=False,  # it refuses numbers that are being typed; files come as paths
             trigger_mode="always_last",
             concurrency_limit=1,
             concurrency_id="model",
@@ -223,13 +224,13 @@ class Page:
             f"This link is about {query['image']}: choose that file to see the same."
         )
 
-    def _open(self, path: str, session: Session | None, *values: Any) -> Update:
+    def _open(self, file: dict[str, Any], session: Session | None, *values: Any) -> Update:
         """A file of the visitor's own; what was drawn on another image is dropped."""
         controls = Controls(*values)
         if session is not None:
             controls = controls._replace(boxes="")
         try:
-            opened = Session(self.cof, Path(path))
+            opened = Session(self.cof, Path(file["path"]))
         except CofError as error:
             return {self.file: None, **self._say(error)}
         return {self.file: None, **self._set(opened, controls), **self._change(opened, *controls)}
@@ -241,29 +242,28 @@ class Page:
         opened = open_example(self.cof, example["image"])
         return self._set(opened, controls) | self._present(opened, controls)
 
-    def _draw(self, drawing: Drawing, session: Session | None, *values: Any) -> Update:
+    def _draw(self, drawing: dict[str, Any], session: Session | None, *values: Any) -> Update:
         """Strokes put a box around them."""
         if session is None:
-            return {}
+            return {self.query: gr.skip()}
         controls = Controls(*values)
         if drawing["background"] is None:  # the editor's bin has thrown away the image too
-            update = self._change(session, *controls._replace(boxes=""))
+            update = self._change(session, *controls._replace(boxes="")) if controls.boxes else {}
             return {self.editor: _drawing(session), self.boxes: ""} | update
-        box = read_strokes(drawing["layers"])
+        box = read_strokes([Image.open(layer["path"]) for layer in drawing["layers"]])
         if box is None:  # the page itself has put an image there
-            return {self.message: ""}
+            return {self.query: gr.skip()}
         boxes = write_boxes([box])
-        update = self._change(session, *controls._replace(boxes=boxes))
-        return {self.boxes: boxes} | update
+        return {self.boxes: boxes} | self._change(session, *controls._replace(boxes=boxes))
 
     def _ask(self, session: Session | None, *values: Any) -> Update:
         if session is None:
             return self._say(CofError("There is no image yet: drop one, or choose an example."))
-        return self._present(session, Controls(*values))
+        return self._present(session, Controls(*values).within_ranges())
 
     def _change(self, session: Session | None, *values: Any) -> Update:
         """As `_ask`, as soon as there is something to ask."""
-        controls = Controls(*values)
+        controls = Controls(*values).within_ranges()
         if session is None or not controls.question.strip():
             return {self.message: ""}
         return self._present(session, controls)
@@ -294,7 +294,7 @@ class Page:
         return {self.message: render_message(str(said), error=isinstance(said, CofError))}
 
 
-def _drawing(session: Session | None) -> Drawing | None:
+def _drawing(session: Session | None) -> dict[str, Any] | None:
     if session is None:
         return None
     image = session.encoded.image.copy()

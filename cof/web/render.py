@@ -30,7 +30,8 @@ def render(shown: Shown) -> str:
         cards.append(_card(who, answer.text, how, answer.reason))
         heading = f'<p class="cof-setting">{escape(how)}</p>' if len(shown.answers) > 1 else ""
         figures = "".join(_figure(panel) for panel in panels)
-        parts.append(f'{heading}<div class="cof-panels">{figures}</div>')
+        wide = panels[0].image.width / panels[0].image.height
+        parts.append(f'{heading}<div class="cof-panels" style="--wide: {wide:.2f}">{figures}</div>')
     notes = "".join(f'<p class="cof-note">{escape(note)}</p>' for note in shown.notes)
     answers = f'<div class="cof-answers" aria-live="polite">{"".join(cards)}</div>'
     return "".join([answers, notes, *parts])
@@ -51,8 +52,8 @@ def describe(answer: Answer) -> str:
         words += f" (kept: {answer.grounder})"
     parts = [words, f"{settings.focus.name} focus"]
     if (strength := settings.option("strength")) is not None:
-        parts.append(f"λ {strength:g}")
-    parts.append(f"α {settings.expand:g}")
+        parts.append(f"λ\u00a0{strength:g}")
+    parts.append(f"α\u00a0{settings.expand:g}")
     if answer.confidence is not None and answer.region is not None:
         parts.append(f"confidence {answer.confidence:.0%}")
     return " · ".join(parts)

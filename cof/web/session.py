@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cof.errors import CofError, CofWarning
 from cof.images import load_image
-from cof.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
+from cof.limits import MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
 from cof.pipeline import CoF
 from cof.query import check_question
 from cof.viz.page import Panel, draw_panels
@@ -53,17 +53,11 @@ class Session:
         example: whether the image is one of the package's own.
 
     Raises:
-        CofError: the file is too large, or no image.
+        CofError: the file is no image, or one of too many pixels.
     """
 
     def __init__(self, cof: CoF, path: Path, *, example: bool = False) -> None:
         self.cof, self.name, self.example = cof, path.name, example
-        size, most = path.stat().st_size / 2**20, MAX_UPLOAD_BYTES / 2**20
-        if size > most:
-            raise CofError(
-                f"{self.name} has {size:.1f} MiB, more than the {most:.0f} MiB that are taken: "
-                "save a smaller copy."
-            )
         try:
             data = path.read_bytes()
             image = load_image(data, max_pixels=MAX_UPLOAD_PIXELS, formats=UPLOAD_FORMATS)

@@ -59,6 +59,14 @@ class Controls(NamedTuple):
         varied = [values[name] for name in VARIED]
         return cls._make([question, "", *varied, False, *varied])
 
+    def within_ranges(self) -> Controls:
+        """As the sliders show them: a number that is being typed may be none, or out of range."""
+        held: dict[str, Any] = {}
+        for name, (low, high) in RANGES.items():
+            for field in (name, f"other_{name}"):
+                held[field] = float(min(max(getattr(self, field) or low, low), high))
+        return self._replace(**held)
+
     def view(self, defaults: Settings) -> View:
         """What the page is to show; `defaults` has all settings without a control.
 
@@ -69,10 +77,6 @@ class Controls(NamedTuple):
         for chosen in (self[2:6], self[7:11])[: 1 + self.compare]:
             values: dict[str, Any] = dict(zip(VARIED, chosen, strict=True))
             grounder = values["grounder"]
-            for name, (low, high) in RANGES.items():
-                if values[name] < low or values[name] > high:
-                    within = f"from {low:g} to {high:g}"
-                    raise CofError(f"The page takes {name} {within}, not {values[name]:g}.")
             if grounder not in offered:
                 names = ", ".join(offered)
                 raise CofError(f"The page offers the grounders {names}, not {grounder!r}.")
@@ -84,7 +88,7 @@ class Controls(NamedTuple):
 
 def write_query(controls: Controls, image: str, example: bool) -> str:
     """The query of a link to what the page shows, `question=...&grounder=...`."""
-    values = {name: value for name, value in controls._asdict().items() if value != ""}
+    values = {name: _write(value) for name, value in controls._asdict().items() if value != ""}
     if not controls.compare:
         values = {n: v for n, v in values.items() if n != "compare" and not n.startswith("other_")}
     return urlencode({"example" if example else "image": image, **values})
@@ -102,12 +106,11 @@ def read_query(query: Mapping[str, str], defaults: Settings) -> Controls:
         try:
             values[name] = float(query[name])
         except ValueError:
-            message = f"The link's {name} must be a number, not {query[name]!r}."
-            raise CofError(message) from None
+            raise CofError(f"The link's {name} must be a number, not {query[name]!r}.") from None
     values["compare"] = values.get("compare") == "True"
     for name in VARIED:
         values.setdefault(f"other_{name}", values.get(name, getattr(begin, name)))
-    controls = begin._replace(**values)
+    controls = begin._replace(**values).within_ranges()
     controls.view(defaults)
     return controls
 
@@ -174,7 +177,7 @@ def read_strokes(layers: Sequence[Image]) -> XYXY | None:
 
     `layers` are RGBA of one size over the whole image, transparent where nothing is drawn.
     """
-    drawn = [box for layer in layers if (box := layer.getchannel("A").getbbox())]
+    drawn = [box for layer in layers if (box := layer.convert("RGBA").getchannel("A").getbbox())]
     if not drawn:
         return None
     (width, height), edges = layers[0].size, list(zip(*drawn, strict=True))
@@ -184,4 +187,4 @@ def read_strokes(layers: Sequence[Image]) -> XYXY | None:
 
 
 def _write(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.12g}"
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
