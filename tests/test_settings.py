@@ -198,8 +198,3 @@ def test_presets_refuse(name: str, model: str, says: str) -> None:
 def test_every_row_can_be_named_as_it_is_called(name: str) -> None:
     for row in PRESETS[name]:
         assert preset(f"{name}:{row.model}", "mine") == row.settings
-
-
-def test_defaults() -> None:
-    assert default_settings("mine") == Settings(expand=1.3, strength=2.0)
-    assert default_settings("/anything", "tiny") == preset("tiny", "tiny")
