@@ -82,6 +82,11 @@ def test_mme_release(tmp_path: Path) -> None:
     assert whole(MME(tmp_path)).examples == task.examples
     (inner / "count").mkdir()
     assert MME(inner).check() == ["count has no questions"]
+    hub = whole(MME(formats.mme_parquet(tmp_path / "hub" / "test-0.parquet"))).examples
+    groups = ("color/1.png", "OCR/1.png")
+    assert [e.id for e in hub] == [f"{group}-{n}" for group in groups for n in (1, 2)]
+    assert [shows(e, n // 2) for n, e in enumerate(hub)] == [True] * 4
+    assert len({e.image for e in hub}) == 2
 
 
 def test_mme_result_files_and_images_elsewhere(tmp_path: Path) -> None:
@@ -113,15 +118,6 @@ def test_mme_texts_as_the_official_script_takes_them(tmp_path: Path) -> None:
     assert values(MME(tmp_path), lambda _: "yes")["color"] == 100 * 6 / 8 + 100 * 2 / 4
 
 
-def test_mme_parquet(tmp_path: Path) -> None:
-    formats.mme_parquet(tmp_path / "data" / "test-0.parquet")
-    examples = whole(MME(tmp_path)).examples
-    groups = ("color/1.png", "OCR/1.png")
-    assert [e.id for e in examples] == [f"{group}-{n}" for group in groups for n in (1, 2)]
-    assert [shows(e, n // 2) for n, e in enumerate(examples)] == [True] * 4
-    assert len({e.image for e in examples}) == 2
-
-
 def test_mme_scores(tmp_path: Path) -> None:
     task = MME(formats.mme(tmp_path))
     perfect = values(task, right)
@@ -148,13 +144,10 @@ def test_pope(tmp_path: Path) -> None:
     images.rename(tmp_path / "coco")
     assert any("there is no image" in problem for problem in POPE(task.path).check())
     whole(POPE(task.path, images=tmp_path / "coco"))
-
-
-def test_pope_parquet(tmp_path: Path) -> None:
-    task = whole(POPE(formats.pope_parquet(tmp_path / "test.parquet")))
-    assert [e.kind for e in task.examples] == ["random", "popular", "adversarial"]
-    assert len({e.image for e in task.examples}) == 1
-    assert shows(task.examples[0], 1)
+    hub = whole(POPE(formats.pope_parquet(tmp_path / "test.parquet"))).examples
+    assert [e.kind for e in hub] == list(kinds)
+    assert len({e.image for e in hub}) == 1
+    assert shows(hub[0], 1)
 
 
 def test_pope_scores(tmp_path: Path) -> None:
