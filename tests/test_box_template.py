@@ -27,11 +27,9 @@ from cof.errors import CofWarning
 from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import Region
 from cof.grounders import Prompt
-from cof.pipeline import CoF
 from cof.prompting.box_parsing import parse_boxes
 from cof.prompting.box_template import BoxTemplate, compile_box_template
 from cof.prompting.dialects import GEMMA4, LLAVA, QWEN2_5, TINY, Dialect
-from cof.settings import Settings
 from cof.types import Decoding, Generation, Highlight, Request
 from lab.training.tokenizer import coordinate_tokens, make_tokenizer
 
@@ -336,16 +334,6 @@ def test_four_passes_for_eight_digits() -> None:
     assert len(forwards) == 4
     # two digits, `, 0.` and the ten digits that may follow; fewer of them leave the box an area
     assert all(6 + 2 <= tokens <= 6 + 10 for tokens in forwards[1:])
-
-
-def test_setting() -> None:
-    decoding = Decoding(max_new_tokens=3)
-    cof = CoF(engine("llava"), Settings(boxes="template"))
-    answer = cof(IMAGES[0], "Which digit?", decoding=decoding)
-    assert parse_boxes(answer.grounding_text, Frame.padded_square((60, 40))).boxes or answer.reason
-    assert answer.grounding_text.startswith("[0.")
-    free = CoF(engine("llava"), Settings(grounding_max_new_tokens=5))
-    assert not free.locate(IMAGES[0], "Which digit?").text.startswith("[0.")
 
 
 def test_falls_back_with_a_warning() -> None:

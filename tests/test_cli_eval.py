@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import formats
-import pytest
-from models import checkpoint
 from typer.testing import CliRunner, Result
 
 from cof import cli
 from cof.cli import evaluate
 from cof.eval.data import BENCHMARKS
-from lab.studies.synthetic import write_synthetic
 
 
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, ["eval", *map(str, arguments)])
 
 
-def llava() -> tuple[str, str, str, str, str, str]:
-    model = str(checkpoint("llava"))
-    return "--model", model, "--batch-size", "4", "--max-new-tokens", "2"
-
-
 def test_every_benchmark_has_a_command() -> None:
     assert set(evaluate.BENCHMARKS) == set(BENCHMARKS)
-
-
-@pytest.mark.parametrize("name", ["mme", "pope", "mmbench"])
-def test_synthetic_benchmarks(tmp_path: Path, name: str) -> None:
-    write_synthetic(tmp_path / "synthetic", num_objects=(4,), scenes=1)
-    out = tmp_path / "out"
-    arguments = (name, tmp_path / "synthetic" / name, *llava(), "--out", out, "--limit", "4")
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    results = json.loads((out / "results.json").read_text("utf-8"))
-    assert list(results["methods"]) == ["plain", "whole", "cof", "oracle", "random"]
-    assert results["about"]["prompt_style"] == "llava"
-    numbers = results["tasks"][name]
-    assert numbers["questions"] == 4
-    for metric in numbers["headline"]:
-        shown = numbers["metrics"]["official"]["plain"].get(metric)
-        assert shown is None or f"{shown:.1f}" in result.output
-    before = (out / "answers.jsonl").read_bytes()
-    assert invoke(*arguments, "--rules", "vlmevalkit").exit_code == 0
-    assert (out / "answers.jsonl").read_bytes() == before
-    assert "rules `vlmevalkit`" in (out / "table.md").read_text("utf-8")
 
 
 def test_check(tmp_path: Path) -> None:

@@ -42,25 +42,16 @@ def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
         assert (loaded.mode, loaded.tobytes()) == ("RGB", red().tobytes())
 
 
-@pytest.mark.parametrize(
-    ("orientation", "undo"),
-    [
-        (1, None),
-        (2, Image.Transpose.FLIP_LEFT_RIGHT),
-        (3, Image.Transpose.ROTATE_180),
-        (4, Image.Transpose.FLIP_TOP_BOTTOM),
-        (5, Image.Transpose.TRANSPOSE),
-        (6, Image.Transpose.ROTATE_90),
-        (7, Image.Transpose.TRANSVERSE),
-        (8, Image.Transpose.ROTATE_270),
-    ],
-)
-def test_exif_rotation_is_applied_once(orientation: int, undo: Image.Transpose | None) -> None:
+UNDO = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270"
+
+
+@pytest.mark.parametrize(("orientation", "undo"), [*enumerate(["", *UNDO.split()], 1)])
+def test_exif_rotation_is_applied_once(orientation: int, undo: str) -> None:
     upright = Image.new("RGB", (40, 20), "blue")
     upright.paste(RED, (0, 0, 20, 10))  # red top left
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = upright if undo is None else upright.transpose(undo)
+    stored = upright.transpose(Image.Transpose[undo]) if undo else upright
     loaded = load_image(encoded(stored, exif=exif))
     assert loaded.tobytes() == load_image(loaded).tobytes() == upright.tobytes()
 
@@ -149,11 +140,8 @@ HEADER_ONLY = encoded(Image.new("1", (9_000, 9_000)))[:200]
     ("source", "says"),
     [
         (np.zeros((3, 5, 7), np.uint8), "channels come last"),
-        (np.zeros((0, 5, 3), np.uint8), "H, W"),
-        (np.zeros(5, np.uint8), "H, W"),
-        (np.full((5, 7), 200.0), "0..1"),
-        (np.full((5, 7), np.nan), "0..1"),
-        (np.full((5, 7), 1e300), "0..1"),
+        *((np.zeros(shape, np.uint8), "H, W") for shape in ((0, 5, 3), 5)),
+        *((np.full((5, 7), value), "0..1") for value in (200.0, np.nan, 1e300)),
         (np.zeros((5, 7), np.int64), "int64"),
         (red((20_000, 20)), "crop it"),
         (red((9_000, 9_000)), "more than the 80,000,000"),

@@ -69,9 +69,10 @@ def serving(
     engine: FakeEngine | None = None,
     api_key: str | None = None,
     fetcher: Fetcher | None = None,
+    settings: Settings = Settings(expand=1.0),  # noqa: B008
     **limits: Any,
 ) -> Iterator[TestClient]:
-    cof = CoF(engine or FakeEngine(reply, dialect=TINY), Settings(expand=1.0))
+    cof = CoF(engine or FakeEngine(reply, dialect=TINY), settings)
     app = create_app(cof, "fake", limits=Limits(**limits), api_key=api_key, fetcher=fetcher)
     with TestClient(app) as client:
         yield client
@@ -114,14 +115,6 @@ class TestAnswers:
         assert look["confidence"] == pytest.approx(0.5)
         assert look["timings"].keys() == {"ground_s", "answer_s"}
         assert Settings(**look["settings"]) == Settings(expand=1.0, strength=3.0)
-
-    def test_own_boxes_and_the_setting_of_the_same_name(self) -> None:
-        box = [0.5, 0.5, 0.75, 1.0]
-        with serving() as client:
-            own = client.post(CHAT, json=body(cof={"boxes": [box]})).json()["cof"]
-            form = client.post(CHAT, json=body(cof={"boxes": "template"})).json()["cof"]
-        assert (own["boxes"], own["grounder"]) == ([box], "given")
-        assert form["settings"]["boxes"] == "template"
 
     def test_what_asks_for_nothing_is_taken(self) -> None:
         values: dict[str, Any] = {
@@ -542,19 +535,7 @@ class Visit:
             self.heard.put_nowait(data)
 
 
-def text_in(event: Any) -> str:
-    return str(event["choices"][0]["delta"]["content"])
-
-
 class TestStreaming:
-    @contextmanager
-    def app(self, **limits: Any) -> Iterator[tuple[Held, Any, TestClient]]:
-        engine = Held(begins=True)
-        app = create_app(CoF(engine, Settings(focus="none")), "fake", limits=Limits(**limits))
-        with TestClient(app) as client:
-            yield engine, app, client
-            engine.go.set()
-
     @pytest.mark.parametrize(
         ("question", "limits", "error"),
         [
@@ -569,7 +550,7 @@ class TestStreaming:
         async def visit(engine: Held, app: Any) -> None:
             client = Visit(question, cof={})
             answered = client.start(app)
-            assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
+            assert [content_of(await client.next()) for _ in range(2)] == ["", "plain"]
             assert (client.status, engine.done) == (200, 0)
             if not limits:
                 engine.go.set()
@@ -578,14 +559,15 @@ class TestStreaming:
                 assert event["error"]["message"] == error
                 assert event["error"]["type"] == "server_error"
             else:
-                assert text_in(event) == " answer"
+                assert content_of(event) == " answer"
                 assert (await client.next())["cof"]["num_tokens"] == 2
                 assert await client.next() is None
             await answered
             assert client.heard.empty()
 
-        with self.app(**limits) as (engine, app, client):
-            asyncio.run(visit(engine, app))
+        engine = Held(begins=True)
+        with serving(engine, settings=Settings(focus="none"), **limits) as client:
+            asyncio.run(visit(engine, client.app))
             engine.go.set()
             assert client.post(CHAT, json=body()).status_code == 200
             lines = client.get("/metrics").text.splitlines()
@@ -599,7 +581,7 @@ class TestStreaming:
             stays, leaves, waits = Visit("stays"), Visit("leaves"), Visit("waits", max_tokens=9)
             tasks = [client.start(app) for client in (stays, leaves)]
             for client in (stays, leaves):
-                assert [text_in(await client.next()) for _ in range(2)] == ["", "plain"]
+                assert [content_of(await client.next()) for _ in range(2)] == ["", "plain"]
             queued = waits.start(app)
             leaves.left.set()
             waits.left.set()
@@ -607,13 +589,14 @@ class TestStreaming:
             await asyncio.wait_for(queued, 10)
             assert (waits.status, engine.done) == (499, 0)
             engine.go.set()
-            assert text_in(await stays.next()) == " answer"
+            assert content_of(await stays.next()) == " answer"
             await stays.next()
             assert await stays.next() is None
             await tasks[0]
 
-        with self.app(max_batch=2) as (engine, app, client):
-            asyncio.run(visit(engine, app))
+        engine = Held(begins=True)
+        with serving(engine, settings=Settings(focus="none"), max_batch=2) as client:
+            asyncio.run(visit(engine, client.app))
             assert client.post(CHAT, json=body("after")).status_code == 200
             assert "cof_under_way 0.0" in client.get("/metrics").text.splitlines()
         asked = [sorted(request.prompt for request in call) for call, _ in engine.calls]
@@ -680,35 +663,17 @@ class TestWorker:
             assert [future.result(5).text for future in waiting[1:]] == ["plain answer"] * 2
         assert told == [["another"], ["plain", " answer"], ["plain", " answer"]]
 
-    def test_closing_answers_what_waits_and_takes_no_more(self) -> None:
-        with self.working(max_batch=2) as (_, worker):
-            waiting = [worker.submit(query("waits"), Decoding()) for _ in range(5)]
-        assert all(future.result(0) for future in waiting)
-        assert not worker.alive
-
 
 def query(question: str) -> Query:
     return Query(PICTURE, question, settings=Settings(focus="none"))
 
 
 PUBLIC, OTHER = "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"
-PRIVATE = [
-    "127.0.0.1",
-    "10.1.2.3",
-    "100.64.0.1",
-    "169.254.169.254",
-    "168.63.129.16",
-    "192.0.0.192",
-    "224.0.0.1",
-    "::1",
-    "fe80::1%eth0",
-    "fd00:ec2::254",
-    "ff02::1",
-    "::ffff:169.254.169.254",
-    "64:ff9b::7f00:1",
-    "2002:7f00:1::",
-    "2001:0:4136:e378::",
-]
+PRIVATE = (
+    "127.0.0.1 10.1.2.3 100.64.0.1 169.254.169.254 168.63.129.16 192.0.0.192 224.0.0.1 "
+    "::1 fe80::1%eth0 fd00:ec2::254 ff02::1 ::ffff:169.254.169.254 64:ff9b::7f00:1 2002:7f00:1:: "
+    "2001:0:4136:e378::"
+)
 
 
 def streamed(data: bytes) -> httpx2.Response:
@@ -748,7 +713,7 @@ class TestAddresses:
         )
         return asyncio.run(fetcher.fetch(address)), sent
 
-    @pytest.mark.parametrize("address", PRIVATE)
+    @pytest.mark.parametrize("address", PRIVATE.split())
     def test_addresses_that_are_not_public(self, address: str) -> None:
         assert not is_public(address)
         with pytest.raises(CofError, match="is not on the public internet"):
