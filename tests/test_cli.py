@@ -335,6 +335,7 @@ def test_settings_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
             assert told["help"] in text
             for each in options_of(owner):
                 assert each.name in text
+                assert each.help
                 assert each.help in text
                 assert told["options"][each.name]["default"] == each.default
     assert shown["focus"]["attention"]["options"]["scope"]["choices"] == ["all", "text"]

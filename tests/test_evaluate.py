@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from cof.eval.data.pope import POPE
 from cof.eval.data.refcoco import RefCOCO
 from cof.eval.evaluate import Evaluation
 from cof.eval.examples import Example
-from cof.eval.methods import PLAIN, Method, grounding_key
+from cof.eval.methods import grounding_key
 from cof.eval.report.document import markdown
 from cof.eval.report.publish import make_blocks
 from cof.eval.rules import RULES
@@ -140,20 +139,6 @@ def test_other_questions_or_settings_are_refused(tmp_path: Path) -> None:
         run(MME(tmp_path / "elsewhere"), tmp_path / "out")
 
 
-def test_several_tasks_have_folders_of_their_own(tmp_path: Path) -> None:
-    tasks: dict[str, Benchmark] = {
-        "one": MME(formats.mme(tmp_path / "mme")),
-        "two": POPE(formats.pope(tmp_path / "pope")),
-    }
-    evaluation = Evaluation({"plain": PLAIN, "cof": Method(SETTINGS)}, batch_size=2)
-    out, quiet = tmp_path / "out", Console(quiet=True)
-    results = evaluation.run(AnyEngine(), tasks, out, console=quiet, study="Both")
-    assert (results["study"], list(results["tasks"])) == ("Both", ["one", "two"])
-    for name in tasks:
-        assert (out / name / "answers.jsonl").is_file()
-    assert json.loads((out / "results.json").read_text("utf-8")) == json.loads(json.dumps(results))
-
-
 def test_refused_questions_are_told_of(tmp_path: Path) -> None:
     engine, text = AnyEngine(refuses=("cat",)), io.StringIO()
     task = POPE(formats.pope(tmp_path / "data"))
@@ -162,16 +147,9 @@ def test_refused_questions_are_told_of(tmp_path: Path) -> None:
     assert results["tasks"]["pope"]["errors"] == {"plain": 3, "whole": 3, "cof": 3}
     report = markdown(make_blocks(results))
     assert "could not be asked, and count as wrong: plain 3, whole 3, cof 3." in report
-    again = AnyEngine(dies_after=0, refuses=("cat",))
-    assert run(task, tmp_path / "out", again)["tasks"] == results["tasks"]
-
-
-def test_the_report_holds_the_results(tmp_path: Path) -> None:
-    results = run(MME(formats.mme(tmp_path / "data")), tmp_path / "out")
-    report = markdown(make_blocks(results))
-    numbers = results["tasks"]["mme"]["figures"]["perception"]
-    for row in numbers.values():
+    for row in results["tasks"]["pope"]["figures"]["random f1"].values():
         assert f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" in report
     assert "answers read by the rules `official` (the benchmarks' own scripts)" in report
     assert "- **vlmevalkit**: VLMEvalKit at e8e78f0" in report
-    assert str(tmp_path) not in report + json.dumps(results)
+    again = AnyEngine(dies_after=0, refuses=("cat",))
+    assert run(task, tmp_path / "out", again)["tasks"] == results["tasks"]

@@ -125,17 +125,6 @@ def test_released_is_one_switch() -> None:
     assert made.changed(grounder="whole", focus="crop").released
 
 
-def test_methods_by_name_and_as_objects() -> None:
-    for name, method in GROUNDERS.items():
-        more = {"detector": "some/model"} if name == "detector" else {}
-        assert Settings(name, **more).grounders == (method(**more),)
-        assert Settings(method(**more)).grounder_name == name
-    for name, focus in FOCUSES.items():
-        assert Settings(focus=name).focus == focus() == Settings(focus=focus()).focus
-    for owner in (Settings, *GROUNDERS.values(), *FOCUSES.values()):
-        assert all(each.help for each in options_of(owner))
-
-
 @pytest.mark.parametrize(
     ("model", "expand", "strength"),
     [
