@@ -135,15 +135,10 @@ def test_a_newcomer_reads_all_options_at_once() -> None:
     assert len(options) <= 21  # and --help
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "--box 0.1 0.2 0.5 0.6 --box .5 0.5 1 1e0",
-        "--box 0.1,0.2,0.5,0.6 --box .5,0.5,1,1",
-    ],
-)
-def test_boxes(loaded: Loaded, image: str, arguments: str) -> None:
-    result = run("ask", *arguments.split(), image, QUESTION, "--json")
+@pytest.mark.parametrize("between", [" ", ","])
+def test_boxes(loaded: Loaded, image: str, between: str) -> None:
+    one, two = (box.replace(" ", between).split() for box in ("0.1 0.2 0.5 0.6", ".5 0.5 1 1e0"))
+    result = run("ask", "--box", *one, "--box", *two, image, QUESTION, "--json")
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
     assert shown["boxes"] == [[0.1, 0.2, 0.5, 0.6], [0.5, 0.5, 1.0, 1.0]]

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from fakes import FakeEngine
 from matplotlib import pyplot
-from models import picture
+from models import checkpoint, picture
 from PIL import Image
 
 from cof import CoF, CofError, Settings
 from cof.answer import Answer
+from cof.engines.transformers.engine import TransformersEngine
+from cof.types import Decoding
 from cof.viz.panels import panel_size
 
 matplotlib.use("Agg")
@@ -110,6 +112,17 @@ class TestPlot:
         (ax,) = asked(wh=(80, 40)).plot()
         assert ax.get_xlim() == (0, 80)
         assert ax.get_ylim() == (40, 0)
+
+    def test_with_the_engine_attention_stands_beside_it(self) -> None:
+        engine = TransformersEngine.from_pretrained(checkpoint("llava"))
+        cof = CoF(engine, Settings(strength=8.0))
+        answer = cof(picture((60, 40)), "?", boxes=[BOX], decoding=Decoding(max_new_tokens=2))
+        axes = answer.plot(engine)
+        assert len({id(ax.figure) for ax in axes}) == 1
+        titles = [ax.get_title() for ax in axes]
+        assert len(titles) == 3
+        share = [float(re.findall(r"([\d.]+)%", title)[0]) for title in titles[1:]]
+        assert share[1] > share[0], "attention in the box grows"
 
     @pytest.mark.parametrize("wh", [(80, 40), (2000, 10), (10, 2000)])
     def test_any_text_and_image_can_be_drawn(self, wh: tuple[int, int]) -> None:

@@ -209,11 +209,9 @@ def test_queries_and_answers_travel_between_processes() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens"),
+        *(({"max_new_tokens": number}, "max_new_tokens") for number in (0, 2.5)),
         ({"num_beams": 0}, "num_beams"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
+        *(({"temperature": number}, "temperature") for number in (-1.0, float("nan"))),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
         ({"top_p": 2.0}, "top_p"),
         ({"temperature": 1.0, "seed": 2**64}, "seed"),
