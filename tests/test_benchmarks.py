@@ -14,7 +14,10 @@ from typing import Any
 import formats
 import pytest
 from models import picture
+from typer.testing import CliRunner, Result
 
+from cof import cli
+from cof.cli import evaluate
 from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
 from cof.eval.data.base import Answers, Benchmark
@@ -591,3 +594,46 @@ def test_shards_and_limits_leave_groups_whole(tmp_path: Path) -> None:
     assert [e.id for e in pope] == ["random-1", "random-2", "popular-1", "adversarial-1"]
     with pytest.raises(CofError, match="no questions for this part, limit and shard"):
         _ = replace(task, shard=(3, 3)).examples
+
+
+# The command
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, ["eval", *map(str, arguments)])
+
+
+def test_every_benchmark_has_a_command() -> None:
+    assert set(evaluate.BENCHMARKS) == set(BENCHMARKS)
+
+
+def test_the_command_checks_data(tmp_path: Path) -> None:
+    formats.pope(tmp_path)
+    good = invoke("pope", tmp_path, "--check")
+    assert (good.exit_code, good.output) == (0, f"{tmp_path}: no problems.\n")
+    (tmp_path / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
+    (tmp_path / "coco_pope_random.json").write_text("{}\n", "utf-8")
+    bad = invoke("pope", tmp_path, "--check")
+    assert bad.exit_code == 2
+    assert "line 1: lacks text, label, image" in bad.stdout
+    assert "there is no image" in bad.stdout
+    assert "has 2 problems, listed above" in bad.stderr
+    refused = invoke("pope", tmp_path, "--model", "nowhere")  # before the model is looked for
+    assert refused.exit_code == 2
+    assert "--check" in refused.stderr
+    assert "nowhere" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rules mine", "There are no rules 'mine'"),
+        ("--shard half", "--shard takes i/n, such as 2/4, not 'half'."),
+        ("--images nowhere", "There is no"),
+    ],
+)
+def test_the_command_refuses(tmp_path: Path, options: str, message: str) -> None:
+    result = invoke("mme", formats.mme(tmp_path), *options.split())
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

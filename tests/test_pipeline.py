@@ -104,27 +104,6 @@ def test_no_box(released: bool, text: str, reason: str) -> None:
     assert reason in answer.reason
 
 
-@pytest.mark.parametrize(
-    ("reply", "wh", "expand", "boxes"),
-    [
-        ("[0.25, 0.125, 0.75, 0.5]", (640, 480), 1.0, [(0.25, 0.0, 0.75, 0.5)]),  # was padded
-        ("[0.0, 0.75, 0.25, 1.0]", (64, 64), 2.0, [(0.0, 0.5, 0.5, 1.0)]),  # moves inside
-        (
-            "[0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.75, 0.75]",
-            (64, 64),
-            1.0,
-            [(0.1, 0.1, 0.2, 0.2), (0.5, 0.5, 0.75, 0.75)],
-        ),
-    ],
-)
-def test_the_boxes_of_a_reply(
-    reply: str, wh: tuple[int, int], expand: float, boxes: list[tuple[float, ...]]
-) -> None:
-    answer = ask(engine(reply), Image.new("RGB", wh), expand=expand)
-    assert answer.boxes == tuple(boxes)
-    assert (answer.raw_boxes == answer.boxes) == (expand == 1.0)
-
-
 def test_min_box_and_min_confidence() -> None:
     assert ask(engine("[0.5, 0.25, 0.5625, 0.75]"), min_box=0.25).boxes == (
         pytest.approx((0.40625, 0.25, 0.65625, 0.75)),
