@@ -151,6 +151,7 @@ def test_boxes(loaded: Loaded, image: str, between: str) -> None:
     [
         ("ask absent.png ?", "no image file"),
         ("ground absent.png ?", "no image file"),
+        ("ask IMAGE ' '", "question is empty"),
         ("ask IMAGE ? --box 1 2 3 4", "outside 0..1"),
         ("ask IMAGE ? --box 0.1 0.2 0.3", "four numbers"),
         ("ask IMAGE ? --box 0 0 1 1 --mask m.png", "give one of them"),
@@ -170,7 +171,7 @@ def test_boxes(loaded: Loaded, image: str, between: str) -> None:
     ],
 )
 def test_refusals(loaded: Loaded, image: str, arguments: str, says: str) -> None:
-    assert says in refused(run(*arguments.replace("IMAGE", image).split()))
+    assert says in refused(run(*shlex.split(arguments.replace("IMAGE", image))))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

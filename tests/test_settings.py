@@ -45,6 +45,7 @@ TWO_GROUNDERS = [("prompt", "prompt"), ("prompt", "given"), ("prompt", ""), ("no
         *(({name: 3}, "did you mean strength?") for name in ("lambda_", "strenght")),
         ({"focus": "crop", "scope": "text"}, "scope is an option of focus attention, .*not of"),
         ({"focus": "crop", "overlay": "dim"}, "overlay is an option of focus overlay, not of"),
+        ({"focus": "overlay", "overlay": "x"}, "frame, blur, dim"),
     ],
 )
 def test_refusals(changes: dict[str, Any], says: str) -> None:
