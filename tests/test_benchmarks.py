@@ -13,7 +13,7 @@ from typing import Any
 
 import formats
 import pytest
-from models import picture
+from models import checkpoint, picture
 from typer.testing import CliRunner, Result
 
 from cof import cli
@@ -605,6 +605,19 @@ def invoke(*arguments: object) -> Result:
 
 def test_every_benchmark_has_a_command() -> None:
     assert set(evaluate.BENCHMARKS) == set(BENCHMARKS)
+
+
+def test_the_command_measures(tmp_path: Path) -> None:
+    """A random model; what papers quote is printed."""
+    data, out = formats.mme(tmp_path / "mme"), tmp_path / "out"
+    options = f"--model {checkpoint('llava')} --max-new-tokens 2 --limit 4 --out {out}"
+    result = invoke("mme", data, *options.split())
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((out / "results.json").read_text("utf-8"))["tasks"]["mme"]
+    assert numbers["questions"] == 4
+    for metric in numbers["headline"]:
+        shown = numbers["metrics"]["official"]["plain"].get(metric)
+        assert shown is None or f"{shown:.1f}" in result.output
 
 
 def test_the_command_checks_data(tmp_path: Path) -> None:
