@@ -13,8 +13,11 @@ from typing import Any
 
 import formats
 import pytest
-from models import picture
+from models import checkpoint, picture
+from typer.testing import CliRunner, Result
 
+from cof import cli
+from cof.cli import evaluate
 from cof.errors import CofError
 from cof.eval.data import BENCHMARKS
 from cof.eval.data.base import Answers, Benchmark
@@ -82,6 +85,11 @@ def test_mme_release(tmp_path: Path) -> None:
     assert whole(MME(tmp_path)).examples == task.examples
     (inner / "count").mkdir()
     assert MME(inner).check() == ["count has no questions"]
+    hub = whole(MME(formats.mme_parquet(tmp_path / "hub" / "test-0.parquet"))).examples
+    groups = ("color/1.png", "OCR/1.png")
+    assert [e.id for e in hub] == [f"{group}-{n}" for group in groups for n in (1, 2)]
+    assert [shows(e, n // 2) for n, e in enumerate(hub)] == [True] * 4
+    assert len({e.image for e in hub}) == 2
 
 
 def test_mme_result_files_and_images_elsewhere(tmp_path: Path) -> None:
@@ -113,15 +121,6 @@ def test_mme_texts_as_the_official_script_takes_them(tmp_path: Path) -> None:
     assert values(MME(tmp_path), lambda _: "yes")["color"] == 100 * 6 / 8 + 100 * 2 / 4
 
 
-def test_mme_parquet(tmp_path: Path) -> None:
-    formats.mme_parquet(tmp_path / "data" / "test-0.parquet")
-    examples = whole(MME(tmp_path)).examples
-    groups = ("color/1.png", "OCR/1.png")
-    assert [e.id for e in examples] == [f"{group}-{n}" for group in groups for n in (1, 2)]
-    assert [shows(e, n // 2) for n, e in enumerate(examples)] == [True] * 4
-    assert len({e.image for e in examples}) == 2
-
-
 def test_mme_scores(tmp_path: Path) -> None:
     task = MME(formats.mme(tmp_path))
     perfect = values(task, right)
@@ -148,13 +147,10 @@ def test_pope(tmp_path: Path) -> None:
     images.rename(tmp_path / "coco")
     assert any("there is no image" in problem for problem in POPE(task.path).check())
     whole(POPE(task.path, images=tmp_path / "coco"))
-
-
-def test_pope_parquet(tmp_path: Path) -> None:
-    task = whole(POPE(formats.pope_parquet(tmp_path / "test.parquet")))
-    assert [e.kind for e in task.examples] == ["random", "popular", "adversarial"]
-    assert len({e.image for e in task.examples}) == 1
-    assert shows(task.examples[0], 1)
+    hub = whole(POPE(formats.pope_parquet(tmp_path / "test.parquet"))).examples
+    assert [e.kind for e in hub] == list(kinds)
+    assert len({e.image for e in hub}) == 1
+    assert shows(hub[0], 1)
 
 
 def test_pope_scores(tmp_path: Path) -> None:
@@ -598,3 +594,59 @@ def test_shards_and_limits_leave_groups_whole(tmp_path: Path) -> None:
     assert [e.id for e in pope] == ["random-1", "random-2", "popular-1", "adversarial-1"]
     with pytest.raises(CofError, match="no questions for this part, limit and shard"):
         _ = replace(task, shard=(3, 3)).examples
+
+
+# The command
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, ["eval", *map(str, arguments)])
+
+
+def test_every_benchmark_has_a_command() -> None:
+    assert set(evaluate.BENCHMARKS) == set(BENCHMARKS)
+
+
+def test_the_command_measures(tmp_path: Path) -> None:
+    """A random model; what papers quote is printed."""
+    data, out = formats.mme(tmp_path / "mme"), tmp_path / "out"
+    options = f"--model {checkpoint('llava')} --max-new-tokens 2 --limit 4 --out {out}"
+    result = invoke("mme", data, *options.split())
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((out / "results.json").read_text("utf-8"))["tasks"]["mme"]
+    assert numbers["questions"] == 4
+    for metric in numbers["headline"]:
+        shown = numbers["metrics"]["official"]["plain"].get(metric)
+        assert shown is None or f"{shown:.1f}" in result.output
+
+
+def test_the_command_checks_data(tmp_path: Path) -> None:
+    formats.pope(tmp_path)
+    good = invoke("pope", tmp_path, "--check")
+    assert (good.exit_code, good.output) == (0, f"{tmp_path}: no problems.\n")
+    (tmp_path / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
+    (tmp_path / "coco_pope_random.json").write_text("{}\n", "utf-8")
+    bad = invoke("pope", tmp_path, "--check")
+    assert bad.exit_code == 2
+    assert "line 1: lacks text, label, image" in bad.stdout
+    assert "there is no image" in bad.stdout
+    assert "has 2 problems, listed above" in bad.stderr
+    refused = invoke("pope", tmp_path, "--model", "nowhere")  # before the model is looked for
+    assert refused.exit_code == 2
+    assert "--check" in refused.stderr
+    assert "nowhere" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rules mine", "There are no rules 'mine'"),
+        ("--shard half", "--shard takes i/n, such as 2/4, not 'half'."),
+        ("--images nowhere", "There is no"),
+    ],
+)
+def test_the_command_refuses(tmp_path: Path, options: str, message: str) -> None:
+    result = invoke("mme", formats.mme(tmp_path), *options.split())
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

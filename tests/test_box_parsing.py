@@ -186,13 +186,9 @@ def test_partly_outside_is_clipped() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no four numbers"),
-        ("I cannot see a star.", "no four numbers"),
-        ("[0.1, 0.2, 0.5]", "no four numbers"),
+        *((of, "no four numbers") for of in ("", "I cannot see a star.", "[0.1, 0.2, 0.5]")),
         ('{"x1": 0.1, "y1": 0.2, "x2": 0.5}', "no four numbers"),
-        ("[nan, 0.2, 0.5, 0.75]", "finite"),
-        ("[0.1, 0.2, inf, -Infinity]", "finite"),
-        ("[0.1, 0.2, 1e999, 0.75]", "finite"),
+        *((f"[0.1, 0.2, {of}, 0.75]", "finite") for of in ("nan", "inf", "-Infinity", "1e999")),
         ("[0.1, 0.2, 5e8, 0.75]", "far outside"),
         ("[64, 80, 320, 300]", "far outside this model's scale of 0..1"),
         ("[64px, 80px, 320px, 300px]", "in pixels"),

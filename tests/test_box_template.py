@@ -16,8 +16,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from models import checkpoint, picture, prompts_of, tokenizer
-from zoo import zoo
+from models import picture, prompts_of, tokenizer
+from zoo import engine
 
 from cof.engines.transformers import box_decoding
 from cof.engines.transformers.engine import TransformersEngine
@@ -27,11 +27,9 @@ from cof.errors import CofWarning
 from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import Region
 from cof.grounders import Prompt
-from cof.pipeline import CoF
 from cof.prompting.box_parsing import parse_boxes
 from cof.prompting.box_template import BoxTemplate, compile_box_template
 from cof.prompting.dialects import GEMMA4, LLAVA, QWEN2_5, TINY, Dialect
-from cof.settings import Settings
 from cof.types import Decoding, Generation, Highlight, Request
 from lab.training.tokenizer import coordinate_tokens, make_tokenizer
 
@@ -42,11 +40,6 @@ IMAGES = [picture((60, 40)), picture((40, 90), 1), picture((64, 64), 2)]
 QUESTIONS = ["Where is it?", "Where?", "And where is the other one, if there is one at all?"]
 ONE = Decoding(max_new_tokens=1)
 TEMPLATES = {"llava": LLAVA.box_template, "integers": INTEGERS}
-
-
-@functools.cache
-def engine(name: str = "llava") -> TransformersEngine:
-    return TransformersEngine.from_pretrained(checkpoint(name))
 
 
 def requests(images: Any = IMAGES) -> list[Request]:
@@ -78,7 +71,7 @@ def constrained(
 
 @functools.cache
 def expected(template: BoxTemplate) -> list[tuple[str, list[float]]]:
-    return [constrained(engine(), request, template) for request in requests()]
+    return [constrained(engine("llava"), request, template) for request in requests()]
 
 
 def assert_expected(boxes: list[Generation], template: BoxTemplate) -> None:
@@ -91,7 +84,7 @@ def written(
     template: BoxTemplate, row_branches: int, branches: int, rows: list[Request] | None = None
 ) -> list[Generation]:
     """Boxes with trees of a given size."""
-    made, asked = engine(), rows or requests()
+    made, asked = engine("llava"), rows or requests()
     compiled = made._compile(template)
     assert compiled is not None
     with torch.inference_mode():
@@ -257,21 +250,6 @@ def test_a_template_of_ones_own_has_no_limits() -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 class TestDecoding:
-    def test_together_one_by_one_and_from_a_prefix(self, template: BoxTemplate) -> None:
-        made, decoding = engine(), Decoding(box_template=template)
-        prefilled = made.encode(IMAGES, prefill=True)
-        for boxes in (
-            made.generate(requests(), decoding),
-            [made.generate([request], decoding)[0] for request in requests()],
-            made.generate(requests(prefilled), decoding),
-        ):
-            assert_expected(boxes, template)
-            assert len({box.text for box in boxes}) > 1
-            frame = Frame.of_image(1.0 if template is LLAVA.box_template else 200.0)
-            units = "unit" if template is LLAVA.box_template else "pixels"
-            for box in boxes:
-                assert len(parse_boxes(box.text, frame, units=units).boxes) == 1
-
     @pytest.mark.parametrize("sizes", [(0, 0), (16, 64), (16, 30), (60, 1000), (300, 9999)])
     def test_trees_of_any_size_choose_the_same(
         self, template: BoxTemplate, sizes: tuple[int, int]
@@ -312,7 +290,7 @@ def test_how_likely_each_number_is() -> None:
 
 def among(text: str, digits: list[int]) -> dict[int, float]:
     """The probability of each of some digits after the first row's prompt and a text."""
-    made = engine()
+    made = engine("llava")
     prompts = prompts_of(made, requests()[:1])
     words = made.processor.tokenizer
     tokens = words(" " + text, add_special_tokens=False, return_tensors="pt").input_ids
@@ -330,7 +308,7 @@ def among(text: str, digits: list[int]) -> dict[int, float]:
 )
 def test_other_families(name: str) -> None:
     """Those that have a box template, one for each dialect."""
-    made = TransformersEngine.from_pretrained(zoo(name))
+    made = engine(name)
     template = made.dialect.box_template
     assert template is not None
     asked = requests()[:3]
@@ -346,7 +324,7 @@ def test_other_families(name: str) -> None:
 
 
 def test_four_passes_for_eight_digits() -> None:
-    made, forwards = engine(), []
+    made, forwards = engine("llava"), []
     handle = made.model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: forwards.append(kwargs["inputs_embeds"].shape[1]),
         with_kwargs=True,
@@ -358,21 +336,11 @@ def test_four_passes_for_eight_digits() -> None:
     assert all(6 + 2 <= tokens <= 6 + 10 for tokens in forwards[1:])
 
 
-def test_setting() -> None:
-    decoding = Decoding(max_new_tokens=3)
-    cof = CoF(engine(), Settings(boxes="template"))
-    answer = cof(IMAGES[0], "Which digit?", decoding=decoding)
-    assert parse_boxes(answer.grounding_text, Frame.padded_square((60, 40))).boxes or answer.reason
-    assert answer.grounding_text.startswith("[0.")
-    free = CoF(engine(), Settings(grounding_max_new_tokens=5))
-    assert not free.locate(IMAGES[0], "Which digit?").text.startswith("[0.")
-
-
 def test_falls_back_with_a_warning() -> None:
     question, short = [Request(IMAGES[0], "Where?")], Decoding(max_new_tokens=3)
     templated = replace(short, box_template=LLAVA.box_template)
     # no decoder that is seen, and states that cannot be cropped (Qwen3.5's linear attention)
-    qwen = TransformersEngine.from_pretrained(zoo("qwen3_5"))
+    qwen = engine("qwen3_5")
     for made in (engine("instructblip"), qwen):
         with pytest.warns(CofWarning, match="cannot decode boxes by a template"):
             freely = made.generate(question, templated)

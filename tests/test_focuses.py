@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import FakeEngine
 from models import GRID, PATCH, picture
 from zoo import assert_same, engine
 
 from cof.errors import CofError
-from cof.focuses import FOCUSES, Attention, Beside, Crop, Overlay, Soft
+from cof.focuses import FOCUSES, Attention, Crop, Overlay, Soft
 from cof.geometry.regions import EVERYTHING, Region
 from cof.images import load_image
-from cof.pipeline import CoF
 from cof.settings import Settings
 from cof.types import Decoding, EncodedImage, Request
 
@@ -106,20 +104,6 @@ def test_the_whole_image_is_shown_as_it_is(name: str) -> None:
     focused = FOCUSES[name]().apply(request, EVERYTHING)
     assert focused.image is request.image
     assert not focused.others
-
-
-@pytest.mark.parametrize("name", ["crop", "overlay", "beside"])
-def test_in_the_pipeline(name: str) -> None:
-    fake, whole = FakeEngine(lambda request: "[0.2, 0.2, 0.4, 0.4]"), picture((50, 50))
-    answer = CoF(fake, Settings(expand=1.0, focus=name))(whole, "Which digit?")
-    (last,), _ = fake.calls[-1]
-    assert last.highlight is None
-    assert answer.found
-    if name == "beside":
-        crop = shown(Crop(), whole, Region(boxes=answer.boxes))
-        np.testing.assert_array_equal(np.asarray(last.others[0]), crop)
-    assert last.image.size == ((10, 10) if name == "crop" else (50, 50))
-    assert Beside().apply(last, EVERYTHING) is last
 
 
 CELLS = (0.25, 0.25, 0.625, 0.5)  # of a square image: 3 x 2 whole tokens

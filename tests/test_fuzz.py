@@ -256,14 +256,6 @@ def test_anything_as_a_setting(name: str, value: Any) -> None:
         hash(made)
 
 
-@fuzz(max_examples=100)
-@given(st.dictionaries(st.text(max_size=8), ANYTHING, min_size=1, max_size=2))
-def test_unknown_settings(changes: dict[str, Any]) -> None:
-    assume(not changes.keys() & {*NAMES})
-    with pytest.raises(CofError, match=r"There is no option|is an option of"):
-        Settings().changed(**changes)
-
-
 POINTS = st.tuples(st.floats(0, 1), st.floats(0, 1))
 MASKS = hnp.arrays(
     st.sampled_from(["?", "u1", "f4", "f8"]).map(np.dtype),

@@ -16,31 +16,21 @@ import cof
 
 PACKAGE = Path(cof.__file__).parent
 
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "limits"),
-    ("options",),
-    ("geometry", "prompting"),
-    ("types", "images"),
-    ("engines.base", "attention", "families"),
-    ("grounders", "focuses"),
-    ("methods", "settings", "presets", "engines"),
-    ("viz",),
-    (
-        "ahead",
-        "messages",
-        "query",
-        "answer",
-        "stages",
-        "streaming",
-        "servers",
-        "client",
-        "pipeline",
-    ),
-    ("looking", "verify"),
-    ("tiny", "server"),
-    ("eval", "web"),
-    ("cli",),
-    ("lmms",),
+LAYERS = (
+    "errors limits",
+    "options",
+    "geometry prompting",
+    "types images",
+    "engines.base attention families",
+    "grounders focuses",
+    "methods settings presets engines",
+    "viz",
+    "ahead messages query answer stages streaming servers client pipeline",
+    "looking verify",
+    "tiny server",
+    "eval web",
+    "cli",
+    "lmms",
 )
 """Lower layers first. A module imports from its own layer and from those below it; no two modules
 import each other, whatever their layer."""
@@ -105,7 +95,7 @@ def known(module: str) -> bool:
 
 def layer(module: str) -> int:
     """The layer of a module, by its longest name in `LAYERS`."""
-    places = {name: number for number, names in enumerate(LAYERS) for name in names}
+    places = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         if (name := ".".join(parts[:length])) in places:

@@ -18,7 +18,7 @@ from zoo import BUILDERS, engine, stock
 from cof.engines.transformers.introspection import find_phrase
 from cof.engines.transformers.prefix_cache import CACHE
 from cof.errors import CofError
-from cof.geometry.regions import Region, coverage_image
+from cof.geometry.regions import Region
 from cof.types import Request
 
 QUESTION, PHRASE = "is the red bus here?", "red bus"
@@ -117,16 +117,3 @@ def test_a_q_former_has_no_image_tokens_to_compare() -> None:
         made.phrase_similarities([ASKED], ["bus"])
     with pytest.raises(CofError, match="use grounder 'prompt' or 'attention'"):
         made.word_probabilities([WIDE], [["bus"]])
-
-
-def test_the_centre_of_a_token_lies_in_the_box_that_covers_it() -> None:
-    """Centres against boxes a token wide, on a padded image."""
-    made = engine("llava")
-    wh = (112, 56)
-    centres, shown = made.token_centres(wh), made.tokens.visibility(wh)
-    for row, column in np.argwhere(shown.visible):
-        x, y = centres[row, column]
-        spot = Region(boxes=((x - 0.02, y - 0.02, x + 0.02, y + 0.02),))
-        assert coverage_image(spot, wh).getbbox()
-        covered = shown.coverage(spot)
-        assert np.nanargmax(covered) == row * shown.span.shape[1] + column

@@ -45,8 +45,12 @@ def ask(fake: FakeEngine, image: Image.Image = SQUARE, **settings: Any) -> pipel
 
 
 def test_two_stages() -> None:
+    """About an image that is encoded once."""
     fake = engine()
     answer = ask(fake, strength=3.0)
+    assert isinstance(fake, Engine)
+    assert [len(images) for images in fake.encoded] == [1]
+    assert fake.calls[0][0][0].image is fake.calls[1][0][0].image
     (first, first_decoding), (second, second_decoding) = fake.calls
     assert [request.prompt for request in first] == [fill(TINY.template, QUESTION)[0]]
     assert first[0].highlight is None
@@ -78,14 +82,6 @@ def test_plain_is_computed_on_demand_and_once() -> None:
     assert len(nowhere.calls) == before
 
 
-def test_the_image_is_encoded_once_for_both_stages() -> None:
-    fake = engine()
-    ask(fake)
-    assert isinstance(fake, Engine)
-    assert [len(images) for images in fake.encoded] == [1]
-    assert fake.calls[0][0][0].image is fake.calls[1][0][0].image
-
-
 @pytest.mark.parametrize("setting", [{"strength": 1}, {"focus": "none"}, {"grounder": "none"}])
 def test_no_stage_one_where_it_changes_nothing(setting: dict[str, Any]) -> None:
     fake = engine()
@@ -93,16 +89,6 @@ def test_no_stage_one_where_it_changes_nothing(setting: dict[str, Any]) -> None:
     assert len(fake.calls) == 1
     assert (answer.text, answer.boxes, answer.region, answer.found) == ("plain", (), None, False)
     assert answer.reason
-
-
-def test_table_two_is_three_settings() -> None:
-    plain, whole, both = (
-        ask(engine(), grounder=grounder) for grounder in ("none", "whole", "prompt")
-    )
-    assert plain.region is None
-    assert whole.region is EVERYTHING
-    assert both.boxes == (BOX,)
-    assert [plain.text, whole.text, both.text] == ["plain", "focused", "focused"]
 
 
 @pytest.mark.parametrize(
@@ -118,27 +104,6 @@ def test_no_box(released: bool, text: str, reason: str) -> None:
     assert reason in answer.reason
 
 
-@pytest.mark.parametrize(
-    ("reply", "wh", "expand", "boxes"),
-    [
-        ("[0.25, 0.125, 0.75, 0.5]", (640, 480), 1.0, [(0.25, 0.0, 0.75, 0.5)]),  # was padded
-        ("[0.0, 0.75, 0.25, 1.0]", (64, 64), 2.0, [(0.0, 0.5, 0.5, 1.0)]),  # moves inside
-        (
-            "[0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.75, 0.75]",
-            (64, 64),
-            1.0,
-            [(0.1, 0.1, 0.2, 0.2), (0.5, 0.5, 0.75, 0.75)],
-        ),
-    ],
-)
-def test_the_boxes_of_a_reply(
-    reply: str, wh: tuple[int, int], expand: float, boxes: list[tuple[float, ...]]
-) -> None:
-    answer = ask(engine(reply), Image.new("RGB", wh), expand=expand)
-    assert answer.boxes == tuple(boxes)
-    assert (answer.raw_boxes == answer.boxes) == (expand == 1.0)
-
-
 def test_min_box_and_min_confidence() -> None:
     assert ask(engine("[0.5, 0.25, 0.5625, 0.75]"), min_box=0.25).boxes == (
         pytest.approx((0.40625, 0.25, 0.65625, 0.75)),
@@ -147,18 +112,6 @@ def test_min_box_and_min_confidence() -> None:
     assert (unsure.text, unsure.found, unsure.confidence) == ("plain", False, pytest.approx(0.5))
     assert "below 0.6" in unsure.reason
     assert ask(engine(), min_confidence=0.4).found
-
-
-def test_focus_settings_reach_the_highlight() -> None:
-    fake = engine()
-    ask(fake, scope="text", layers=(1, 2), heads=(0,))
-    highlight = fake.calls[1][0][0].highlight
-    assert highlight is not None
-    assert (highlight.scope, highlight.layers, highlight.heads) == ("text", (1, 2), (0,))
-    assert highlight.cells == "coverage"
-    released = engine("[0.2, 0.2, 0.4, 0.4]")
-    ask(released, released=True)
-    assert released.calls[1][0][0].highlight.cells == "corners"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -173,23 +126,6 @@ def test_grounding_prompts(prompt: str | None, expected: str) -> None:
     fake = engine(dialect=LLAVA)
     ask(fake, grounding_prompt=prompt)
     assert fake.calls[0][0][0].prompt == expected
-
-
-def test_parity_follows_the_released_code() -> None:
-    settings = preset("paper-parity", "llava-1.5-13b")
-    wide = Image.new("RGB", (640, 480))
-    fake = engine("[0.50, 0.50, 0.60, 0.55]", dialect=LLAVA)
-    answer = CoF(fake, settings)(wide, QUESTION)
-    # square: 0.1 both ways in padded fractions, about (0.55, 0.525); no edge is near
-    assert fake.frame((640, 480)).from_image(answer.boxes[0]) == pytest.approx(
-        (0.50, 0.475, 0.60, 0.575)
-    )
-    missed = CoF(engine("[0.5, 0.5, 0.6, 1]"), settings)(wide, QUESTION)
-    assert missed.region is EVERYTHING
-    snapped = CoF(engine("[0.04, 0.40, 0.14, 0.50]"), settings)(wide, QUESTION)
-    assert fake.frame((640, 480)).from_image(snapped.boxes[0]) == pytest.approx(
-        (0.0, 0.40, 0.14, 0.50), abs=1e-9
-    )
 
 
 def test_given_regions_take_the_grounders_place() -> None:
@@ -252,11 +188,9 @@ def test_queries_and_answers_travel_between_processes() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens"),
+        *(({"max_new_tokens": number}, "max_new_tokens") for number in (0, 2.5)),
         ({"num_beams": 0}, "num_beams"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
+        *(({"temperature": number}, "temperature") for number in (-1.0, float("nan"))),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
         ({"top_p": 2.0}, "top_p"),
         ({"temperature": 1.0, "seed": 2**64}, "seed"),
@@ -274,6 +208,8 @@ def rows() -> list[Query]:
         Query(SQUARE, QUESTION, strength=1.0),
         Query(SQUARE, QUESTION, region=EVERYTHING),
         Query(SQUARE, QUESTION, strength=4.0),
+        Query(SQUARE, QUESTION, settings=Settings(grounder="whole", strength=5.0)),
+        Query(SQUARE, QUESTION, settings=Settings(focus="none")),
     ]
 
 
@@ -286,7 +222,9 @@ def test_batch_equals_one_by_one(batch_size: int) -> None:
     together = cof.batch(rows(), batch_size=batch_size)
     apart = [cof.batch([row])[0] for row in rows()]
     assert [outcome(a) for a in together] == [outcome(a) for a in apart]
-    assert [a.text for a in together] == ["focused", "focused", "plain", "focused", "focused"]
+    texts = ["plain" if number in (2, 6) else "focused" for number in range(7)]
+    assert [a.text for a in together] == texts
+    assert [a.settings for a in together[-2:]] == [row.settings for row in rows()[-2:]]
 
 
 def test_batch_asks_each_stage_once_with_every_rows_own_highlight() -> None:
@@ -295,8 +233,8 @@ def test_batch_asks_each_stage_once_with_every_rows_own_highlight() -> None:
     stage_one, stage_two = (requests for requests, _ in fake.calls)
     assert len(stage_one) == 2  # the two rows without a region and with a lambda that matters
     strengths = [r.highlight.strength if r.highlight else None for r in stage_two]
-    assert strengths == [2.0, 9.0, None, 2.0, 4.0]
-    assert len(fake.encoded[0]) == 2  # two distinct images in five queries
+    assert strengths == [2.0, 9.0, None, 2.0, 4.0, 5.0, None]
+    assert len(fake.encoded[0]) == 2  # two distinct images in seven queries
 
 
 def test_batch_takes_pairs_and_dicts(tmp_path: Path) -> None:
@@ -313,7 +251,6 @@ def test_batch_takes_pairs_and_dicts(tmp_path: Path) -> None:
 
 def bad_queries() -> list[tuple[Any, str]]:
     """Queries, each with a part of the sentence that refuses it."""
-    outside = Region(boxes=((10, 10, 40, 40),))
     return [
         ({"image": SQUARE}, "image and question"),
         ((b"\x89PNG\r\n\x1a\n", QUESTION), "not an image"),
@@ -322,29 +259,19 @@ def bad_queries() -> list[tuple[Any, str]]:
         ((SQUARE, "\ud800"), "surrogate"),
         (Query(SQUARE, QUESTION, boxes=[(1, 2, 3, 4)]), "outside 0..1"),
         (Query(SQUARE, QUESTION, strength=-1), "lambda"),
-        (Query(SQUARE, QUESTION, strength=float("nan")), "lambda"),
         (Query(SQUARE, QUESTION, settings={"strength": 2}), "takes cof.Settings"),
-        (Query(SQUARE, QUESTION, grounding_question=""), "question is empty"),
         (Query(SQUARE, QUESTION, grounding_question="\udfff"), "surrogate"),
-        ((SQUARE, None), "question is empty"),
         ({"image": SQUARE, "question": "?", "box": []}, "may have boxes"),
-        ("picture.png", "pairs"),
         ((SQUARE, "?", 3), "pairs"),
         (("https://example.org/a.png", QUESTION), "allow_url"),
-        *(
-            (Query(SQUARE, QUESTION, **given), says)
-            for given, says in (
-                ({"boxes": []}, "at least one"),
-                ({"boxes": [BOX], "mask": np.ones((2, 2))}, "one of boxes, mask"),
-                ({"mask": np.zeros((2, 2))}, "empty"),
-                ({"polygon": [(0, 0)]}, "three"),
-            )
-        ),
+        (Query(SQUARE, QUESTION, boxes=[BOX], mask=np.ones((2, 2))), "one of boxes, mask"),
+        (Query(SQUARE, QUESTION, mask=np.zeros((2, 2))), "empty"),
+        (Query(SQUARE, QUESTION, polygon=[(0, 0)]), "three"),
         *(
             (Query(SQUARE, QUESTION, region=region), says)
             for region, says in (
                 (Region(), "inside the image"),
-                (outside, "inside the image"),
+                (Region(boxes=((10, 10, 40, 40),)), "inside the image"),
                 (Region(boxes=(BOX, (0.5, 0.5, 0.4, 0.4))), "inside the image"),
                 (Region(boxes=((float("nan"), 0.1, 0.2, 0.3),)), "inside the image"),
                 (Region(boxes=(BOX,), mask=np.zeros((4, 4), np.float32)), "mask is empty"),
@@ -358,13 +285,8 @@ def bad_queries() -> list[tuple[Any, str]]:
 def test_refused_queries_leave_the_others_as_they_are(batch_size: int) -> None:
     good = [(SQUARE, QUESTION), Query(SQUARE, QUESTION, boxes=[BOX]), (SQUARE, QUESTION)]
     bad = bad_queries()
-    mixed = [
-        good[0],
-        *(item for item, _ in bad[:4]),
-        good[1],
-        *(item for item, _ in bad[4:]),
-        good[2],
-    ]
+    items = [item for item, _ in bad]
+    mixed = [good[0], *items[:4], good[1], *items[4:], good[2]]
     fake, clean = engine(), engine()
     answers = CoF(fake).batch(mixed, batch_size=batch_size, on_error="return")
     expected = CoF(clean).batch(good, batch_size=batch_size)
@@ -415,21 +337,20 @@ def test_bad_options_of_a_batch() -> None:
         CoF(engine()).batch([], batch_size=0)
 
 
-def test_a_question_of_its_own_for_stage_one() -> None:
+@pytest.mark.parametrize(
+    ("question", "own", "where"),
+    [
+        (QUESTION, " the red star ", "the red star"),
+        (f"{QUESTION} \n", None, QUESTION),  # as VLMEvalKit writes it; the model reads all of it
+    ],
+)
+def test_a_question_of_its_own_for_stage_one(question: str, own: str | None, where: str) -> None:
     fake = engine()
-    query = Query(SQUARE, QUESTION, grounding_question=" the red star ")
+    query = Query(SQUARE, question, grounding_question=own)
     (answer,) = CoF(fake, Settings(expand=1.0)).batch([query])
     asked = [request.prompt for requests, _ in fake.calls for request in requests]
-    assert asked == [fill(TINY.template, "the red star")[0], QUESTION]
-    assert (answer.question, answer.text, answer.boxes) == (QUESTION, "focused", (BOX,))
-
-
-def test_the_model_reads_a_question_as_it_is_written() -> None:
-    """VLMEvalKit's prompts end with a blank and a line break, as does what it measures."""
-    fake = engine()
-    CoF(fake)(SQUARE, f"{QUESTION} \n")
-    asked = [request.prompt for requests, _ in fake.calls for request in requests]
-    assert asked == [fill(TINY.template, QUESTION)[0], f"{QUESTION} \n"]
+    assert asked == [fill(TINY.template, where)[0], question]
+    assert (answer.question, answer.boxes) == (question, (BOX,))
 
 
 def test_decoding_is_the_answers_alone() -> None:
@@ -480,21 +401,19 @@ class TestReuse:
         return asked
 
     @pytest.mark.parametrize(
-        ("settings", "expected"),
+        ("images", "settings", "expected"),
         [
-            ({}, True),
-            ({"grounder": "none"}, False),
-            ({"strength": 1}, False),
-            ({"grounder": "whole"}, False),
+            ([SQUARE], {}, True),
+            ([SQUARE], {"grounder": "none"}, False),
+            ([SQUARE], {"strength": 1}, False),
+            ([SQUARE], {"grounder": "whole"}, False),
+            ([SQUARE, SQUARE], {"grounder": "none"}, True),
+            ([SQUARE, Image.new("RGB", (32, 32))], {"grounder": "none"}, False),
         ],
     )
-    def test_one_question(self, settings: dict[str, Any], expected: bool) -> None:
-        assert self.prefills([(SQUARE, QUESTION)], **settings) == [expected]
-
-    def test_several_questions_about_one_image(self) -> None:
-        assert self.prefills([(SQUARE, QUESTION)] * 2, grounder="none") == [True]
-        other = Image.new("RGB", (32, 32))
-        assert self.prefills([(SQUARE, QUESTION), (other, QUESTION)], grounder="none") == [False]
+    def test_where(self, images: Any, settings: dict[str, Any], expected: bool) -> None:
+        queries = [(image, QUESTION) for image in images]
+        assert self.prefills(queries, **settings) == [expected]
 
     def test_an_encoded_image_is_taken_as_it_is(self) -> None:
         fake = engine()
@@ -508,17 +427,3 @@ class TestReuse:
         assert answer.image is known.image
         assert len(fake.encoded) == 1
         assert all(request.image is known for requests, _ in fake.calls for request in requests)
-
-
-def test_queries_of_one_batch_have_their_own_settings() -> None:
-    fake = engine()
-    cof = CoF(fake, Settings(strength=3.0))
-    own = [None, Settings(focus="none"), Settings(grounder="whole", strength=5.0)]
-    answers = cof.batch([Query(SQUARE, QUESTION, settings=settings) for settings in own])
-    assert [answer.text for answer in answers] == ["focused", "plain", "focused"]
-    assert [answer.settings for answer in answers] == [cof.settings, *own[1:]]
-    assert [request.highlight and request.highlight.strength for request in fake.calls[-1][0]] == [
-        3.0,
-        None,
-        5.0,
-    ]

@@ -16,7 +16,7 @@ from zoo import assert_same, counted, engine, folder
 
 from cof.engines.transformers import box_decoding
 from cof.engines.transformers.engine import TransformersEngine
-from cof.engines.transformers.prefix_cache import CACHE, Prefix, split_cache
+from cof.engines.transformers.prefix_cache import Prefix
 from cof.geometry.regions import EVERYTHING, Region
 from cof.prompting.dialects import LLAVA
 from cof.types import ALONE, Decoding, EncodedImage, Highlight, Request, Turn
@@ -166,25 +166,6 @@ def test_positions_are_those_of_the_rows_own_images() -> None:
     expected = made.generate([Request(image, "which digit?") for image in pictures], SHORT)
     for image, answer in zip(reversed(known(made, pictures)), reversed(expected), strict=True):
         assert_same(made.generate([Request(image, "which digit?")], SHORT), [answer])
-
-
-def test_images_that_attend_to_the_question_have_no_prefix() -> None:
-    """PaliGemma: the same image, another question, other states."""
-    made = engine("paligemma")
-    assert made.encode([IMAGES[0]], prefill=True)[0].prefix is None
-    with torch.inference_mode():
-        (image,) = made.encode([IMAGES[0]])
-        prompts = [prompts_of(made, [Request(image, text)]) for text in ("hi", "red?")]
-        one = {"generation_config": made._generation_config(Decoding(max_new_tokens=1))}
-        caches = [made.adapter.generate(prompt, **one)[CACHE] for prompt in prompts]
-        ids = [prompt.inputs["input_ids"] for prompt in prompts]
-        spans = [
-            made.adapter.spans(each, torch.ones_like(each), [len(image.features)]) for each in ids
-        ]
-        one, other = (split_cache(*each)[0] for each in zip(caches, ids, spans, strict=True))
-    assert one.token_ids == other.token_ids
-    deepest = zip(one.states[-1], other.states[-1], strict=True)
-    assert max(float((a - b).abs().max()) for a, b in deepest) > 0.01
 
 
 @functools.cache

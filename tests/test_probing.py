@@ -87,45 +87,43 @@ def test_no_image_token_is_refused() -> None:
         TransformersEngine.from_pretrained(made_up("kosmos2"))
 
 
-def test_a_processor_without_an_image_token_is_refused() -> None:
-    model = AutoModelForImageTextToText.from_pretrained(made_up("internvl"))
-    with pytest.raises(CofError, match="its processor does not say which tokens stand"):
-        TransformersEngine(model, engine("kosmos2").processor)
+def with_inputs(**extra: Any) -> Any:
+    """A processor that makes these inputs too, or others."""
+
+    def change(model: Any, processor: Any) -> None:
+        known = type(processor)
+
+        def call(self: Any, **kwargs: Any) -> dict[str, Any]:
+            return {**known.__call__(self, **kwargs), **extra}
+
+        processor.__class__ = type(known.__name__, (known,), {"__call__": call})
+
+    return change
 
 
+def without_image_token(model: Any, processor: Any) -> None:
+    processor.chat_template = processor.chat_template.replace("<IMG_CONTEXT>", "<picture>")
+
+
+def capped(model: Any, processor: Any) -> None:
+    model.config.text_config.attn_logit_softcapping = 50.0
+
+
+@pytest.mark.filterwarnings("ignore:Models of type")
 @pytest.mark.parametrize(
-    ("extra", "reason"),
+    ("change", "like", "reason"),
     [
-        ({"position_ids": np.zeros((1, 1))}, "it takes position_ids beside text and image"),
-        ({"input_ids": np.zeros((1, 1))}, "its processor makes other prompts"),
+        (lambda *_: None, "kosmos2", "its processor does not say which tokens stand"),
+        (with_inputs(position_ids=np.zeros((1, 1))), "internvl", "it takes position_ids beside"),
+        (with_inputs(input_ids=np.zeros((1, 1))), "internvl", "its processor makes other prompts"),
+        (without_image_token, "internvl", "chat template does not write an image as <IMG_CONTEXT>"),
+        (capped, "internvl", "does not let its attention be reweighted"),
     ],
 )
-def test_inputs_of_its_own_are_refused(extra: dict[str, Any], reason: str) -> None:
+def test_what_is_refused(change: Any, like: str, reason: str) -> None:
+    """An unknown model, or its processor, that is not what it would have to be."""
     model = AutoModelForImageTextToText.from_pretrained(made_up("internvl"))
-    processor = copy.copy(engine("internvl").processor)
-    known = type(processor)
-
-    def call(self: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**known.__call__(self, **kwargs), **extra}
-
-    processor.__class__ = type(known.__name__, (known,), {"__call__": call})
+    processor = copy.copy(engine(like).processor)
+    change(model, processor)
     with pytest.raises(CofError, match=reason):
         TransformersEngine(model, processor)
-
-
-def test_a_chat_without_the_image_token_is_refused() -> None:
-    model = AutoModelForImageTextToText.from_pretrained(made_up("internvl"))
-    processor = copy.copy(engine("internvl").processor)
-    processor.chat_template = processor.chat_template.replace("<IMG_CONTEXT>", "<picture>")
-    with pytest.raises(CofError, match="chat template does not write an image as <IMG_CONTEXT>"):
-        TransformersEngine(model, processor)
-
-
-def test_attention_that_takes_no_bias_is_refused() -> None:
-    model = AutoModelForImageTextToText.from_pretrained(made_up("internvl"))
-    model.config.text_config.attn_logit_softcapping = 50.0
-    with (
-        pytest.warns(CofWarning, match="are not known"),
-        pytest.raises(CofError, match="does not let its attention be reweighted"),
-    ):
-        TransformersEngine(model, engine("internvl").processor)

@@ -188,29 +188,11 @@ def test_killed_within_a_line_and_resumed(
     path.write_bytes(whole[0][: int(share * len(whole[0]))])
     make_runner(folder, path).run(MANY)
     assert path.read_bytes() == whole[0]
-
-
-def test_the_embedded_model_ends_with_the_same_answers_wherever_its_store_is_cut(
-    folder: Path, tmp_path: Path
-) -> None:
-    engine = CoF.from_pretrained("tiny-early").engine
-    task = Scenes(folder, limit=6)
-    two_looks = Method(BASE.changed(grounder="prompt+attention", strength=16.0, scope="text"))
-    unsure = Method(two_looks.settings.changed(max_plain_confidence=0.8))
-    methods = [*METHODS, two_looks, unsure, Method(BASE.changed(focus="soft", boxes="template"))]
-    run = Runner(engine, task, tmp_path / "a.jsonl", batch_size=4)
-    records = run.run(methods, [BASE]).values()
-    lines = run.path.read_bytes().splitlines(keepends=True)
-    for cut in range(1, len(lines), len(lines) // 3):
-        # in the order of the run, batch by batch, a store has any of its lines
-        path = tmp_path / f"{cut}.jsonl"
-        path.write_bytes(b"".join(lines[cut::2]) + lines[0][:30])
-        store = replace(run, path=path).run(methods, [BASE])
-        assert len(store) == len(records)
-        for record in records:
-            again = store[record.method, record.id]
-            assert replace(again, confidence=None) == replace(record, confidence=None)
-            assert again.confidence == pytest.approx(record.confidence, abs=1e-3)
+    # in the order of the run, batch by batch, a store has any of its lines
+    lines = whole[0].splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[int(share * len(lines)) :: 2]) + lines[0][:30])
+    make_runner(folder, path).run(MANY)
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
 
 
 def test_official_vstar_asks_for_the_most_probable_option(tmp_path: Path) -> None:

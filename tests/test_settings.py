@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from test_methods import VALUES
 
 from cof import Attention, Contrast, Detector, Prompt, RelativeAttention
 from cof.errors import CofError
@@ -17,47 +19,33 @@ from cof.options import options_of
 from cof.presets import PRESETS, default_settings, preset
 from cof.settings import Settings
 
+TWO_GROUNDERS = [("prompt", "prompt"), ("prompt", "given"), ("prompt", ""), ("none", "attention")]
+
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"grounder": "guess"}, "prompt, attention"),
-        ({"grounder": []}, "prompt, attention"),
-        ({"grounder": "prompt+prompt"}, "joined by"),
-        ({"grounder": "prompt+given"}, "joined by"),
-        ({"grounder": "prompt+"}, "joined by"),
-        ({"grounder": "none+attention"}, "joined by"),
-        ({"focus": "zoom"}, "attention, soft"),
-        ({"focus": np.ones(2)}, "attention, soft"),
+        *(({"grounder": value}, "prompt, attention") for value in ("guess", [])),
+        *(({"grounder": f"{one}+{two}"}, "joined by") for one, two in TWO_GROUNDERS),
+        *(({"focus": value}, "attention, soft") for value in ("zoom", np.ones(2))),
         ({"scope": "image"}, "all, text"),
         ({"released": "False"}, "released must be true or false"),
-        ({"strength": float("nan")}, "lambda"),
-        ({"strength": -2}, "lambda"),
-        ({"strength": 0}, "lambda"),
-        ({"strength": "2"}, "lambda"),
-        ({"strength": True}, "lambda"),
-        ({"strength": 10**400}, "lambda"),
-        ({"min_box": np.ones(2)}, "min_box"),
+        *(({"strength": value}, "lambda") for value in (math.nan, -2, 0, "2", True, 10**400)),
+        *(({"expand": value}, "alpha") for value in (math.inf, 0)),
+        *(({"min_box": value}, "min_box") for value in (2, np.ones(2))),
         ({"grounder": "detector", "detector": 3}, "hub id or a path"),
-        ({"expand": float("inf")}, "alpha"),
-        ({"expand": 0}, "alpha"),
-        ({"min_box": 2}, "min_box"),
         ({"min_confidence": -0.1}, "min_confidence"),
         ({"layers": []}, "layers"),
         ({"layers": "5-x"}, "layers takes numbers and ranges such as 0-15,20"),
-        ({"heads": [-1]}, "heads"),
-        ({"heads": [0.5]}, "heads"),
-        ({"heads": [True]}, "heads"),
+        *(({"heads": [value]}, "heads") for value in (-1, 0.5, True)),
         ({"grounding_prompt": "Where?"}, "where the question goes"),
-        ({"grounding_prompt": 3}, "grounding_prompt"),
-        ({"grounding_prompt": ["{question}"]}, "grounding_prompt"),
+        *(({"grounding_prompt": value}, "grounding_prompt") for value in (3, ["{question}"])),
         ({"grounding_prompt": "\ud800 {question}"}, "surrogate"),
-        ({"grounding_max_new_tokens": 0}, "grounding_max_new_tokens"),
-        ({"grounding_max_new_tokens": True}, "grounding_max_new_tokens"),
-        ({"lambda_": 3}, "did you mean strength?"),
-        ({"strenght": 3}, "did you mean strength?"),
+        *(({"grounding_max_new_tokens": value}, "_max_new_tokens") for value in (0, True)),
+        *(({name: 3}, "did you mean strength?") for name in ("lambda_", "strenght")),
         ({"focus": "crop", "scope": "text"}, "scope is an option of focus attention, .*not of"),
         ({"focus": "crop", "overlay": "dim"}, "overlay is an option of focus overlay, not of"),
+        ({"focus": "overlay", "overlay": "x"}, "frame, blur, dim"),
     ],
 )
 def test_refusals(changes: dict[str, Any], says: str) -> None:
@@ -105,27 +93,16 @@ def grid() -> list[Settings]:
     return made
 
 
-OTHERS: dict[str, Any] = {
-    "max_plain_confidence": 0.5,
-    "min_box": 0.25,
-    "expand": 2.0,
-    "released": True,
-    "system": "Be brief.",
-    "grounding_prompt": "paper",
-    "boxes": "template",
-    "grounding_max_new_tokens": 7,
-    "min_confidence": 0.75,
-    "grounder_layers": (1, 2),
-    "grounder_heads": (3, 5),
-    "average": "arithmetic",
-    "states": "keys",
-    "detector": "some/model",
-    "strength": 3.0,
-    "scope": "text",
-    "layers": (0, 3),
-    "heads": (1,),
-    "guidance": 2.0,
-    "overlay": "dim",
+DEFAULTS = {
+    each.name: each.default
+    for owner in (Settings, *GROUNDERS.values(), *FOCUSES.values())
+    for each in options_of(owner)
+}
+OTHERS: dict[str, Any] = {"detector": "some/model", "system": "Be brief."}
+OTHERS |= {
+    name: next(value for value in values if value != DEFAULTS[name])
+    for name, values in VALUES.items()
+    if name not in ("grounder", "focus")
 }
 
 
@@ -147,17 +124,6 @@ def test_released_is_one_switch() -> None:
     assert all(each.released for each in (*made.grounders, made.focus))  # type: ignore[attr-defined]
     assert made.changed(released=False) == Settings()
     assert made.changed(grounder="whole", focus="crop").released
-
-
-def test_methods_by_name_and_as_objects() -> None:
-    for name, method in GROUNDERS.items():
-        more = {"detector": "some/model"} if name == "detector" else {}
-        assert Settings(name, **more).grounders == (method(**more),)
-        assert Settings(method(**more)).grounder_name == name
-    for name, focus in FOCUSES.items():
-        assert Settings(focus=name).focus == focus() == Settings(focus=focus()).focus
-    for owner in (Settings, *GROUNDERS.values(), *FOCUSES.values()):
-        assert all(each.help for each in options_of(owner))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +164,3 @@ def test_presets_refuse(name: str, model: str, says: str) -> None:
 def test_every_row_can_be_named_as_it_is_called(name: str) -> None:
     for row in PRESETS[name]:
         assert preset(f"{name}:{row.model}", "mine") == row.settings
-
-
-def test_defaults() -> None:
-    assert default_settings("mine") == Settings(expand=1.3, strength=2.0)
-    assert default_settings("/anything", "tiny") == preset("tiny", "tiny")

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import formats
@@ -68,20 +69,16 @@ def test_what_is_no_address(hub: Any, address: str) -> None:
     assert hub == []
 
 
-class _Reply:
-    """What the hub's exceptions carry."""
-
-    headers: dict[str, str] = {}  # noqa: RUF012
-    request = None
-    status_code = 404
+REPLY: Any = SimpleNamespace(headers={}, request=None, status_code=404)
+"""What the hub's exceptions carry."""
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (errors.LocalEntryNotFoundError("no cache"), "the hub cannot be reached"),
-        (errors.GatedRepoError("gated", response=_Reply()), "asks for consent"),  # type: ignore[arg-type]
-        (errors.RepositoryNotFoundError("404", response=_Reply()), "is no data set"),  # type: ignore[arg-type]
+        (errors.GatedRepoError("gated", response=REPLY), "asks for consent"),
+        (errors.RepositoryNotFoundError("404", response=REPLY), "is no data set"),
         (errors.HFValidationError("bad name"), "is no data set"),
         (OSError("disk full.\nmore"), "could not be downloaded: disk full[.]$"),
     ],

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from fakes import FakeEngine
-from models import BUILDERS as PAPER
-from models import checkpoint, picture
+from models import picture
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-from zoo import BUILDERS, CROSS_ATTENTION, zoo
+from zoo import EVERY, engine
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.engines.transformers.generation import collect_generations
@@ -22,14 +21,8 @@ from cof.families.special_tokens import MARK, SpecialTokens, token_ids, token_sp
 from cof.grounders import Prompt
 from cof.types import Decoding, Request
 
-EVERY = [*BUILDERS, *CROSS_ATTENTION, *PAPER]
 SHORT = Decoding(max_new_tokens=4)
 IMAGE = picture((90, 60))
-
-
-@functools.cache
-def engine(name: str) -> TransformersEngine:
-    return TransformersEngine.from_pretrained(checkpoint(name) if name in PAPER else zoo(name))
 
 
 def special(name: str) -> list[str]:
@@ -158,21 +151,20 @@ def test_the_mark_itself_may_be_typed() -> None:
     assert special_tokens.escape(text).split(MARK) == ["<\ufffda> <", "a", "><b"]
 
 
-WORDS = ["▁", *"abcdefghijklmnopqrstuvwxyz<>/[]?|. ", "im", "age", "image", "▁i", "▁is", "is"]
+WORDS = ["▁", *"abcdefghijklmnopqrstuvwxyz<>/[]?|. ", "im", "ag", "age", "image", "▁i", "▁is", "is"]
+WORDS += ["'", "▁n", "▁'", "▁'s", "▁."]  # which T5's are cleaned up
 
 
-def _fast(backend: Tokenizer, special: list[str], **names: str) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, additional_special_tokens=special, **names
-    )
+def _fast(backend: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
+    special = {"additional_special_tokens": ["<image>"]}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special, **options)
 
 
 def _sentencepiece(normalized: bool, scheme: str) -> PreTrainedTokenizerFast:
     """As LLaMA's: BPE with a space before every text, by the normalizer or the pre-tokenizer."""
-    vocabulary = {word: n for n, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
-    vocabulary |= {f"<0x{n:02X}>": len(vocabulary) + n for n in range(256)}
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), *WORDS]
+    vocabulary = {word: n for n, word in enumerate(words)}
     merges = [("i", "m"), ("a", "g"), ("ag", "e"), ("im", "age"), ("▁", "i"), ("i", "s")]
-    vocabulary |= {"ag": len(vocabulary)}
     merges += [("▁i", "s")]
     backend = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
     if normalized:
@@ -187,7 +179,7 @@ def _sentencepiece(normalized: bool, scheme: str) -> PreTrainedTokenizerFast:
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return _fast(backend, ["<image>"], **names)
+    return _fast(backend, **names)
 
 
 def _unigram() -> PreTrainedTokenizerFast:
@@ -202,7 +194,8 @@ def _unigram() -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
-    return _fast(backend, ["<image>"], eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    names = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return _fast(backend, **names, clean_up_tokenization_spaces=True)
 
 
 def _wordpiece() -> PreTrainedTokenizerFast:
@@ -216,7 +209,7 @@ def _wordpiece() -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return _fast(backend, ["<image>"], pad_token="[PAD]", **names)
+    return _fast(backend, pad_token="[PAD]", **names)
 
 
 KINDS: dict[str, Any] = {

@@ -190,14 +190,6 @@ class TestPlainAnswerFirst:
         assert cof(SQUARE, QUESTION, boxes=[LEFT]).text == "left side"
         assert len(engine.calls) == 1
 
-    def test_an_engine_without_probabilities_always_looks(self) -> None:
-        class Silent(Sure):
-            def _reply(self, request: Request) -> Generation:
-                return Generation(super()._reply(request).text)
-
-        answer = ask(Silent(plain=0.8, left=0.9), grounder="left", max_plain_confidence=0.0)
-        assert answer.text == "left side"
-
     def test_only_the_unsure_are_grounded(self) -> None:
         class ByQuestion(Sure):
             def _reply(self, request: Request) -> Generation:

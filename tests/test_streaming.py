@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from models import picture, tokenizer
 from PIL import Image
 from test_matrix import Heard
-from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from test_special_tokens import KINDS
 
 from cof.engines.text_stream import BatchStreamer, TextStream
 from cof.engines.transformers.engine import TransformersEngine
@@ -35,40 +34,10 @@ SAMPLED = Decoding(max_new_tokens=24, temperature=2.0, seed=4)
 BOX_QUESTION = "What letter is on the green square?\nWhere?"  # the reply is four tokens
 
 
-def llama_words() -> PreTrainedTokenizerFast:
-    """Words, and bytes for all else, decoded as LLaMA's tokenizer does."""
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    words += ["▁", "▁a", "b", "▁n", "'", "t", ".", "▁'", "s", "▁€"]
-    backend = Tokenizer(
-        models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True)
-    )
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def t5_words() -> PreTrainedTokenizerFast:
-    """Pieces of a unigram model, cleaned up after they are decoded."""
-    words = ["<pad>", "</s>", "<unk>", "▁", "▁a", "b", "▁n", "'", "t", ".", "▁'", "s", "▁.", "▁'s"]
-    backend = Tokenizer(models.Unigram([(word, -1.0) for word in words], unk_id=2))
-    backend.decoder = decoders.Metaspace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=True
-    )
-
-
 TOKENIZERS = {
     "bytes": functools.cache(lambda: tokenizer("left")),
-    "llama": functools.cache(llama_words),
-    "t5": functools.cache(t5_words),
+    "llama": functools.cache(KINDS["normalizer"]),
+    "t5": functools.cache(KINDS["unigram"]),
 }
 
 
@@ -97,11 +66,11 @@ class TestTextStream:
 
     def test_bytes_are_held_back_until_a_word_follows(self) -> None:
         """They are decoded together: a byte too many, and all of them are unknown characters."""
-        words = llama_words()
-        names = ["▁a", "<0xE2>", "<0x82>", "<0xAC>", "<0xE2>", "b"]
+        words = TOKENIZERS["llama"]()
+        names = ["▁i", "<0xE2>", "<0x82>", "<0xAC>", "<0xE2>", "b"]
         ids = words.convert_tokens_to_ids(names)
-        assert pieces(words, ids[:4]) == ["a", "", "", "", "€"]
-        assert pieces(words, ids) == ["a", "", "", "", "", "����b", ""]
+        assert pieces(words, ids[:4]) == ["i", "", "", "", "€"]
+        assert pieces(words, ids) == ["i", "", "", "", "", "����b", ""]
 
 
 @functools.cache
@@ -120,13 +89,6 @@ def requests() -> list[Request]:
 
 
 class TestTransformersEngine:
-    def test_replies_that_end_at_different_times(self) -> None:
-        made, heard = tiny(), Heard()
-        asked = [Request(picture((60, 40)), text) for text in (BOX_QUESTION, "Is it?", "Where?")]
-        replies = made.generate(asked, LONG, heard)
-        heard.check(replies)
-        assert len({len(reply.token_ids) for reply in replies}) > 1
-
     @pytest.mark.parametrize(
         "decoding",
         [
@@ -203,14 +165,6 @@ class TestPipeline:
         assert (answer.text, told) == ("a b c with care", ["a", " b", " c", " with", " care"])
         answer.plain()
         assert len(told) == 5
-
-    def test_the_embedded_model(self) -> None:
-        cof, heard = CoF(tiny()), Heard()
-        asked = [(picture((60, 40), n), text) for n, text in enumerate((BOX_QUESTION, "Is it?"))]
-        answers = cof.batch(asked, decoding=LONG, on_text=heard)
-        heard.check(answers)
-        assert len(heard.of(0)) > 1
-        assert [a.text for a in answers] == [a.text for a in cof.batch(asked, decoding=LONG)]
 
     def test_places_are_those_of_the_queries(self) -> None:
         heard = Heard()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -95,26 +95,20 @@ class Seer(AnyEngine):
         return Generation(text, (0,), (math.log(0.9 if number % 2 == 0 else 0.4),))
 
 
-@pytest.fixture(scope="module")
-def seer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Seer]:
-    tasks = PLAN.draw(tmp_path_factory.mktemp("scenes"))
-    whole = Seer.of([tasks[split]["scenes"] for split in SPLITS])
-    return lambda **options: Seer(known=whole.known, **options)
-
-
 # Does it help?
 
 
-@pytest.fixture(scope="module")
-def effect(
-    seer: Callable[..., Seer], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
-    out = tmp_path_factory.mktemp("effect")
-    return out, run_effect(seer(), Settings(), PLAN, out, console=QUIET)
-
-
-def test_effect(effect: tuple[Path, dict[str, Any]]) -> None:
-    out, results = effect
+def test_effect(tmp_path: Path) -> None:
+    """Cut short in the choice of settings and on the test scenes, it goes on."""
+    tasks, out = PLAN.draw(tmp_path / "scenes"), tmp_path / "out"
+    known = Seer.of([tasks[split]["scenes"] for split in SPLITS]).known
+    for calls in (10, 13):
+        engine = Seer(known=known, dies_after=calls)
+        with pytest.raises(KeyboardInterrupt):
+            run_effect(engine, Settings(), PLAN, out, console=QUIET)
+    results = run_effect(Seer(known=known), Settings(), PLAN, out, console=QUIET)
+    with pytest.raises(CofError, match=r"another run \(model differ"):
+        run_effect(Seer(name="other"), Settings(), PLAN, out, console=QUIET)
     assert (out / "objects.svg").read_text("utf-8").startswith("<svg")
     (boxes, tried), numbers = results["tables"], results["tasks"]["scenes"]
     assert list(results["methods"]) == [
@@ -142,21 +136,6 @@ def test_effect(effect: tuple[Path, dict[str, Any]]) -> None:
     n = tried["rows"][0][2]
     assert f"Chosen on {n} questions (scenes validation-04-0000-digit-1 to validation-08-" in text
     assert f"**cof**: looks at what its own grounder finds; `{results['methods']['cof']}`" in text
-
-
-def test_an_effect_that_was_cut_short_goes_on(
-    seer: Callable[..., Seer], effect: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    """In the choice of settings, and on the test scenes."""
-    for calls in (10, 13):
-        with pytest.raises(KeyboardInterrupt):
-            run_effect(seer(dies_after=calls), Settings(), PLAN, tmp_path, console=QUIET)
-    results = run_effect(seer(), Settings(), PLAN, tmp_path, console=QUIET)
-    assert results == effect[1]
-    for name in ("validation/answers.jsonl", "answers.jsonl", "chosen-cof.json"):
-        assert (tmp_path / name).read_bytes() == (effect[0] / name).read_bytes()
-    with pytest.raises(CofError, match=r"another run \(model differ"):
-        run_effect(seer(name="other"), Settings(), PLAN, tmp_path, console=QUIET)
 
 
 # Where to look, and how

@@ -106,8 +106,3 @@ class TestCornerCells:
     def test_outside_the_crop(self) -> None:
         frame = Frame.centre_crop((300, 100))
         assert not corner_cells([(0.0, 0.0, 0.2, 1.0)], frame, (8, 8)).any()
-
-    def test_differs_from_coverage_where_it_loses_a_cell(self) -> None:
-        box = (0.8, 0.8, 0.95, 0.95)
-        assert mask_of(box)[7, 7]
-        assert not mask_of(box, cells="corners")[7, 7]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from fakes import FakeEngine
 from models import GRID, checkpoint, picture
 from numpy.typing import NDArray
 from PIL import Image
-from zoo import zoo
+from zoo import engine
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError
-from cof.geometry.boxes import Frame
+from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import EVERYTHING, Region
 from cof.pipeline import Answer, CoF
 from cof.settings import Settings
@@ -33,20 +32,15 @@ WHOLE = Frame.of_image()
 SHORT = Decoding(max_new_tokens=2)
 
 
-@functools.cache
-def engine(name: str = "llava") -> TransformersEngine:
-    return TransformersEngine.from_pretrained(checkpoint(name))
-
-
 def asked(
     strength: float = 8.0,
     name: str = "llava",
     wh: tuple[int, int] = (60, 40),
-    expand: float = 1.0,
+    box: XYXY = BOX,
     **settings: Any,
 ) -> Answer:
-    cof = CoF(engine(name), Settings(strength=strength, expand=expand, **settings))
-    return cof(picture(wh), "which digit?", boxes=[BOX], decoding=SHORT)
+    cof = CoF(engine(name), Settings(**{"strength": strength, "expand": 1.0, **settings}))
+    return cof(picture(wh), "which digit?", boxes=[box], decoding=SHORT)
 
 
 def scripted(**changes: Any) -> Answer:
@@ -72,25 +66,11 @@ class TestGrid:
                 expected = cell if 0 <= u < 1 and 0 <= v < 1 else np.nan
                 np.testing.assert_equal(shown[y, x], expected)
 
-    def test_the_region_covers_the_tokens_the_engine_highlights(self) -> None:
-        """A box along the borders of cells, in an image that is padded: no pixel is off."""
-        made, wh = engine(), (80, 40)
-        answer = CoF(made, Settings(strength=8.0, expand=1.0))(
-            picture(wh), "?", boxes=[(0.25, 0.5, 0.5, 1.0)], decoding=SHORT
-        )
-        shown = spread(read(made, answer).highlighted, wh)
-        expected = np.zeros((40, 80))
-        expected[20:40, 20:40] = 1
-        np.testing.assert_array_equal(shown, expected)
-
     @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "paligemma", "kosmos2"])
     def test_the_grid_lies_where_the_tokens_look(self, name: str) -> None:
         """Whatever the numbers measure in which the model writes its boxes."""
-        made, wh = TransformersEngine.from_pretrained(zoo(name)), (120, 80)
-        answer = CoF(made, Settings(strength=8.0, expand=1.0))(
-            picture(wh), "which digit?", boxes=[BOX], decoding=SHORT
-        )
-        tokens = read(made, answer).highlighted
+        made, wh = engine(name), (120, 80)
+        tokens = read(made, asked(name=name, wh=wh)).highlighted
         shown = spread(tokens, wh)
         assert (shown[20:40, 30:90] == 1).all()
         numbers = np.arange(tokens.values.size).reshape(tokens.values.shape)
@@ -180,15 +160,17 @@ class TestReadout:
         assert before[0] < after[0] < after[1] < after[2] < 1
 
     def test_is_the_mean_over_layers_and_heads(self) -> None:
-        made, answer = engine(), asked()
+        made, answer = engine("llava"), asked()
         found = read(made, answer)
         highlight = answer.settings.focus.apply(Request(answer.image, answer.question), REGION)
         weights = made.image_attentions([highlight])[0]
         np.testing.assert_allclose(found.after.values, weights.mean((0, 1)), rtol=1e-5)
 
     def test_nothing_highlighted(self) -> None:
-        answer = CoF(engine(), Settings(grounder="none"))(picture((60, 40)), "?", decoding=SHORT)
-        found = read(engine(), answer)
+        answer = CoF(engine("llava"), Settings(grounder="none"))(
+            picture((60, 40)), "?", decoding=SHORT
+        )
+        found = read(engine("llava"), answer)
         assert (found.after, found.highlighted) == (None, None)
 
     def test_outside_the_crop_warns_no_second_time(self) -> None:
@@ -205,13 +187,13 @@ class TestReadout:
 class TestPage:
     def test_three_panels_or_one(self) -> None:
         answer = asked(expand=1.5)
-        alone, full = draw(answer), draw(answer, engine())
+        alone, full = draw(answer), draw(answer, engine("llava"))
         assert 2.5 * alone.width < full.width < 3.5 * alone.width
         assert draw(answer, FakeEngine({})).size == alone.size  # which cannot tell
 
     def test_wide_images_go_below_one_another(self) -> None:
         answer = asked(wh=(100, 20))
-        alone, full = draw(answer), draw(answer, engine())
+        alone, full = draw(answer), draw(answer, engine("llava"))
         assert full.width < 1.2 * alone.width
         assert full.height > 2 * alone.height
 
@@ -256,7 +238,7 @@ class TestPage:
     )
     def test_the_footnote_says_what_was_added(self, focus: str, says: str) -> None:
         answer = asked(focus=focus)
-        assert page.footnote(answer, read(engine(), answer)).endswith(
+        assert page.footnote(answer, read(engine("llava"), answer)).endswith(
             f"all layers and heads. {says}"
         )
 
