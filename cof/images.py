@@ -88,15 +88,12 @@ def load_image(
     return loaded
 
 
-_TELLING = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-"""The chunks of a PNG that may hold its orientation."""
-
-
 def is_plain(data: bytes) -> bool:
     """Whether every program that reads this image file sees the pixels that `load_image` gives."""
     with Image.open(io.BytesIO(data)) as image:
         # Pillow decodes a PNG to read what stands after its pixels; most have no such chunk
-        told = image.format != "PNG" or any(chunk in data for chunk in _TELLING)
+        chunks = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+        told = image.format != "PNG" or any(chunk in data for chunk in chunks)
         try:
             upright = not told or image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         except Exception:  # on damaged data Pillow raises exceptions of many types

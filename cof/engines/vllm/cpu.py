@@ -69,18 +69,16 @@ class BiasedCPUBuilder:
 class BiasedCPUAttention(BiasedAttention):
     """One layer's attention."""
 
-    head_size: int
-
     def read_cache(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Sequence[Tensor]:
         # the keys of a block and head come before its values, both in orders of their own
         _, heads, size, width = kv_cache.shape
-        count = size * width // 2
-        pages = kv_cache.index_select(0, blocks).view(len(blocks), heads, 2, count)
         axes = cache_axes(layer.isa, kv_cache.dtype, size, width // 2)
+        pages = kv_cache.index_select(0, blocks).view(len(blocks), heads, 2, -1)
+        of_block, of_head, *_ = pages.stride()
         return [
-            part.as_strided(
-                (heads, len(blocks), *shape), (2 * count, 2 * count * heads, *strides)
-            ).reshape(heads, -1, width // 2)
+            part.as_strided((heads, len(blocks), *shape), (of_head, of_block, *strides)).reshape(
+                heads, -1, width // 2
+            )
             for part, (shape, strides) in zip(pages.unbind(2), axes, strict=True)
         ]
 
