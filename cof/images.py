@@ -87,8 +87,11 @@ def load_image(
 def is_plain(data: bytes) -> bool:
     """Whether every program that reads this image file sees the pixels that `load_image` gives."""
     with Image.open(io.BytesIO(data)) as image:
+        # Pillow decodes a PNG to read what stands after its pixels; most have no such chunk
+        chunks = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+        told = image.format != "PNG" or any(chunk in data for chunk in chunks)
         try:
-            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            upright = not told or image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         except Exception:  # on damaged data Pillow raises exceptions of many types
             return False
         return upright and image.mode == "RGB" and not image.has_transparency_data

@@ -18,11 +18,12 @@ pytest.importorskip("vllm.version")
 
 from checkpoints import checkpoint
 from models import picture
-from PIL import Image
+from PIL import ExifTags, Image
 from vllm import SamplingParams
 
 from cof.engines.vllm.clients import RequestAborted, ServedClient
 from cof.engines.vllm.engine import VllmEngine, load_processor
+from cof.images import is_plain, png
 from cof.server.logs import Metrics
 from cof.server.vllm_chat import _looked_at, _WithCof
 
@@ -211,13 +212,17 @@ def test_the_file_of_an_image_shows_what_the_engine_shows() -> None:
 
     def sent_for(image: Image.Image, kind: str) -> tuple[bytes, bytes, Any]:
         data = io.BytesIO()
-        image.save(data, kind)
+        image.save(data, kind, exif=image.getexif())
         encoded = engine.encode_file(image.convert("RGB"), data.getvalue())
         return data.getvalue(), encoded.pixels.original_bytes, encoded
 
     for kind in ("PNG", "JPEG"):
         data, file, _ = sent_for(picture((112, 112)), kind)
         assert file is data or file == data
+    turned = picture((112, 112))
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    data, file, _ = sent_for(turned, "PNG")
+    assert file != data
     for image in (picture((112, 56)), picture((112, 112)).convert("L")):
         data, file, encoded = sent_for(image, "PNG")
         assert file != data
@@ -225,3 +230,9 @@ def test_the_file_of_an_image_shows_what_the_engine_shows() -> None:
         assert shown.tobytes() == encoded.pixels.media.tobytes()
         assert shown.size == (112, 112)
         assert encoded.size == image.size
+
+
+def test_a_file_is_not_decoded_to_see_that_it_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = png(picture((112, 112)))
+    monkeypatch.setattr(Image.core, "zip_decoder", None)
+    assert is_plain(file)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from platform import machine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm.version")
 
+import torch
 from checkpoints import checkpoint
 from helpers import (
     assert_equal,
@@ -19,6 +22,7 @@ from helpers import (
 )
 
 from cof.engines.transformers.engine import TransformersEngine
+from cof.engines.vllm import cpu
 from cof.types import Decoding
 
 
@@ -54,3 +58,19 @@ def test_preemption(reference: TransformersEngine) -> None:
     )
     assert_equal(engine, reference, mixed_requests(), Decoding(max_new_tokens=40))
     assert metric(engine, "vllm:num_preemptions") > 0
+
+
+@pytest.mark.skipif(machine() != "x86_64", reason="the kernels of x86, which write so on any of it")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("isa", ["vec", "amx"])
+def test_the_cpu_cache_is_read_back(isa: str, dtype: torch.dtype) -> None:
+    size, heads, width, blocks = 32, 3, 64, torch.tensor([4, 0, 2])
+    keys, values = torch.randn(2, len(blocks) * size, heads, width).to(dtype)
+    cache = torch.zeros(5, heads, size, 2 * width, dtype=dtype)
+    slots = (blocks[:, None] * size + torch.arange(size)).flatten()
+    parts = cache.view(5, heads, 2 * size, width).chunk(2, dim=2)
+    cpu._custom_ops.cpu_attn_reshape_and_cache(keys, values, *parts, slots, isa)
+    layer = SimpleNamespace(isa=isa)
+    read = cpu.BiasedCPUAttention().read_cache(layer, cache, blocks)
+    for found, written in zip(read, (keys, values), strict=True):
+        assert torch.equal(found, written.transpose(0, 1))

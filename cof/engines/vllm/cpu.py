@@ -69,17 +69,18 @@ class BiasedCPUBuilder:
 class BiasedCPUAttention(BiasedAttention):
     """One layer's attention."""
 
-    head_size: int
-
     def read_cache(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Sequence[Tensor]:
         # the keys of a block and head come before its values, both in orders of their own
         _, heads, size, width = kv_cache.shape
-        order = key_order(layer.isa, kv_cache.dtype, size, self.head_size)
-        pages = kv_cache[blocks].view(-1, 2, size * width // 2)
-        # of two dimensions and contiguous, which index_select is ten times faster with
-        parts = [pages[:, part].contiguous().index_select(1, order[part]) for part in (0, 1)]
-        pages = torch.stack(parts).view(2, len(blocks), heads, size, width // 2).transpose(1, 2)
-        return pages.reshape(2, heads, len(blocks) * size, width // 2).unbind()
+        axes = cache_axes(layer.isa, kv_cache.dtype, size, width // 2)
+        pages = kv_cache.index_select(0, blocks).view(len(blocks), heads, 2, -1)
+        of_block, of_head, *_ = pages.stride()
+        return [
+            part.as_strided((heads, len(blocks), *shape), (of_head, of_block, *strides)).reshape(
+                heads, -1, width // 2
+            )
+            for part, (shape, strides) in zip(pages.unbind(2), axes, strict=True)
+        ]
 
     def attend_again(
         self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor
@@ -116,15 +117,21 @@ class BiasedCPUAttention(BiasedAttention):
 BiasedCPUBackend = biased_backend(CPUAttentionBackend, BiasedCPUAttention, BiasedCPUBuilder)
 
 
+Axes = tuple[list[int], list[int]]
+"""A shape and strides."""
+
+
 @cache
-def key_order(isa: str, dtype: torch.dtype, block_size: int, head_size: int) -> Tensor:
-    """Where vLLM's kernel for a set of instructions puts the numbers of a block's keys and values.
+def cache_axes(isa: str, dtype: torch.dtype, block_size: int, head_size: int) -> list[Axes]:
+    """How vLLM's kernel for a set of instructions lays out a block's keys, and its values.
 
     It is looked up by writing numbers that are known, since the kernels differ in it.
 
     Returns:
-        `(2, block_size * head_size)`: for keys and values, the place of each number of a
-        `(block_size, head_size)` block.
+        Of keys and of values, the axes in which what is stored reads as `(block_size, head_size)`:
+
+        >>> cache_axes("vec", torch.float32, 32, 64)  # a row for each number, and for each token
+        [([32, 64], [1, 32]), ([2048], [1])]
 
     Raises:
         RuntimeError: the cache does not hold the numbers as they are (such as in fp8).
@@ -139,7 +146,17 @@ def key_order(isa: str, dtype: torch.dtype, block_size: int, head_size: int) -> 
         slots = torch.arange(block_size)
         _custom_ops.cpu_attn_reshape_and_cache(written, written, keys, values, slots, isa)
         found.append(cache.view(2, count).long())
-    order = (found[0] + 256 * found[1]).argsort(-1)
-    if not torch.equal((found[0] + 256 * found[1]).sort(-1).values, numbers.expand(2, -1)):
-        raise RuntimeError(f"cof: the CPU KV cache of {isa} in {dtype} cannot be read back.")
-    return order
+    axes: list[Axes] = []
+    for stored in found[0] + 256 * found[1]:
+        shape: list[int] = []
+        strides: list[int] = []
+        places, read = stored.argsort().tolist(), 1
+        while read < count:  # one more axis, as long as its steps are equal
+            step, size = places[read], 2
+            while size * read < count and places[size * read] == size * step:
+                size += 1
+            shape, strides, read = [size, *shape], [step, *strides], size * read
+        if not torch.equal(stored.as_strided(shape, strides).flatten(), numbers):
+            raise RuntimeError(f"cof: the CPU KV cache of {isa} in {dtype} cannot be read back.")
+        axes.append((shape, strides))
+    return axes
