@@ -12,6 +12,7 @@ from PIL import Image
 from cof.attention.registry import DECODER
 from cof.engines.transformers.engine import TransformersEngine
 from cof.pipeline import CoF, Query
+from cof.prompting.dialects import fill
 from cof.settings import Settings
 from cof.types import Decoding, EncodedImage, Generation, Request
 
@@ -95,8 +96,8 @@ class Ways:
         """
         with eager(self.engine.model):
             for requests in self._rounds():
-                ask = self.engine.dialect.grounding_prompt
-                where = [replace(request, prompt=ask(request.prompt)) for request in requests]
+                ask = self.engine.dialect.template
+                where = [replace(each, prompt=fill(ask, each.prompt)[0]) for each in requests]
                 self.engine.generate(where, FREE_BOX)
                 self.engine.generate(requests, ANSWER)
 
