@@ -292,7 +292,9 @@ def test_a_link_shows_two_settings_and_how_to_get_them(visitor: Visitor, cof: Co
     expect(visitor.find(".cof-text")).to_have_text(["X", *expected])
     visitor.asks(other_expand="1.6")  # which the link leaves out
     visitor.button(has_text="Reproduce this").click()
-    link, commands = visitor.find(".cof-results textarea").all()
+    told = visitor.find(".cof-results textarea")
+    expect(told).to_have_count(2)
+    link, commands = told.all()
     expect(link).to_have_value(visitor.page.url)
     assert re.findall("^cof ask", commands.input_value(), re.MULTILINE) == ["cof ask"] * 2
 
