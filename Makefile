@@ -162,7 +162,7 @@ $(NEWEST_READY): pyproject.toml constraints-newest.txt
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(NEWEST)/bin/python -m pip install --quiet --constraint constraints-newest.txt \
-		hypothesis pytest --editable '.[big,peft,smolvlm]'
+		hypothesis pytest --editable '.[big,peft,serve,smolvlm]'
 	$(NEWEST)/bin/python -m pip install --quiet --no-deps --constraint constraints-newest.txt torchvision
 	for folder in $(NEWEST)/lib/python3*/site-packages; do \
 		echo $(CURDIR)/tests/vllm/site > $$folder/cof-site.pth; done
