@@ -97,11 +97,10 @@ eval: $(READY)
 	$(BIN)/python -m lab.studies.promise results/tiny-early
 	$(STUDY) tiny $(HEADLINE) --fine --out results/tiny
 	$(STUDY) tiny $(HEADLINE) --fine --side 200 --out results/tiny-small
-	$(STUDY) grid $(HEADLINE) --model tiny-early --out results/grid
+	$(STUDY) grid $(HEADLINE) --model tiny-early --grounders prompt,attention,oracle --out results/grid
 	$(STUDY) synthetic $(HEADLINE) --out results/synthetic
 	$(STUDY) synthetic $(HEADLINE) --model tiny-early --out results/synthetic-early
 	$(BIN)/cof report results/tiny-early
-	$(BIN)/cof report results/grid
 
 develop: $(READY)
 	$(STUDY) tiny --model tiny-early --scenes 130 --out results/development/tiny-early
