@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Layers = Callable[[int], Sequence[int]]
 """How many layers a model has -> the numbers of those that are read."""
 
+FIRST_TOKEN = "the answer's first token"
+"""Whose attention an engine shows where the decoder sees the image."""
+
 
 @runtime_checkable
 class Engine(Protocol):
@@ -82,7 +85,7 @@ class AttentionReader(Protocol):
     """What an engine offers besides if it can show its attention: to `cof.viz`, and to grounders.
 
     Attributes:
-        attention_source: whose attention it is, such as "the answer's first token".
+        attention_source: whose attention it is, such as `FIRST_TOKEN`.
     """
 
     attention_source: str

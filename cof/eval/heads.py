@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from cof.engines.base import AttentionReader, Engine
+from cof.engines.base import FIRST_TOKEN, AttentionReader, Engine
 from cof.errors import CofError
 from cof.eval.data.files import Row, collect, read_rows
 from cof.eval.examples import Example, open_image
@@ -22,7 +22,6 @@ from cof.grounders.maps import ask_shortly
 from cof.query import check_question
 from cof.types import Request
 
-DECODER = "the answer's first token"  # whose attention it is where the decoder sees the image
 MOST_LOCAL = 10  # heads of each question that are counted: the paper's
 STANDS_OUT = 0.001  # attention above a map's mean from which a cell is in a component: the authors'
 
@@ -48,7 +47,7 @@ def read_questions(path: Path) -> list[Example]:
 def read_maps(engine: Engine, questions: Sequence[Example]) -> Iterator[Maps]:
     """For each question the share of all attention that its answer's first token gives the image.
     A `CofError` if the engine does not show it."""
-    if not isinstance(engine, AttentionReader) or engine.attention_source != DECODER:
+    if not isinstance(engine, AttentionReader) or engine.attention_source != FIRST_TOKEN:
         raise CofError(f"{engine.name!r} does not show how heads of a decoder look at an image.")
     for each in track(questions, "reading", console=Console(stderr=True), transient=True):
         asked = ask_shortly(Request(open_image(each.image), each.prompt))

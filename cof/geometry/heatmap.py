@@ -95,7 +95,8 @@ def sliding_window(heat: HeatMap, image_wh: tuple[int, int]) -> tuple[XYXY, floa
     not as many pixels as the window was to have (336 times its ratio) about their middle.
 
     Returns:
-        The box in 0..1 of the original image, along borders of cells, and its part of the sum.
+        The box in 0..1 of the original image, along borders of cells, and the part of the map's
+        sum that lies in it, 0..1.
 
         >>> borders = np.linspace(0, 1, 11)
         >>> values = np.zeros((10, 10)); values[3:5, 6:8] = 1; values[9, 0] = 1
@@ -142,7 +143,8 @@ def expected_mask(
     mask. If all four coordinates are certain it is that mask.
 
     Args:
-        probabilities: `(4, N)`: of the N numbers, at each place (`cof.types.Generation.likely`).
+        probabilities: `(4, N)`: of the N numbers, for each of the box's four coordinates; rows
+            sum to 1 (`cof.types.Generation.likely`).
         numbers: the N numbers as written, in native coordinates (`BoxTemplate.numbers`).
         frame: the original image's rectangle in native coordinates.
         shape: `(H, W)` of the mask.

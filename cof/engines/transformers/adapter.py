@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from cof.attention.registry import CROSS_ATTENTION, DECODER, attach, record_weights, reweight
+from cof.engines.base import FIRST_TOKEN
 from cof.engines.transformers.graphs import Graphs
 from cof.engines.transformers.prefix_cache import Prefix, Prompts
 from cof.families.family import Family
@@ -39,7 +40,7 @@ class Adapter:
     processor: Any
     family: Family
     graphs: Graphs | None = None
-    attention_source: ClassVar[str] = "the answer's first token"
+    attention_source: ClassVar[str] = FIRST_TOKEN
     part: ClassVar[str] = "text_config"
     last_query: ClassVar[bool] = False
     takes_padding: ClassVar[bool] = True

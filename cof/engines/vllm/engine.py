@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from cof.attention.bias_mask import make_gates
-from cof.engines.base import Layers
+from cof.engines.base import FIRST_TOKEN, Layers
 from cof.engines.text_stream import TextStream, apart_from_thoughts
 from cof.engines.transformers.generation import guidance
 from cof.engines.transformers.loading import load_processor_for, loading_errors
@@ -69,7 +69,7 @@ class VllmEngine(TokenReader):
     Threads may share an engine.
     """
 
-    attention_source = "the answer's first token"
+    attention_source = FIRST_TOKEN
 
     def __init__(self, client: Client, config: Any, processor: Any, *, name: str) -> None:
         """Wrap an engine that has our worker; `processor` has a PIL image processor."""
