@@ -214,17 +214,14 @@ class CoF(Asking):
     def locate(self, image: ImageSource | EncodedImage, question: str) -> Grounding:
         """Stage 1 alone, before post-processing; of several grounders the first with a region."""
         looking = self.settings.changed(focus="crop")  # one that is never idle
-        return self.look_for(Query(image, question, settings=looking))[1].grounding
+        query = Query(image, question, settings=looking)
+        sample = Sample.from_query(query, self.settings, self.allow_url, {})
+        return self.look_for(sample).grounding
 
-    def look_for(self, query: QueryLike) -> tuple[Sample, Look]:
-        """Stage 1 for one query: the checked query, and the first of its looks that found a region.
-
-        Raises:
-            CofError: the chat, an image or the region cannot be used; the message says why.
-        """
-        sample = Sample.from_query(as_query(query), self.settings, self.allow_url, {})
+    def look_for(self, sample: Sample) -> Look:
+        """Stage 1 for one query: the first of its looks that found a region."""
         (looks,) = locate(self.engine, [sample], self._encoded([sample]), [None])
-        return sample, next((look for look in looks if look.grounding.region), looks[0])
+        return next((look for look in looks if look.grounding.region), looks[0])
 
     def _read_batch(
         self, items: Sequence[tuple[int, QueryLike]], on_error: str

@@ -30,8 +30,15 @@ from cof.presets import default_settings
 from cof.server.errors import ApiError
 from cof.server.images import Fetcher
 from cof.server.logs import Metrics, RequestLog, start_logging
-from cof.server.service import Message, Service
-from cof.server.vllm_chat import Looker, check_single, replay, show_file
+from cof.server.service import Message, Service, unless_gone
+from cof.server.vllm_chat import (
+    Looker,
+    after_looking,
+    check_single,
+    looking,
+    replay,
+    show_file,
+)
 from cof.settings import Settings
 from cof.tiny import resolve_model
 
@@ -111,6 +118,7 @@ class Plugin:
         limits = options.limits
         service = Service(settings, self._metrics, limits, fetcher, most=limits.max_queue)
         state.cof = Looker(service, engine, engine_client)
+        engine_client.generate = after_looking(engine_client.generate)
 
 
 class Gate:
@@ -127,6 +135,7 @@ class Gate:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if not path.startswith(OPEN):
             raise ApiError(404, "There is no such route here.", "no_such_route")
+        engine, stage_1 = scope["app"].state.engine_client, None
         with ExitStack() as until_answered:
             if scope["method"] == "POST" and path == CHAT:
                 looker: Looker = scope["app"].state.cof
@@ -134,12 +143,19 @@ class Gate:
                 body = await request.body()
                 fields = await asyncio.to_thread(_parse, body)
                 if fields.get("cof") is not None:
-                    body, send = await looker.look_first(fields, until_answered, request, send)
+                    body, stage_1, send = await looker.look_first(
+                        fields, until_answered, request, send
+                    )
                 elif await _check_images(looker.service, fields):
                     body = json.dumps(fields).encode()
-                receive = replay(body, receive)
-            engine = scope["app"].state.engine_client
-            await while_running(engine, self._vllm(scope, receive, send))
+                receive = replay(body, receive, stage_1)
+            looking.set(stage_1)
+            work = while_running(engine, self._vllm(scope, receive, send))
+            answering = asyncio.ensure_future(work)
+            until_answered.callback(answering.cancel)
+            if stage_1 is not None:
+                await asyncio.gather(unless_gone(request, stage_1), answering)
+            await answering
 
 
 def _parse(body: bytes) -> dict[str, Any]:

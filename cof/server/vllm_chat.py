@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from asyncio import FIRST_COMPLETED
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -21,7 +23,7 @@ from cof.engines.vllm.clients import ServedClient
 from cof.engines.vllm.engine import VllmEngine, highlight_args
 from cof.errors import CofError
 from cof.families.chat import adds_special_tokens
-from cof.focuses import Contrast
+from cof.focuses import Attention, Contrast
 from cof.images import data_url
 from cof.messages import ROLES
 from cof.pipeline import CoF, answer_of
@@ -41,6 +43,40 @@ _PROCESSING = {"mm_processor_kwargs", "media_io_kwargs"}
 """Fields of vLLM's after which a region would lie elsewhere."""
 
 _RANK = b"x-data-parallel-rank"
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What stage 1 gives.
+
+    Attributes:
+        look: where to look.
+        request: of stage 2.
+        added: what that adds to attention, as `SamplingParams.extra_args`.
+        time: when it was known, of `time.perf_counter`.
+    """
+
+    look: Look
+    request: ChatRequest
+    added: dict[str, str]
+    time: float
+
+
+looking: ContextVar[asyncio.Future[Seen] | None] = ContextVar("cof_looking", default=None)
+"""Stage 1 of the request at hand, for which vLLM's answer waits."""
+
+
+def after_looking(generate: Any) -> Callable[..., AsyncIterator[Any]]:
+    """vLLM's `AsyncLLM.generate` for requests of which some wait for stage 1."""
+
+    async def waiting(prompt: Any, params: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        if (stage_1 := looking.get()) is not None:
+            params.extra_args = {**(params.extra_args or {}), **(await stage_1).added}
+        async with aclosing(generate(prompt, params, *args, **kwargs)) as steps:
+            async for step in steps:
+                yield step
+
+    return waiting
 
 
 def check_single(settings: Settings) -> None:
@@ -76,8 +112,12 @@ class Looker:
 
     async def look_first(
         self, fields: dict[str, Any], until_answered: ExitStack, request: Request, send: Send
-    ) -> tuple[bytes, Send]:
-        """Stage 1: the body of stage 2 for vLLM, and where its reply goes.
+    ) -> tuple[bytes, asyncio.Future[Seen], Send]:
+        """Begin stage 1: the body of stage 2 for vLLM, stage 1, and where vLLM's reply goes.
+
+        vLLM gets the body as soon as its engine is busy with stage 1, so that it has read the chat
+        and the image by the time that the region is known; where the images depend on the region,
+        afterwards.
 
         Args:
             fields: the request's, with `cof`; they are changed.
@@ -93,16 +133,32 @@ class Looker:
         client = ServedClient(self._async_llm, self._loop, next(self._turns))
         until_answered.callback(client.cancel)  # where nobody waits for it any more
         cof = CoF(self.engine.with_client(client), service.settings)
-        work = asyncio.wait_for(self._look(cof, fields, query), service.limits.timeout_s)
-        sample, look = await unless_gone(request, work)
-        body = await self._run(partial(write_body, fields, sample, look, self.engine))
-        looked = time.perf_counter()
-        service.metrics.prompt("ground", *client.prefix_tokens)
+        seconds = service.limits.timeout_s
+        sample = await unless_gone(request, asyncio.wait_for(self._sample(fields, query), seconds))
+
+        def look() -> Seen:
+            look, request = cof.look_for(sample), sample.request
+            if look.region is not None:
+                request = sample.settings.focus.apply(request, look.region)
+            return Seen(look, request, self._added(request), time.perf_counter())
+
+        seconds -= time.perf_counter() - start
+        stage_1 = asyncio.ensure_future(asyncio.wait_for(self._run(look), seconds))
+        asked = asyncio.ensure_future(client.asked.wait())
+        until_answered.callback(stage_1.cancel)
+        until_answered.callback(asked.cancel)
+        same_images = type(sample.settings.focus).apply is Attention.apply
+        first = {stage_1, asked} if same_images else {stage_1}
+        await unless_gone(request, asyncio.wait(first, return_when=FIRST_COMPLETED))
+        shown = stage_1.result().request if stage_1.done() else sample.request
+        body = await self._run(partial(write_body, fields, sample.request, shown, self.engine))
 
         def answer() -> dict[str, Any]:
-            timings = Timings(looked - start, time.perf_counter() - looked)
+            seen = stage_1.result()
+            timings = Timings(seen.time - start, time.perf_counter() - seen.time)
             service.metrics.batch(1, timings)
-            told = answer_of(sample, look, timings).as_dict()
+            service.metrics.prompt("ground", *client.prefix_tokens)
+            told = answer_of(sample, seen.look, timings).as_dict()
             return {name: value for name, value in told.items() if name not in _UNKNOWN}
 
         sizes = [image.size for image in sample.request.images]
@@ -110,10 +166,11 @@ class Looker:
         if client.rank is not None:
             headers = [pair for pair in request.scope["headers"] if pair[0] != _RANK]
             request.scope["headers"] = [*headers, (_RANK, str(client.rank).encode())]
-        return body, _WithCof(send, answer, fields.get("n") or 1, service.metrics)
+        send = _WithCof(send, answer, fields.get("n") or 1, service.metrics, stage_1)
+        return body, stage_1, send
 
-    async def _look(self, cof: CoF, fields: dict[str, Any], query: Query) -> tuple[Sample, Look]:
-        """The checked query, and where to look; images at addresses are put into the request."""
+    async def _sample(self, fields: dict[str, Any], query: Query) -> Sample:
+        """The checked query; images at addresses are put into the request."""
         service, encode = self.service, self.engine.encode_file
 
         async def load(part: Message, address: str, data: bytes) -> EncodedImage:
@@ -123,10 +180,17 @@ class Looker:
             return image
 
         loaded = replace(query, messages=await service.with_images(query.messages, load))
-        sample, look = await self._run(lambda: cof.look_for(loaded))
+        sample = Sample.from_query(loaded, service.settings, False, {})
         if len(sample.request.images) != len(list(image_places(fields["messages"]))):
             raise CofError("What tools return cannot hold images: send them in the user's turn.")
-        return sample, look
+        return sample
+
+    def _added(self, request: ChatRequest) -> dict[str, str]:
+        highlight = request.highlight
+        if highlight is None or highlight.strength == 1:
+            return {}
+        size = request.pil_image.size
+        return highlight_args(self.engine.tokens, size, highlight, request.number)
 
     def _run(self, work: Callable[[], Result]) -> Awaitable[Result]:
         return self._loop.run_in_executor(self._threads, work)
@@ -151,11 +215,13 @@ def query_in(fields: dict[str, Any], service: Service) -> Query:
     return query
 
 
-def write_body(fields: dict[str, Any], sample: Sample, look: Look, engine: VllmEngine) -> bytes:
-    """The request without `cof`, as the focus has changed it."""
-    messages, plain = fields["messages"], sample.request
+def write_body(
+    fields: dict[str, Any], plain: ChatRequest, request: ChatRequest, engine: VllmEngine
+) -> bytes:
+    """The HTTP request without `cof`, with the images of `request`, which the focus has made of
+    the plain one."""
+    messages = fields["messages"]
     del fields["cof"]
-    request = plain if look.region is None else sample.settings.focus.apply(plain, look.region)
     if plain.images:
         show_images(messages, plain, request, engine)
     first = request.chat[0]
@@ -164,11 +230,6 @@ def write_body(fields: dict[str, Any], sample: Sample, look: Look, engine: VllmE
         messages.insert(0, {"role": "system", "content": first.parts[0]})
     special = adds_special_tokens(engine.processor, engine.chat.text(request))
     fields.setdefault("add_special_tokens", special)
-    highlight = request.highlight
-    if highlight is not None and highlight.strength != 1:
-        size = request.pil_image.size
-        args = highlight_args(engine.tokens, size, highlight, request.number)
-        fields["vllm_xargs"] = {**(fields.get("vllm_xargs") or {}), **args}
     return json.dumps(fields).encode()
 
 
@@ -189,16 +250,26 @@ def show_images(
 class _WithCof:
     """ASGI `send` that puts `cof` into vLLM's reply: into its JSON, or beside the last choice of a
     stream that ends. Either is compact JSON, so that no event, nor the whole, holds an empty line.
+    Nothing is sent before stage 1 has ended, nor where it has failed.
     """
 
     def __init__(
-        self, send: Send, cof: Callable[[], dict[str, Any]], choices: int, metrics: Metrics
+        self,
+        send: Send,
+        cof: Callable[[], dict[str, Any]],
+        choices: int,
+        metrics: Metrics,
+        stage_1: asyncio.Future[Seen],
     ) -> None:
         self._send, self._cof, self._left, self._metrics = send, cof, choices, metrics
+        self._stage_1 = stage_1
         self._answers = False
         self._held = b""
 
     async def __call__(self, message: asgi.Message) -> None:
+        await asyncio.wait({self._stage_1})
+        if self._stage_1.cancelled() or self._stage_1.exception() is not None:
+            return
         if message["type"] == "http.response.start":
             self._answers = message["status"] == 200
             if self._answers:
@@ -234,12 +305,16 @@ def show_file(part: Message, file: bytes) -> None:
     part["image_url"] = {**(image if isinstance(image, dict) else {}), "url": data_url(file)}
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A body that has been read, and then what else comes."""
+def replay(body: bytes, receive: Receive, stage_1: asyncio.Future[Seen] | None = None) -> Receive:
+    """A body that has been read, and then what else comes, after stage 1."""
     waiting: list[asgi.Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> asgi.Message:
-        return waiting.pop() if waiting else await receive()
+        if waiting:
+            return waiting.pop()
+        if stage_1 is not None:
+            await asyncio.wait({stage_1})
+        return await receive()
 
     return replayed
 

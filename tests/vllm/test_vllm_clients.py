@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,13 +20,22 @@ pytest.importorskip("vllm.version")
 from checkpoints import checkpoint
 from models import picture
 from PIL import ExifTags, Image
+from starlette.requests import ClientDisconnect
 from vllm import SamplingParams
 
+from cof import CofError, Settings
 from cof.engines.vllm.clients import RequestAborted, ServedClient
 from cof.engines.vllm.engine import VllmEngine, load_processor
-from cof.images import is_plain, png
+from cof.geometry.regions import Region
+from cof.images import data_url, is_plain, png
+from cof.limits import Limits
+from cof.server import vllm_chat
 from cof.server.logs import Metrics
-from cof.server.vllm_chat import _looked_at, _WithCof
+from cof.server.service import Service
+from cof.server.vllm_app import CHAT, Gate
+from cof.server.vllm_chat import Looker, Seen, _looked_at, _WithCof, after_looking
+from cof.stages import Look
+from cof.types import EncodedImage, Grounding
 
 
 class Engine:
@@ -44,24 +54,26 @@ class Engine:
     async def _handle(self) -> asyncio.Future[None]:
         return asyncio.ensure_future(asyncio.wrap_future(self.ended))
 
-    async def generate(
-        self, prompt: str, params: Any, request_id: str, *, data_parallel_rank: int | None
-    ) -> AsyncIterator[Any]:
+    async def add_request(
+        self, request_id: str, prompt: str, params: Any, *, data_parallel_rank: int | None
+    ) -> Any:
+        if prompt == "fail":
+            raise ValueError("too long")
         self.ranks.append(data_parallel_rank)
         self.asked.set()
-        try:
-            if prompt == "wait":
-                await asyncio.sleep(3600)
-            if prompt == "fail":
-                raise ValueError("too long")
-            for step in range(1, len(prompt) + 1):
-                reason = None if step < len(prompt) else "abort" if prompt == "late" else "stop"
-                output = SimpleNamespace(token_ids=list(prompt[:step]), finish_reason=reason)
-                counts = {"prompt_token_ids": [1, 2], "num_cached_tokens": None}
-                yield SimpleNamespace(outputs=[output], **counts)
-        except asyncio.CancelledError:
-            self.aborted.append(prompt)
-            raise
+        return SimpleNamespace(get=self._steps(prompt).__anext__, request_id=prompt)
+
+    async def _steps(self, prompt: str) -> AsyncIterator[Any]:
+        if prompt == "wait":
+            await asyncio.sleep(3600)
+        for step in range(1, len(prompt) + 1):
+            reason = None if step < len(prompt) else "abort" if prompt == "late" else "stop"
+            output = SimpleNamespace(token_ids=list(prompt[:step]), finish_reason=reason)
+            counts = {"prompt_token_ids": [1, 2], "num_cached_tokens": None}
+            yield SimpleNamespace(outputs=[output], finished=reason is not None, **counts)
+
+    async def abort(self, request_id: str, internal: bool) -> None:
+        self.aborted.append(request_id)
 
 
 @pytest.fixture
@@ -106,6 +118,7 @@ def test_one_that_fails_ends_its_call(engine: Engine) -> None:
     with pytest.raises(KeyError):
         answer(engine, "abc", "wait", on_output=fail)
     assert answer(engine, "a") == ["a"]
+    assert engine.aborted == ["abc"]
 
 
 def test_cancelling(engine: Engine) -> None:
@@ -147,7 +160,9 @@ def sent(
         messages.append(message)
 
     async def reply() -> None:
-        sending = _WithCof(send, lambda: LOOK, choices, Metrics())
+        stage_1 = asyncio.get_running_loop().create_future()
+        stage_1.set_result(None)
+        sending = _WithCof(send, lambda: LOOK, choices, Metrics(), stage_1)
         length = str(sum(map(len, parts))).encode()
         headers = [(b"content-type", kind.encode()), (b"content-length", length)]
         await sending({"type": "http.response.start", "status": status, "headers": headers})
@@ -194,6 +209,138 @@ def test_cof_is_put_into_a_stream_where_the_last_choice_ends() -> None:
         asked = [line.removeprefix(b"data: ") for line in wanted.split(b"\n\n")]
         assert [*map(json.loads, told[:4])] == [*map(json.loads, asked[:4])]
         assert told[4:] == asked[4:]
+
+
+async def looked_at(stage_1, vllm: Any, receive: Any = None) -> list[Any]:
+    """What is sent where `Gate` gets a request whose stage 1 has begun."""
+    messages: list[Any] = []
+    requests = [{"type": "http.request", "body": b'{"cof": {}}'}]
+
+    async def receives() -> Any:
+        return requests.pop() if requests else await (receive or asyncio.Event().wait)()
+
+    async def sends(message: Any) -> None:
+        messages.append(message)
+
+    class Looker:
+        async def look_first(self, *given: Any) -> Any:
+            return b"{}", stage_1, _WithCof(given[-1], lambda: LOOK, 1, Metrics(), stage_1)
+
+    running = asyncio.ensure_future(asyncio.Event().wait())
+    state = SimpleNamespace(cof=Looker(), engine_client=SimpleNamespace(output_handler=running))
+    scope = {"type": "http", "method": "POST", "path": CHAT, "app": SimpleNamespace(state=state)}
+    try:
+        await Gate(vllm)(scope, receives, sends)
+    finally:
+        running.cancel()
+    return messages
+
+
+def test_vllm_reads_a_request_while_stage_one_runs() -> None:
+    params = SimpleNamespace(extra_args={"mine": 1})
+    happened: list[object] = []
+
+    async def generate(prompt: str, params: Any, name: str) -> AsyncIterator[str]:
+        happened.append(params.extra_args)
+        yield prompt
+
+    async def vllm(scope: Any, receive: Any, send: Any) -> None:
+        happened.append((await receive())["body"])
+        async for text in after_looking(generate)("an answer", params, "name"):
+            await send({"type": "http.response.start", "status": 400, "headers": []})
+            await send({"type": "http.response.body", "body": text.encode()})
+
+    async def run() -> list[Any]:
+        stage_1 = asyncio.get_running_loop().create_future()
+        asked = asyncio.ensure_future(looked_at(stage_1, vllm))
+        await asyncio.sleep(0.05)
+        assert happened == [b"{}"]
+        stage_1.set_result(Seen(None, None, {"cof": "bias"}, 0))
+        return await asked
+
+    assert [message.get("body") for message in asyncio.run(run())] == [None, b"an answer"]
+    assert happened[1:] == [{"mine": 1, "cof": "bias"}]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_stage_one_that_fails_ends_vllms_work(gone: bool) -> None:
+    """vLLM's own refusal, which may come before, is not sent."""
+    ended: list[str] = []
+
+    async def vllm(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            assert (await receive())["body"] == b"{}"
+            await send({"type": "http.response.start", "status": 400, "headers": []})
+            await receive()
+        finally:
+            ended.append("vllm")
+
+    async def leave() -> dict[str, str]:
+        await asyncio.sleep(0.05)
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        stage_1 = asyncio.get_running_loop().create_future()
+        if not gone:
+            asyncio.get_running_loop().call_later(0.05, stage_1.set_exception, CofError("No."))
+        with pytest.raises(ClientDisconnect if gone else CofError):
+            await looked_at(stage_1, vllm, leave if gone else None)
+        await asyncio.sleep(0.05)
+        assert stage_1.cancelled() == gone
+        assert ended == ["vllm"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_body_is_ready_when_the_engine_is_busy(
+    monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    """Where the focus leaves the image as it is; else when the region is known."""
+    region, order = Region(((0.2, 0.2, 0.6, 0.6),)), []
+
+    async def run() -> None:
+        loop, found = asyncio.get_running_loop(), threading.Event()
+
+        class Pipeline:
+            def __init__(self, engine: Any, settings: Any) -> None:
+                self.client = engine
+
+            def look_for(self, sample: Any) -> Look:
+                loop.call_soon_threadsafe(self.client.asked.set)
+                assert found.wait(10)
+                order.append("look")
+                return Look("prompt", Grounding(region), region)
+
+        written = lambda fields, plain, seen, engine: order.append(seen is plain) or b"body"  # noqa: E731
+        monkeypatch.setattr(vllm_chat, "CoF", Pipeline)
+        monkeypatch.setattr(vllm_chat, "write_body", written)
+        monkeypatch.setattr(Looker, "_added", lambda *_: {"cof": "bias"})
+        settings = Settings(focus="attention" if early else "crop")
+        service = Service(settings, Metrics(), Limits(), None, 1)
+        core = SimpleNamespace(engine_ranks_managed=[0])
+        vllm = SimpleNamespace(model_config=None, engine_core=core)
+        file = lambda image, data: EncodedImage(image, SimpleNamespace(original_bytes=data))  # noqa: E731
+        engine: Any = SimpleNamespace(with_client=lambda client: client, encode_file=file)
+        image = {"type": "image_url", "image_url": {"url": data_url(picture((40, 30)))}}
+        messages = [{"role": "user", "content": [image, {"type": "text", "text": "what?"}]}]
+        request: Any = SimpleNamespace(
+            receive=asyncio.Event().wait, state=SimpleNamespace(about={}), scope={"headers": []}
+        )
+        with ExitStack() as until_answered:
+            fields = {"messages": messages, "cof": {}}
+            begun = Looker(service, engine, vllm).look_first(fields, until_answered, request, sends)
+            asked = asyncio.ensure_future(begun)
+            await asyncio.wait({asked}, timeout=1 if early else 0.2)
+            assert asked.done() == early
+            found.set()
+            body, stage_1, _ = await asked
+            assert (body, (await stage_1).added) == (b"body", {"cof": "bias"})
+
+    async def sends(message: Any) -> None: ...
+
+    asyncio.run(run())
+    assert order == ([True, "look"] if early else ["look", False])
 
 
 def test_stage_one_reads_a_chat_up_to_its_question() -> None:

@@ -33,8 +33,6 @@ from cof.images import data_url
 from cof.messages import SYSTEMS
 from cof.prompting.dialects import fill
 from cof.query import Sample
-from cof.stages import Look
-from cof.types import Grounding
 
 VLLM = ["--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
 ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1", "--block-size", "32"]
@@ -301,6 +299,10 @@ def test_everything_of_vllms_own_goes_with_cof(
     (top,) = ask(logprobs=True, top_logprobs=3).choices
     assert [len(token.top_logprobs) for token in top.logprobs.content] == [3, 3]
     assert top.logprobs.content[0].logprob == pytest.approx(ours.logprobs[0], abs=1e-3)
+    own: dict[str, Any] = {"boxes": [[0.2, 0.2, 0.3, 0.3]], "strength": 64.0}
+    beams = ask(n=2, extra_body={"cof": own, "use_beam_search": True}).choices
+    best = local(SCENES[3], QUESTION, **own, decoding=Decoding(num_beams=2, max_new_tokens=8))
+    assert beams[0].message.content.strip() == best.text != best.plain()
     schema = {"name": "answer", "schema": {"type": "string", "enum": ["red", "blue"]}}
     (held,) = ask(
         response_format={"type": "json_schema", "json_schema": schema}, max_tokens=16
@@ -380,8 +382,8 @@ def test_the_system_message_of_the_settings_is_sent_as_text() -> None:
         processor=SimpleNamespace(tokenizer=tokenizer),
         chat=SimpleNamespace(text=lambda request: ""),
     )
-    look = Look("none", Grounding(None), None)
-    body = json.loads(write_body({"messages": list(asked), "cof": {}}, sample, look, engine))
+    fields = {"messages": list(asked), "cof": {}}
+    body = json.loads(write_body(fields, sample.request, sample.request, engine))
     assert body["messages"] == [{"role": "system", "content": SYSTEMS["vicuna_v1"]}, *asked]
 
 

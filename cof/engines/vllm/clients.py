@@ -78,6 +78,7 @@ class ServedClient:
         model_config: vLLM's `ModelConfig`.
         rank: of the data-parallel engine that gets all of its requests, which share prefixes;
             None: vLLM chooses.
+        asked: set once the engine has a request.
         prefix_tokens: of all of its prompts so far, and of these the ones that vLLM found in its
             prefix cache.
     """
@@ -88,6 +89,7 @@ class ServedClient:
         """`loop` is the one that `engine` runs in."""
         self.model_config = engine.model_config
         self.rank = rank
+        self.asked = asyncio.Event()
         self.prefix_tokens = (0, 0)
         self._engine, self._loop = engine, loop
         self._cancelled = threading.Event()
@@ -130,14 +132,19 @@ class ServedClient:
     async def _one(self, place: int, prompt: Any, params: Any, on_output: OnOutput | None) -> Any:
         from vllm.exceptions import GracefulHTTPError
 
-        name = f"cof-{next(self._numbers)}"
+        name, engine, finished = f"cof-{next(self._numbers)}", self._engine, False
         try:
-            async for step in self._engine.generate(
-                prompt, params, name, data_parallel_rank=self.rank
-            ):
-                output = step.outputs[0]
-                if on_output is not None:
-                    on_output(place, output)
+            steps = await engine.add_request(name, prompt, params, data_parallel_rank=self.rank)
+            self.asked.set()
+            try:
+                while not finished:
+                    step = await steps.get()
+                    output, finished = step.outputs[0], step.finished
+                    if on_output is not None:
+                        on_output(place, output)
+            except BaseException:
+                await engine.abort(steps.request_id, internal=True)
+                raise
         except GracefulHTTPError:
             raise RequestAborted("The engine is full: ask again in a moment.") from None
         if output.finish_reason == "abort":  # with a part of the answer, or none
