@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from inspect import signature
 from statistics import fmean
@@ -375,14 +374,7 @@ class CoF(Asking):
         given = [(processed or {}).get(id(image), image) for image in fresh.values()]
         encoded = self.engine.encode(given, prefill=prefill) if given else []
         known = dict(zip(fresh, encoded, strict=True))
-        return [
-            replace(
-                sample.request,
-                image=known.get(id(sample.request.image), sample.request.image),
-                others=tuple(known.get(id(other), other) for other in sample.request.others),
-            )
-            for sample in samples
-        ]
+        return [sample.request.with_images(known) for sample in samples]
 
     def _plain_text(self, sample: Sample, decoding: Decoding) -> str:
         return self._generate([sample.request], [sample], decoding, {})[0].text
