@@ -23,7 +23,7 @@ LAYERS = (
     "types images",
     "engines.base attention families",
     "grounders focuses",
-    "methods settings presets engines",
+    "settings presets engines",
     "viz",
     "ahead messages query answer stages streaming servers client pipeline",
     "looking verify",
