@@ -57,13 +57,9 @@ def ask(
     mask: Annotated[
         str | None, typer.Option(metavar="FILE", help="Or look at the white part of this image.")
     ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also give the plain model's answer.")
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
-    save: Annotated[
-        Path | None, typer.Option(help="Write an image of where it looked (.png, .jpg or .webp).")
-    ] = None,
+    compare: Annotated[bool, "Also give the plain model's answer."] = False,
+    max_new_tokens: Annotated[int, "Longest answer, in tokens."] = 64,
+    save: Annotated[Path | None, "Write an image of where it looked (.png, .jpg or .webp)."] = None,
     allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,
 ) -> None:

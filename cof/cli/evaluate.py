@@ -57,15 +57,10 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             ),
         ] = None,
         out: OutOption = Path("results") / name,
-        check: Annotated[
-            bool, typer.Option("--check", help="List everything wrong with the data, and stop.")
-        ] = False,
-        shard: Annotated[
-            str, typer.Option(help="i/n: a part; a run without it joins all parts.")
-        ] = "1/1",
+        check: Annotated[bool, "List everything wrong with the data, and stop."] = False,
+        shard: Annotated[str, "i/n: a part; a run without it joins all parts."] = "1/1",
         server: Annotated[
-            str | None,
-            typer.Option(help="Ask `cof serve` at URL,URL,...; COF_API_KEY holds the key."),
+            str | None, "Ask `cof serve` at URL,URL,...; COF_API_KEY holds the key."
         ] = None,
         *,
         asked: Questions,

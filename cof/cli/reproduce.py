@@ -23,12 +23,10 @@ from cof.cli.common import (
 @sentences
 @with_model()
 def reproduce_paper(
-    data: Annotated[Path, typer.Option(help="Folder with mme/, mmbench/ and pope/ as downloaded.")],
+    data: Annotated[Path, "Folder with mme/, mmbench/ and pope/ as downloaded."],
     model: Model,
     out: OutOption = Path("results/paper"),
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what is there, what is missing, how long.")
-    ] = False,
+    dry_run: Annotated[bool, "Say what is there, what is missing, how long."] = False,
     limit: LimitOption = None,
     batch_size: BatchSizeOption = 8,
     max_new_tokens: LongestAnswerOption = 32,
