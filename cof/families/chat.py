@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from cof.errors import CofError, CofWarning
-from cof.families.family import Family
 from cof.families.special_tokens import SpecialTokens
+from cof.families.table import Family
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
 from cof.prompting.dialects import Dialect
 from cof.prompting.thoughts import Thoughts, tags_in
