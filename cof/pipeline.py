@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from cof.ahead import process_images, work_ahead
-from cof.answer import Answer, Asking, refused_answer
+from cof.answer import Answer, Asking, SentText, refused_answer
 from cof.engines.base import Engine, LengthChecker, ReplyScorer
 from cof.errors import CofError
 from cof.images import ImageSource, load_image
@@ -20,7 +20,6 @@ from cof.presets import preset as named_preset
 from cof.query import NO_IMAGE, Query, QueryLike, Sample, as_query
 from cof.settings import Settings
 from cof.stages import Look, answer, isolate, locate
-from cof.streaming import SentText
 from cof.types import (
     Decoding,
     EncodedImage,

@@ -25,7 +25,7 @@ LAYERS = (
     "grounders focuses",
     "settings presets engines",
     "viz",
-    "ahead messages query answer stages streaming servers client pipeline",
+    "ahead messages query answer stages servers client pipeline",
     "looking verify",
     "tiny server",
     "eval web",
