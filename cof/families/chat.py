@@ -21,16 +21,11 @@ from cof.types import ALONE, Request, Slot, Turn
 
 @dataclass(frozen=True, eq=False)
 class Chat:
-    """Writes the chats of one model.
+    """Writes the chats of one model."""
 
-    Attributes:
-        family, dialect: what is known of the model.
-        processor: the model's.
-    """
-
-    family: Family
-    dialect: Dialect
-    processor: Any
+    family: Family  # what is known of the model
+    dialect: Dialect  # how it is asked for a box, and writes one
+    processor: Any  # the model's
 
     @cached_property
     def special(self) -> SpecialTokens:
