@@ -6,19 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL.Image import Image
+
+from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import Region
+from cof.images import ImageSource
 from cof.settings import Settings
 from cof.types import Decoding, EncodedImage, OnText, Request, Thought, Timings
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from cof.engines.base import Engine
-    from cof.images import ImageSource
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

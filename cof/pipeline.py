@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from PIL.Image import Image
 
 from cof.ahead import process_images, work_ahead
 from cof.answer import Answer, Asking, SentText, refused_answer
+from cof.client import RemoteCoF
 from cof.engines.base import Engine, LengthChecker, ReplyScorer
 from cof.errors import CofError
 from cof.images import ImageSource, load_image
@@ -30,11 +33,6 @@ from cof.types import (
     Timings,
     confidence,
 )
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from cof.client import RemoteCoF
 
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 
@@ -156,8 +154,6 @@ class CoF(Asking):
         Raises:
             CofError: an unknown setting, or no such server.
         """
-        from cof.client import RemoteCoF
-
         return RemoteCoF(url, **options)
 
     def encode(self, image: ImageSource) -> EncodedImage:

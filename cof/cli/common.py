@@ -18,10 +18,11 @@ from cof.errors import CofError, CofWarning
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.options import read_value
+from cof.pipeline import CoF
+from cof.tiny import EMBEDDED
 
 if TYPE_CHECKING:
     from cof.eval.data.base import Benchmark
-    from cof.pipeline import CoF
 
 Command = Callable[..., None]
 
@@ -161,9 +162,6 @@ class Model:
         Raises:
             CofError: what `CoF.from_pretrained` refuses.
         """
-        from cof.pipeline import CoF
-        from cof.tiny import EMBEDDED
-
         if self.model is None or self.model in EMBEDDED:  # loads at once
             # read as transformers is imported
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

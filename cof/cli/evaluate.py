@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,10 +24,11 @@ from cof.cli.common import (
     with_model,
     with_questions,
 )
+from cof.client import RemoteCoF
 from cof.errors import CofError
-
-if TYPE_CHECKING:
-    from cof.settings import Settings
+from cof.presets import default_settings
+from cof.settings import Settings
+from cof.tiny import EMBEDDED
 
 BENCHMARKS = {
     "mme": "MME's release folder or parquet files: yes/no in pairs, perception and cognition.",
@@ -113,10 +114,6 @@ def _asked(
     if server is None:
         cof = model.pipeline()
         return cof.engine, cof.settings, cof.engine.name, cof.engine.dialect.name == "tiny"
-    from cof.client import RemoteCoF
-    from cof.presets import default_settings
-    from cof.tiny import EMBEDDED
-
     for name in ("model", "dtype", "device", "load"):  # servers have loaded theirs
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":

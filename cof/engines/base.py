@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
 
 from cof.geometry.boxes import Frame
 from cof.prompting.dialects import Dialect
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
 
 Layers = Callable[[int], Sequence[int]]
 """How many layers a model has -> the numbers of those that are read."""
