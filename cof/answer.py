@@ -1,4 +1,4 @@
-"""What comes out of one query, and how one is asked."""
+"""What comes out of one query, what is told of it while it is decoded, and how one is asked."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL.Image import Image
+
+from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import Region
+from cof.images import ImageSource
 from cof.settings import Settings
-from cof.streaming import for_one
-from cof.types import Decoding, EncodedImage, Request, Timings
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from cof.engines.base import Engine
-    from cof.images import ImageSource
+from cof.types import Decoding, EncodedImage, OnText, Request, Thought, Timings
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -150,7 +147,7 @@ class Asking(ABC):
             CofError: the image, the question or the region cannot be used; the message says why.
         """
         asked = {"image": image, "question": question, **query}
-        return self.batch([asked], decoding=decoding, on_text=for_one(on_text))[0]
+        return self.batch([asked], decoding=decoding, on_text=_for_one(on_text))[0]
 
     def chat(
         self,
@@ -173,7 +170,67 @@ class Asking(ABC):
             CofError: the chat, an image or the region cannot be used; the message says why.
         """
         asked = {"messages": messages, **query}
-        return self.batch([asked], decoding=decoding, on_text=for_one(on_text))[0]
+        return self.batch([asked], decoding=decoding, on_text=_for_one(on_text))[0]
+
+
+def _for_one(listener: Callable[[str], object] | None) -> OnText | None:
+    """The listener of a batch of one query."""
+    return None if listener is None else lambda _, piece: listener(piece)
+
+
+class SentText:
+    """The text of one answer, told once even if the model is run for it several times.
+
+    Example: the second run, in another batch, goes on where the first one stopped.
+
+        >>> told = []
+        >>> text = SentText(told.append)
+        >>> text.grow("a red"); text.begin(); text.grow("a"); text.grow(" red star")
+        >>> text.finish("a red star.")
+        >>> told
+        ['a red', ' star', '.']
+    """
+
+    def __init__(
+        self,
+        on_text: Callable[[str], object],
+        on_thought: Callable[[str], object] | None = None,
+    ) -> None:
+        self._on_text = on_text
+        self._thoughts = on_thought and SentText(on_thought)
+        self._sent = self._text = ""  # in all, and in this run
+
+    def begin(self) -> None:
+        """The model is run for it, perhaps again."""
+        self._text = ""
+        if self._thoughts:
+            self._thoughts.begin()
+
+    def grow(self, piece: str) -> None:
+        """The next piece of this run; thoughts go to their own listener."""
+        if not isinstance(piece, Thought):
+            self._send(self._text + piece)
+        elif self._thoughts:
+            self._thoughts.grow(str(piece))
+
+    def finish(self, text: str) -> None:
+        """The whole text is known.
+
+        Raises:
+            CofError: an earlier run has sent another one.
+        """
+        self._send(text)
+        if self._sent != text:
+            raise CofError(
+                "The model was run again for this answer and now gives another text than the one "
+                "sent before: ask again."
+            )
+
+    def _send(self, text: str) -> None:
+        self._text = text
+        if len(text) > len(self._sent) and text.startswith(self._sent):
+            piece, self._sent = text[len(self._sent) :], text
+            self._on_text(piece)
 
 
 def _left_behind() -> str:

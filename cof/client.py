@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
-from cof.answer import Answer, Asking, refused_answer
+from cof.answer import Answer, Asking, SentText, refused_answer
 from cof.errors import CofError, ServerError
 from cof.geometry.boxes import XYXY
 from cof.geometry.regions import EVERYTHING, Region
@@ -23,7 +23,6 @@ from cof.limits import MAX_UPLOAD_BYTES, UPLOAD_FORMATS
 from cof.query import NO_IMAGE, Query, QueryLike, as_query
 from cof.servers import Away, Servers
 from cof.settings import Settings
-from cof.streaming import SentText
 from cof.types import Decoding, EncodedImage, Generation, OnText, Slot, Timings, confidence
 
 if TYPE_CHECKING:

@@ -47,14 +47,11 @@ def option(default: T, help: str, check: Check | tuple[str, ...]) -> T:
 class Options:
     """A frozen dataclass whose fields are options, checked when it is made.
 
-    Attributes:
-        name: of the method that they belong to; empty: they are no method's.
-
     Raises:
         CofError: a value is out of range or not among the choices.
     """
 
-    name: ClassVar[str] = ""
+    name: ClassVar[str] = ""  # of the method that they belong to; empty: they are no method's
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from inspect import signature
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from PIL.Image import Image
 
 from cof.ahead import process_images, work_ahead
-from cof.answer import Answer, Asking, refused_answer
+from cof.answer import Answer, Asking, SentText, refused_answer
+from cof.client import RemoteCoF
 from cof.engines.base import Engine, LengthChecker, ReplyScorer
 from cof.errors import CofError
 from cof.images import ImageSource, load_image
@@ -21,7 +23,6 @@ from cof.presets import preset as named_preset
 from cof.query import NO_IMAGE, Query, QueryLike, Sample, as_query
 from cof.settings import Settings
 from cof.stages import Look, answer, isolate, locate
-from cof.streaming import SentText
 from cof.types import (
     Decoding,
     EncodedImage,
@@ -32,11 +33,6 @@ from cof.types import (
     Timings,
     confidence,
 )
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from cof.client import RemoteCoF
 
 __all__ = ["Answer", "CoF", "Query", "QueryLike"]
 
@@ -158,8 +154,6 @@ class CoF(Asking):
         Raises:
             CofError: an unknown setting, or no such server.
         """
-        from cof.client import RemoteCoF
-
         return RemoteCoF(url, **options)
 
     def encode(self, image: ImageSource) -> EncodedImage:
@@ -372,14 +366,7 @@ class CoF(Asking):
         given = [(processed or {}).get(id(image), image) for image in fresh.values()]
         encoded = self.engine.encode(given, prefill=prefill) if given else []
         known = dict(zip(fresh, encoded, strict=True))
-        return [
-            replace(
-                sample.request,
-                image=known.get(id(sample.request.image), sample.request.image),
-                others=tuple(known.get(id(other), other) for other in sample.request.others),
-            )
-            for sample in samples
-        ]
+        return [sample.request.with_images(known) for sample in samples]
 
     def _plain_text(self, sample: Sample, decoding: Decoding) -> str:
         return self._generate([sample.request], [sample], decoding, {})[0].text

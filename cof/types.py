@@ -166,6 +166,11 @@ class Request:
         """The same chat with another last text and without a highlight."""
         return replace(self, prompt=prompt, notation=notation, highlight=None)
 
+    def with_images(self, made: Mapping[int, Image | EncodedImage]) -> Request:
+        """The same chat, with what was made of its images in their place, by their `id`."""
+        image, *others = (made.get(id(each), each) for each in (self.image, *self.others))
+        return replace(self, image=image, others=tuple(others))
+
     def beside(self, image: Image | EncodedImage) -> Request:
         """The same chat with one more image right after `image`."""
         new: dict[object, tuple[Slot | int, ...]] = {Slot.IMAGE: (Slot.IMAGE, len(self.others))}

@@ -21,11 +21,10 @@ from cof.focuses import FOCUSES
 from cof.geometry.boxes import FULL, intersection
 from cof.geometry.regions import Region
 from cof.grounders import GROUNDERS, Grounder
-from cof.methods import values_of
 from cof.options import options_of
 from cof.pipeline import CoF, Query
 from cof.presets import preset
-from cof.settings import Settings
+from cof.settings import Settings, values_of
 
 BOX = (0.25, 0.25, 0.5, 0.5)
 EXAMPLE = Example("id", Path("a.png"), "?", "7", region=BOX)

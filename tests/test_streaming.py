@@ -17,6 +17,7 @@ from PIL import Image
 from test_matrix import Heard
 from test_special_tokens import KINDS
 
+from cof.answer import SentText
 from cof.engines.text_stream import BatchStreamer, TextStream
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofError, OutOfMemory
@@ -24,7 +25,6 @@ from cof.geometry.regions import Region
 from cof.pipeline import CoF, Query
 from cof.prompting.dialects import TINY
 from cof.settings import Settings
-from cof.streaming import SentText
 from cof.tiny import resolve_model
 from cof.types import Decoding, Generation, Highlight, OnText, Request
 

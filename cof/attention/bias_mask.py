@@ -50,17 +50,11 @@ class Bias:
 
 @dataclass(frozen=True, eq=False)
 class Branches:
-    """N tokens after each of B prompts, as branches of a tree that do not attend to one another.
+    """N tokens after each of B prompts, as branches of a tree that do not attend to one another."""
 
-    Attributes:
-        tokens: `(B, N)` ids.
-        seen: `(B, N)`, 0 for padding.
-        visible: `(B, N, N)` bool: which of the N tokens each of them attends to, itself included.
-    """
-
-    tokens: Tensor
-    seen: Tensor
-    visible: Tensor
+    tokens: Tensor  # `(B, N)` ids
+    seen: Tensor  # `(B, N)`, 0 for padding
+    visible: Tensor  # `(B, N, N)` bool: which of the N tokens each attends to, itself included
 
 
 def make_gates(

@@ -13,11 +13,10 @@ import typer
 
 from cof import __version__
 from cof.cli.ask import BoxCommand, ask, ground
-from cof.cli.evaluate import BENCHMARKS, add_benchmark
+from cof.cli.evaluate import BENCHMARKS, add_benchmark, reproduce_paper
 from cof.cli.look import demo, scenes
 from cof.cli.models import models, settings
 from cof.cli.report import report, rescore, submit_mmbench
-from cof.cli.reproduce import reproduce_paper
 from cof.cli.serve import serve, web
 from cof.cli.sweep import calibrate, sweep
 from cof.cli.verify import verify

@@ -6,14 +6,16 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from cof.answer import Answer
 from cof.cli.common import (
     AllowUrlOption,
     ImageArgument,
@@ -24,10 +26,11 @@ from cof.cli.common import (
     with_model,
 )
 from cof.errors import CofError
-
-if TYPE_CHECKING:
-    from cof.geometry.boxes import XYXY
-    from cof.pipeline import Answer
+from cof.geometry.boxes import XYXY
+from cof.geometry.regions import Region, region_from_mask
+from cof.images import load_image
+from cof.query import Query, check_question
+from cof.types import Decoding
 
 _NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
 
@@ -57,13 +60,9 @@ def ask(
     mask: Annotated[
         str | None, typer.Option(metavar="FILE", help="Or look at the white part of this image.")
     ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also give the plain model's answer.")
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
-    save: Annotated[
-        Path | None, typer.Option(help="Write an image of where it looked (.png, .jpg or .webp).")
-    ] = None,
+    compare: Annotated[bool, "Also give the plain model's answer."] = False,
+    max_new_tokens: Annotated[int, "Longest answer, in tokens."] = 64,
+    save: Annotated[Path | None, "Write an image of where it looked (.png, .jpg or .webp)."] = None,
     allow_url: AllowUrlOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,12 +70,6 @@ def ask(
 
     What is not given is the preset's, or the model's own; `cof settings` lists all options.
     """
-    import numpy as np
-
-    from cof.geometry.regions import Region, region_from_mask
-    from cof.images import load_image
-    from cof.query import Query, check_question
-    from cof.types import Decoding
     from cof.viz.page import check_path, save_overlay
     from cof.web.view import read_boxes
 
@@ -115,9 +108,6 @@ def ground(
     as_json: JsonOption = False,
 ) -> None:
     """Only find the place: the box of the region that holds the answer, before expansion."""
-    from cof.images import load_image
-    from cof.query import check_question
-
     loaded, question = load_image(image, allow_url=allow_url), check_question(question)
     cof = model.pipeline()
     grounding = cof.locate(loaded, question)

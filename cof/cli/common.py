@@ -6,11 +6,11 @@ import functools
 import gc
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from inspect import Parameter, signature
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,10 +18,11 @@ from cof.errors import CofError, CofWarning
 from cof.focuses import FOCUSES
 from cof.grounders import GROUNDERS
 from cof.options import read_value
+from cof.pipeline import CoF
+from cof.tiny import EMBEDDED
 
 if TYPE_CHECKING:
     from cof.eval.data.base import Benchmark
-    from cof.pipeline import CoF
 
 Command = Callable[..., None]
 
@@ -31,7 +32,7 @@ SETTINGS = ("grounder", "focus", "strength", "expand")
 
 def sentences(command: Command) -> Command:
     """Errors meant for the user become one sentence on stderr and status 2; so do warnings, but
-    the command goes on."""
+    the command goes on. A parameter that is annotated with a text is an option with this help."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -51,7 +52,7 @@ def sentences(command: Command) -> Command:
             typer.echo(" ".join(sentence.split()), err=True)
             raise typer.Exit(2)
 
-    return run
+    return _declare(run, map(_option, signature(command, eval_str=True).parameters.values()))
 
 
 ImageArgument = Annotated[
@@ -61,22 +62,14 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, local path, tiny or tiny-early.")
 ]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
-AllowUrlOption = Annotated[
-    bool, typer.Option("--allow-url", help="Let IMAGE be an http(s) address.")
-]
+AllowUrlOption = Annotated[bool, "Let IMAGE be an http(s) address."]
 DataArgument = Annotated[
     str, typer.Argument(metavar="PATH", help="The data as downloaded, or hf://owner/name/folder.")
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="About so many questions.")]
-BatchSizeOption = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Questions in one forward pass.")
-]
-LongestAnswerOption = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")
-]
-OutOption = Annotated[
-    Path, typer.Option("--out", help="Folder for results; an interrupted run goes on in it.")
-]
+BatchSizeOption = Annotated[int, "Questions in one forward pass."]
+LongestAnswerOption = Annotated[int, "The longest answer."]
+OutOption = Annotated[Path, "Folder for results; an interrupted run goes on in it."]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -169,9 +162,6 @@ class Model:
         Raises:
             CofError: what `CoF.from_pretrained` refuses.
         """
-        from cof.pipeline import CoF
-        from cof.tiny import EMBEDDED
-
         if self.model is None or self.model in EMBEDDED:  # loads at once
             # read as transformers is imported
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -205,45 +195,54 @@ def with_model(default: str | None = "tiny") -> Callable[[Command], Command]:
 
 def parameters_of(kind: type, **defaults: Any) -> list[Parameter]:
     """One option for each field of a dataclass that is annotated with typer's, or with a text."""
-    parameters = []
-    for each in fields(kind):
-        hint = get_type_hints(kind, include_extras=True)[each.name]
-        about = getattr(hint, "__metadata__", [None])[0]
-        if isinstance(about, str):
-            option = typer.Option(
-                f"--{each.name.removesuffix('_s').replace('_', '-')}",
-                help=about,
-                min=1 if isinstance(each.default, int | float) else None,
-                show_default=each.default is not None,
-                rich_help_panel=_PANELS.get(each.name),
-                autocompletion=_COMPLETED.get(each.name),
-            )
-            hint = Annotated[hint.__origin__, option]
-        if about is not None:
-            default = defaults.get(each.name, each.default)
-            parameters.append(Parameter(each.name, _KEYWORD, default=default, annotation=hint))
-    return parameters
+    return [
+        _option(each.replace(kind=_KEYWORD, default=defaults.get(each.name, each.default)))
+        for each in signature(kind, eval_str=True).parameters.values()
+        if hasattr(each.annotation, "__metadata__")
+    ]
+
+
+def _option(given: Parameter) -> Parameter:
+    """A parameter that is annotated with a text as typer's option with this help; numbers whose
+    default is 1 or more are at least 1."""
+    about = getattr(given.annotation, "__metadata__", [None])[0]
+    if not isinstance(about, str):
+        return given
+    option = typer.Option(
+        f"--{given.name.removesuffix('_s').replace('_', '-')}",
+        help=about,
+        min=1 if isinstance(given.default, int | float) and given.default >= 1 else None,
+        show_default=given.default is not None,
+        rich_help_panel=_PANELS.get(given.name),
+        autocompletion=_COMPLETED.get(given.name),
+    )
+    return given.replace(annotation=Annotated[given.annotation.__origin__, option])
+
+
+def _declare(run: Command, parameters: Iterable[Parameter]) -> Command:
+    """A command with these parameters. Typer reads its signature and its annotations, so both are
+    replaced."""
+    run.__signature__ = Signature([*parameters])  # type: ignore[attr-defined]
+    run.__annotations__ = {name: of.annotation for name, of in signature(run).parameters.items()}
+    return run
 
 
 def group(
     name: str, options: Sequence[Parameter], make: Callable[..., Any]
 ) -> Callable[[Command], Command]:
     """A command with several options in place of the parameter `name`, whose value `make` makes of
-    theirs. Typer reads a command's signature and its annotations, so both are replaced."""
+    theirs."""
 
     def expand(command: Command) -> Command:
-        before = signature(command, eval_str=True)
+        before = signature(command, eval_str=True).parameters.values()
 
         @functools.wraps(command)
         def run(*args: Any, **kwargs: Any) -> None:
             kwargs[name] = make(**{each.name: kwargs.pop(each.name) for each in options})
             command(*args, **kwargs)
 
-        kept = [each for each in before.parameters.values() if each.name != name]
-        parameters = [*(each.replace(kind=_KEYWORD) for each in kept), *options]
-        run.__signature__ = before.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
-        return run
+        kept = [each.replace(kind=_KEYWORD) for each in before if each.name != name]
+        return _declare(run, [*kept, *options])
 
     return expand
 

@@ -1,4 +1,4 @@
-"""`cof eval`: a benchmark, measured."""
+"""`cof eval` and `cof reproduce`: benchmarks, measured."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
 from cof.cli.common import (
+    BatchSizeOption,
     DataArgument,
+    LimitOption,
+    LongestAnswerOption,
     Model,
     OutOption,
     Questions,
@@ -21,10 +24,11 @@ from cof.cli.common import (
     with_model,
     with_questions,
 )
+from cof.client import RemoteCoF
 from cof.errors import CofError
-
-if TYPE_CHECKING:
-    from cof.settings import Settings
+from cof.presets import default_settings
+from cof.settings import Settings
+from cof.tiny import EMBEDDED
 
 BENCHMARKS = {
     "mme": "MME's release folder or parquet files: yes/no in pairs, perception and cognition.",
@@ -57,15 +61,10 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             ),
         ] = None,
         out: OutOption = Path("results") / name,
-        check: Annotated[
-            bool, typer.Option("--check", help="List everything wrong with the data, and stop.")
-        ] = False,
-        shard: Annotated[
-            str, typer.Option(help="i/n: a part; a run without it joins all parts.")
-        ] = "1/1",
+        check: Annotated[bool, "List everything wrong with the data, and stop."] = False,
+        shard: Annotated[str, "i/n: a part; a run without it joins all parts."] = "1/1",
         server: Annotated[
-            str | None,
-            typer.Option(help="Ask `cof serve` at URL,URL,...; COF_API_KEY holds the key."),
+            str | None, "Ask `cof serve` at URL,URL,...; COF_API_KEY holds the key."
         ] = None,
         *,
         asked: Questions,
@@ -115,10 +114,6 @@ def _asked(
     if server is None:
         cof = model.pipeline()
         return cof.engine, cof.settings, cof.engine.name, cof.engine.dialect.name == "tiny"
-    from cof.client import RemoteCoF
-    from cof.presets import default_settings
-    from cof.tiny import EMBEDDED
-
     for name in ("model", "dtype", "device", "load"):  # servers have loaded theirs
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -143,3 +138,45 @@ def finish(results: dict[str, Any], out: Path) -> None:
         title = f"{numbers['benchmark']}, {numbers['rules']}"
         Console().print(Markdown(f"**{title}**\n\n{markdown([shown])}"))
     typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
+
+
+@sentences
+@with_model()
+def reproduce_paper(
+    data: Annotated[Path, "Folder with mme/, mmbench/ and pope/ as downloaded."],
+    model: Model,
+    out: OutOption = Path("results/paper"),
+    dry_run: Annotated[bool, "Say what is there, what is missing, how long."] = False,
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = 8,
+    max_new_tokens: LongestAnswerOption = 32,
+) -> None:
+    """Tables I and II: plain, reweighting alone, CoF, and CoF as its released code has it."""
+    from cof.eval.paper import LAYOUT, estimate_seconds, find_parts, run_paper
+    from cof.eval.report.publish import write_table
+
+    parts = find_parts(data)
+    for name, (_, _, place) in LAYOUT.items():
+        if name not in parts:
+            typer.echo(f"{name} is not there and left out: put it at {place}", err=True)
+    for name, task in parts.items():  # with problems it is refused before a model is loaded
+        typer.echo(f"{name}: {len(task.examples)} questions in {task.path}", err=True)
+    cof = model.pipeline()
+    style: Any = "tiny" if cof.engine.dialect.name == "tiny" else "llava"
+    parts = {n: replace(task, prompt_style=style, limit=limit) for n, task in parts.items()}
+    how = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    if not dry_run:
+        console = Console(stderr=True)
+        results = run_paper(cof.engine, cof.settings, parts, out, console=console, **how)
+        typer.echo(write_table(results, out))
+        typer.echo(f"All numbers: {out / 'table.md'}, {out / 'results.json'}")
+        return
+    loaded = getattr(cof.engine, "model", None)
+    if loaded is not None:
+        size = sum(p.numel() * p.element_size() for p in loaded.parameters())
+        typer.echo(f"Weights: {size / 2**30:.2f} GiB in {loaded.dtype} on {loaded.device}.")
+    total = 0.0
+    for name, task in parts.items():
+        total += (spent := estimate_seconds(cof.engine, cof.settings, task, **how))
+        typer.echo(f"{name}: about {spent / 60:.1f} minutes")
+    typer.echo(f"In all about {total / 60:.1f} minutes, from one batch of each part.")

@@ -18,7 +18,7 @@ from cof.options import indices
 @with_model("tiny-early")
 def demo(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("cof-demo"),
+    out: Annotated[Path, "Folder for the images."] = Path("cof-demo"),
 ) -> None:
     """Ask an embedded model about small details, plainly and with CoF, and draw the boxes."""
     from rich.progress import track
@@ -56,8 +56,8 @@ def demo(
 @sentences
 def scenes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the files.")],
-    split: Annotated[str, typer.Option(help="validation, test or headline.")] = "test",
-    num_objects: Annotated[str, typer.Option(help="Numbers of objects in a scene.")] = "4,8,12,16",
+    split: Annotated[str, "validation, test or headline."] = "test",
+    num_objects: Annotated[str, "Numbers of objects in a scene."] = "4,8,12,16",
     scenes: Annotated[int, typer.Option(help="Scenes for each number.")] = 32,
     side: Annotated[int, typer.Option(help="In pixels; above 160 details are smaller.")] = 160,
 ) -> None:

@@ -34,9 +34,7 @@ def rescore(
     directory: DirectoryArgument,
     rules: Annotated[
         str | None,
-        typer.Option(
-            help="Read answers by official, llava, lmms-eval or vlmevalkit. \\[default: the run's]"
-        ),
+        "Read answers by official, llava, lmms-eval or vlmevalkit. \\[default: the run's]",
     ] = None,
 ) -> None:
     """Score the replies of finished runs again, without model and data, and rewrite the results."""
@@ -54,7 +52,7 @@ def submit_mmbench(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="Where `cof eval mmbench` wrote (--out).")
     ],
-    data: Annotated[Path, typer.Option(help="The split's TSV file.")],
+    data: Annotated[Path, "The split's TSV file."],
 ) -> None:
     """Write DIR/submission-METHOD.xlsx: the split's columns with the replies as predictions."""
     from cof.eval.data.mmbench import MMBench, submit_mmbench

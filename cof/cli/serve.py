@@ -25,15 +25,13 @@ def serve(
     ] = None,
     *,
     model: Model,
-    engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
-    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    engine: Annotated[str, "transformers, or vllm."] = "transformers",
+    host: Annotated[str, "The address to listen at."] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any.")] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="COF_API_KEY", help="The key that clients must send.")
     ] = None,
-    allow_url: Annotated[
-        bool, typer.Option("--allow-url", help="Fetch images from public http(s) addresses.")
-    ] = False,
+    allow_url: Annotated[bool, "Fetch images from public http(s) addresses."] = False,
     limits: Limits,
 ) -> None:
     """Serve a model in OpenAI's format (docs/serving.md).
@@ -83,9 +81,7 @@ def serve(
 @with_model("tiny-early")
 def web(
     model: Model,
-    host: Annotated[
-        str, typer.Option(help="0.0.0.0: others in the network may use it too.")
-    ] = "127.0.0.1",
+    host: Annotated[str, "0.0.0.0: others in the network may use it too."] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where the page is served.")] = 7860,
 ) -> None:
     """Ask in a browser: answers and attention side by side, while you drag lambda and alpha."""

@@ -41,14 +41,11 @@ def sweep(
     path: DataArgument,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for results; an interrupted run goes on in it. "
-            "\\[default: results/sweep-BENCHMARK]"
-        ),
+        "Folder for results; an interrupted run goes on in it. "
+        "\\[default: results/sweep-BENCHMARK]",
     ] = None,
     share: Annotated[
-        float,
-        typer.Option(help="Of the images, for choosing; the others are for measuring. 1: all."),
+        float, "Of the images, for choosing; the others are for measuring. 1: all."
     ] = 0.25,
     tried: Annotated[
         list[str] | None,
@@ -59,15 +56,11 @@ def sweep(
             f"\\[default: {' '.join(USUAL)}]",
         ),
     ] = None,
-    then_test: Annotated[
-        bool, typer.Option("--then-test", help="Then measure on the others, in DIR/test.")
-    ] = False,
+    then_test: Annotated[bool, "Then measure on the others, in DIR/test."] = False,
     break_at_most: Annotated[
         float | None,
-        typer.Option(
-            help="Half of the part chooses; the other half chooses max_plain_confidence so that at "
-            "most this share of right answers is broken (0..1), with 95 % confidence."
-        ),
+        "Half of the part chooses; the other half chooses max_plain_confidence so that at "
+        "most this share of right answers is broken (0..1), with 95 % confidence.",
     ] = None,
     *,
     asked: Questions,
@@ -128,8 +121,8 @@ def calibrate(
     path: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: image, question.")],
     *,
     model: Model,
-    out: Annotated[Path, typer.Option(help="The file of the choice.")] = Path("heads.json"),
-    count: Annotated[int, typer.Option(min=1, help="How many heads.")] = 4,
+    out: Annotated[Path, "The file of the choice."] = Path("heads.json"),
+    count: Annotated[int, "How many heads."] = 4,
 ) -> None:
     """Choose the attention heads that find things, by a hundred of your questions.
 

@@ -26,8 +26,8 @@ def verify(
     name: ModelArgument = "tiny",
     *,
     model: Model,
-    engine: Annotated[str, typer.Option(help="transformers, or vllm too.")] = "transformers",
-    server: Annotated[str | None, typer.Option(help="Instead, the `cof serve` at URL.")] = None,
+    engine: Annotated[str, "transformers, or vllm too."] = "transformers",
+    server: Annotated[str | None, "Instead, the `cof serve` at URL."] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check that the model looks where it is told, here and with these versions.

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
 
 from cof.geometry.boxes import Frame
 from cof.prompting.dialects import Dialect
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
 
 Layers = Callable[[int], Sequence[int]]
 """How many layers a model has -> the numbers of those that are read."""
@@ -44,7 +42,6 @@ class Engine(Protocol):
         With `prefill` also the decoder over the image, if it can: worth it from two requests about
         the image on, at the price of the memory that a decoder needs for that many tokens.
         """
-        ...
 
     def generate(
         self, requests: Sequence[Request], decoding: Decoding, on_text: OnText | None = None
@@ -55,11 +52,9 @@ class Engine(Protocol):
         and a request's pieces joined are its `Generation.text`. A reply that cannot be streamed is
         one piece. What `on_text` raises ends the call.
         """
-        ...
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """The coordinate frame in which the model's native boxes for such an image are written."""
-        ...
 
 
 @runtime_checkable
@@ -68,7 +63,6 @@ class LengthChecker(Protocol):
 
     def check_lengths(self, requests: Sequence[Request], decoding: Decoding) -> None:
         """Raise `CofError` if a prompt and its answer are more than the model takes."""
-        ...
 
 
 @runtime_checkable
@@ -77,7 +71,6 @@ class ImageProcessor(Protocol):
 
     def process(self, images: Sequence[Image]) -> list[EncodedImage]:
         """The images as `encode` takes them too, in any thread, before the vision encoder runs."""
-        ...
 
 
 @runtime_checkable
@@ -93,12 +86,10 @@ class AttentionReader(Protocol):
     def token_mask(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.bool_]:
         """Which image tokens a highlight falls on: `(grid_h, grid_w)`, or `(tokens,)` where they
         are no single raster."""
-        ...
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         """The centre of what each image token shows, `(*tokens, 2)`: `(x, y)` in 0..1 of an image
         of this size; NaN for padding."""
-        ...
 
     def image_attentions(
         self, requests: Sequence[Request], layers: Layers | None = None
@@ -107,7 +98,6 @@ class AttentionReader(Protocol):
         `(layers, heads, *tokens)` with the tokens in the layout of `token_mask`, in one pass.
 
         `layers` says which are read; None: all."""
-        ...
 
 
 @runtime_checkable
@@ -123,14 +113,12 @@ class StateReader(AttentionReader, Protocol):
         """For each request the cosine similarity of the cached states of a phrase of its prompt,
         T tokens, with those of the image tokens, `(layers, T, *tokens)`, in one pass; NaN for
         layers without a KV cache of the image."""
-        ...
 
     def word_probabilities(
         self, images: Sequence[Image | EncodedImage], words: Sequence[Sequence[str]]
     ) -> list[NDArray[np.float32]]:
         """For each image the probability of each of some words as what the decoder would say
         after an image token, `(words, *tokens)`, in one pass."""
-        ...
 
 
 @runtime_checkable
@@ -143,4 +131,3 @@ class ReplyScorer(Protocol):
     ) -> list[Generation]:
         """Each reply as if the model had given it, its end token among `token_ids` and
         `logprobs`; highlights are applied but for their guidance."""
-        ...

@@ -7,13 +7,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cof.families.chat import Chat
 from cof.prompting.thoughts import decode
 from cof.types import Generation, OnText, Request, Thought
-
-if TYPE_CHECKING:
-    from cof.families.chat import Chat
 
 _OPEN = re.compile(r"(\s|\ufffd| n'?| '[rv]?)\Z")
 """An end of text that may still change: white space, which is stripped at a reply's end; a

@@ -20,15 +20,10 @@ from cof.images import load_image
 
 @dataclass(frozen=True)
 class Embedded:
-    """An image inside a data file (base64 in a table, bytes in parquet), read when it is needed.
+    """An image inside a data file (base64 in a table, bytes in parquet), read when it is needed."""
 
-    Attributes:
-        name: unique within the task; questions with the same name share the image.
-        load: gives the bytes of the image file.
-    """
-
-    name: str
-    load: Callable[[], bytes] = field(compare=False, repr=False)
+    name: str  # unique within the task; questions with the same name share the image
+    load: Callable[[], bytes] = field(compare=False, repr=False)  # gives the image file's bytes
 
     def __str__(self) -> str:
         return self.name

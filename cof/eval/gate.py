@@ -25,17 +25,11 @@ SURE = 0.95
 
 @dataclass(frozen=True)
 class RightAnswer:
-    """A right answer of the plain model.
+    """A right answer of the plain model."""
 
-    Attributes:
-        cluster: the questions that succeed and fail together, those about one image.
-        confidence: of the plain answer, 0..1.
-        broken: whether it is wrong after looking closer.
-    """
-
-    cluster: str
-    confidence: float
-    broken: bool
+    cluster: str  # the questions that succeed and fail together, those about one image
+    confidence: float  # of the plain answer, 0..1
+    broken: bool  # whether it is wrong after looking closer
 
 
 def right_answers(

@@ -168,14 +168,11 @@ def collect_paper(results: Numbers) -> dict[str, dict[str, dict[str, float]]]:
             metrics = task["metrics"][task["rules"]][row]
             if metric in metrics:
                 ours[row][figure] = metrics[metric]
-    both = {"ours": ours, "published": results["paper"]["published"]}
-    return {
-        whose: {
-            row: figures | ({"sum": round(sum(figures.values()), 4)} if len(figures) == 7 else {})
-            for row, figures in rows.items()
-        }
-        for whose, rows in both.items()
-    }
+    theirs = {row: dict(figures) for row, figures in results["paper"]["published"].items()}
+    for figures in (*ours.values(), *theirs.values()):
+        if len(figures) == len(FIGURES):
+            figures["sum"] = round(sum(figures.values()), 4)
+    return {"ours": ours, "published": theirs}
 
 
 def paper_blocks(results: Numbers) -> list[Block]:

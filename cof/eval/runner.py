@@ -311,18 +311,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Once(Grounder):
-    """A grounder that looks for each place of a batch once: what it finds is kept and stored.
-
-    Attributes:
-        grounder: looks.
-        batch: keeps.
-        exact: whether heat maps are needed, which a store does not hold.
-    """
+    """A grounder that looks for each place of a batch once: what it finds is kept and stored."""
 
     help: ClassVar[str] = ""
-    grounder: Grounder
-    batch: Batch
-    exact: bool
+    grounder: Grounder  # looks
+    batch: Batch  # keeps
+    exact: bool  # whether heat maps are needed, which a store does not hold
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.grounder.name)

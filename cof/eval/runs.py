@@ -25,17 +25,11 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        folder: the one it wrote to.
-        name: short, for files; unique in the report.
-        results: its numbers (`cof.eval.evaluate.Evaluation.run`).
-    """
-
-    folder: Path
-    name: str
-    results: dict[str, Any]
+    folder: Path  # the one it wrote to
+    name: str  # short, for files; unique in the report
+    results: dict[str, Any]  # its numbers (`cof.eval.evaluate.Evaluation.run`)
 
     @property
     def methods(self) -> dict[str, Method]:

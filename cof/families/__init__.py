@@ -6,7 +6,6 @@ boxes, its dialect, and where the bias goes. `tests/test_families.py` then check
 placement against the model's own features, `tests/test_matrix.py` the bias against the formula.
 """
 
-from cof.families.family import Family
-from cof.families.table import FAMILIES, dialect_of, family_of
+from cof.families.table import FAMILIES, Family, dialect_of, family_of
 
 __all__ = ["FAMILIES", "Family", "dialect_of", "family_of"]

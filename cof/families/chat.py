@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from cof.errors import CofError, CofWarning
-from cof.families.family import Family
 from cof.families.special_tokens import SpecialTokens
+from cof.families.table import Family
 from cof.prompting.box_template import BoxTemplate, CompiledBoxTemplate, compile_box_template
 from cof.prompting.dialects import Dialect
 from cof.prompting.thoughts import Thoughts, tags_in
@@ -21,16 +21,11 @@ from cof.types import ALONE, Request, Slot, Turn
 
 @dataclass(frozen=True, eq=False)
 class Chat:
-    """Writes the chats of one model.
+    """Writes the chats of one model."""
 
-    Attributes:
-        family, dialect: what is known of the model.
-        processor: the model's.
-    """
-
-    family: Family
-    dialect: Dialect
-    processor: Any
+    family: Family  # what is known of the model
+    dialect: Dialect  # how it is asked for a box, and writes one
+    processor: Any  # the model's
 
     @cached_property
     def special(self) -> SpecialTokens:

@@ -98,10 +98,6 @@ class ImageTokens:
             region = Region(boxes=region.boxes, mask=region.heat_map)
         return np.nan_to_num(visibility.coverage(region))
 
-    def centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
-        """The centre of what each image token shows, `(*layout, 2)`: x, y; NaN for padding."""
-        return self.visibility(image_wh).centres
-
     def bias(self, image_wh: tuple[int, int], highlight: Highlight) -> NDArray[np.float64]:
         """What a highlight adds to each image token's attention scores, in the layout."""
         if highlight.graded:
@@ -147,7 +143,7 @@ class TokenReader:
 
     def token_centres(self, image_wh: tuple[int, int]) -> NDArray[np.float64]:
         """See `AttentionReader`."""
-        return self.tokens.centres(image_wh)
+        return self.tokens.visibility(image_wh).centres
 
 
 def processed_wh(image_wh: tuple[int, int]) -> tuple[int, int]:

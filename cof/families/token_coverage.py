@@ -173,16 +173,14 @@ def tile_means(pixel_values: Any, patch_size: int) -> NDArray[np.float64]:
     return np.asarray(channel.reshape(tiles, rows, patch_size, columns, patch_size).mean((2, 4)))
 
 
-def merged_means(
-    patches: Any, grid_thw: Any, merge_size: int, channels: int = 3
-) -> NDArray[np.float64]:
-    """`(N, C * ...)` flat patches, each token's `merge_size ** 2` in a row -> `(grid_h, grid_w)`.
+def merged_means(patches: Any, grid_thw: Any, merge_size: int) -> NDArray[np.float64]:
+    """`(N, 3 * ...)` flat patches, each token's `merge_size ** 2` in a row -> `(grid_h, grid_w)`.
 
     Qwen-VL's layout: `grid_thw` `(1, 3)` counts patches, and a token is `merge_size` by
     `merge_size` of them. Means are of the first channel.
     """
     _, rows, columns = (int(count) for count in np.asarray(grid_thw)[0])
     flat = np.asarray(patches, dtype=np.float64)
-    first = flat.reshape(len(flat), channels, -1)[:, 0].mean(1)
+    first = flat.reshape(len(flat), 3, -1)[:, 0].mean(1)
     tokens = first.reshape(-1, merge_size**2).mean(1)
     return np.asarray(tokens.reshape(rows // merge_size, columns // merge_size))

@@ -21,18 +21,14 @@ Limits = tuple[range, range, range, range]
 class BoxTemplate:
     """How a model family writes a box.
 
-    Attributes:
-        pattern: the box with `{}` for each of its four numbers.
-        numbers: all numbers that may stand there, as written, in ascending order.
-
     Example:
         >>> tenths = BoxTemplate("[{}, {}, {}, {}]", tuple(f"0.{i}" for i in range(10)))
         >>> tenths.text((1, 2, 5, 9))
         '[0.1, 0.2, 0.5, 0.9]'
     """
 
-    pattern: str
-    numbers: tuple[str, ...]
+    pattern: str  # the box with `{}` for each of its four numbers
+    numbers: tuple[str, ...]  # all numbers that may stand there, as written, in ascending order
 
     def text(self, chosen: Iterable[int]) -> str:
         """A box; `chosen` are the places of its four numbers in `numbers`."""
@@ -41,15 +37,10 @@ class BoxTemplate:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """All numbers that begin with the same tokens.
+    """All numbers that begin with the same tokens."""
 
-    Attributes:
-        numbers: their places in `BoxTemplate.numbers`, ascending.
-        follow: the tokens that may come next, and the numbers left after each; empty: complete.
-    """
-
-    numbers: tuple[int, ...]
-    follow: Mapping[int, Node]
+    numbers: tuple[int, ...]  # their places in `BoxTemplate.numbers`, ascending
+    follow: Mapping[int, Node]  # the next tokens, and the numbers left after each; empty: complete
 
 
 @dataclass(frozen=True)
@@ -141,19 +132,13 @@ class PartialBox:
     """An unfinished box: the model chooses one of its `choices`, and `choose` continues from it.
 
     A box has an area: its third number is larger than its first, its fourth than its second.
-
-    Attributes:
-        limits: the numbers that may stand at each place.
-        chosen: the places of the numbers chosen so far.
-        node: the numbers left for the next place.
-        tokens: all tokens that are settled, from the beginning of the box.
     """
 
     compiled: CompiledBoxTemplate
-    limits: Limits
-    chosen: tuple[int, ...]
-    node: Node
-    tokens: tuple[int, ...] = ()
+    limits: Limits  # the numbers that may stand at each place
+    chosen: tuple[int, ...]  # the places of the numbers chosen so far
+    node: Node  # the numbers left for the next place
+    tokens: tuple[int, ...] = ()  # all tokens that are settled, from the beginning of the box
 
     @property
     def done(self) -> bool:

@@ -13,13 +13,12 @@ from typing import Any
 
 from prometheus_client import Gauge
 
-from cof.answer import Answer
+from cof.answer import Answer, SentText
 from cof.errors import CofError
 from cof.pipeline import CoF
 from cof.query import Query
 from cof.server.errors import ApiError
 from cof.server.logs import Metrics
-from cof.streaming import SentText
 from cof.types import Decoding, Thought
 
 WINDOW_S = 0.005

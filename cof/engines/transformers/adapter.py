@@ -15,7 +15,7 @@ from cof.attention.registry import CROSS_ATTENTION, DECODER, attach, record_weig
 from cof.engines.base import FIRST_TOKEN
 from cof.engines.transformers.graphs import Graphs
 from cof.engines.transformers.prefix_cache import Prefix, Prompts
-from cof.families.family import Family
+from cof.families.table import Family
 
 Pixels = Mapping[str, Any]
 """A processor's output for one image."""

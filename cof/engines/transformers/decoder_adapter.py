@@ -206,7 +206,11 @@ class DecoderAdapter(Adapter):
         counts = self.is_image(ids[:, :known]).sum(1).tolist()
         features = [of[count:] for of, count in zip(prompts.features, counts, strict=True)]
         features = [each for each in features if len(each)]
-        inputs: dict[str, Any] = prompts.inputs | self._positions(prompts.inputs)
+        # The position of every token, those in a cache included: `(..., B, L)`. Given a cache,
+        # transformers' models with positions in a grid (Qwen) would continue from the prompts that
+        # they saw last, whichever those were.
+        positions = self.model._prepare_position_ids_for_generation(ids, dict(prompts.inputs))
+        inputs: dict[str, Any] = {**prompts.inputs, "position_ids": positions}
         if not features:  # all of them are in the cache
             return inputs
         # A fresh value each time: `generate` expands it in place for beams.
@@ -220,15 +224,6 @@ class DecoderAdapter(Adapter):
             if deeper:
                 images.deepstack_features = deeper
         return {**inputs, "mm_encoder_outputs": {"image": images}}
-
-    def _positions(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The position of every token, those in a cache included: `(..., B, L)`.
-
-        Given a cache, transformers' models with positions in a grid (Qwen) would continue from the
-        prompts that they saw last, whichever those were.
-        """
-        ids = inputs["input_ids"]
-        return {"position_ids": self.model._prepare_position_ids_for_generation(ids, dict(inputs))}
 
     def of_image(self, weights: Tensor, prompts: Prompts) -> list[Tensor]:
         is_image = self.is_image(prompts.inputs["input_ids"]).cpu()

@@ -563,11 +563,4 @@ def _once(work: Work, images: Sequence[Any]) -> dict[int, EncodedImage]:
 def _with_images(requests: Sequence[Request], work: Work) -> list[Request]:
     """Requests about what a function makes of their images; it gets each distinct one once."""
     made = _once(work, [image for request in requests for image in request.images])
-    return [
-        replace(
-            request,
-            image=made.get(id(request.image), request.image),
-            others=tuple(made[id(other)] for other in request.others),
-        )
-        for request in requests
-    ]
+    return [request.with_images(made) for request in requests]

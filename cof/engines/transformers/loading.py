@@ -129,9 +129,13 @@ def _explain(name: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"Loading {name!r} needs a package that is missing: {text}"
     if "llava_llama" in text:
+        config, _ = PretrainedConfig.get_config_dict(name)
+        size = "13b" if config.get("hidden_size") == 5120 else "7b"
+        tiles = config.get("image_aspect_ratio") == "anyres"
+        converted = f"v1.6-vicuna-{size}-hf" if tiles else f"1.5-{size}-hf"
         return (
             f"{name!r} is in LLaVA's own layout, which transformers does not read: use the "
-            f"converted {_converted(name)!r}."
+            f"converted 'llava-hf/llava-{converted}'."
         )
     if "model.safetensors" in text:
         return (
@@ -148,14 +152,6 @@ def _explain(name: str, error: Exception) -> str:
         "processor, or a model id of the Hugging Face hub that this machine can reach "
         f"({text.splitlines()[0] if text else type(error).__name__})."
     )
-
-
-def _converted(name: str) -> str:
-    """The hub id of the converted form of a LLaVA checkpoint in its authors' layout."""
-    config, _ = PretrainedConfig.get_config_dict(name)
-    size = "13b" if config.get("hidden_size") == 5120 else "7b"
-    tiles = config.get("image_aspect_ratio") == "anyres"
-    return f"llava-hf/llava-v1.6-vicuna-{size}-hf" if tiles else f"llava-hf/llava-1.5-{size}-hf"
 
 
 def load_processor_for(

@@ -49,17 +49,11 @@ MAX_PREFIXES = 4
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A row of a batch up to the end of the image that is looked at.
+    """A row of a batch up to the end of the image that is looked at."""
 
-    Attributes:
-        span: the start and the end of its tokens in the row.
-        key: see `Key`.
-        store: the prefixes of the image, where this one is or will be.
-    """
-
-    span: tuple[int, int]
-    key: Key
-    store: dict[Key, Prefix]
+    span: tuple[int, int]  # the start and the end of its tokens in the row
+    key: Key  # see `Key`
+    store: dict[Key, Prefix]  # the prefixes of the image, where this one is or will be
 
     @property
     def prefix(self) -> Prefix | None:

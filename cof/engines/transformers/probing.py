@@ -29,9 +29,8 @@ from cof.engines.transformers.adapter import Adapter
 from cof.engines.transformers.decoder_adapter import DecoderAdapter
 from cof.errors import CofWarning
 from cof.families.chat import Chat, adds_special_tokens
-from cof.families.family import Family
 from cof.families.image_tokens import ImageTokens
-from cof.families.table import unknown_tokens, unsupported
+from cof.families.table import Family, unknown_tokens, unsupported
 from cof.families.token_coverage import INSIDE, merged_means, tile_means
 from cof.geometry.regions import Region, coverage_image
 from cof.types import Request

@@ -24,21 +24,13 @@ _NOTHING = "nan"
 
 @dataclass(frozen=True)
 class Row:
-    """One record of a data file.
+    """One record of a data file."""
 
-    Attributes:
-        file: the file.
-        place: in the file, such as `line 3`; empty: the file is the record.
-        fields: by column; an image that the file holds is left out.
-        image: that image.
-        problem: why the record is of no use; empty: it has all that is needed.
-    """
-
-    file: Path
-    place: str
-    fields: Mapping[str, Any]
-    image: Embedded | None = None
-    problem: str = ""
+    file: Path  # where it stands
+    place: str  # in the file, such as `line 3`; empty: the file is the record
+    fields: Mapping[str, Any]  # by column; an image that the file holds is left out
+    image: Embedded | None = None  # that image
+    problem: str = ""  # why the record is of no use; empty: it has all that is needed
 
     @classmethod
     def of_json(cls, file: Path, place: str, record: Any, need: Sequence[str]) -> Row:
