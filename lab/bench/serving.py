@@ -38,6 +38,7 @@ from lab.bench.endurance import scene_queries
 from lab.bench.machine import machine, make_parser
 from lab.bench.meter import resident, resident_with_children
 
+CHAT = "/v1/chat/completions"
 OWN_BOX = [[0.2, 0.2, 0.6, 0.6]]
 KINDS: dict[str, dict[str, Any] | None] = {
     "plain": None,
@@ -60,8 +61,8 @@ BAD = (
 )
 OPTIONS = {
     "transformers": "",
-    "vllm": "--engine vllm --dtype float32 -- --enforce-eager --max-model-len 512 --block-size 32 "
-    "--kv-cache-memory-bytes 1G",
+    "vllm": "--engine vllm --dtype float32 -- --max-model-len 512 --block-size 32 "
+    "--kv-cache-memory-bytes 1G --enable-scale-out",
 }
 """What `cof serve` gets."""
 
@@ -72,6 +73,7 @@ class Load:
 
     client: httpx2.AsyncClient
     bodies: Sequence[dict[str, Any]]
+    route: str = CHAT
     seconds: list[float] = field(default_factory=list)
     answers: dict[int, tuple[int, str]] = field(default_factory=dict)
 
@@ -89,9 +91,9 @@ class Load:
 
     async def _ask(self, number: int) -> None:
         start = time.perf_counter()
-        reply = await self.client.post("/v1/chat/completions", json=self.bodies[number])
+        reply = await self.client.post(self.route, json=self.bodies[number])
         self.seconds.append(time.perf_counter() - start)
-        good = reply.status_code == 200
+        good = reply.status_code == 200 and self.route == CHAT
         text = reply.json()["choices"][0]["message"]["content"] if good else ""
         self.answers[number] = (reply.status_code, text)
 
@@ -152,21 +154,23 @@ async def floors(client: httpx2.AsyncClient, requests: int) -> dict[str, float]:
     """The ratio to plain that one client alone could get where each token takes a step, as in vLLM.
 
     A plain answer is its first token's step, with the image, and the end's. A box adds its steps
-    to the first, and then there is a plain answer about an image that is known. (HTTP, which is
-    counted with both, is needed once: the ratio is a little low.)
+    to the first, and then there is a plain answer about an image that is known, for which HTTP and
+    what is done before the engine (`render`) have been done while the box was written.
     """
-    spent: dict[str, list[float]] = {"new": [], "known": [], "long": [], "short": []}
+    spent: dict[str, list[float]] = {"new": [], "known": [], "long": [], "short": [], "render": []}
     for query in islice(fresh_queries(), requests):
         plain = body(query, None)
         long = plain | {"ignore_eos": True, "max_tokens": 18}
         load = Load(client, [plain, plain, long, long | {"max_tokens": 2}])
         await load.run(1)
-        for each, seconds in zip(spent.values(), load.seconds, strict=True):
+        rendered = Load(client, [plain], f"{CHAT}/render")
+        await rendered.run(1)
+        for each, seconds in zip(spent.values(), load.seconds + rendered.seconds, strict=True):
             each.append(seconds)
-    new, known, longer, shorter = map(statistics.median, spent.values())
+    new, known, longer, shorter, render = map(statistics.median, spent.values())
     step = (longer - shorter) / 16
     return {
-        kind: new / (new + (steps - 2) * step + known) if steps else 1.0
+        kind: new / (new + (steps - 2) * step + known - render) if steps else 1.0
         for kind, steps in BOX_STEPS.items()
     }
 

@@ -63,14 +63,16 @@ def test_preemption(reference: TransformersEngine) -> None:
 @pytest.mark.skipif(machine() != "x86_64", reason="the kernels of x86, which write so on any of it")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("isa", ["vec", "amx"])
-def test_the_cpu_cache_is_read_back(isa: str, dtype: torch.dtype) -> None:
-    size, heads, width, blocks = 32, 3, 64, torch.tensor([4, 0, 2])
+@pytest.mark.parametrize("order", [[4, 0, 2], [1, 2, 3]], ids=str)
+def test_the_cpu_cache_is_read_back(order: list[int], isa: str, dtype: torch.dtype) -> None:
+    size, heads, width, blocks = 32, 3, 64, torch.tensor(order)
     keys, values = torch.randn(2, len(blocks) * size, heads, width).to(dtype)
     cache = torch.zeros(5, heads, size, 2 * width, dtype=dtype)
     slots = (blocks[:, None] * size + torch.arange(size)).flatten()
     parts = cache.view(5, heads, 2 * size, width).chunk(2, dim=2)
     cpu._custom_ops.cpu_attn_reshape_and_cache(keys, values, *parts, slots, isa)
     layer = SimpleNamespace(isa=isa)
-    read = cpu.BiasedCPUAttention().read_cache(layer, cache, blocks)
+    read = cpu.BiasedCPUAttention().read_cache(layer, cache, cpu.as_run(blocks))
+    assert isinstance(cpu.as_run(blocks), slice) == (order[0] == 1)
     for found, written in zip(read, (keys, values), strict=True):
         assert torch.equal(found, written.transpose(0, 1))

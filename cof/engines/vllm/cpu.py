@@ -23,12 +23,12 @@ class MaskedRow:
 
     Attributes:
         row: itself.
-        blocks: `(N,)` the KV blocks of its keys.
+        blocks: the KV blocks of its keys, `(N,)`; as a slice where they follow one another.
         masks: what `mask` has made.
     """
 
     row: BiasedRow
-    blocks: Tensor
+    blocks: Tensor | slice
     masks: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
 
     def mask(self, window: int, biased: bool) -> Tensor:
@@ -62,21 +62,21 @@ class BiasedCPUBuilder:
         metadata.biased = []
         for row in biased_rows(common_attn_metadata, whole_images=False) or ():
             blocks = metadata.block_table[row.row, : -(-row.length // self.block_size)]
-            metadata.biased.append(MaskedRow(row, blocks.long()))
+            metadata.biased.append(MaskedRow(row, as_run(blocks)))
         return metadata
 
 
 class BiasedCPUAttention(BiasedAttention):
     """One layer's attention."""
 
-    def read_cache(self, layer: Any, kv_cache: Tensor, blocks: Tensor) -> Sequence[Tensor]:
+    def read_cache(self, layer: Any, kv_cache: Tensor, blocks: Tensor | slice) -> Sequence[Tensor]:
         # the keys of a block and head come before its values, both in orders of their own
         _, heads, size, width = kv_cache.shape
         axes = cache_axes(layer.isa, kv_cache.dtype, size, width // 2)
-        pages = kv_cache.index_select(0, blocks).view(len(blocks), heads, 2, -1)
+        pages = kv_cache[blocks].flatten(2).unflatten(2, (2, -1))  # keys and values
         of_block, of_head, *_ = pages.stride()
         return [
-            part.as_strided((heads, len(blocks), *shape), (of_head, of_block, *strides)).reshape(
+            part.as_strided((heads, len(pages), *shape), (of_head, of_block, *strides)).reshape(
                 heads, -1, width // 2
             )
             for part, (shape, strides) in zip(pages.unbind(2), axes, strict=True)
@@ -112,6 +112,13 @@ class BiasedCPUAttention(BiasedAttention):
         return torch.where(
             heads[:, None, None], masked.mask(window, True), masked.mask(window, False)
         )
+
+
+def as_run(blocks: Tensor) -> Tensor | slice:
+    """Blocks as a slice if they follow one another, so that the cache is read without a copy."""
+    run = slice(int(blocks[0]), int(blocks[0]) + len(blocks))
+    alike = torch.equal(blocks, torch.arange(run.start, run.stop, dtype=blocks.dtype))
+    return run if alike else blocks.long()
 
 
 BiasedCPUBackend = biased_backend(CPUAttentionBackend, BiasedCPUAttention, BiasedCPUBuilder)
