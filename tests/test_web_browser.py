@@ -417,3 +417,17 @@ def test_pages_that_open_offline(chromium: Browser, cof: CoF, tmp_path: Path, wi
     assert letters >= 9
     assert not visitor.wrong
     visitor.page.context.close()
+
+
+def test_a_report_on_paper(chromium: Browser, tmp_path: Path) -> None:
+    shutil.copy(RESULTS / "results.json", tmp_path)
+    publish(tmp_path)
+    a4 = {"width": 718, "height": 1047}  # without margins, in CSS pixels
+    visitor = Visitor(chromium, tmp_path.as_uri(), viewport=a4, color_scheme="dark")
+    visitor.open("/report.html")
+    visitor.page.emulate_media(media="print")
+    cut = "all => all.filter(each => each.scrollWidth > each.clientWidth).length"
+    assert visitor.find(".scroll, .chart").evaluate_all(cut) == 0
+    paper = visitor.find("body").evaluate("e => getComputedStyle(e).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"
+    visitor.page.context.close()
