@@ -251,9 +251,8 @@ class Page:
             update = self._change(session, *controls._replace(boxes="")) if controls.boxes else {}
             return {self.editor: _drawing(session), self.boxes: ""} | update
         box = read_strokes([Image.open(layer["path"]) for layer in drawing["layers"]])
-        if (
-            box is None and controls.boxes != session.drawn
-        ):  # the page itself has put an image there
+        # nothing drawn and nothing erased: the page itself has put an image there
+        if box is None and controls.boxes != session.drawn:
             return {self.query: gr.skip()}
         session.drawn = write_boxes([box]) if box else None
         boxes = session.drawn or ""
