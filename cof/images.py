@@ -122,8 +122,8 @@ def open_checked(
     width, height = image.size
     if width * height > max_pixels:
         raise TooLarge(
-            f"{name} has {width}x{height} pixels, more than the {max_pixels:,} that are decoded: "
-            "scale it down, or pass a larger max_pixels if you trust it."
+            f"{name} has {width}x{height} pixels, more than the {max_pixels:,} that max_pixels "
+            "allows: scale it down."
         )
     if width == 0 or height == 0:
         raise CofError(f"{name} is empty ({width}x{height} pixels).")
@@ -229,7 +229,8 @@ def _identify(data: bytes, name: str, formats: tuple[str, ...] | None) -> Image.
     except UnidentifiedImageError:
         kinds = "a kind that Pillow reads" if formats is None else f"the kinds {', '.join(formats)}"
         heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF
-        hint = ": save it as JPEG, or register the package pillow-heif" if heif else ""
+        register = ", or register the package pillow-heif" if formats is None else ""
+        hint = f": save it as JPEG{register}" if heif else ""
         raise CofError(f"{name} is not an image of {kinds}{hint}.") from None
     except Exception as error:  # on damaged data Pillow raises exceptions of many types
         raise CofError(f"{name} cannot be decoded ({error}): the file is damaged.") from error

@@ -260,6 +260,7 @@ class TestSession:
             ("a.png", b"", "a.png is empty"),
             ("a.png", b"\x89PNG\r\n\x1a\n", "a.png "),
             ("a.tiff", picture((10, 10)), "a.tiff is not an image of the kinds"),
+            ("a.heic", b"\0\0\0\x1cftypheic", r"a.heic is not .* BMP: save it as JPEG\.$"),
             ("wide.png", picture((30, 10)), "wide.png has 30x10 pixels"),
         ],
     )

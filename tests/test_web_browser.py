@@ -78,6 +78,16 @@ main()
 """
 """`cof`, telling which other machines it reaches for."""
 
+TWO_FRAMES = "new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))"
+
+WATCH_MOVES = """() => {
+    const [file, editor] = [".cof-file", ".cof-editor"].map(css => document.querySelector(css));
+    const top = () => editor.getBoundingClientRect().y, begin = top();
+    window.moves = [];
+    new ResizeObserver(() => top() == begin || moves.push(top())).observe(file);
+}"""
+"""Notes where the editor is moved to by the file above it."""
+
 
 @pytest.fixture(scope="module")
 def address(chromium: Browser) -> Iterator[str]:
@@ -138,10 +148,12 @@ class Visitor:
         return self.find(f".cof-settings input[type={kind}]").nth(number)
 
     def image_xyxy(self) -> XYXY:
-        """Of the editor's image of 480 x 480, in the window's pixels, once it is fitted."""
+        """Of the editor's image of 480 x 480, in the window's pixels, once it is fitted and drawn:
+        until then Gradio takes a press for a place that is up to a fifth of the image off."""
         zoom, percent = self.find(".cof-editor .zoom-number"), ""
         while not (percent == (percent := zoom.inner_text()) and "50%" <= percent < "90%"):
             self.page.wait_for_timeout(1000)  # less: of the empty canvas; 100%: not yet fitted
+            self.page.evaluate(TWO_FRAMES)
         half = 240 * int(percent.rstrip("%")) / 100
         at = self.find(".cof-editor canvas").first.bounding_box()
         x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
@@ -238,6 +250,16 @@ def test_by_keyboard(visitor: Visitor, cof: CoF) -> None:
     assert visitor.answers == [expected.plain(), expected.text]
 
 
+def test_the_focus_is_seen(visitor: Visitor) -> None:
+    fields = visitor.find(".cof-page :is(input, textarea):visible").all()
+    visitor.page.keyboard.press("Tab")  # as who has no mouse
+    seen = []
+    for field in fields:
+        field.focus()
+        seen.append(field.evaluate("e => getComputedStyle(e).outlineStyle"))
+    assert seen == ["solid"] * 8
+
+
 def test_a_number_is_typed(visitor: Visitor) -> None:
     """What Gradio makes of it as the field is left is what the answer is for."""
     field = visitor.slider(kind="number")
@@ -267,6 +289,9 @@ def test_draw_a_box(visitor: Visitor, cof: CoF) -> None:
     visitor.how("prompt grounder")
     visitor.stroke(drawn)
     visitor.how("your region")
+    visitor.page.get_by_label("Erase").click()
+    visitor.stroke(drawn)
+    visitor.how("prompt grounder")
 
 
 def test_the_image_is_in_the_middle_and_nothing_lies_on_it(visitor: Visitor) -> None:
@@ -277,6 +302,8 @@ def test_the_image_is_in_the_middle_and_nothing_lies_on_it(visitor: Visitor) -> 
     )
     assert (x1 + x2) / 2 == pytest.approx(frame["x"] + frame["width"] / 2, abs=1)
     assert brushes["y"] >= y2 - 1
+    # it would bring back the image before, and the answers would not be about it
+    expect(visitor.page.get_by_role("button", name=re.compile("Undo|Redo"))).to_have_count(0)
 
 
 def test_a_link_shows_two_settings_and_how_to_get_them(visitor: Visitor, cof: CoF) -> None:
@@ -327,9 +354,11 @@ def test_files(visitor: Visitor, tmp_path: Path) -> None:
     assert visitor.answers == ["X", "C"]  # of the image before, which is still there
     visitor.button(has_text="Ask").click()
     expect(visitor.find(".cof-message")).to_have_count(0)
+    visitor.page.evaluate(WATCH_MOVES)
     visitor.choose_file(tmp_path / "wide.png")
     visitor.asks(image="wide.png")
     assert visitor.find(".cof-panels img").first.bounding_box()["width"] > 600
+    assert visitor.page.evaluate("moves") == []
     visitor.wrong.clear()  # Gradio asks how far the upload that it has refused is
 
 
@@ -387,4 +416,18 @@ def test_pages_that_open_offline(chromium: Browser, cof: CoF, tmp_path: Path, wi
     letters = visitor.find(".chart text").first.evaluate("e => e.getBoundingClientRect().height")
     assert letters >= 9
     assert not visitor.wrong
+    visitor.page.context.close()
+
+
+def test_a_report_on_paper(chromium: Browser, tmp_path: Path) -> None:
+    shutil.copy(RESULTS / "results.json", tmp_path)
+    publish(tmp_path)
+    a4 = {"width": 718, "height": 1047}  # without margins, in CSS pixels
+    visitor = Visitor(chromium, tmp_path.as_uri(), viewport=a4, color_scheme="dark")
+    visitor.open("/report.html")
+    visitor.page.emulate_media(media="print")
+    cut = "all => all.filter(each => each.scrollWidth > each.clientWidth).length"
+    assert visitor.find(".scroll, .chart").evaluate_all(cut) == 0
+    paper = visitor.find("body").evaluate("e => getComputedStyle(e).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"
     visitor.page.context.close()

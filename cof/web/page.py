@@ -243,7 +243,7 @@ class Page:
         return self._set(opened, controls) | self._present(opened, controls)
 
     def _draw(self, drawing: dict[str, Any], session: Session | None, *values: Any) -> Update:
-        """Strokes put a box around them."""
+        """Strokes put a box around them, until they are erased."""
         if session is None:
             return {self.query: gr.skip()}
         controls = Controls(*values)
@@ -251,9 +251,11 @@ class Page:
             update = self._change(session, *controls._replace(boxes="")) if controls.boxes else {}
             return {self.editor: _drawing(session), self.boxes: ""} | update
         box = read_strokes([Image.open(layer["path"]) for layer in drawing["layers"]])
-        if box is None:  # the page itself has put an image there
+        # nothing drawn and nothing erased: the page itself has put an image there
+        if box is None and controls.boxes != session.drawn:
             return {self.query: gr.skip()}
-        boxes = write_boxes([box])
+        session.drawn = write_boxes([box]) if box else None
+        boxes = session.drawn or ""
         return {self.boxes: boxes} | self._change(session, *controls._replace(boxes=boxes))
 
     def _ask(self, session: Session | None, *values: Any) -> Update:

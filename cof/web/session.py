@@ -65,6 +65,7 @@ class Session:
             raise CofError(str(error).replace("The image", self.name, 1)) from error
         self.encoded: EncodedImage = cof.encode(image)
         self._known = _Known("")
+        self.drawn: str | None = None  # the box around the strokes on it
 
     def show(self, view: View) -> Shown:
         """Answer a view's question plainly and with each of its settings.
