@@ -34,17 +34,20 @@ from cof.messages import SYSTEMS
 from cof.prompting.dialects import fill
 from cof.query import Sample
 
-VLLM = ["--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
+VLLM = ["--max-model-len", "512", "--kv-cache-memory-bytes", "64M"]
 ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1", "--block-size", "32"]
 SHORT = Decoding(max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
+    """Compiled, as it is for users; the other tests' engines are not."""
     ours = ["--engine", "vllm", "--dtype", "float32", "--strength", "8"]
     limits = ["--max-pixels", "1000000", "--max-images", "2"]
     running = Server(free_port(), [*ours, *limits, "--", *VLLM, *ENGINES])
-    running.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TORCHDYNAMO_DISABLE")
+        running.start()
     running.wait(300)
     yield running
     running.stop()
