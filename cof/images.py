@@ -123,7 +123,7 @@ def open_checked(
     if width * height > max_pixels:
         raise TooLarge(
             f"{name} has {width}x{height} pixels, more than the {max_pixels:,} that are decoded: "
-            "scale it down, or pass a larger max_pixels if you trust it."
+            "scale it down, or raise the limit (max_pixels) if you trust it."
         )
     if width == 0 or height == 0:
         raise CofError(f"{name} is empty ({width}x{height} pixels).")
@@ -222,7 +222,7 @@ def _limit_of_pillow(pixels: int | None) -> Iterator[None]:
 
 def _identify(data: bytes, name: str, formats: tuple[str, ...] | None) -> Image.Image:
     if not data:
-        raise CofError(f"{name} is empty (0 bytes).")
+        raise CofError(f"{'Standard input' if name == '-' else name} is empty (0 bytes).")
     try:
         with _limit_of_pillow(None):
             return Image.open(io.BytesIO(data), formats=formats)

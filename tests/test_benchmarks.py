@@ -625,6 +625,7 @@ def test_the_command_checks_data(tmp_path: Path) -> None:
     good = invoke("pope", tmp_path, "--check")
     assert (good.exit_code, good.output) == (0, f"{tmp_path}: no problems.\n")
     (tmp_path / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
+    assert "has 1 problem, listed above" in invoke("pope", tmp_path, "--check").stderr
     (tmp_path / "coco_pope_random.json").write_text("{}\n", "utf-8")
     bad = invoke("pope", tmp_path, "--check")
     assert bad.exit_code == 2

@@ -200,7 +200,9 @@ def test_what_cannot_be_chosen_by(tmp_path: Path, validation: POPE) -> None:
     rows = [{k: v for k, v in row.items() if k != "answer"} for row in formats.mmbench_rows()]
     with pytest.raises(CofError, match="has no answers to choose settings by"):
         chosen_of(tmp_path / "out", MMBench(formats.tsv(tmp_path / "test.tsv", rows)))
-    with pytest.raises(CofError, match="leaves no questions for this part"):
+    with pytest.raises(
+        CofError, match=r"leaves no questions in the validation part \(share 1e-09\)"
+    ):
         chosen_of(tmp_path / "out", replace(validation, share=1e-9))
 
 

@@ -38,8 +38,9 @@ def serve(
 ) -> None:
     """Serve a model in OpenAI's format (docs/serving.md).
 
-    Requests with `cof` look closer, by these settings unless they bring their own; all others get
-    the plain model. With `--engine vllm` it is `vllm serve`, with all that it can.
+    Requests with `cof` look closer, by these settings unless they bring their
+    own; all others get the plain model. With `--engine vllm` it is `vllm serve`,
+    with all that it can.
 
     Example: `cof serve MODEL --engine vllm -- --tensor-parallel-size 2`
     """
