@@ -625,13 +625,13 @@ def test_the_command_checks_data(tmp_path: Path) -> None:
     good = invoke("pope", tmp_path, "--check")
     assert (good.exit_code, good.output) == (0, f"{tmp_path}: no problems.\n")
     (tmp_path / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
-    assert "has 1 problem, listed above" in invoke("pope", tmp_path, "--check").stderr
+    assert "has the problems listed above (1)." in invoke("pope", tmp_path, "--check").stderr
     (tmp_path / "coco_pope_random.json").write_text("{}\n", "utf-8")
     bad = invoke("pope", tmp_path, "--check")
     assert bad.exit_code == 2
     assert "line 1: lacks text, label, image" in bad.stdout
     assert "there is no image" in bad.stdout
-    assert "has 2 problems, listed above" in bad.stderr
+    assert "has the problems listed above (2)." in bad.stderr
     refused = invoke("pope", tmp_path, "--model", "nowhere")  # before the model is looked for
     assert refused.exit_code == 2
     assert "--check" in refused.stderr

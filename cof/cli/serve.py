@@ -77,7 +77,10 @@ def serve(
     cof = replace(model, model=name).pipeline()
     fetcher = Fetcher(limits.max_image_bytes) if allow_url else None
     app = create_app(cof, served, limits=limits, api_key=api_key or None, fetcher=fetcher)
-    run(app, host, port)
+    try:
+        run(app, host, port)
+    except SystemExit as error:  # uvicorn's, which has logged why
+        raise CofError(f"Port {port} of {host} cannot be used: choose another --port.") from error
 
 
 @sentences
