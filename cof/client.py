@@ -247,7 +247,7 @@ class RemoteCoF(Asking, AbstractContextManager["RemoteCoF"]):
         except (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.TimeoutException) as error:
             raise Away(f"{url} cannot be reached: {error}.") from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise ServerError(f"{url} cannot be asked: {error}.") from None
+            raise ServerError(f"{url} cannot be asked: {str(error).rstrip('.')}.") from None
         if status == 200 and content:
             choice = content.get("choices", [{}])[0]
             if choice.get("finish_reason", "stop") in (None, "abort"):

@@ -222,7 +222,7 @@ def _limit_of_pillow(pixels: int | None) -> Iterator[None]:
 
 def _identify(data: bytes, name: str, formats: tuple[str, ...] | None) -> Image.Image:
     if not data:
-        raise CofError(f"{name} is empty (0 bytes).")
+        raise CofError(f"{'Standard input' if name == '-' else name} is empty (0 bytes).")
     try:
         with _limit_of_pillow(None):
             return Image.open(io.BytesIO(data), formats=formats)

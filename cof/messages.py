@@ -71,7 +71,7 @@ def read_messages(
         return ChatText(tuple(turns), prompt, None, ())
     chosen = -1 if number is None else number
     if not -len(sources) <= chosen < len(sources):
-        raise CofError(f"The chat has {len(sources)} images, so there is no image {number}.")
+        raise CofError(f"The chat has no image {number}: it has {len(sources)}, counted from 0.")
     chosen %= len(sources)
     places: dict[Any, Slot | int]
     places = {at: Slot.IMAGE if at == chosen else at - (at > chosen) for at in range(len(sources))}

@@ -140,7 +140,7 @@ class CoF(Asking):
         try:
             signature(load).bind(model, **given)
         except TypeError as error:
-            raise CofError(f"The engine {engine} does not load a model so: {error}.") from None
+            raise CofError(f"The engine {engine} has no such option: {error}.") from None
         return cls(load(model, **given), named, allow_url=allow_url, **settings)
 
     @staticmethod

@@ -39,7 +39,8 @@ class Servers:
             CofError: there is none.
         """
         given = urls.split(",") if isinstance(urls, str) else urls
-        self.urls = tuple(dict.fromkeys(url.strip().rstrip("/") for url in given if url.strip()))
+        own = (url.strip().rstrip("/").removesuffix("/v1") for url in given)  # as in base_url
+        self.urls = tuple(dict.fromkeys(filter(None, own)))
         if not self.urls:
             raise CofError("There is no server to ask: give a URL such as http://127.0.0.1:8000.")
         self._retry_s = retry_s

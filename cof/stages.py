@@ -10,7 +10,7 @@ from cof.engines.base import Engine
 from cof.errors import CofError
 from cof.geometry.regions import Region
 from cof.grounders import Grounder
-from cof.query import Sample
+from cof.query import NO_IMAGE, Sample
 from cof.types import Generation, Grounding, Request, confidence
 
 Item = TypeVar("Item", bound=Hashable)
@@ -65,6 +65,8 @@ def locate(
 
 def _why_skipped(sample: Sample, draft: Generation | None) -> str:
     """Why stage 1 is skipped, one sentence; empty: it is not skipped."""
+    if sample.request.image is NO_IMAGE:
+        return "The chat has no image."
     if sample.settings.changes_nothing or draft is None:
         return sample.settings.changes_nothing
     plain, limit = confidence(draft), sample.settings.max_plain_confidence

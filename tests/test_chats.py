@@ -212,7 +212,7 @@ def test_messages_of_openai_and_of_transformers_are_read_alike() -> None:
         ("what?", {}, "list of messages"),
         ([user(FIRST)], {}, "must be the user's"),
         ([user(FIRST, "what?")], {"image": 1}, "no image 1"),
-        ([user("what?")], {"image": 0}, "0 images"),
+        ([user("what?")], {"image": 0}, "has no image 0: it has 0"),
     ],
 )
 def test_chats_that_cannot_be_read(chat: Any, options: dict[str, Any], says: str) -> None:

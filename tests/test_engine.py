@@ -118,8 +118,8 @@ class TestAnswers:
     @pytest.mark.parametrize("what", ["layers", "heads"])
     @pytest.mark.parametrize("number", [9, -1])
     def test_layers_it_does_not_have(self, name: str, what: str, number: int) -> None:
-        with pytest.raises(CofError, match=f"{what} must be numbers from 0 to"):
-            engine(name).generate([highlighted(2.0, **{what: (number,)})], SHORT)
+        with pytest.raises(CofError, match=rf"{what} must be numbers from 0 to \d, not {number}\."):
+            engine(name).generate([highlighted(2.0, **{what: (0, number)})], SHORT)
 
     def test_out_of_memory_is_a_sentence(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         made = engine(name)
@@ -323,8 +323,9 @@ class TestLengths:
         made = engine("llava")
         most = Decoding(max_new_tokens=self.room("hi", made))
         made.check_lengths([Request(IMAGE, "hi")], most)
-        with pytest.raises(CofError, match="is too long"):
+        with pytest.raises(CofError, match="is too long") as refused:
             made.check_lengths([Request(IMAGE, "hi").beside(IMAGE)], most)
+        assert made.name not in str(refused.value)  # which a server's clients read
 
     @pytest.mark.parametrize(
         "call",

@@ -152,6 +152,14 @@ def test_what_is_refused(
     assert not out.exists()
 
 
+def test_what_names_a_file_here_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.jsonl").write_text("{}")
+    assert run("calibrate", "tiny-early", "own.jsonl").stderr.startswith("own.jsonl, line 1: lacks")
+    told = run("calibrate", "tiny-early", "no.jsonl").stderr
+    assert told == "no.jsonl cannot be read (No such file or directory).\n"
+
+
 def test_few_questions_say_so(scenes: Path, tmp_path: Path) -> None:
     path = scenes / "few.jsonl"
     path.write_text("\n".join((scenes / "own.jsonl").read_text().splitlines()[:5]))

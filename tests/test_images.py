@@ -187,6 +187,12 @@ def test_pipes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     writer.join()
 
 
+def test_an_empty_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(CofError, match=r"^Standard input is empty \(0 bytes\)\.$"):
+        load_image("-")
+
+
 def test_a_file_that_was_closed(tmp_path: Path) -> None:
     picture((40, 30)).save(tmp_path / "noise.png")
     with Image.open(tmp_path / "noise.png") as opened:

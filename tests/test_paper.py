@@ -104,6 +104,8 @@ def test_ours_beside_the_papers(tmp_path: Path) -> None:
     table = write_table(results, out)
     assert "| plain, ours | 400.0 | 200.0 | 0.0 | - |" in table
     assert "| plain, paper | 1510.7 | 285.0 | 64.3 | 66.4 | 87.3 | 86.1 | 84.2 | 2184.0 |" in table
+    assert "mmbench-dev: intervals" in table
+    assert "mmbench-test: intervals" not in table
     assert "| plain, difference | -1110.7 | -85.0 | -64.3 | - |" in table
     for part in ("mme", "mmbench-dev", "mmbench-test", "pope"):
         assert (out / part / "answers.jsonl").is_file()

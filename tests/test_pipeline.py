@@ -383,6 +383,8 @@ def test_settings_are_checked_before_a_model_is_loaded() -> None:
         CoF.from_pretrained("/nowhere", strenght=3)
     with pytest.raises(CofError, match="no preset"):
         CoF.from_pretrained("/nowhere", preset="best")
+    with pytest.raises(CofError, match=r"has no such option: .* 'speed'\."):
+        CoF.from_pretrained("/nowhere", engine_options={"speed": 2})
 
 
 class TestReuse:

@@ -167,6 +167,7 @@ def test_a_report_of_several_runs(tmp_path: Path) -> None:
     for title in ("pope", "Does it help?", "What was run", "Settings tried"):
         assert title in page
         assert title in text
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
     charts = sorted(path.name for path in (tmp_path / "report").glob("*.svg"))
     assert "study-scenes-kinds.svg" in charts
     assert page.count("<svg") == len(charts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -227,8 +229,15 @@ def test_what_the_client_refuses(remote: RemoteCoF, server: Server) -> None:
         CoF.connect(server.url, api_key="wrong")
     with pytest.raises(CofError, match="no option 'lambda'"):
         CoF.connect(server.url, **{"lambda": 2})
-    with pytest.raises(CofError, match="cannot be asked"):
+    with pytest.raises(CofError, match=r"cannot be asked: .*'gopher://'\.$"):
         CoF.connect("gopher://127.0.0.1")
+
+
+def test_a_port_that_is_taken(server: Server) -> None:
+    command = [sys.executable, "-m", "cof.cli", "serve", "tiny-early", "--port", str(server.port)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    told = f"Port {server.port} of 127.0.0.1 cannot be used: choose another --port."
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, told)
 
 
 def test_no_private_address_is_fetched(remote: RemoteCoF, server: Server) -> None:

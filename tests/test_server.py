@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import re
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +174,7 @@ class TestAnswers:
         (((request,), _),) = engine.calls
         assert (request.images, request.highlight) == ([], None)
         assert ("cof" in answer) == (cof is not None)
+        assert cof is None or answer["cof"]["reason"] == "The chat has no image."
 
     @pytest.mark.parametrize(
         ("stop", "text"),
@@ -329,7 +331,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no question": (body(" "), "must be the user's, with a text"),
     "five images": (body(QUESTION, *[IMAGE] * 5), "5 images, above 4"),
     "no image to look at": ({**text_of("What?"), "cof": {"boxes": [BOX]}}, "no image to look at"),
-    "no such image": ({"cof": {"image": 1}}, "has 1 images, so there is no image 1"),
+    "no such image": ({"cof": {"image": 1}}, "has no image 1: it has 1, counted from 0"),
     "a path": (url("/etc/passwd"), "takes a data: URL"),
     "a part with a path": (text_of([{"type": "image", "path": "/x"}]), "of the type image_url"),
     "an address": (url("https://example.com/a.png"), "fetches no addresses"),
@@ -345,6 +347,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "cof: many boxes": ({"cof": {"boxes": [[0, 0, 1, 1]] * 65}}, "length of 65, above 64"),
     "cof: a polygon": ({"cof": {"polygon": [[0, 0], [1, 1]]}}, "at least three"),
     "cof: a detector": ({"cof": {"grounder": "detector", "detector": "/x"}}, "by the server"),
+    "cof: a long text": ({"cof": {"strength": "x" * 9000}}, r"^strength .{480,500}\.\.\.x{200}"),
     "cof: a long box": ({"cof": {"grounding_max_new_tokens": 10**9}}, "above 512"),
 }
 OTHERS: dict[str, tuple[dict[str, Any], str, int]] = {
@@ -478,6 +481,18 @@ class TestRefusals:
         assert first.items() >= {"status": 200, "cof": True, "images": [[64, 64]]}.items()
         for private in ("secret", "focused", IMAGE[40:80]):
             assert private not in "".join(lines)
+
+
+def test_the_log_of_transformers_is_json_too() -> None:
+    script = (
+        "from transformers.utils import logging; from cof.server.logs import start_logging\n"
+        "start_logging(); logging.get_logger('transformers.x').warning('long')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["message"] == "long"
 
 
 class Held(FakeEngine):

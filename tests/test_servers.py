@@ -42,7 +42,7 @@ def away_but(there: str, asked: list[str]) -> Callable[[str], str]:
 
 def test_urls() -> None:
     assert Servers(" http://a/, http://b,http://a", 1).urls == ("http://a", "http://b")
-    assert Servers(["http://a"], 1).urls == ("http://a",)
+    assert Servers(["http://a", "http://a/v1", "http://b/v1/"], 1).urls == ("http://a", "http://b")
     with pytest.raises(CofError, match="There is no server to ask"):
         Servers(" ,", 1)
 

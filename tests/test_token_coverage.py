@@ -78,10 +78,16 @@ def test_smallest_box_gets_its_token() -> None:
 
 def test_a_region_outside_the_crop_warns_and_has_no_token() -> None:
     left_end = Highlight(Region(boxes=((0.0, 0.2, 0.1, 0.8),)), 2.0)
-    with pytest.warns(CofWarning, match="outside the part of the image that the model sees"):
+    with pytest.warns(CofWarning, match=r"outside what it sees \(its processor crops"):
         cropped = engine("llava", False).token_mask((100, 60), left_end)
     assert not cropped.any()
     assert engine().token_mask((100, 60), left_end).any()
+
+
+def test_a_region_that_resizing_leaves_nothing_of_warns() -> None:
+    speck = Highlight(Region(boxes=((0.5, 0.5, 0.5001, 0.5001),)), 2.0)
+    with pytest.warns(CofWarning, match="too small for the model"):
+        assert not engine().token_mask((4000, 3000), speck).any()
 
 
 def test_very_long_images_are_resized_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,9 +84,9 @@ def make_gates(
         for row, numbers in enumerate(rows):
             if numbers is None:
                 continue
-            if any(not 0 <= number < shape[axis] for number in numbers):
+            if outside := [number for number in numbers if not 0 <= number < shape[axis]]:
                 raise CofError(
-                    f"{what} must be numbers from 0 to {shape[axis] - 1}, not {list(numbers)}."
+                    f"{what} must be numbers from 0 to {shape[axis] - 1}, not {outside[0]}."
                 )
             chosen = torch.isin(torch.arange(shape[axis]), torch.tensor(numbers, dtype=torch.long))
             gate[row] &= chosen.unsqueeze(1 - axis)

@@ -84,7 +84,7 @@ def add_benchmark(app: typer.Typer, name: str, about: str) -> None:
             problems = task.check()
             typer.echo("\n".join(problems or [f"{task.path}: no problems."]))
             if problems:
-                raise CofError(f"{task.path} has {len(problems)} problems, listed above.")
+                raise CofError(f"{task.path} has the problems listed above ({len(problems)}).")
             return
         if choice is not None and choice.share < 1 and choice.seen(task.examples):
             task = replace(task, part="test", share=choice.share)

@@ -36,8 +36,9 @@ def serve(
 ) -> None:
     """Serve a model in OpenAI's format (docs/serving.md).
 
-    Requests with `cof` look closer, by these settings unless they bring their own; all others get
-    the plain model. With `--engine vllm` it is `vllm serve`, with all that it can.
+    Requests with `cof` look closer, by these settings unless they bring their
+    own; all others get the plain model. With `--engine vllm` it is `vllm serve`,
+    with all that it can.
 
     Example: `cof serve MODEL --engine vllm -- --tensor-parallel-size 2`
     """
@@ -74,7 +75,10 @@ def serve(
     cof = replace(model, model=name).pipeline()
     fetcher = Fetcher(limits.max_image_bytes) if allow_url else None
     app = create_app(cof, served, limits=limits, api_key=api_key or None, fetcher=fetcher)
-    run(app, host, port)
+    try:
+        run(app, host, port)
+    except SystemExit as error:  # uvicorn's, which has logged why
+        raise CofError(f"Port {port} of {host} cannot be used: choose another --port.") from error
 
 
 @sentences

@@ -235,7 +235,7 @@ def tabulate_choices(choices: Mapping[str, Choice]) -> dict[str, Any]:
         "name": "tried",
         "title": "Settings tried",
         "text": f"Chosen on {n} questions ({asked}): {RULE}. None of them is among those "
-        f"of the figures above. {'. '.join(promised)}",
+        f"of the figures above. {'. '.join(promised)}".rstrip(),
         "head": ["for", "settings", "n", "accuracy"],
         "rows": rows,
     }

@@ -81,8 +81,8 @@ class ImageTokens:
             mask = image_token_mask(visibility.coverage(highlight.region))
         if not mask.any():
             warnings.warn(
-                "The region lies outside the part of the image that the model sees (its processor "
-                "crops the centre), so nothing is highlighted; pad_to_square=True shows it all.",
+                "The region is too small for the model, or outside what it sees (its processor "
+                "crops the centre; pad_to_square=True shows it all), so nothing is highlighted.",
                 CofWarning,
                 stacklevel=3,
             )

@@ -38,6 +38,8 @@ class ApiError(Exception):
     """
 
     def __init__(self, status: int, message: str, code: str = "invalid_request") -> None:
+        if len(message) > 1000:  # it repeats what a client sent
+            message = f"{message[:500]}...{message[-300:]}"
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
 

@@ -55,6 +55,8 @@ def start_logging() -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it would log the images' addresses
     logging.captureWarnings(True)
+    own = logging.getLogger("transformers")  # which writes to stderr itself
+    own.handlers, own.propagate = [], True
 
 
 class Metrics:

@@ -483,7 +483,7 @@ class TransformersEngine(TokenReader):
                 which = "The question" if count == 1 else f"Question {number} of {count}"
                 raise CofError(
                     f"{which} ({request.prompt[:40]!r}...) is too long: {length:,} tokens with its "
-                    f"image and {new:,} for the answer, where {self.name} takes {limit:,} in all. "
+                    f"image and {new:,} for the answer, where the model takes {limit:,} in all. "
                     "Shorten it, or allow a shorter answer."
                 )
         return batch

@@ -187,7 +187,8 @@ class Benchmark(ABC):
             )
         chosen = select(part_of(examples, self.part, self.share), self.limit, self.shard)
         if not chosen:
-            raise CofError(f"{self.path} leaves no questions for this part, limit and shard.")
+            part = "" if self.part == "all" else f" in the {self.part} part (share {self.share:g})"
+            raise CofError(f"{self.path} leaves no questions{part} for this limit and shard.")
         return chosen
 
     @property

@@ -41,7 +41,7 @@ class Row:
     @property
     def where(self) -> str:
         """For messages: `POPE/coco_pope_random.json, line 3`."""
-        return f"{self.file.parent.name}/{self.file.name}" + (self.place and f", {self.place}")
+        return "/".join(self.file.parts[-2:]) + (self.place and f", {self.place}")
 
     def text(self, *columns: str) -> str:
         """The first of these cells with any text but `nan`, without blanks around it; or empty."""
@@ -122,7 +122,8 @@ def read_rows(path: Path, need: Sequence[str]) -> Iterator[Row]:
     except ModuleNotFoundError as error:
         raise CofError(f"Reading {path.name} takes pyarrow: pip install 'cof[eval]'.") from error
     except Exception as error:  # on damaged data readers raise many kinds
-        raise CofError(f"{path.name}: cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CofError(f"{path} cannot be read ({reason}).") from error
 
 
 def data_files(path: Path, patterns: Sequence[str], *, one_split: bool) -> list[Path]:
