@@ -27,7 +27,7 @@ MUTATIONS = (
     ("attention/bias_mask", "torch.where(visible, added,", "torch.where(visible, 2 * added,"),
     ("attention/bias_mask", ".clamp(max=bias.values.shape[1])", ".clamp(max=0)"),
     ("stages", "max(each, key=", "min(each, key="),
-    ("grounders/maps", "theirs + float(", "theirs + 0 * float("),
+    ("grounders/maps", "np.maximum(theirs + means,", "np.maximum(theirs + 0 * means,"),
     ("engines/transformers/prefix_cache", "cached = max(reused)", "cached = min(reused)"),
     ("engines/transformers/generation", "steps[at][row, token]", "steps[0][row, token]"),
     ("eval/data/pope", "return 2 * hit, hit +", "return 2 * hit, 2 * hit +"),

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zoo
 from models import GRID, checkpoint, picture
 from PIL import Image
 
 from cof.engines.transformers.engine import TransformersEngine
 from cof.errors import CofWarning
-from cof.families.token_coverage import corner_cells
+from cof.families.table import FAMILIES
+from cof.families.token_coverage import TokenVisibility, corner_cells
 from cof.geometry.boxes import XYXY, Frame
 from cof.geometry.regions import EVERYTHING, Region, region_from_mask
 from cof.types import Highlight
@@ -98,6 +100,31 @@ def test_very_long_images_are_resized_first(monkeypatch: pytest.MonkeyPatch) -> 
     small = long.resize((100, 5), Image.Resampling.LANCZOS)
     one, other = made.encode([long, small])
     assert torch.equal(one.features, other.features)
+
+
+STAND_INS = [
+    name for name in zoo.EVERY if any(name in f.model_types and f.stand_in for f in FAMILIES)
+]
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_small_image_stands_for_a_large_one(name: str) -> None:
+    tokens, wh = zoo.engine(name).tokens, (1203, 1601)
+    large, small = TokenVisibility(tokens.token_means, wh), tokens.visibility(wh)
+    assert max(small.shown_wh) < max(large.shown_wh) == max(wh)
+    assert np.array_equal(large.visible, small.visible)
+    assert small.centres == pytest.approx(large.centres, abs=2e-3, nan_ok=True)
+    for box in ((0.1, 0.2, 0.35, 0.4), (0.0, 0.0, 0.21, 0.77)):
+        region = Region(boxes=(box,))
+        assert small.coverage(region) == pytest.approx(
+            large.coverage(region), abs=0.02, nan_ok=True
+        )
+
+
+def test_where_none_stands_in() -> None:
+    """A small image, a long one, and a family whose processor cuts by the size."""
+    for name, wh in (("llava", (700, 900)), ("llava", (60, 4000)), ("internvl", (1203, 1601))):
+        assert zoo.engine(name).tokens.visibility(wh).shown_wh == wh
 
 
 class TestCornerCells:

@@ -14,6 +14,7 @@ from PIL import Image
 from cof.errors import CofWarning
 from cof.families import Family
 from cof.families.processors import image_options
+from cof.families.table import LARGE
 from cof.families.token_coverage import TokenVisibility, corner_cells, image_token_mask
 from cof.geometry.boxes import Frame
 from cof.geometry.regions import Region
@@ -43,7 +44,9 @@ class ImageTokens:
         self.dialect = dialect
         self.config = config
         self.processor = processor
-        self._visibility = lru_cache(64)(lambda wh, _: TokenVisibility(self.token_means, wh))
+        self._visibility = lru_cache(64)(
+            lambda wh, _: TokenVisibility(self.token_means, wh, self._stand_in(wh))
+        )
 
     @property
     def setting(self) -> str:
@@ -54,6 +57,13 @@ class ImageTokens:
     def visibility(self, image_wh: tuple[int, int]) -> TokenVisibility:
         """What the tokens of images of this size show, `MAX_SIDE` being kept to."""
         return self._visibility(processed_wh(image_wh), self.setting)
+
+    def _stand_in(self, image_wh: tuple[int, int]) -> tuple[int, int]:
+        """A smaller size that serves as well, so that a large photo is processed only once."""
+        if self.family.stand_in is None or min(image_wh) <= LARGE:
+            return image_wh
+        wh = self.family.stand_in(image_wh, self.processor.image_processor)
+        return wh if max(wh) < max(image_wh) else image_wh
 
     def frame(self, image_wh: tuple[int, int]) -> Frame:
         """Where an original of this size lies in the native coordinates of the model's boxes."""

@@ -47,6 +47,8 @@ class Family:
             on one of them changes the states of all then.
         second: whether a second image may follow the first.
         stacks: whether images whose pixels have the same shapes can be encoded in one call.
+        stand_in: `(image_wh, image processor)`, of a large image -> a size at which the same
+            image gives each token the same part of it; None: not known.
         starts: whether its processor puts the start token before every prompt, or the end token
             where the tokenizer has no start token.
     """
@@ -66,6 +68,7 @@ class Family:
     bidirectional: Callable[[Any], bool] = lambda config: False
     second: bool = True
     stacks: bool = True
+    stand_in: Callable[[tuple[int, int], Any], tuple[int, int]] | None = None
     starts: bool = False
 
     @property
@@ -104,13 +107,28 @@ def clip_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
     return Frame.of_image()
 
 
-def qwen_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
-    """Pixels of the image that the processor has resized."""
+LARGE = 768
+"""Pixels of an image's shorter side, of which rounding is less than a tenth of a percent."""
+
+
+def any_size(image_wh: tuple[int, int], _: object) -> tuple[int, int]:
+    """`LARGE` for the shorter side."""
+    scale = min(image_wh) / LARGE
+    return round(image_wh[0] / scale), round(image_wh[1] / scale)
+
+
+def qwen_size(image_wh: tuple[int, int], image_processor: Any) -> tuple[int, int]:
+    """That of the image which the processor has resized."""
     width, height = image_wh
     factor = image_processor.patch_size * image_processor.merge_size
     least, most = (image_processor.size[name] for name in ("shortest_edge", "longest_edge"))
     height, width = smart_resize(height, width, factor, min_pixels=least, max_pixels=most)
-    return Frame.pixels((width, height))
+    return width, height
+
+
+def qwen_frame(image_wh: tuple[int, int], image_processor: Any) -> Frame:
+    """Pixels of the image that the processor has resized."""
+    return Frame.pixels(qwen_size(image_wh, image_processor))
 
 
 _LLAVA = Family(
@@ -121,12 +139,17 @@ _LLAVA = Family(
     num_prefix_features=lambda config: int(config.vision_feature_select_strategy != "default"),
     frame=clip_frame,
     pads_to_square=True,
+    stand_in=any_size,
 )
 _MISTRAL3 = Family(
     "Mistral 3", ("mistral3",), token_means.patch_grid, prompt="<s>[INST]{prompt}\n[IMG][/INST]"
 )
 _QWEN3 = Family(
-    "Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), token_means.merged_grid, dialect=dialects.QWEN3
+    "Qwen3-VL",
+    ("qwen3_vl", "qwen3_vl_moe"),
+    token_means.merged_grid,
+    dialect=dialects.QWEN3,
+    stand_in=qwen_size,
 )
 _IDEFICS3 = Family(
     "Idefics3",
@@ -142,6 +165,7 @@ _BLIP = Family(
     dialect=dialects.PAPER,
     num_prefix_features=lambda config: 1,
     prefill=False,
+    stand_in=any_size,
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -171,6 +195,7 @@ FAMILIES: tuple[Family, ...] = (
         token_means.merged_grid,
         dialect=dialects.QWEN2_5,
         frame=qwen_frame,
+        stand_in=qwen_size,
     ),
     _QWEN3,
     # linear-attention layers have no KV cache, so the state after the image cannot be cropped
@@ -203,6 +228,7 @@ FAMILIES: tuple[Family, ...] = (
         token_means.gemma3,
         dialect=dialects.PAPER,
         bidirectional=lambda config: True,
+        stand_in=any_size,
     ),
     Family(
         "Gemma 4",
@@ -215,8 +241,10 @@ FAMILIES: tuple[Family, ...] = (
     # its `generate` counts positions in the cache, padding included
     Family("EXAONE 4.5", ("exaone4_5",), token_means.merged_grid, prefill=False),
     Family("VideoLLaMA 3", ("video_llama_3",), token_means.merged_grid),
-    Family("Janus", ("janus",), token_means.patch_grid, frame=clip_frame),
-    Family("DeepSeek-VL", ("deepseek_vl",), token_means.patch_grid, frame=clip_frame),
+    Family("Janus", ("janus",), token_means.patch_grid, frame=clip_frame, stand_in=any_size),
+    Family(
+        "DeepSeek-VL", ("deepseek_vl",), token_means.patch_grid, frame=clip_frame, stand_in=any_size
+    ),
     _IDEFICS3,
     replace(_IDEFICS3, name="SmolVLM", model_types=("smolvlm",)),
     Family(
@@ -234,6 +262,7 @@ FAMILIES: tuple[Family, ...] = (
         prefill=False,  # its image tokens attend to the question
         image_type=0,  # 0 marks the prompt, whose tokens attend both ways; 1 marks the answer
         second=False,  # its checkpoints were trained on one
+        stand_in=any_size,
     ),
     _BLIP,
     replace(_BLIP, name="BLIP-2", model_types=("blip-2",)),

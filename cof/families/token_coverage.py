@@ -55,21 +55,30 @@ class TokenVisibility:
 
     Attributes:
         image_wh: that size, in pixels.
+        shown_wh: of those that go through the processor: smaller ones may stand for it.
         span: the token means of an all-white image less those of a black one, in the tokens'
             layout; 0 for padding.
         visible: tokens that show a part of the image, in the tokens' layout.
     """
 
-    def __init__(self, token_means: TokenMeans, image_wh: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        token_means: TokenMeans,
+        image_wh: tuple[int, int],
+        shown_wh: tuple[int, int] | None = None,
+    ) -> None:
         self._token_means = token_means
         self.image_wh = image_wh
-        self._black = token_means(Image.new("RGB", image_wh, (0, 0, 0)))
-        self.span = token_means(Image.new("RGB", image_wh, (255, 255, 255))) - self._black
+        self.shown_wh = shown_wh or image_wh
+        self._black = token_means(Image.new("RGB", self.shown_wh, (0, 0, 0)))
+        self.span = token_means(Image.new("RGB", self.shown_wh, (255, 255, 255))) - self._black
         self.visible = np.asarray(self.span > _VISIBLE * self.span.max())
 
     def _brightness(self, image: Image.Image) -> NDArray[np.float64]:
         """0..1 from an all-black to an all-white image, in the layout; NaN for padding."""
         brightness = np.full(self.span.shape, np.nan)
+        if image.size != self.shown_wh:
+            image = image.resize(self.shown_wh, Image.Resampling.BOX)
         means = self._token_means(image.convert("RGB"))
         np.divide(means - self._black, self.span, out=brightness, where=self.visible)
         return brightness
@@ -88,7 +97,7 @@ class TokenVisibility:
         Two images whose pixels grow evenly, to the right and downward, go through the image
         processor: a token's mean is then the coordinate of its centre.
         """
-        width, height = self.image_wh
+        width, height = self.shown_wh
         ramps = (
             np.tile((np.arange(width) + 0.5) / width, (height, 1)),
             np.tile((np.arange(height)[:, None] + 0.5) / height, (1, width)),
