@@ -97,16 +97,17 @@ def is_plain(data: bytes) -> bool:
         return upright and image.mode == "RGB" and not image.has_transparency_data
 
 
-def png(image: Image.Image) -> bytes:
-    """An image file without loss, written fast."""
+def image_file(image: Image.Image, kind: str) -> bytes:
+    """An image without loss as a file: `PNG`, or `BMP`, which is larger but takes a fifth of the
+    time, for programs of one machine."""
     data = io.BytesIO()
-    image.save(data, "PNG", compress_level=1)
+    image.save(data, kind, compress_level=1)
     return data.getvalue()
 
 
 def data_url(image: Image.Image | bytes, kind: str = "png") -> str:
     """An image without loss, or a file of some kind with one, as an address that holds it."""
-    file = image if isinstance(image, bytes) else png(image)
+    file = image if isinstance(image, bytes) else image_file(image, "PNG")
     return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
 
 

@@ -27,7 +27,7 @@ from cof import CofError, Settings
 from cof.engines.vllm.clients import RequestAborted, ServedClient
 from cof.engines.vllm.engine import VllmEngine, load_processor
 from cof.geometry.regions import Region
-from cof.images import data_url, is_plain, png
+from cof.images import data_url, image_file, is_plain
 from cof.limits import Limits
 from cof.server import vllm_chat
 from cof.server.logs import Metrics
@@ -380,6 +380,6 @@ def test_the_file_of_an_image_shows_what_the_engine_shows() -> None:
 
 
 def test_a_file_is_not_decoded_to_see_that_it_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = png(picture((112, 112)))
+    file = image_file(picture((112, 112)), "PNG")
     monkeypatch.setattr(Image.core, "zip_decoder", None)
     assert is_plain(file)

@@ -32,7 +32,7 @@ from cof.families import Family, dialect_of, family_of
 from cof.families.chat import Chat, adds_special_tokens
 from cof.families.image_tokens import ImageTokens, TokenReader, processed_wh
 from cof.families.special_tokens import token_ids
-from cof.images import is_plain, png
+from cof.images import image_file, is_plain
 from cof.prompting.box_template import CompiledBoxTemplate
 from cof.prompting.thoughts import decode
 from cof.types import Decoding, EncodedImage, Generation, Highlight, OnText, Request, pil_image
@@ -142,12 +142,12 @@ class VllmEngine(TokenReader):
     def encode_file(self, image: Image.Image, data: bytes = b"") -> EncodedImage:
         """An image as `load_image` gives it. `pixels.original_bytes` is the file from which vLLM's
         own chat requests show the same, with the same caches: `data`, where the image's own file
-        is one, and else a PNG.
+        is one, and else a BMP.
         """
         from vllm.multimodal.media import MediaWithBytes
 
         shown = self._shown(image)
-        file = data if data and shown is image and is_plain(data) else png(shown)
+        file = data if data and shown is image and is_plain(data) else image_file(shown, "BMP")
         return EncodedImage(image, MediaWithBytes(shown, file))
 
     def image_attentions(
