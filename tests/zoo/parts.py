@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from models import SPECIAL, tokenizer
@@ -73,7 +74,7 @@ def text(kind: str, tok: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]
         "bos_token_id": 1,
         "eos_token_id": 2,
         "initializer_range": 0.2,
-        **more,
+        **deepcopy(more),  # transformers writes into the dictionaries that it is given
     }
 
 
