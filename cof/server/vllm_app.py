@@ -118,6 +118,7 @@ class Plugin:
         limits = options.limits
         service = Service(settings, self._metrics, limits, fetcher, most=limits.max_queue)
         state.cof = Looker(service, engine, engine_client)
+        await state.cof.warm_up()
         engine_client.generate = after_looking(engine_client.generate)
 
 

@@ -6,9 +6,9 @@ import asyncio
 import json
 import time
 from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from itertools import cycle
 from typing import Any
 
 from fastapi import Request
+from PIL import Image
 from starlette import types as asgi
 from starlette.types import Receive, Send
 
@@ -108,7 +109,18 @@ class Looker:
         self._async_llm, self._loop = async_llm, asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(service.limits.max_queue, "cof-look")
         ranks = async_llm.engine_core.engine_ranks_managed
-        self._turns = cycle(range(len(ranks)) if len(ranks) > 1 else [None])
+        self._ranks: Sequence[int | None] = range(len(ranks)) if len(ranks) > 1 else [None]
+        self._turns = cycle(self._ranks)
+
+    async def warm_up(self) -> None:
+        """Look once with each engine: what vLLM compiles at a first request with log probabilities
+        takes it ten seconds."""
+        black = Image.new("RGB", (64, 64))
+        for rank in self._ranks:
+            client = ServedClient(self._async_llm, self._loop, rank)
+            cof = CoF(self.engine.with_client(client), self.service.settings)
+            with suppress(CofError):  # a model that takes few tokens is good for requests of text
+                await self._run(partial(cof.locate, black, "What is it?"))
 
     async def look_first(
         self, fields: dict[str, Any], until_answered: ExitStack, request: Request, send: Send

@@ -108,6 +108,10 @@ def post(server: Server, path: str, body: bytes, key: str = KEY) -> tuple[int, s
     return reply.status_code, reply.text
 
 
+def test_each_engine_has_looked_before_the_first_request(server: Server) -> None:
+    assert succeeded(server) == [1, 1]
+
+
 def test_the_same_answers_as_transformers(remote: RemoteCoF, local: CoF) -> None:
     asked = queries() * 3
     theirs = remote.batch(asked, decoding=SHORT, batch_size=8)
