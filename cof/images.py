@@ -101,7 +101,7 @@ def image_file(image: Image.Image, kind: str) -> bytes:
     """An image without loss as a file: `PNG`, or `BMP`, which is larger but takes a fifth of the
     time, for programs of one machine."""
     data = io.BytesIO()
-    image.save(data, kind, compress_level=1)
+    image.save(data, kind, compress_level=1)  # of PNG: fast
     return data.getvalue()
 
 

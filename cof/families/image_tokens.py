@@ -117,7 +117,7 @@ class ImageTokens:
 
     @cached_property
     def _options(self) -> Mapping[str, Any]:
-        return image_options(self.processor)  # which takes a tenth of an image's time
+        return image_options(self.processor)  # which checks them all anew
 
     def pixels(self, image: Image.Image, **options: Any) -> Mapping[str, Any]:
         """The processor's output for an image; `options` are those of the processor's call."""

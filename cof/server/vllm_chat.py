@@ -149,10 +149,10 @@ class Looker:
         sample = await unless_gone(request, asyncio.wait_for(self._sample(fields, query), seconds))
 
         def look() -> Seen:
-            look, request = cof.look_for(sample), sample.request
-            if look.region is not None:
-                request = sample.settings.focus.apply(request, look.region)
-            return Seen(look, request, self._added(request), time.perf_counter())
+            found, request = cof.look_for(sample), sample.request
+            if found.region is not None:
+                request = sample.settings.focus.apply(request, found.region)
+            return Seen(found, request, self._added(request), time.perf_counter())
 
         seconds -= time.perf_counter() - start
         stage_1 = asyncio.ensure_future(asyncio.wait_for(self._run(look), seconds))
@@ -198,6 +198,7 @@ class Looker:
         return sample
 
     def _added(self, request: ChatRequest) -> dict[str, str]:
+        """See `Seen.added`."""
         highlight = request.highlight
         if highlight is None or highlight.strength == 1:
             return {}

@@ -165,6 +165,7 @@ async def floors(client: httpx2.AsyncClient, requests: int) -> dict[str, float]:
         await load.run(1)
         rendered = Load(client, [plain], f"{CHAT}/render")
         await rendered.run(1)
+        assert rendered.answers[0][0] == 200
         for each, seconds in zip(spent.values(), load.seconds + rendered.seconds, strict=True):
             each.append(seconds)
     new, known, longer, shorter, render = map(statistics.median, spent.values())
